@@ -1,0 +1,115 @@
+//! Reading many messages of a stream in one request: batched direct get (NATS ADR-31).
+
+use std::time::Duration;
+
+use async_nats::{Client, HeaderMap, Message, StatusCode, Subject};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::time::timeout;
+
+use crate::ids::Revision;
+
+/// Longest wait for the next message of an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most messages that one request asks for.
+const BATCH_MESSAGES_MAX: u32 = 256;
+/// The server's end-of-batch status.
+const END_OF_BATCH: u16 = 204;
+
+/// A message as the stream keeps it.
+#[derive(Debug)]
+pub struct Stored {
+    /// Where it was published.
+    pub subject: Subject,
+    /// Its sequence in the stream.
+    pub sequence: Revision,
+    /// Its headers, and the stream's own.
+    pub headers: HeaderMap,
+    /// Its payload.
+    pub payload: Bytes,
+}
+
+/// A read that gave no answer. Nothing is known then.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// The broker is away, or too slow.
+    #[error("the broker did not answer: {0}")]
+    NoAnswer(String),
+    /// The broker answered with an error.
+    #[error("the broker answered {0}")]
+    Broker(String),
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Request<'a> {
+    Last { multi_last: &'a [String] },
+    Next { seq: u64, next_by_subj: &'a str, batch: u32 },
+}
+
+/// The last message on each subject that matches one of `filters`, by sequence.
+pub async fn last_of_each(
+    client: &Client,
+    stream: &str,
+    filters: &[String],
+) -> Result<Vec<Stored>, ReadError> {
+    get(client, stream, &Request::Last { multi_last: filters }).await
+}
+
+/// All messages on subjects that match `filter`, from sequence `from` on, by sequence.
+pub async fn all_from(
+    client: &Client,
+    stream: &str,
+    filter: &str,
+    from: Revision,
+) -> Result<Vec<Stored>, ReadError> {
+    let mut all: Vec<Stored> = Vec::new();
+    let mut next = from.0.max(1);
+    loop {
+        let request = Request::Next { seq: next, next_by_subj: filter, batch: BATCH_MESSAGES_MAX };
+        let page = get(client, stream, &request).await?;
+        let Some(last) = page.last() else { return Ok(all) };
+        next = last.sequence.0 + 1;
+        all.extend(page);
+    }
+}
+
+async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Vec<Stored>, ReadError> {
+    let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
+    let payload = serde_json::to_vec(request).map_err(|error| ReadError::Broker(error.to_string()))?;
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| no_answer(&error))?;
+    client
+        .publish_with_reply(format!("$JS.API.DIRECT.GET.{stream}"), inbox, payload.into())
+        .await
+        .map_err(|error| no_answer(&error))?;
+
+    let mut messages = Vec::new();
+    loop {
+        let answer = timeout(ANSWER_TIMEOUT, answers.next()).await.map_err(|error| no_answer(&error))?;
+        let Some(answer) = answer else {
+            return Err(ReadError::NoAnswer("the connection closed".to_owned()));
+        };
+        match answer.status {
+            None => messages.push(stored(answer)?),
+            Some(status) if status.as_u16() == END_OF_BATCH => return Ok(messages),
+            Some(StatusCode::NOT_FOUND) => return Ok(messages),
+            Some(StatusCode::NO_RESPONDERS) => return Err(ReadError::NoAnswer("no responders".to_owned())),
+            Some(status) => {
+                let text = answer.description.as_deref().unwrap_or_default();
+                return Err(ReadError::Broker(format!("{status} {text}")));
+            }
+        }
+    }
+}
+
+fn stored(message: Message) -> Result<Stored, ReadError> {
+    let incomplete = || ReadError::Broker("a message without Nats-Subject or Nats-Sequence".to_owned());
+    let headers = message.headers.unwrap_or_default();
+    let subject = headers.get("Nats-Subject").ok_or_else(incomplete)?.as_str().into();
+    let sequence =
+        headers.get("Nats-Sequence").and_then(|text| text.as_str().parse().ok()).ok_or_else(incomplete)?;
+    Ok(Stored { subject, sequence: Revision(sequence), headers, payload: message.payload })
+}

@@ -1,0 +1,17 @@
+//! The backbone: the order log on NATS JetStream, and what every program needs to reach it.
+//!
+//! Knows NATS; knows no gRPC server and no business step.
+
+pub mod backoff;
+pub mod config;
+pub mod connection;
+pub mod direct_get;
+pub mod event;
+pub mod ids;
+pub mod lifecycle;
+pub mod log;
+pub mod shutdown;
+pub mod stream;
+pub mod subjects;
+pub mod telemetry;
+pub mod trace;

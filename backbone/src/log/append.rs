@@ -1,0 +1,197 @@
+//! Appending events: publish with an expectation, and never take a missing answer for a no.
+//!
+//! A publish whose acknowledgement does not come may have been stored, or may yet be. So it is repeated
+//! with the same event id until the broker answers: if it was stored, the repeat meets its own event.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use async_nats::jetstream;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use proto::orders::v1::order_event::Detail;
+use proto::orders::v1::{Order, OrderCreated};
+use thiserror::Error;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, warn};
+
+use super::{OrderLog, OrderState};
+use crate::backoff::Backoff;
+use crate::direct_get::ReadError;
+use crate::event::{Draft, now};
+use crate::ids::{OrderId, Revision};
+use crate::lifecycle::{self, Refused};
+use crate::stream::is_full;
+use crate::subjects;
+use crate::trace::TraceContext;
+
+const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(500) };
+
+/// How an append went that the broker decided on.
+#[derive(Debug)]
+pub enum Appended {
+    /// The event is in the log; this is the order after it.
+    Stored(OrderState),
+    /// Another writer was first, and the event is not in the log; this is the order now.
+    Overtaken(OrderState),
+}
+
+/// An append without a decision in its favour.
+#[derive(Debug, Error)]
+pub enum AppendError {
+    /// The lifecycle does not allow the event; nothing was sent.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The event is not in the log, and never will be: the broker is away, or has no leader.
+    #[error("the event was not stored: {0}")]
+    Unavailable(String),
+    /// The event is not in the log: the stream has no room.
+    #[error("the stream is full")]
+    Full,
+    /// Whether the event is in the log is not known. Only a repeat can tell.
+    #[error("no answer in time whether the event was stored: {0}")]
+    Unknown(String),
+}
+
+/// What one publish brought.
+enum Outcome {
+    Stored(Revision),
+    Conflict,
+    /// Not stored by this publish.
+    NotStored(AppendError),
+    /// Perhaps stored.
+    Unknown(String),
+}
+
+impl OrderLog {
+    /// Appends an order's first event.
+    pub async fn create(
+        &self,
+        id: OrderId,
+        created: OrderCreated,
+        trace: &TraceContext,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        let order = lifecycle::create(&created, now())?;
+        self.append_to(id, Revision::NONE, Revision::NONE, order, Detail::Created(created), trace, deadline)
+            .await
+    }
+
+    /// Appends what happened to the order in `current`, provided that nothing else happened to it since.
+    pub async fn append(
+        &self,
+        current: &OrderState,
+        detail: Detail,
+        trace: &TraceContext,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        let order = lifecycle::apply(&current.order, &detail, now())?;
+        self.append_to(current.id, current.revision(), current.head, order, detail, trace, deadline).await
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "private, with two callers right above")]
+    async fn append_to(
+        &self,
+        id: OrderId,
+        previous: Revision,
+        expected: Revision,
+        mut order: Order,
+        detail: Detail,
+        trace: &TraceContext,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        let mut draft = Draft::new(&id, previous, &mut order, detail, trace, self.source);
+        draft.headers.insert(EXPECTED_SEQUENCE, expected.to_string());
+        draft.headers.insert(EXPECTED_SUBJECT, subjects::order(&id));
+        let stored = |order: Order, revision: Revision| {
+            let order = Order { revision: revision.0, ..order };
+            Appended::Stored(OrderState { id, order, head: revision, event_id: draft.event_id.clone() })
+        };
+
+        // Set once a publish went unanswered: from then on, no error means that the event is not stored.
+        let mut unknown: Option<String> = None;
+        for attempts in 1.. {
+            let error = match self.publish(&draft, deadline).await {
+                Outcome::Stored(revision) => return Ok(stored(order, revision)),
+                Outcome::Conflict => match self.settle(&id, &draft.event_id, unknown.is_some()).await {
+                    Ok((Some(revision), _)) => return Ok(stored(order, revision)),
+                    Ok((None, current)) => return Ok(Appended::Overtaken(current)),
+                    // The broker decided, but what it decided cannot be read at the moment.
+                    Err(error) => AppendError::Unknown(error.to_string()),
+                },
+                Outcome::NotStored(error) => error,
+                Outcome::Unknown(error) => AppendError::Unknown(error),
+            };
+            if let AppendError::Unknown(reason) = &error {
+                unknown.get_or_insert_with(|| reason.clone());
+            }
+            let pause = RETRY.after(attempts);
+            let hopeless = matches!(error, AppendError::Full) || Instant::now() + pause >= deadline;
+            if hopeless || (unknown.is_none() && !self.connection.is_up()) {
+                return Err(unknown.map_or(error, AppendError::Unknown));
+            }
+            debug!(order_id = %id, attempts, %error, "append tried again");
+            sleep(pause).await;
+        }
+        Err(AppendError::Unknown("gave up".to_owned()))
+    }
+
+    /// Publishes once and waits for the acknowledgement. While the broker is away nothing is sent: what the
+    /// client would buffer could be stored long after its writer gave up.
+    async fn publish(&self, draft: &Draft, deadline: Instant) -> Outcome {
+        if !self.connection.is_up() {
+            return Outcome::NotStored(AppendError::Unavailable("the broker is away".to_owned()));
+        }
+        let (subject, headers) = (draft.subject.clone(), draft.headers.clone());
+        let published = async {
+            let ack = self.connection.jetstream.publish_with_headers(subject, headers, draft.payload.clone());
+            ack.await?.await
+        };
+        match timeout_at(deadline, published).await {
+            Ok(Ok(ack)) => Outcome::Stored(Revision(ack.sequence)),
+            Ok(Err(error)) => outcome(&error),
+            Err(_) => Outcome::Unknown("no acknowledgement before the deadline".to_owned()),
+        }
+    }
+
+    /// After a conflict: where the event is in the log, if an earlier try stored it; and the order now.
+    async fn settle(
+        &self,
+        id: &OrderId,
+        event_id: &str,
+        tried_before: bool,
+    ) -> Result<(Option<Revision>, OrderState), ReadError> {
+        let current = self.load_latest(id).await?;
+        let current = current.ok_or_else(|| ReadError::Broker(format!("order {id} is no longer kept")))?;
+        if current.event_id == event_id {
+            return Ok((Some(current.revision()), current));
+        }
+        let history = if tried_before { self.history(id, Revision::NONE).await? } else { Vec::new() };
+        let mine = history.iter().find(|event| event.event_id == event_id);
+        Ok((mine.map(|event| event.revision), current))
+    }
+}
+
+fn outcome(error: &PublishError) -> Outcome {
+    let unavailable = || Outcome::NotStored(AppendError::Unavailable(error.to_string()));
+    match error.kind() {
+        PublishErrorKind::WrongLastSequence => Outcome::Conflict,
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => Outcome::Unknown(error.to_string()),
+        PublishErrorKind::StreamNotFound
+        | PublishErrorKind::MaxAckPending
+        | PublishErrorKind::MaxPayloadExceeded
+        | PublishErrorKind::WrongLastMessageId => unavailable(),
+        PublishErrorKind::Other => {
+            match error.source().and_then(|source| source.downcast_ref::<jetstream::Error>()) {
+                Some(refusal) if is_full(refusal) => Outcome::NotStored(AppendError::Full),
+                Some(refusal) => {
+                    warn!(code = refusal.error_code().0, error = %refusal, "the broker refused an event");
+                    unavailable()
+                }
+                // Not an answer of the broker.
+                None => Outcome::Unknown(error.to_string()),
+            }
+        }
+    }
+}

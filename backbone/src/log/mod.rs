@@ -1,0 +1,71 @@
+//! The order log: every fact about an order is an event, appended by compare-and-set. There is no other
+//! record of an order.
+
+mod append;
+mod read;
+mod watch;
+
+use async_nats::jetstream::stream::Stream;
+use proto::orders::v1::Order;
+
+pub use append::{AppendError, Appended};
+pub use watch::{Watch, WatchError};
+
+use crate::connection::Connection;
+use crate::direct_get::ReadError;
+use crate::event::Recorded;
+use crate::ids::{OrderId, Revision};
+use crate::stream::ORDERS;
+
+/// The order log, as one program sees it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct OrderLog {
+    connection: Connection,
+    stream: Stream<()>,
+    /// CloudEvents source of what this program appends.
+    source: &'static str,
+}
+
+/// An order as it stands, and what an append to it has to expect.
+#[derive(Clone, Debug)]
+pub struct OrderState {
+    /// The order's id.
+    pub id: OrderId,
+    /// The order after its last event.
+    pub order: Order,
+    /// Sequence of the last message on the order's subjects: the order's revision, or that of a foreign
+    /// message behind it.
+    pub head: Revision,
+    /// What the last event's writer called it.
+    event_id: String,
+}
+
+impl From<Recorded> for OrderState {
+    fn from(last: Recorded) -> Self {
+        Self { id: last.id, order: last.order, head: last.revision, event_id: last.event_id }
+    }
+}
+
+impl OrderState {
+    /// Position of the order's last event.
+    pub fn revision(&self) -> Revision {
+        Revision(self.order.revision)
+    }
+}
+
+impl OrderLog {
+    /// The log behind `connection`, for a program called `source`. Does not touch the broker.
+    pub async fn new(connection: Connection, source: &'static str) -> Result<Self, ReadError> {
+        let stream = connection
+            .jetstream
+            .get_stream_no_info(ORDERS)
+            .await
+            .map_err(|error| ReadError::Broker(error.to_string()))?;
+        Ok(Self { connection, stream, source })
+    }
+
+    /// The connection that the log is reached by.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+}

@@ -1,0 +1,117 @@
+//! Reading orders: the latest event holds the order as it stands; the order's subjects hold its history.
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::stream::{DirectGetError, DirectGetErrorKind, LastRawMessageErrorKind};
+use tracing::warn;
+
+use super::{OrderLog, OrderState};
+use crate::direct_get::{self, ReadError, Stored};
+use crate::event::Recorded;
+use crate::ids::{OrderId, Revision};
+use crate::stream::ORDERS;
+use crate::subjects;
+
+impl OrderLog {
+    /// The order as it stands, or `None` if there never was one. Any replica may answer, so the order may be
+    /// a moment old; that there is none is asked of the leader.
+    pub async fn load(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
+        match self.stream.direct_get_last_for_subject(subjects::order(id)).await {
+            Ok(last) => {
+                let headers = last.headers;
+                self.state(id, &last.subject, Revision(last.sequence), &headers, last.payload).await.map(Some)
+            }
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => self.load_latest(id).await,
+            Err(error) => Err(read_error(&error)),
+        }
+    }
+
+    /// The order as the stream's leader has it: for decisions.
+    pub async fn load_latest(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
+        match self.stream.get_last_raw_message_by_subject(&subjects::order(id)).await {
+            Ok(last) => {
+                let headers = last.headers;
+                self.state(id, &last.subject, Revision(last.sequence), &headers, last.payload).await.map(Some)
+            }
+            Err(error) => match error.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                LastRawMessageErrorKind::JetStream(_) | LastRawMessageErrorKind::InvalidSubject => {
+                    Err(ReadError::Broker(error.to_string()))
+                }
+                LastRawMessageErrorKind::Other => Err(ReadError::NoAnswer(error.to_string())),
+            },
+        }
+    }
+
+    /// The order's events after `after`, oldest first.
+    pub async fn history(&self, id: &OrderId, after: Revision) -> Result<Vec<Recorded>, ReadError> {
+        let client = &self.connection.client;
+        let stored = direct_get::last_of_each(client, ORDERS, &[subjects::order(id)]).await?;
+        let mut events = decode_all(stored);
+        // One message a subject is the whole history unless an event happened twice or a foreign message
+        // hides one; then the chain has a gap, and the history is read message by message.
+        if !is_whole(&events) {
+            events =
+                decode_all(direct_get::all_from(client, ORDERS, &subjects::order(id), Revision::NONE).await?);
+        }
+        events.retain(|event| event.revision > after);
+        Ok(events)
+    }
+
+    /// Asks the stream for a sign of life.
+    pub async fn probe(&self) -> Result<(), ReadError> {
+        match self.stream.direct_get(u64::MAX).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(()),
+            Err(error) => Err(read_error(&error)),
+        }
+    }
+
+    async fn state(
+        &self,
+        id: &OrderId,
+        subject: &str,
+        head: Revision,
+        headers: &HeaderMap,
+        payload: bytes::Bytes,
+    ) -> Result<OrderState, ReadError> {
+        let undecodable = match Recorded::decode(subject, head, Some(headers), payload) {
+            Ok(last) => return Ok(last.into()),
+            Err(undecodable) => undecodable,
+        };
+        warn!(order_id = %id, sequence = head.0, error = %undecodable, "foreign message on an order's subject, passed over");
+        let filter = subjects::order(id);
+        let stored = direct_get::all_from(&self.connection.client, ORDERS, &filter, Revision::NONE).await?;
+        let last = decode_all(stored).pop();
+        let last = last.ok_or_else(|| ReadError::Broker(format!("no event of order {id} can be read")))?;
+        Ok(OrderState { head, ..last.into() })
+    }
+}
+
+/// Decodes what can be; what cannot is logged and passed over.
+fn decode_all(stored: Vec<Stored>) -> Vec<Recorded> {
+    let decode = |stored: Stored| {
+        Recorded::decode(&stored.subject, stored.sequence, Some(&stored.headers), stored.payload)
+            .inspect_err(|error| {
+                warn!(subject = %stored.subject, sequence = stored.sequence.0, %error, "foreign message, passed over");
+            })
+            .ok()
+    };
+    stored.into_iter().filter_map(decode).collect()
+}
+
+/// Whether each event is preceded by the one that it names, from the order's first on.
+fn is_whole(events: &[Recorded]) -> bool {
+    let mut previous = Revision::NONE;
+    events.iter().all(|event| std::mem::replace(&mut previous, event.revision) == event.previous)
+}
+
+fn read_error(error: &DirectGetError) -> ReadError {
+    match error.kind() {
+        DirectGetErrorKind::NotFound
+        | DirectGetErrorKind::InvalidSubject
+        | DirectGetErrorKind::ErrorResponse(..) => ReadError::Broker(error.to_string()),
+        DirectGetErrorKind::TimedOut | DirectGetErrorKind::Request | DirectGetErrorKind::Other => {
+            ReadError::NoAnswer(error.to_string())
+        }
+    }
+}

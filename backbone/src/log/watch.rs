@@ -1,0 +1,165 @@
+//! Watching an order: its history, and then every event as the stream republishes it.
+//!
+//! The live subject is a hint, the log is the truth. Live messages may be missed without notice (a
+//! reconnect, a slow reader, a failover), so each event is checked against the one before it, and the log is
+//! read again after every reconnect and at the latest every [`RECONCILE_INTERVAL`].
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use async_nats::{Message, Subscriber};
+use futures::StreamExt;
+use thiserror::Error;
+use tokio::select;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+use super::OrderLog;
+use crate::direct_get::ReadError;
+use crate::event::Recorded;
+use crate::ids::{OrderId, Revision};
+use crate::lifecycle::is_finished;
+use crate::subjects::{self, LIVE_PREFIX};
+
+/// Longest time between two looks into the log; with one failed look between, a watcher is at most 30 s behind.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(25);
+/// Wait before the next look when one failed.
+const RECONCILE_RETRY: Duration = Duration::from_secs(1);
+
+/// One order's events, each exactly once and in order, ending when the order is finished.
+#[derive(Debug)]
+pub struct Watch {
+    log: OrderLog,
+    id: OrderId,
+    live: Subscriber,
+    connects: watch::Receiver<u64>,
+    reconcile_at: Instant,
+    /// Read from the log, not yet given out.
+    ready: VecDeque<Recorded>,
+    /// Revision of the last event given out or ready.
+    last: Revision,
+    finished: bool,
+}
+
+/// A watch that cannot begin.
+#[derive(Debug, Error)]
+pub enum WatchError {
+    /// There is no such order.
+    #[error("there is no such order")]
+    NotFound,
+    /// The order has no event there yet.
+    #[error("the order's last revision is {last}")]
+    Beyond {
+        /// The order's last revision.
+        last: Revision,
+    },
+    /// The log could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl OrderLog {
+    /// Watches an order from behind the event at `after`.
+    pub async fn watch(&self, id: OrderId, after: Revision) -> Result<Watch, WatchError> {
+        let connects = self.connection.connects();
+        // Subscribed before the first read, so that nothing falls between history and live.
+        let live = self
+            .connection
+            .client
+            .subscribe(subjects::live_order(&id))
+            .await
+            .map_err(|error| ReadError::NoAnswer(error.to_string()))?;
+        let current = self.load(&id).await?.ok_or(WatchError::NotFound)?;
+        if after > current.revision() {
+            // The replica that answered may be behind.
+            let current = self.load_latest(&id).await?.ok_or(WatchError::NotFound)?;
+            if after > current.revision() {
+                return Err(WatchError::Beyond { last: current.revision() });
+            }
+        }
+        let mut watch = Watch {
+            log: self.clone(),
+            id,
+            live,
+            connects,
+            reconcile_at: Instant::now() + RECONCILE_INTERVAL,
+            ready: VecDeque::new(),
+            last: after,
+            finished: false,
+        };
+        watch.connects.mark_unchanged();
+        watch.read_log().await?;
+        watch.finished = watch.ready.is_empty() && after >= current.revision() && is_finished(&current.order);
+        Ok(watch)
+    }
+}
+
+impl Watch {
+    /// The next event; `None` once the order is finished. Waits while nothing happens and while the broker is
+    /// away. Cancel-safe: an event is taken only by the call that returns it.
+    pub async fn next(&mut self) -> Option<Recorded> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                self.finished = self.ready.is_empty() && is_finished(&event.order);
+                return Some(event);
+            }
+            if self.finished {
+                return None;
+            }
+            let gap = select! {
+                message = self.live.next() => match message {
+                    Some(message) => self.receive(message),
+                    // The client is closed, which happens only when the program ends.
+                    None => return None,
+                },
+                changed = self.connects.changed() => changed.is_ok(),
+                () = sleep_until(self.reconcile_at) => true,
+            };
+            if gap && let Err(error) = self.read_log().await {
+                debug!(order_id = %self.id, %error, "watcher could not read the log, tries again");
+                self.reconcile_at = Instant::now() + RECONCILE_RETRY;
+            }
+        }
+    }
+
+    /// Takes a live message; says whether events before it were missed.
+    fn receive(&mut self, message: Message) -> bool {
+        let event = match decode_live(message) {
+            Ok(event) => event,
+            Err(error) => {
+                warn!(order_id = %self.id, error, "foreign message on a live subject, passed over");
+                return false;
+            }
+        };
+        if event.revision <= self.last {
+            return false;
+        }
+        if event.previous != self.last {
+            return true;
+        }
+        self.last = event.revision;
+        self.ready.push_back(event);
+        false
+    }
+
+    async fn read_log(&mut self) -> Result<(), ReadError> {
+        let missed = self.log.history(&self.id, self.last).await?;
+        if let Some(latest) = missed.last() {
+            self.last = latest.revision;
+        }
+        self.ready.extend(missed);
+        self.reconcile_at = Instant::now() + RECONCILE_INTERVAL;
+        Ok(())
+    }
+}
+
+/// Reads a republished message: the stream says in a header where it stored it.
+fn decode_live(message: Message) -> Result<Recorded, String> {
+    let headers = message.headers.as_ref();
+    let sequence =
+        headers.and_then(|headers| headers.get("Nats-Sequence")).and_then(|text| text.as_str().parse().ok());
+    let sequence = sequence.ok_or("no Nats-Sequence")?;
+    let subject = message.subject.strip_prefix(LIVE_PREFIX).unwrap_or_default();
+    Recorded::decode(subject, Revision(sequence), headers, message.payload).map_err(|error| error.to_string())
+}

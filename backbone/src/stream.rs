@@ -1,0 +1,282 @@
+//! The stream that holds the order log: made if it is missing, completed where that does no harm, and
+//! otherwise left alone.
+
+use std::time::Duration;
+
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish, RetentionPolicy, StorageType};
+use async_nats::jetstream::{self, ErrorCode};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::backoff::Backoff;
+use crate::connection::Connection;
+use crate::subjects::{ALL_ORDERS, LIVE_PREFIX};
+
+/// Name of the stream.
+pub const ORDERS: &str = "ORDERS";
+
+const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const CLUSTER_REPLICAS: usize = 3;
+const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+/// How the order log is kept.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct StreamConfig {
+    /// How long events are kept, such as `30d`; a longer time than the stream's is applied, a shorter one
+    /// refused. Unset: what the stream has, or 30 days if it is new.
+    #[arg(long, env = "ORDERS_RETENTION")]
+    pub orders_retention: Option<humantime::Duration>,
+    /// Copies of the stream, 1-5. Unset: what the stream has, or if it is new 1 on a single server and 3 on a
+    /// cluster.
+    #[arg(long, env = "ORDERS_REPLICAS", value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub orders_replicas: Option<u8>,
+}
+
+/// The stream is not as the order log needs it, and cannot be made so.
+#[derive(Debug, Error)]
+pub enum ProvisionError {
+    /// The stream exists, and changing it to what we need could lose orders.
+    #[error("stream {ORDERS} exists and will not be changed, because that could lose orders: {}", .0.join("; "))]
+    Differs(Vec<String>),
+    /// The broker refused.
+    #[error("the broker refused to set up stream {ORDERS}: {0}")]
+    Broker(String),
+}
+
+enum Attempt {
+    Done,
+    /// The broker is away or busy: nothing is known.
+    Again(String),
+}
+
+/// Makes sure that the stream is there, waiting for the broker as long as it takes.
+pub async fn provision(connection: &Connection, config: &StreamConfig) -> Result<(), ProvisionError> {
+    let mut attempts = 0;
+    loop {
+        connection.up().await;
+        match attempt(connection, config).await? {
+            Attempt::Done => return Ok(()),
+            Attempt::Again(error) => {
+                attempts += 1;
+                warn!(error, attempts, "stream not ready, waiting for it");
+                tokio::time::sleep(RETRY.after(attempts)).await;
+            }
+        }
+    }
+}
+
+async fn attempt(connection: &Connection, config: &StreamConfig) -> Result<Attempt, ProvisionError> {
+    let jetstream = connection.jetstream();
+    let present = match jetstream.get_stream(ORDERS).await {
+        Ok(stream) => Some(stream.cached_info().config.clone()),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => None,
+            GetStreamErrorKind::JetStream(error) if error.code() < 500 => {
+                return Err(ProvisionError::Broker(error.to_string()));
+            }
+            GetStreamErrorKind::JetStream(_)
+            | GetStreamErrorKind::EmptyName
+            | GetStreamErrorKind::Request
+            | GetStreamErrorKind::InvalidStreamName => return Ok(Attempt::Again(error.to_string())),
+        },
+    };
+    let Some(present) = present else {
+        return create(connection, config).await;
+    };
+
+    let (completed, changes) = complete(&present, config).map_err(ProvisionError::Differs)?;
+    if changes.is_empty() {
+        return Ok(Attempt::Done);
+    }
+    match jetstream.update_stream(&completed).await {
+        Ok(_) => {
+            info!(changes = changes.join("; "), "stream {ORDERS} completed");
+            Ok(Attempt::Done)
+        }
+        Err(error) => refused_or_again(&error, error.kind()),
+    }
+}
+
+async fn create(connection: &Connection, config: &StreamConfig) -> Result<Attempt, ProvisionError> {
+    let replicas = config.orders_replicas.map_or_else(
+        || {
+            if connection.client.server_info().cluster.is_some() { CLUSTER_REPLICAS } else { 1 }
+        },
+        usize::from,
+    );
+    match connection.jetstream().create_stream(wanted(config, replicas)).await {
+        Ok(_) => {
+            info!(replicas, "stream {ORDERS} created");
+            Ok(Attempt::Done)
+        }
+        Err(error) => refused_or_again(&error, error.kind()),
+    }
+}
+
+fn refused_or_again(error: &impl ToString, kind: CreateStreamErrorKind) -> Result<Attempt, ProvisionError> {
+    match kind {
+        // Somebody else was creating it at the same moment: look again.
+        CreateStreamErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::STREAM_NAME_EXIST => {
+            Ok(Attempt::Again(refusal.to_string()))
+        }
+        CreateStreamErrorKind::JetStream(refusal) if refusal.code() < 500 => {
+            Err(ProvisionError::Broker(refusal.to_string()))
+        }
+        CreateStreamErrorKind::JetStream(_)
+        | CreateStreamErrorKind::JetStreamUnavailable
+        | CreateStreamErrorKind::TimedOut
+        | CreateStreamErrorKind::Response
+        | CreateStreamErrorKind::ResponseParse => Ok(Attempt::Again(error.to_string())),
+        CreateStreamErrorKind::EmptyStreamName
+        | CreateStreamErrorKind::InvalidStreamName
+        | CreateStreamErrorKind::DomainAndExternalSet
+        | CreateStreamErrorKind::NotFound => Err(ProvisionError::Broker(error.to_string())),
+    }
+}
+
+/// The stream as a new one is made.
+fn wanted(config: &StreamConfig, replicas: usize) -> Config {
+    Config {
+        name: ORDERS.to_owned(),
+        description: Some("Waybill: every event of every order".to_owned()),
+        subjects: vec![ALL_ORDERS.to_owned()],
+        storage: StorageType::File,
+        retention: RetentionPolicy::Limits,
+        // When the stream is full, new orders are refused; none is dropped to make room.
+        discard: DiscardPolicy::New,
+        max_age: config.orders_retention.map_or(RETENTION_DEFAULT, Into::into),
+        num_replicas: replicas,
+        republish: Some(republish()),
+        allow_direct: true,
+        allow_atomic_publish: true,
+        ..Config::default()
+    }
+}
+
+fn republish() -> Republish {
+    Republish {
+        source: ALL_ORDERS.to_owned(),
+        destination: format!("{LIVE_PREFIX}{ALL_ORDERS}"),
+        headers_only: false,
+    }
+}
+
+/// What `present` has to become and what that changes, or everything about it that forbids to touch it.
+fn complete(present: &Config, config: &StreamConfig) -> Result<(Config, Vec<String>), Vec<String>> {
+    let mut completed = present.clone();
+    let mut changes = Vec::new();
+    let mut harm = Vec::new();
+    let mut require = |holds: bool, field: &str, is: String, needs: &str| {
+        if !holds {
+            harm.push(format!("{field} is {is}, needed is {needs}"));
+        }
+    };
+
+    require(present.storage == StorageType::File, "storage", format!("{:?}", present.storage), "File");
+    require(
+        present.retention == RetentionPolicy::Limits,
+        "retention",
+        format!("{:?}", present.retention),
+        "Limits",
+    );
+    require(present.discard == DiscardPolicy::New, "discard", format!("{:?}", present.discard), "New");
+    require(present.subjects == [ALL_ORDERS], "subjects", format!("{:?}", present.subjects), ALL_ORDERS);
+    require(!present.no_ack, "no_ack", "true".into(), "false");
+    require(!present.sealed, "sealed", "true".into(), "false");
+    require(present.mirror.is_none(), "mirror", "set".into(), "none");
+    require(present.sources.as_ref().is_none_or(Vec::is_empty), "sources", "set".into(), "none");
+    require(present.subject_transform.is_none(), "subject_transform", "set".into(), "none");
+    let per_subject = present.max_messages_per_subject;
+    require(per_subject <= 0, "max_msgs_per_subject", per_subject.to_string(), "unlimited");
+    if let Some(retention) = config.orders_retention {
+        let (is, needs) = (present.max_age, Duration::from(retention));
+        let shorter = !needs.is_zero() && (is.is_zero() || needs < is);
+        require(!shorter, "max_age", age(is), &format!("{} (ORDERS_RETENTION)", age(needs)));
+        if !shorter && needs != is {
+            completed.max_age = needs;
+            changes.push(format!("max_age from {} to {}", age(is), age(needs)));
+        }
+    }
+    if let Some(needs) = config.orders_replicas.map(usize::from) {
+        let is = present.num_replicas;
+        require(needs >= is, "num_replicas", is.to_string(), &format!("{needs} (ORDERS_REPLICAS)"));
+        if needs > is {
+            completed.num_replicas = needs;
+            changes.push(format!("num_replicas from {is} to {needs}"));
+        }
+    }
+    match &present.republish {
+        None => {
+            completed.republish = Some(republish());
+            changes.push("republish added".to_owned());
+        }
+        Some(is) => {
+            require(
+                *is == republish(),
+                "republish",
+                format!("{} to {}", is.source, is.destination),
+                "ORDER.> to live.ORDER.>",
+            );
+        }
+    }
+    if !present.allow_direct {
+        completed.allow_direct = true;
+        changes.push("allow_direct added".to_owned());
+    }
+    if !present.allow_atomic_publish {
+        completed.allow_atomic_publish = true;
+        changes.push("allow_atomic_publish added".to_owned());
+    }
+    if harm.is_empty() { Ok((completed, changes)) } else { Err(harm) }
+}
+
+fn age(age: Duration) -> String {
+    if age.is_zero() { "unlimited".to_owned() } else { humantime::format_duration(age).to_string() }
+}
+
+/// Whether an error of the broker says that the stream has no more room.
+pub(crate) fn is_full(error: &jetstream::Error) -> bool {
+    // 10077 stands for several limits, told apart by text; all of them mean that the message does not fit.
+    error.error_code() == ErrorCode::STREAM_STORE_FAILED && error.to_string().contains("maximum")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(retention: &str) -> StreamConfig {
+        StreamConfig { orders_retention: Some(retention.parse().unwrap()), orders_replicas: None }
+    }
+
+    #[test]
+    fn a_stream_as_we_make_it_needs_no_change() {
+        let present = wanted(&config("30d"), 1);
+        for again in [StreamConfig::default(), config("30d")] {
+            assert_eq!(complete(&present, &again).unwrap().1, Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn what_harms_nothing_is_added() {
+        let present = Config { republish: None, allow_direct: false, ..wanted(&config("30d"), 1) };
+        let (completed, changes) = complete(&present, &config("60d")).unwrap();
+        assert_eq!(completed, wanted(&config("60d"), 1));
+        assert_eq!(changes.len(), 3, "{changes:?}");
+    }
+
+    #[test]
+    fn everything_that_could_lose_orders_is_named_and_refused() {
+        let present = Config {
+            storage: StorageType::Memory,
+            discard: DiscardPolicy::Old,
+            max_messages_per_subject: 1,
+            ..wanted(&config("30d"), 3)
+        };
+        let wish = StreamConfig { orders_replicas: Some(1), ..config("1d") };
+        let harm = complete(&present, &wish).unwrap_err().join("\n");
+        for field in ["storage", "discard", "max_msgs_per_subject", "max_age", "num_replicas"] {
+            assert!(harm.contains(field), "{field} not in {harm}");
+        }
+    }
+}
