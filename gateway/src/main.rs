@@ -1,0 +1,79 @@
+//! `waybill-gateway`: takes orders over gRPC and answers once they are durable.
+
+mod config;
+mod errors;
+mod grpc;
+mod ops;
+mod orders;
+mod rate_limit;
+mod readiness;
+mod validation;
+
+use std::process::ExitCode;
+
+use backbone::connection::Connection;
+use backbone::log::OrderLog;
+use backbone::shutdown::Shutdown;
+use backbone::telemetry;
+use tokio::net::TcpListener;
+use tokio::select;
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::readiness::Readiness;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let config: Config = match backbone::config::parse() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    telemetry::start(&config.telemetry);
+    match run(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(error = format!("{error:#}"), "gateway stopped");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let mut shutdown = Shutdown::listen()?;
+    let connection = Connection::open(&config.broker, "waybill-gateway").await?;
+    let log = OrderLog::new(connection.clone(), "waybill-gateway").await?;
+
+    let grpc_listener = TcpListener::bind(config.grpc_addr)
+        .await
+        .map_err(config::cannot_bind("GRPC_ADDR", config.grpc_addr))?;
+    let ops_listener =
+        TcpListener::bind(config.ops_addr).await.map_err(config::cannot_bind("OPS_ADDR", config.ops_addr))?;
+    info!(grpc_addr = %grpc_listener.local_addr()?, ops_addr = %ops_listener.local_addr()?, "listening");
+
+    let readiness = Readiness::new();
+    let drain = readiness.draining();
+    let mut serving =
+        tokio::spawn(grpc::serve(grpc_listener, log.clone(), readiness.clone(), config.clone()));
+    let mut watching = tokio::spawn(readiness.clone().keep(log, config.stream));
+    let mut answering = tokio::spawn(ops::serve(ops_listener, readiness));
+
+    let outcome = select! {
+        signal = shutdown.requested() => {
+            info!(signal, "draining");
+            Ok(())
+        }
+        ended = &mut serving => ended?,
+        ended = &mut answering => ended?.map_err(Into::into),
+        ended = &mut watching => ended?.map_err(Into::into),
+    };
+    drain.cancel();
+    if !serving.is_finished() && timeout(config.drain_timeout.into(), &mut serving).await.is_err() {
+        warn!(drain_timeout = %config.drain_timeout, "calls were still open at the end of the drain");
+    }
+    answering.abort();
+    watching.abort();
+    connection.flush().await;
+    info!("stopped");
+    outcome
+}

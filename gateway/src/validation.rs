@@ -1,0 +1,233 @@
+//! The rules of every request field. All that a request breaks is reported at once.
+
+use backbone::ids::{CustomerKey, OrderId, OrderKey};
+use backbone::lifecycle::{self, TotalError};
+use proto::orders::v1::{CreateOrderRequest, Money, OrderCreated, OrderItem};
+use tonic::Status;
+use tonic_types::FieldViolation;
+
+use crate::errors;
+
+/// Longest customer_id and request_id, in characters.
+const ID_CHARS_MAX: usize = 128;
+/// Longest sku, in characters.
+const SKU_CHARS_MAX: usize = 64;
+/// Most items of one order.
+const ITEMS_MAX: usize = 100;
+/// Most units of one item.
+const QUANTITY_MAX: i32 = 1_000_000;
+
+/// An order that may be appended.
+#[derive(Debug)]
+pub(crate) struct NewOrder {
+    pub(crate) id: OrderId,
+    pub(crate) created: OrderCreated,
+}
+
+/// Checks a CreateOrderRequest of `tenant` and names the order.
+pub(crate) fn new_order(tenant: &str, request: CreateOrderRequest) -> Result<NewOrder, Status> {
+    let CreateOrderRequest { request_id, customer_id, items } = request;
+    let mut violations = Violations::default();
+    if !request_id.is_empty() {
+        violations.check_text("request_id", &request_id, ID_CHARS_MAX, "-_.:");
+    }
+    violations.check_text("customer_id", &customer_id, ID_CHARS_MAX, "-_.:@");
+    violations.check_items(&items);
+    violations.into_result()?;
+
+    let order = if request_id.is_empty() {
+        OrderKey::unique()
+    } else {
+        OrderKey::of_request(tenant, &customer_id, &request_id)
+    };
+    let id = OrderId { customer: CustomerKey::of(tenant, &customer_id), order };
+    let created = OrderCreated { order_id: id.to_string(), customer_id, items, request_id };
+    Ok(NewOrder { id, created })
+}
+
+/// Checks an order_id.
+pub(crate) fn order_id(text: &str) -> Result<OrderId, Status> {
+    text.parse().map_err(|error| {
+        let description =
+            if text.is_empty() { format!("is required: {error}") } else { format!("is malformed: {error}") };
+        errors::invalid(vec![FieldViolation::new("order_id", description)])
+    })
+}
+
+#[derive(Default)]
+struct Violations(Vec<FieldViolation>);
+
+impl Violations {
+    fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
+        self.0.push(FieldViolation::new(field, description));
+    }
+
+    fn into_result(self) -> Result<(), Status> {
+        if self.0.is_empty() { Ok(()) } else { Err(errors::invalid(self.0)) }
+    }
+
+    fn check_text(&mut self, field: impl Into<String>, text: &str, chars_max: usize, punctuation: &str) {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || punctuation.contains(c);
+        if text.is_empty() {
+            self.add(field, "is required");
+        } else if text.chars().count() > chars_max || !text.chars().all(allowed) {
+            self.add(
+                field,
+                format!("must be 1-{chars_max} characters of A-Z, a-z, 0-9 and \"{punctuation}\""),
+            );
+        }
+    }
+
+    fn check_items(&mut self, items: &[OrderItem]) {
+        if items.is_empty() || items.len() > ITEMS_MAX {
+            self.add("items", format!("must be 1-{ITEMS_MAX} items, not {}", items.len()));
+            return;
+        }
+        let before = self.0.len();
+        for (i, item) in items.iter().enumerate() {
+            self.check_text(format!("items[{i}].sku"), &item.sku, SKU_CHARS_MAX, "-_");
+            if !(1..=QUANTITY_MAX).contains(&item.quantity) {
+                self.add(
+                    format!("items[{i}].quantity"),
+                    format!("must be 1-{QUANTITY_MAX}, not {}", item.quantity),
+                );
+            }
+            match &item.unit_price {
+                Some(price) => self.check_price(i, price),
+                None => self.add(format!("items[{i}].unit_price"), "is required"),
+            }
+        }
+        // Items that are wrong one by one have no total worth speaking of.
+        if self.0.len() > before {
+            return;
+        }
+        match lifecycle::total(items) {
+            Ok(_) => {}
+            Err(TotalError::MixedCurrencies) => self.add_foreign_currencies(items),
+            Err(error @ (TotalError::Overflow | TotalError::Unpriced)) => {
+                self.add("items", error.to_string())
+            }
+        }
+    }
+
+    fn check_price(&mut self, i: usize, price: &Money) {
+        let currency = &price.currency_code;
+        if currency.len() != 3 || !currency.bytes().all(|byte| byte.is_ascii_uppercase()) {
+            let field = format!("items[{i}].unit_price.currency_code");
+            self.add(field, "must be an ISO 4217 code: three upper-case letters, such as EUR");
+        }
+        if price.minor_units < 0 {
+            let field = format!("items[{i}].unit_price.minor_units");
+            self.add(field, format!("must be 0 or more, not {}", price.minor_units));
+        }
+    }
+
+    fn add_foreign_currencies(&mut self, items: &[OrderItem]) {
+        let currency = |item: &OrderItem| item.unit_price.as_ref().map(|price| price.currency_code.clone());
+        let first = items.first().and_then(currency).unwrap_or_default();
+        for (i, item) in items.iter().enumerate() {
+            let own = currency(item).unwrap_or_default();
+            if own != first {
+                let field = format!("items[{i}].unit_price.currency_code");
+                self.add(
+                    field,
+                    format!("must be {first} like that of items[0], not {own}: an order has one currency"),
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tonic::Code;
+    use tonic_types::StatusExt;
+
+    fn item(sku: &str, quantity: i32, currency: &str, minor_units: i64) -> OrderItem {
+        let unit_price = Some(Money { currency_code: currency.into(), minor_units });
+        OrderItem { sku: sku.into(), quantity, unit_price }
+    }
+
+    fn request(items: Vec<OrderItem>) -> CreateOrderRequest {
+        CreateOrderRequest { request_id: "r-1".into(), customer_id: "c@example.org".into(), items }
+    }
+
+    /// The fields that a request is refused for.
+    fn refused(request: CreateOrderRequest) -> Vec<String> {
+        let status = new_order("", request).unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let details = status.get_details_bad_request().unwrap();
+        details.field_violations.into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn every_violation_is_reported_at_once() {
+        let items = vec![
+            item("", 0, "eur", -1),
+            OrderItem { sku: "a b".into(), quantity: 1_000_001, unit_price: None },
+        ];
+        let request = CreateOrderRequest { request_id: "r 1".into(), customer_id: String::new(), items };
+        assert_eq!(
+            refused(request),
+            [
+                "request_id",
+                "customer_id",
+                "items[0].sku",
+                "items[0].quantity",
+                "items[0].unit_price.currency_code",
+                "items[0].unit_price.minor_units",
+                "items[1].sku",
+                "items[1].quantity",
+                "items[1].unit_price",
+            ]
+        );
+    }
+
+    #[test]
+    fn limits_are_where_the_contract_says() {
+        let good = || item(&"s".repeat(64), 1_000_000, "EUR", 0);
+        assert!(new_order("", request(vec![good(); 100])).is_ok());
+        assert_eq!(refused(request(vec![good(); 101])), ["items"]);
+        assert_eq!(refused(request(vec![])), ["items"]);
+        assert_eq!(refused(request(vec![item(&"s".repeat(65), 1, "EUR", 1)])), ["items[0].sku"]);
+        assert_eq!(
+            refused(CreateOrderRequest { customer_id: "c".repeat(129), ..request(vec![good()]) }),
+            ["customer_id"]
+        );
+        assert_eq!(
+            refused(CreateOrderRequest { request_id: "r".repeat(129), ..request(vec![good()]) }),
+            ["request_id"]
+        );
+    }
+
+    #[test]
+    fn an_order_has_one_currency_and_a_total_that_fits() {
+        let items = vec![item("a", 1, "EUR", 1), item("b", 1, "USD", 1), item("c", 1, "EUR", 1)];
+        assert_eq!(refused(request(items)), ["items[1].unit_price.currency_code"]);
+        assert_eq!(refused(request(vec![item("a", 2, "EUR", i64::MAX)])), ["items"]);
+    }
+
+    #[test]
+    fn many_violations_fit_in_a_header() {
+        let status = new_order("", request(vec![item(&"ü".repeat(500), -5, "EURO", -7); 100])).unwrap_err();
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations.len(), 32);
+        assert!(status.details().len() < 5 * 1024, "{} bytes", status.details().len());
+        assert!(status.message().contains("left out"), "{}", status.message());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_can_be_appended(
+            customer_id in "\\PC{0,8}|[a-z@.:_-]{1,8}",
+            lines in proptest::collection::vec(("[a-z]{0,3}", -1..3i32, "[A-Z]{3}|EUR", -1..i64::MAX), 0..4),
+        ) {
+            let items = lines.iter().map(|(sku, quantity, currency, price)| item(sku, *quantity, currency, *price)).collect();
+            if let Ok(order) = new_order("", CreateOrderRequest { request_id: String::new(), customer_id, items }) {
+                prop_assert!(lifecycle::total(&order.created.items).is_ok());
+                prop_assert_eq!(order.created.order_id, order.id.to_string());
+            }
+        }
+    }
+}
