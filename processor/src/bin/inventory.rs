@@ -1,0 +1,29 @@
+//! `waybill-inventory`: reserves and releases the stock of orders.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use processor::inventory::{Inventory, InventoryConfig};
+use processor::program::{self, ProcessorConfig};
+
+/// Reserves and releases the stock of orders.
+#[derive(Debug, Parser)]
+#[command(name = "waybill-inventory", version)]
+struct Config {
+    #[command(flatten)]
+    inventory: InventoryConfig,
+    #[command(flatten)]
+    processor: ProcessorConfig,
+}
+
+impl program::Config for Config {
+    fn processor(&self) -> &ProcessorConfig {
+        &self.processor
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    program::run(async |config: Config, connection| Ok(Inventory::open(&config.inventory, connection).await?))
+        .await
+}

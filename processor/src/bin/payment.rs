@@ -1,0 +1,26 @@
+//! `waybill-payment`: captures the total of reserved orders.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use processor::payment::{Payment, Sandbox};
+use processor::program::{self, ProcessorConfig};
+
+/// Captures the total of reserved orders. For now with the built-in sandbox, which moves no money.
+#[derive(Debug, Parser)]
+#[command(name = "waybill-payment", version)]
+struct Config {
+    #[command(flatten)]
+    processor: ProcessorConfig,
+}
+
+impl program::Config for Config {
+    fn processor(&self) -> &ProcessorConfig {
+        &self.processor
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    program::run(async |_: Config, _| Ok(Payment::new(Sandbox))).await
+}

@@ -1,0 +1,93 @@
+//! Atomic batches (NATS ADR-50): several writes to one stream, each with its own expectation, all stored or
+//! none.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use backbone::connection::Connection;
+use backbone::ids::Revision;
+use bytes::Bytes;
+use thiserror::Error;
+use uuid::Uuid;
+
+/// Most writes of one batch; the server's own limit.
+pub(super) const WRITES_MAX: usize = 1000;
+
+/// One write of a batch.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) subject: String,
+    pub(super) value: Bytes,
+    /// Sequence of the last message on the subject.
+    pub(super) expected: Revision,
+    /// When the value expires, if it does.
+    pub(super) ttl: Option<Duration>,
+}
+
+/// Writes that belong together. No two may have the same subject.
+#[derive(Debug, Default)]
+pub(super) struct Batch(Vec<Write>);
+
+/// Why a batch was not committed.
+#[derive(Debug, Error)]
+pub(super) enum CommitError {
+    /// A record was not as expected; nothing was stored.
+    #[error("a record has changed meanwhile")]
+    Conflict,
+    /// Perhaps committed, perhaps not; reading the records tells.
+    #[error("no answer: {0}")]
+    Unknown(String),
+}
+
+impl Batch {
+    pub(super) fn write(&mut self, write: Write) {
+        self.0.push(write);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Sends the batch; tells the revision of each write, in their order.
+    pub(super) async fn commit(self, connection: &Connection) -> Result<Vec<Revision>, CommitError> {
+        let (jetstream, client) = (connection.jetstream(), connection.jetstream().client());
+        let batch_id = Uuid::now_v7().simple().to_string();
+        let count = self.0.len();
+        for (i, write) in self.0.into_iter().enumerate() {
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Batch-Id", batch_id.as_str());
+            headers.insert("Nats-Batch-Sequence", (i + 1).to_string());
+            headers.insert("Nats-Expected-Last-Subject-Sequence", write.expected.to_string());
+            if let Some(ttl) = write.ttl {
+                headers.insert("Nats-TTL", format!("{}s", ttl.as_secs()));
+            }
+            if i + 1 < count {
+                let sent = client.publish_with_headers(write.subject, headers, write.value).await;
+                sent.map_err(|error| CommitError::Unknown(error.to_string()))?;
+                continue;
+            }
+            headers.insert("Nats-Batch-Commit", "1");
+            let ack =
+                async { jetstream.publish_with_headers(write.subject, headers, write.value).await?.await };
+            // The batch is stored in one piece, and the acknowledgement names its last message.
+            let last = ack.await.map_err(|error| commit_error(&error))?.sequence;
+            let first = last + 1 - count as u64;
+            return Ok((first..=last).map(Revision).collect());
+        }
+        Ok(Vec::new())
+    }
+}
+
+fn commit_error(error: &PublishError) -> CommitError {
+    match error.kind() {
+        PublishErrorKind::WrongLastSequence => CommitError::Conflict,
+        PublishErrorKind::StreamNotFound
+        | PublishErrorKind::WrongLastMessageId
+        | PublishErrorKind::TimedOut
+        | PublishErrorKind::BrokenPipe
+        | PublishErrorKind::MaxAckPending
+        | PublishErrorKind::MaxPayloadExceeded
+        | PublishErrorKind::Other => CommitError::Unknown(error.to_string()),
+    }
+}

@@ -1,0 +1,164 @@
+//! Deciding who gets what: pure, over stock and reservations as they are known.
+
+use std::collections::{BTreeSet, HashMap};
+
+use backbone::ids::Revision;
+
+use super::Units;
+use super::store::{Records, Reservation, parse_count, parse_reservation, reservation_key, stock_key};
+
+/// What is wanted for an order.
+#[derive(Clone, Debug)]
+pub(super) enum Wish {
+    /// To hold these units, all or none.
+    Reserve(Units),
+    /// To hold nothing, from now on for ever.
+    Release,
+}
+
+/// What becomes of a wish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The order holds its units.
+    Held,
+    /// There is not enough.
+    OutOfStock(String),
+    /// The order holds nothing; this is what it had held.
+    Released(Units),
+    /// A record cannot be read: an operator has to mend it.
+    Damaged(String),
+}
+
+/// The wish depends on a record that the ledger does not know for certain.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unsure;
+
+/// A record's value and the revision that the next write to it has to expect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry<T> {
+    pub(super) value: T,
+    pub(super) revision: Revision,
+    pub(super) changed: bool,
+}
+
+/// Stock by SKU and reservations by order, with the changes decided on so far.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub(super) stock: HashMap<String, Entry<u64>>,
+    pub(super) reservations: HashMap<String, Entry<Option<Reservation>>>,
+    /// Keys whose value cannot be read.
+    damaged: BTreeSet<String>,
+    /// Whether all records were read for these very wishes. If not, stock is remembered from earlier, and a
+    /// new order is taken to have no reservation; the commit's expectations find out if that is wrong.
+    certain: bool,
+}
+
+impl Ledger {
+    /// A ledger of remembered stock.
+    pub(super) fn remembered(stock: HashMap<String, Entry<u64>>) -> Self {
+        Self { stock, ..Self::default() }
+    }
+
+    /// A ledger of records just read. What is not among them does not exist.
+    pub(super) fn read(records: Records) -> Self {
+        let mut ledger = Self { certain: true, ..Self::default() };
+        for (key, record) in records {
+            let revision = record.revision;
+            if let Some(sku) = key.strip_prefix("stock.") {
+                match parse_count(&record.value) {
+                    Some(value) => {
+                        ledger.stock.insert(sku.to_owned(), Entry { value, revision, changed: false });
+                    }
+                    None => {
+                        ledger.damaged.insert(key);
+                    }
+                }
+            } else if let Some(order_id) = key.strip_prefix("reservation.") {
+                match parse_reservation(&record.value) {
+                    Ok(value) => {
+                        ledger
+                            .reservations
+                            .insert(order_id.to_owned(), Entry { value, revision, changed: false });
+                    }
+                    Err(_) => {
+                        ledger.damaged.insert(key);
+                    }
+                }
+            }
+        }
+        ledger
+    }
+
+    /// Decides on a wish and notes what changes by it.
+    pub(super) fn decide(&mut self, order_id: &str, wish: &Wish) -> Result<Answer, Unsure> {
+        if self.damaged.contains(&reservation_key(order_id)) {
+            return Ok(damaged(&reservation_key(order_id)));
+        }
+        let entry = self.reservations.get(order_id);
+        let reservation = entry.and_then(|entry| entry.value.clone());
+        match (wish, reservation) {
+            (Wish::Reserve(_), Some(Reservation::Held { .. })) => Ok(Answer::Held),
+            (Wish::Reserve(_) | Wish::Release, Some(Reservation::Released { units })) => {
+                Ok(Answer::Released(units))
+            }
+            (Wish::Reserve(units), None) => self.reserve(order_id, units),
+            (Wish::Release, _) if !self.certain => Err(Unsure),
+            (Wish::Release, Some(Reservation::Held { units })) => Ok(self.release(order_id, units)),
+            // Remembered, so that a reservation that comes too late is refused.
+            (Wish::Release, None) => Ok(self.release(order_id, Units::new())),
+        }
+    }
+
+    fn reserve(&mut self, order_id: &str, units: &Units) -> Result<Answer, Unsure> {
+        let mut missing = Vec::new();
+        for (sku, wanted) in units {
+            if self.damaged.contains(&stock_key(sku)) {
+                return Ok(damaged(&stock_key(sku)));
+            }
+            let available = self.stock.get(sku).map_or(0, |entry| entry.value);
+            if available < *wanted {
+                missing.push(format!("{sku}: {wanted} wanted, {available} available"));
+            }
+        }
+        if !missing.is_empty() {
+            // Nobody is refused on the strength of a memory.
+            return if self.certain { Ok(Answer::OutOfStock(missing.join("; "))) } else { Err(Unsure) };
+        }
+        for (sku, wanted) in units {
+            if let Some(entry) = self.stock.get_mut(sku) {
+                entry.value -= wanted;
+                entry.changed = true;
+            }
+        }
+        self.record(order_id, Reservation::Held { units: units.clone() });
+        Ok(Answer::Held)
+    }
+
+    fn release(&mut self, order_id: &str, units: Units) -> Answer {
+        if let Some(sku) = units.keys().find(|sku| self.damaged.contains(&stock_key(sku))) {
+            return damaged(&stock_key(sku));
+        }
+        for (sku, held) in &units {
+            let none = Entry { value: 0, revision: Revision::NONE, changed: false };
+            let entry = self.stock.entry(sku.clone()).or_insert(none);
+            entry.value = entry.value.saturating_add(*held);
+            entry.changed = true;
+        }
+        self.record(order_id, Reservation::Released { units: units.clone() });
+        Answer::Released(units)
+    }
+
+    fn record(&mut self, order_id: &str, reservation: Reservation) {
+        let revision = self.reservations.get(order_id).map_or(Revision::NONE, |entry| entry.revision);
+        let entry = Entry { value: Some(reservation), revision, changed: true };
+        self.reservations.insert(order_id.to_owned(), entry);
+    }
+}
+
+fn damaged(key: &str) -> Answer {
+    Answer::Damaged(format!("the value of {key} in bucket {} cannot be read; put a right one", super::BUCKET))
+}
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

@@ -1,0 +1,244 @@
+//! Reserving for many orders at once. The broker commits some hundred batches a second, whatever their size;
+//! so the wishes that wait while one batch is under way make up the next. Nobody waits for a timer.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use backbone::backoff::Backoff;
+use backbone::direct_get::ReadError;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::debug;
+
+use super::Units;
+use super::batch::{Batch, CommitError, WRITES_MAX};
+use super::ledger::{Answer, Entry, Ledger, Unsure, Wish};
+use super::store::{Reservation, Store, reservation_key, stock_key};
+use crate::step::StepError;
+
+/// Wishes that wait for the next batch; further ones wait for a place.
+const QUEUE_WISHES_MAX: usize = 1000;
+/// Most writes that one wish can lead to: 100 items and the reservation.
+const WISH_WRITES_MAX: usize = 101;
+/// After this long without a commit the orders are given back, to be tried again later.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_secs(1) };
+
+/// What an order that wanted units has got.
+#[derive(Debug)]
+pub(super) enum Reserved {
+    Held,
+    OutOfStock(String),
+    /// It was released before.
+    Released,
+}
+
+/// The counter that every order of this process passes.
+#[derive(Debug)]
+pub(super) struct Reservations {
+    queue: mpsc::Sender<Request>,
+    _clerk: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+struct Request {
+    order_id: String,
+    wish: Wish,
+    reply: oneshot::Sender<Result<Answer, StepError>>,
+}
+
+impl Reservations {
+    pub(super) fn start(store: Store) -> Self {
+        let (queue, requests) = mpsc::channel(QUEUE_WISHES_MAX);
+        let clerk = Clerk { store, stock: HashMap::new() };
+        Self { queue, _clerk: AbortOnDropHandle::new(tokio::spawn(clerk.serve(requests))) }
+    }
+
+    /// Takes the units for the order, all or none. A repeat takes nothing more.
+    pub(super) async fn reserve(&self, order_id: &str, units: Units) -> Result<Reserved, StepError> {
+        match self.ask(order_id, Wish::Reserve(units)).await? {
+            Answer::Held => Ok(Reserved::Held),
+            Answer::OutOfStock(message) => Ok(Reserved::OutOfStock(message)),
+            Answer::Released(_) => Ok(Reserved::Released),
+            Answer::Damaged(message) => Err(StepError::Unexpected(message)),
+        }
+    }
+
+    /// Gives back what the order holds, and tells what it was.
+    pub(super) async fn release(&self, order_id: &str) -> Result<Units, StepError> {
+        match self.ask(order_id, Wish::Release).await? {
+            Answer::Released(units) => Ok(units),
+            Answer::Damaged(message) => Err(StepError::Unexpected(message)),
+            Answer::Held | Answer::OutOfStock(_) => {
+                Err(StepError::Unexpected("a release was not released".into()))
+            }
+        }
+    }
+
+    async fn ask(&self, order_id: &str, wish: Wish) -> Result<Answer, StepError> {
+        let closed = || StepError::Unexpected("the inventory is closed".to_owned());
+        let (reply, answer) = oneshot::channel();
+        let request = Request { order_id: order_id.to_owned(), wish, reply };
+        self.queue.send(request).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+}
+
+/// Serves the queue, a batch at a time.
+struct Clerk {
+    store: Store,
+    /// Stock as last seen. Another replica or an operator may have changed it since; then the commit fails.
+    stock: HashMap<String, Entry<u64>>,
+}
+
+#[derive(Debug, Error)]
+enum Failure {
+    /// The answer depends on records that have to be read first.
+    #[error("records have to be read")]
+    Unsure,
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl From<Unsure> for Failure {
+    fn from(_: Unsure) -> Self {
+        Self::Unsure
+    }
+}
+
+impl Clerk {
+    async fn serve(mut self, mut queue: mpsc::Receiver<Request>) {
+        while let Some(first) = queue.recv().await {
+            let mut requests = vec![first];
+            while writes(&requests) + WISH_WRITES_MAX <= WRITES_MAX {
+                let Ok(next) = queue.try_recv() else { break };
+                requests.push(next);
+            }
+            self.settle(requests).await;
+        }
+    }
+
+    /// Answers every request, after what was decided is durable.
+    async fn settle(&mut self, requests: Vec<Request>) {
+        let deadline = Instant::now() + COMMIT_TIMEOUT;
+        let mut ledger = Some(self.remember(&requests));
+        for attempts in 1.. {
+            let failure = match self.attempt(ledger.take(), &requests).await {
+                Ok(answers) => {
+                    debug!(orders = requests.len(), attempts, "reservations committed");
+                    return reply(requests, answers.into_iter().map(Ok));
+                }
+                Err(failure) => failure,
+            };
+            if Instant::now() >= deadline {
+                let unavailable = || Err(StepError::Unavailable(format!("inventory: {failure}")));
+                return reply(requests, std::iter::repeat_with(unavailable));
+            }
+            match failure {
+                // Somebody else got on; a look at the records is all that is needed.
+                Failure::Unsure | Failure::Commit(CommitError::Conflict) => {}
+                Failure::Commit(CommitError::Unknown(_)) | Failure::Read(_) => {
+                    sleep(RETRY.after(attempts)).await
+                }
+            }
+        }
+    }
+
+    /// Decides and commits, on what is remembered or else on what is read now.
+    async fn attempt(
+        &mut self,
+        ledger: Option<Ledger>,
+        requests: &[Request],
+    ) -> Result<Vec<Answer>, Failure> {
+        let mut ledger = match ledger {
+            Some(ledger) => ledger,
+            None => self.read(requests).await?,
+        };
+        let decisions = requests.iter().map(|request| ledger.decide(&request.order_id, &request.wish));
+        let answers = decisions.collect::<Result<Vec<_>, _>>()?;
+        self.commit(ledger).await?;
+        Ok(answers)
+    }
+
+    /// What is remembered of the stock that the requests want.
+    fn remember(&self, requests: &[Request]) -> Ledger {
+        let wanted = requests.iter().flat_map(|request| match &request.wish {
+            Wish::Reserve(units) => units.keys().collect(),
+            Wish::Release => Vec::new(),
+        });
+        Ledger::remembered(
+            wanted.filter_map(|sku| Some((sku.clone(), self.stock.get(sku)?.clone()))).collect(),
+        )
+    }
+
+    /// Reads every record that the requests could touch.
+    async fn read(&self, requests: &[Request]) -> Result<Ledger, ReadError> {
+        let mut keys = Vec::new();
+        for request in requests {
+            keys.push(reservation_key(&request.order_id));
+            match &request.wish {
+                Wish::Reserve(units) => keys.extend(units.keys().map(|sku| stock_key(sku))),
+                Wish::Release => {}
+            }
+        }
+        let mut records = self.store.read(&keys).await?;
+        // What a release gives back is known only from its reservation.
+        let reservations = Ledger::read(records.clone()).reservations;
+        let held = reservations.into_values().filter_map(|entry| match entry.value {
+            Some(Reservation::Held { units }) => Some(units.into_keys()),
+            Some(Reservation::Released { .. }) | None => None,
+        });
+        let keys: Vec<_> =
+            held.flatten().map(|sku| stock_key(&sku)).filter(|key| !records.contains_key(key)).collect();
+        if !keys.is_empty() {
+            records.extend(self.store.read(&keys).await?);
+        }
+        Ok(Ledger::read(records))
+    }
+
+    /// Writes what the ledger changed in one batch, and remembers the stock.
+    async fn commit(&mut self, ledger: Ledger) -> Result<(), CommitError> {
+        let mut batch = Batch::default();
+        let mut skus = Vec::new();
+        for (sku, entry) in &ledger.stock {
+            if entry.changed {
+                batch.write(self.store.stock_write(sku, entry.value, entry.revision));
+                skus.push(sku.clone());
+            }
+        }
+        for (order_id, entry) in &ledger.reservations {
+            if let (true, Some(reservation)) = (entry.changed, &entry.value) {
+                batch.write(self.store.reservation_write(order_id, reservation, entry.revision));
+            }
+        }
+        let revisions = if batch.is_empty() { Vec::new() } else { self.store.commit(batch).await? };
+        self.stock.extend(ledger.stock);
+        for (sku, revision) in skus.into_iter().zip(revisions) {
+            if let Some(entry) = self.stock.get_mut(&sku) {
+                entry.revision = revision;
+                entry.changed = false;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many writes the requests may lead to.
+fn writes(requests: &[Request]) -> usize {
+    let writes = |request: &Request| match &request.wish {
+        Wish::Reserve(units) => units.len() + 1,
+        Wish::Release => WISH_WRITES_MAX,
+    };
+    requests.iter().map(writes).sum()
+}
+
+fn reply(requests: Vec<Request>, answers: impl Iterator<Item = Result<Answer, StepError>>) {
+    for (request, answer) in requests.into_iter().zip(answers) {
+        // A worker that no longer waits will find the answer in the records when it comes again.
+        drop(request.reply.send(answer));
+    }
+}

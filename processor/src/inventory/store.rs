@@ -1,0 +1,277 @@
+//! Where the stock is kept: a JetStream key-value bucket, so that any NATS client can look at it.
+//!
+//! | key                       | value                                                                     |
+//! |---------------------------|---------------------------------------------------------------------------|
+//! | `stock.<sku>`             | units available, as a decimal number                                      |
+//! | `reservation.<order_id>`  | JSON: what the order holds, or that it holds nothing any more             |
+//!
+//! A reservation lives longer than its order's events, and then expires.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
+use async_nats::jetstream::stream::{Config, DiscardPolicy};
+use backbone::backoff::Backoff;
+use backbone::connection::Connection;
+use backbone::direct_get::{self, ReadError};
+use backbone::ids::Revision;
+use backbone::stream::ORDERS;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use super::Units;
+use super::batch::{Batch, CommitError, Write};
+
+/// Name of the bucket.
+pub const BUCKET: &str = "INVENTORY";
+const STREAM: &str = "KV_INVENTORY";
+const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
+/// How much longer a reservation is kept than the events of its order.
+const RESERVATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Keys asked for in one read.
+const KEYS_PER_READ_MAX: usize = 256;
+
+/// Settings of the inventory.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct InventoryConfig {
+    /// SKUs to begin with, as in `widget=100,gadget=5`. Those that exist keep the count they have.
+    #[arg(long, env = "STOCK", value_delimiter = ',', value_parser = parse_stock)]
+    pub stock: Vec<(String, u64)>,
+}
+
+/// The inventory cannot be opened.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The broker refused.
+    #[error("the broker refused to set up bucket {BUCKET}: {0}")]
+    Broker(#[from] CreateStreamError),
+    /// The bucket exists, but is not as it has to be.
+    #[error(
+        "bucket {BUCKET} exists without {0}; add it, or remove the bucket when it holds nothing of worth"
+    )]
+    Differs(&'static str),
+}
+
+/// What an order holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Reservation {
+    /// These units are taken from the stock for the order.
+    Held {
+        /// Units by SKU.
+        units: Units,
+    },
+    /// The order holds nothing, and never will again.
+    Released {
+        /// What it had held, by SKU.
+        units: Units,
+    },
+}
+
+/// A record and the revision that the next write to it has to expect.
+#[derive(Clone, Debug)]
+pub(super) struct Versioned<T> {
+    pub(super) value: T,
+    pub(super) revision: Revision,
+}
+
+/// The bucket.
+#[derive(Clone, Debug)]
+pub(super) struct Store {
+    connection: Connection,
+    reservation_ttl: Option<Duration>,
+}
+
+/// Records as they were at one moment. A key that is not there has revision [`Revision::NONE`].
+pub(super) type Records = HashMap<String, Versioned<Vec<u8>>>;
+
+/// Key of a SKU's stock.
+pub fn stock_key(sku: &str) -> String {
+    format!("stock.{sku}")
+}
+
+/// Key of an order's reservation.
+pub fn reservation_key(order_id: &str) -> String {
+    format!("reservation.{order_id}")
+}
+
+impl Store {
+    /// Opens the bucket, made if it is missing, and creates the SKUs that are.
+    pub(super) async fn open(connection: Connection, config: &InventoryConfig) -> Result<Self, StoreError> {
+        let mut attempts = 0;
+        loop {
+            connection.up().await;
+            match Self::set_up(&connection, config).await {
+                Ok(Ok(store)) => return Ok(store),
+                Ok(Err(error)) => return Err(error),
+                Err(error) => {
+                    attempts += 1;
+                    warn!(error, attempts, "bucket {BUCKET} not ready, waiting for it");
+                    tokio::time::sleep(RETRY.after(attempts)).await;
+                }
+            }
+        }
+    }
+
+    /// The outer error is one that passes by itself.
+    async fn set_up(
+        connection: &Connection,
+        config: &InventoryConfig,
+    ) -> Result<Result<Self, StoreError>, String> {
+        let jetstream = connection.jetstream();
+        let orders = jetstream.get_stream(ORDERS).await.map_err(|error| error.to_string())?;
+        let retention = orders.cached_info().config.max_age;
+        let reservation_ttl = (!retention.is_zero()).then(|| retention + RESERVATION_GRACE);
+
+        let replicas = orders.cached_info().config.num_replicas;
+        if let Err(error) = jetstream.create_stream(bucket(replicas)).await {
+            match error.kind() {
+                CreateStreamErrorKind::JetStream(refusal)
+                    if refusal.error_code() == ErrorCode::STREAM_NAME_EXIST =>
+                {
+                    let present = jetstream.get_stream(STREAM).await.map_err(|error| error.to_string())?;
+                    let present = &present.cached_info().config;
+                    if !present.allow_atomic_publish {
+                        return Ok(Err(StoreError::Differs("allow_atomic")));
+                    }
+                    if !present.allow_message_ttl {
+                        return Ok(Err(StoreError::Differs("allow_msg_ttl")));
+                    }
+                }
+                CreateStreamErrorKind::JetStream(refusal) if refusal.code() < 500 => {
+                    return Ok(Err(StoreError::Broker(error)));
+                }
+                CreateStreamErrorKind::JetStream(_)
+                | CreateStreamErrorKind::JetStreamUnavailable
+                | CreateStreamErrorKind::TimedOut
+                | CreateStreamErrorKind::Response
+                | CreateStreamErrorKind::ResponseParse
+                | CreateStreamErrorKind::EmptyStreamName
+                | CreateStreamErrorKind::InvalidStreamName
+                | CreateStreamErrorKind::DomainAndExternalSet
+                | CreateStreamErrorKind::NotFound => return Err(error.to_string()),
+            }
+        }
+        let store = Self { connection: connection.clone(), reservation_ttl };
+        store.seed(&config.stock).await?;
+        Ok(Ok(store))
+    }
+
+    async fn seed(&self, stock: &[(String, u64)]) -> Result<(), String> {
+        for (sku, units) in stock {
+            let mut batch = Batch::default();
+            batch.write(self.stock_write(sku, *units, Revision::NONE));
+            match self.commit(batch).await {
+                Ok(_) => info!(sku, units, "stock created"),
+                Err(CommitError::Conflict) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the records under `keys` as they are now.
+    pub(super) async fn read(&self, keys: &[String]) -> Result<Records, ReadError> {
+        let client = self.connection.jetstream().client();
+        let mut records = Records::with_capacity(keys.len());
+        for keys in keys.chunks(KEYS_PER_READ_MAX) {
+            let subjects: Vec<_> = keys.iter().map(|key| subject(key)).collect();
+            for stored in direct_get::last_of_each(&client, STREAM, &subjects).await? {
+                let Some(key) = stored.subject.strip_prefix(SUBJECT_PREFIX) else { continue };
+                // A deleted or expired key is a message without a value.
+                let value = stored.payload.to_vec();
+                records.insert(key.to_owned(), Versioned { value, revision: stored.sequence });
+            }
+        }
+        Ok(records)
+    }
+
+    /// Commits all writes of the batch or none; tells the revision of each.
+    pub(super) async fn commit(&self, batch: Batch) -> Result<Vec<Revision>, CommitError> {
+        batch.commit(&self.connection).await
+    }
+
+    pub(super) fn stock_write(&self, sku: &str, units: u64, expected: Revision) -> Write {
+        Write { subject: subject(&stock_key(sku)), value: units.to_string().into(), expected, ttl: None }
+    }
+
+    pub(super) fn reservation_write(
+        &self,
+        order_id: &str,
+        reservation: &Reservation,
+        expected: Revision,
+    ) -> Write {
+        // A map of strings and numbers always serializes.
+        let value = serde_json::to_vec(reservation).unwrap_or_default().into();
+        Write { subject: subject(&reservation_key(order_id)), value, expected, ttl: self.reservation_ttl }
+    }
+}
+
+/// Reads a stock count.
+pub(super) fn parse_count(value: &[u8]) -> Option<u64> {
+    if value.is_empty() { Some(0) } else { std::str::from_utf8(value).ok()?.trim().parse().ok() }
+}
+
+/// Reads a reservation; a key without a value is none.
+pub(super) fn parse_reservation(value: &[u8]) -> Result<Option<Reservation>, serde_json::Error> {
+    if value.is_empty() { Ok(None) } else { serde_json::from_slice(value).map(Some) }
+}
+
+const SUBJECT_PREFIX: &str = "$KV.INVENTORY.";
+
+fn subject(key: &str) -> String {
+    format!("{SUBJECT_PREFIX}{key}")
+}
+
+fn bucket(replicas: usize) -> Config {
+    Config {
+        name: STREAM.to_owned(),
+        description: Some("Waybill: stock by SKU and reservations by order".to_owned()),
+        subjects: vec![format!("{SUBJECT_PREFIX}>")],
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        num_replicas: replicas,
+        allow_rollup: true,
+        deny_delete: true,
+        allow_direct: true,
+        allow_atomic_publish: true,
+        allow_message_ttl: true,
+        ..Config::default()
+    }
+}
+
+fn parse_stock(text: &str) -> Result<(String, u64), String> {
+    let (sku, units) = text.split_once('=').ok_or("is not of the form sku=units")?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if sku.is_empty() || sku.len() > 64 || !sku.chars().all(allowed) {
+        return Err(format!("\"{sku}\" is no SKU: 1-64 characters of A-Z, a-z, 0-9, '-' and '_'"));
+    }
+    let units = units.parse().map_err(|_| format!("\"{units}\" is no number of units"))?;
+    Ok((sku.to_owned(), units))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stock_is_given_as_sku_and_units() {
+        assert_eq!(parse_stock("widget=100"), Ok(("widget".to_owned(), 100)));
+        for bad in ["widget", "=1", "wid get=1", "widget=-1", "widget=many", "a.b=1"] {
+            assert!(parse_stock(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_reservation_reads_back_as_itself() {
+        let held = Reservation::Held { units: Units::from([("widget".to_owned(), 3)]) };
+        let json = serde_json::to_vec(&held).unwrap();
+        assert_eq!(String::from_utf8_lossy(&json), r#"{"state":"held","units":{"widget":3}}"#);
+        assert_eq!(parse_reservation(&json).unwrap(), Some(held));
+        assert_eq!(parse_reservation(b"").unwrap(), None);
+        assert!(parse_reservation(b"?").is_err());
+    }
+}

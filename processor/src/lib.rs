@@ -1,0 +1,12 @@
+//! Processors: what carries an order from one status to the next.
+//!
+//! A [`step`] says what it consumes and what it does for an order; the runtime does the rest: consuming,
+//! retrying, appending, acknowledging, draining.
+
+pub mod fulfilment;
+pub mod inventory;
+pub mod payment;
+pub mod program;
+pub mod step;
+
+mod runtime;
