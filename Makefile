@@ -1,0 +1,40 @@
+# The few commands of this repository. `make` alone lists them.
+
+# A path in NATS_SERVER or GRPCURL is taken as it is; else tools/install finds or installs the tool.
+NATS := NATS_SERVER=$${NATS_SERVER:-$$(tools/install nats-server)} && export NATS_SERVER
+CARGO_OUT := $${CARGO_TARGET_DIR:-target}
+
+.PHONY: help run test lint bench
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+run: ## start broker, gateway and processors; ARGS goes to `waybill dev`
+	@$(NATS) && \
+	cargo build --workspace --release --locked && \
+	exec "$(CARGO_OUT)/release/waybill" dev $(ARGS)
+
+test: ## build everything, then run all tests against a real nats-server
+	@$(NATS) && \
+	if [ -z "$$GRPCURL" ] && { command -v grpcurl || command -v go; } >/dev/null; then \
+		GRPCURL=$$(tools/install grpcurl) && export GRPCURL || exit; \
+	fi && \
+	cargo build --workspace --locked && \
+	cargo test --workspace --locked
+
+lint: ## check format, code, contract and dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@buf=$$(tools/install buf) && set -x && "$$buf" lint
+	@deny=$$(tools/install cargo-deny) && set -x && "$$deny" --locked check --hide-inclusion-graph bans licenses sources
+	@deny=$$(tools/install cargo-deny) && \
+	if "$$deny" fetch db 2>/dev/null; then \
+		set -x && "$$deny" --locked check advisories; \
+	else \
+		echo 'advisories skipped: the database cannot be fetched here'; \
+	fi
+
+bench: ## measure; the release build comes first
+	@$(NATS) && \
+	cargo build --workspace --release --locked && \
+	cargo bench -p waybill-tests --locked
