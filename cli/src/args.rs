@@ -1,0 +1,180 @@
+//! The command line. Each setting that one keeps for longer is also an environment variable.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use tonic::transport::Uri;
+
+/// Orders that never get lost: run Waybill on this machine, place orders and watch them.
+#[derive(Debug, Parser)]
+#[command(name = "waybill", version)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run broker, gateway and processors on this machine, and place sample orders.
+    Dev(DevArgs),
+    /// Place, read and watch orders.
+    Order(OrderArgs),
+    /// Become a program that dies with its parent.
+    #[command(hide = true)]
+    Tether(TetherArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DevArgs {
+    /// How many sample orders to place.
+    #[arg(long, env = "WAYBILL_ORDERS", default_value = "10", value_name = "N",
+          value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub(crate) orders: u32,
+    /// Stop everything once the sample orders are finished. The exit code is 0 only if all of them are.
+    #[arg(long)]
+    pub(crate) exit: bool,
+    /// How long the sample orders may take.
+    #[arg(long, env = "WAYBILL_TIMEOUT", default_value = "60s")]
+    pub(crate) timeout: humantime::Duration,
+    /// Where the broker's data and all logs are kept, also between runs.
+    #[arg(long, env = "WAYBILL_DATA_DIR", default_value = ".waybill")]
+    pub(crate) data_dir: PathBuf,
+    /// The nats-server to run, 2.12 or newer: a path, or a name on PATH.
+    #[arg(long, env = "NATS_SERVER", default_value = "nats-server", value_name = "PATH")]
+    pub(crate) nats_server: PathBuf,
+    /// The broker's port on 127.0.0.1. 0 takes a free one.
+    #[arg(long, env = "WAYBILL_NATS_PORT", default_value = "4222", value_name = "PORT")]
+    pub(crate) nats_port: u16,
+    /// Where the gateway serves gRPC. Port 0 takes a free one.
+    #[arg(long, env = "GRPC_ADDR", default_value = "127.0.0.1:50051")]
+    pub(crate) grpc_addr: SocketAddr,
+    /// Where the gateway serves its health over HTTP. Port 0 takes a free one.
+    #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
+    pub(crate) ops_addr: SocketAddr,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct OrderArgs {
+    /// The gateway's address.
+    #[arg(long, env = "WAYBILL_GATEWAY", default_value = "http://127.0.0.1:50051", global = true,
+          value_name = "URL", value_parser = parse_gateway)]
+    pub(crate) gateway: Uri,
+    #[command(subcommand)]
+    pub(crate) command: OrderCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OrderCommand {
+    /// Place an order.
+    Place(PlaceArgs),
+    /// Read an order.
+    Get {
+        /// The order's id, as `place` shows it.
+        order_id: String,
+    },
+    /// Follow an order until it is finished.
+    Watch {
+        /// The order's id, as `place` shows it.
+        order_id: String,
+        /// Show only what happened after this revision.
+        #[arg(long, default_value = "0", value_name = "REVISION")]
+        after_revision: u64,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PlaceArgs {
+    /// Who orders.
+    #[arg(long, value_name = "ID")]
+    pub(crate) customer: String,
+    /// What is ordered: SKU, quantity, and the price of one unit in minor units (cents). Repeat it for more.
+    #[arg(long = "item", required = true, value_name = "SKU:QUANTITY:PRICE", value_parser = parse_item)]
+    pub(crate) items: Vec<Item>,
+    /// The currency of all prices.
+    #[arg(long, default_value = "EUR")]
+    pub(crate) currency: String,
+    /// Names this request: repeated with the same name and items it answers with the same order.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "ID")]
+    pub(crate) request_id: String,
+    /// Then follow the order until it is finished.
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+/// One `--item`. Whether the values make sense is for the gateway to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Item {
+    pub(crate) sku: String,
+    pub(crate) quantity: i32,
+    pub(crate) price_minor: i64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TetherArgs {
+    /// The process to die with.
+    pub(crate) parent_pid: i32,
+    /// What to become: a program and its arguments.
+    #[arg(last = true, required = true)]
+    pub(crate) program: Vec<OsString>,
+}
+
+fn parse_item(text: &str) -> Result<Item, String> {
+    let [sku, quantity, price] = text.split(':').collect::<Vec<_>>()[..] else {
+        return Err("write it as SKU:QUANTITY:PRICE, such as widget:2:1250".to_owned());
+    };
+    Ok(Item {
+        sku: sku.to_owned(),
+        quantity: quantity.parse().map_err(|error| format!("quantity '{quantity}': {error}"))?,
+        price_minor: price.parse().map_err(|error| format!("price '{price}' in minor units: {error}"))?,
+    })
+}
+
+fn parse_gateway(text: &str) -> Result<Uri, String> {
+    match text.parse::<Uri>() {
+        Ok(uri) if uri.scheme().is_some() && uri.authority().is_some() => Ok(uri),
+        Ok(_) => Err("write it as http://HOST:PORT".to_owned()),
+        Err(error) => Err(format!("write it as http://HOST:PORT ({error})")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn an_item_is_sku_quantity_and_price() {
+        let item = parse_item("widget:2:1250").unwrap();
+        assert_eq!(item, Item { sku: "widget".to_owned(), quantity: 2, price_minor: 1250 });
+    }
+
+    #[test]
+    fn an_item_in_another_form_says_which_part_is_wrong() {
+        assert!(parse_item("widget").unwrap_err().contains("SKU:QUANTITY:PRICE"));
+        assert!(parse_item("widget:2:1250:9").unwrap_err().contains("SKU:QUANTITY:PRICE"));
+        assert!(parse_item("widget:two:1250").unwrap_err().contains("quantity 'two'"));
+        assert!(parse_item("widget:2:12.50").unwrap_err().contains("price '12.50'"));
+    }
+
+    #[test]
+    fn a_gateway_needs_a_scheme() {
+        assert!(parse_gateway("http://127.0.0.1:50051").is_ok());
+        assert!(parse_gateway("127.0.0.1:50051").unwrap_err().contains("http://HOST:PORT"));
+    }
+
+    #[test]
+    fn the_program_behind_a_tether_keeps_its_flags() {
+        let args = Args::try_parse_from(["waybill", "tether", "1", "--", "nats-server", "--port", "-1"]);
+        let Command::Tether(tether) = args.unwrap().command else {
+            panic!("not the tether command");
+        };
+        assert_eq!(tether.program, ["nats-server", "--port", "-1"]);
+    }
+}

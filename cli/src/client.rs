@@ -1,0 +1,91 @@
+//! The way to a gateway: connecting, deadlines, and which failures are worth another try.
+
+use std::error::Error;
+use std::time::Duration;
+
+use anyhow::Context;
+use proto::orders::v1::order_service_client::OrderServiceClient;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Response, Status};
+use tonic_types::StatusExt;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A stream may be silent for days; pings tell a quiet gateway from a dead one.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// A client of the order service. Cheap to clone; clones share one connection.
+pub(crate) type Orders = OrderServiceClient<Channel>;
+
+/// How to reach a gateway; nothing is connected yet.
+pub(crate) fn endpoint(gateway: Uri) -> Endpoint {
+    Channel::builder(gateway)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+}
+
+/// Connects to a gateway that is expected to be there.
+pub(crate) async fn connect(gateway: Uri) -> anyhow::Result<Orders> {
+    let channel = endpoint(gateway.clone()).connect().await.with_context(|| {
+        format!("cannot reach a gateway at {gateway}: start one with `waybill dev`, or name another with --gateway")
+    })?;
+    Ok(Orders::new(channel))
+}
+
+/// The answer of a call, or DEADLINE_EXCEEDED. For a stream the answer is its beginning.
+pub(crate) async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
+    match timeout(CALL_TIMEOUT, call).await {
+        Ok(answered) => answered.map(Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded(format!("no answer within {CALL_TIMEOUT:?}"))),
+    }
+}
+
+/// How long to wait before the same call is made again after so many fruitless tries; `None` when the answer
+/// would be the same.
+pub(crate) fn pause_before_retry(status: &Status, tries: u32) -> Option<Duration> {
+    let wanted_by_server = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
+    let backoff = RETRY_PAUSE_MIN.saturating_mul(2_u32.saturating_pow(tries));
+    let pause = match wanted_by_server {
+        Some(delay) => Some(delay),
+        None => may_pass(status).then_some(backoff),
+    };
+    pause.map(|pause| pause.min(RETRY_PAUSE_MAX))
+}
+
+/// Whether the failure came about on the way, not as a considered answer. A status has a source only when the
+/// connection broke; one that the gateway sent has none.
+fn may_pass(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) || status.source().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic_types::ErrorDetails;
+
+    #[test]
+    fn the_server_says_when_to_come_back() {
+        let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(700)));
+        let status = Status::with_error_details(Code::ResourceExhausted, "over quota", details);
+        assert_eq!(pause_before_retry(&status, 3), Some(Duration::from_millis(700)));
+    }
+
+    #[test]
+    fn pauses_grow_up_to_a_bound() {
+        let status = Status::unavailable("away");
+        assert_eq!(pause_before_retry(&status, 0), Some(RETRY_PAUSE_MIN));
+        assert_eq!(pause_before_retry(&status, 1), Some(RETRY_PAUSE_MIN * 2));
+        assert_eq!(pause_before_retry(&status, u32::MAX), Some(RETRY_PAUSE_MAX));
+    }
+
+    #[test]
+    fn a_considered_no_is_final() {
+        assert_eq!(pause_before_retry(&Status::invalid_argument("no"), 0), None);
+        assert_eq!(pause_before_retry(&Status::resource_exhausted("no"), 0), None);
+    }
+}

@@ -1,0 +1,111 @@
+//! `waybill dev`: the whole system on this machine, from one command.
+
+mod board;
+mod broker;
+mod catalogue;
+mod children;
+mod data_dir;
+mod gateway;
+mod log;
+mod ports;
+mod processors;
+mod programs;
+mod samples;
+mod signals;
+mod summary;
+
+use anyhow::{anyhow, bail};
+use tokio::select;
+
+use crate::args::DevArgs;
+use crate::client::Orders;
+use crate::{client, console};
+
+use broker::Broker;
+use children::Children;
+use data_dir::DataDir;
+use gateway::Gateway;
+use programs::Programs;
+use signals::Signals;
+use summary::Summary;
+
+/// Runs until a signal, or with `--exit` until the sample orders are finished; then stops every child. An error
+/// if something did not go as it should.
+pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    let data = DataDir::lock(&args.data_dir)?;
+    let programs = Programs::find(&args.nats_server)?;
+    broker::check_version(&programs.nats_server).await?;
+    ports::check_free(args)?;
+
+    let mut children = Children::new(data.logs());
+    let outcome = select! {
+        biased;
+        signal = signals.next() => interrupted(args, signal),
+        outcome = play(args, &data, &programs, &mut children) => outcome,
+    };
+    children.stop(&mut signals).await;
+    outcome
+}
+
+/// Comes back only with an error, or with `--exit`.
+async fn play(
+    args: &DevArgs,
+    data: &DataDir,
+    programs: &Programs,
+    children: &mut Children,
+) -> anyhow::Result<()> {
+    let broker = broker::start(args, data, programs, children).await?;
+    let gateway = gateway::start(args, programs, &broker, children).await?;
+    processors::start(programs, &broker, children).await?;
+
+    let orders = Orders::new(client::endpoint(gateway.uri()?).connect_lazy());
+    let summary = children.while_alive(samples::run(args, orders)).await?;
+    if let Some(summary) = &summary {
+        console::tell(&format!("\n{summary}"));
+    }
+    if args.exit {
+        return verdict(summary.as_ref());
+    }
+    console::tell(&how_to_try(args, &broker, &gateway, summary.as_ref()));
+    Err(children.death().await)
+}
+
+fn interrupted(args: &DevArgs, signal: &str) -> anyhow::Result<()> {
+    if args.exit {
+        bail!("{signal} came before the sample orders were finished");
+    }
+    console::tell(&format!("\n{signal}: stopping"));
+    Ok(())
+}
+
+fn verdict(summary: Option<&Summary>) -> anyhow::Result<()> {
+    match summary.map_or(0, Summary::unfinished) {
+        0 => Ok(()),
+        unfinished => Err(anyhow!("{unfinished} sample orders were not finished")),
+    }
+}
+
+fn how_to_try(args: &DevArgs, broker: &Broker, gateway: &Gateway, summary: Option<&Summary>) -> String {
+    let addr = gateway.grpc_addr;
+    let order_id = summary.and_then(Summary::an_order_id).unwrap_or("ORDER_ID");
+    let order = catalogue::example_json();
+    let item = catalogue::example_item();
+    format!(
+        "
+Waybill is up: gRPC on {addr}, health on http://{ops}/health, {nats}, logs in {logs}.
+Try it:
+
+  grpcurl -plaintext {addr} list
+  grpcurl -plaintext -d '{order}' {addr} orders.v1.OrderService/CreateOrder
+  grpcurl -plaintext -d '{{\"order_id\":\"{order_id}\"}}' {addr} orders.v1.OrderService/WatchOrder
+  waybill order --gateway http://{addr} place --customer ada --item {item} --watch
+  waybill order --gateway http://{addr} get {order_id}
+
+Ctrl-C stops everything; the data stays in {data}.",
+        ops = gateway.ops_addr,
+        nats = broker.url,
+        logs = args.data_dir.join("logs").display(),
+        data = args.data_dir.display(),
+    )
+}

@@ -1,0 +1,34 @@
+//! Making sure that the ports are ours to take, so that nothing foreign is ever mistaken for our own child.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+use anyhow::anyhow;
+
+use crate::args::DevArgs;
+
+/// Fails, naming the port, its purpose and the flag, if something else listens on one of them.
+pub(super) fn check_free(args: &DevArgs) -> anyhow::Result<()> {
+    let nats_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, args.nats_port));
+    // All are held at once, so that two of them cannot be the same.
+    let held = [
+        (nats_addr, "nats-server", "--nats-port"),
+        (args.grpc_addr, "the gateway's gRPC", "--grpc-addr"),
+        (args.ops_addr, "the gateway's health", "--ops-addr"),
+    ]
+    .map(|(addr, purpose, flag)| TcpListener::bind(addr).map_err(|error| taken(addr, purpose, flag, &error)));
+    held.into_iter().collect::<anyhow::Result<Vec<_>>>().map(drop)
+}
+
+fn taken(addr: SocketAddr, purpose: &str, flag: &str, error: &io::Error) -> anyhow::Error {
+    let port = addr.port();
+    if error.kind() == io::ErrorKind::AddrInUse {
+        anyhow!(
+            "port {port} on {} is in use, and {purpose} needs it: stop what listens there, or choose another with \
+             {flag} (port 0 takes a free one)",
+            addr.ip()
+        )
+    } else {
+        anyhow!("cannot listen on {addr} for {purpose}: {error}; choose another address with {flag}")
+    }
+}

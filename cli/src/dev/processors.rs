@@ -1,0 +1,42 @@
+//! The three processors, one for each step of an order.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::broker::Broker;
+use super::catalogue;
+use super::children::Children;
+use super::log;
+use super::programs::Programs;
+
+/// Orders may be placed before the processors work: they wait in the log. Waiting a little for the processors only
+/// keeps their start out of the times that are shown, so it is no error if one does not say that it works.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Starts the processors, with stock for the sample orders.
+pub(super) async fn start(
+    programs: &Programs,
+    broker: &Broker,
+    children: &mut Children,
+) -> anyhow::Result<()> {
+    let processors = programs.processors();
+    for (name, program) in processors {
+        let mut command = broker.command_of_client(program)?;
+        command.env("STOCK", catalogue::stock());
+        children.start(name, command)?;
+    }
+    let logs = processors.map(|(name, _)| children.log_of(name));
+    let working = async {
+        for log in &logs {
+            log::wait_for(log, "processing").await;
+        }
+    };
+    children
+        .while_alive(async {
+            match timeout(START_PATIENCE, working).await {
+                Ok(()) | Err(_) => Ok(()),
+            }
+        })
+        .await
+}

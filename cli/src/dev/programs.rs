@@ -1,0 +1,89 @@
+//! Where the programs are that `dev` runs.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+
+/// Every program, found before the first is started.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub(super) nats_server: PathBuf,
+    pub(super) gateway: PathBuf,
+    inventory: PathBuf,
+    payment: PathBuf,
+    fulfilment: PathBuf,
+}
+
+impl Programs {
+    /// Looks for the broker where the user says, and for our own programs beside this one, else on PATH.
+    pub(super) fn find(nats_server: &Path) -> anyhow::Result<Self> {
+        let nats_server = on_path(nats_server).ok_or_else(|| {
+            anyhow!(
+                "{} not found: install nats-server 2.12 or newer, or name one with --nats-server or NATS_SERVER",
+                nats_server.display()
+            )
+        })?;
+        let this_program = env::current_exe().context("cannot tell where this program is")?;
+        let here = this_program.parent().unwrap_or(Path::new("."));
+        Ok(Self {
+            nats_server,
+            gateway: ours("waybill-gateway", here)?,
+            inventory: ours("waybill-inventory", here)?,
+            payment: ours("waybill-payment", here)?,
+            fulfilment: ours("waybill-fulfilment", here)?,
+        })
+    }
+
+    /// The processors and their names, in the order of the steps.
+    pub(super) fn processors(&self) -> [(&'static str, &Path); 3] {
+        [("inventory", &self.inventory), ("payment", &self.payment), ("fulfilment", &self.fulfilment)]
+    }
+}
+
+fn ours(name: &str, here: &Path) -> anyhow::Result<PathBuf> {
+    let beside = here.join(name);
+    if is_program(&beside) {
+        return Ok(beside);
+    }
+    on_path(Path::new(name)).ok_or_else(|| {
+        anyhow!(
+            "{name} not found, neither in {} nor on PATH: build it with `cargo build --workspace`",
+            here.display()
+        )
+    })
+}
+
+/// As a shell looks programs up: what has a slash is taken as it is.
+fn on_path(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return is_program(program).then(|| program.to_owned());
+    }
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|folder| folder.join(program))
+        .find(|candidate| is_program(candidate))
+}
+
+fn is_program(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_looked_up_and_a_path_is_not() {
+        assert!(on_path(Path::new("sh")).is_some());
+        assert_eq!(on_path(Path::new("/bin/sh")), Some(PathBuf::from("/bin/sh")));
+        assert_eq!(on_path(Path::new("./sh")), None);
+    }
+
+    #[test]
+    fn a_missing_program_says_how_to_get_it() {
+        let refused = ours("waybill-nothing", Path::new("/nowhere")).unwrap_err().to_string();
+        assert!(refused.contains("waybill-nothing not found") && refused.contains("cargo build --workspace"));
+    }
+}

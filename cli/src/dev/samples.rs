@@ -1,0 +1,133 @@
+//! The sample orders: placed a few at a time, each followed until it is finished.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use futures::StreamExt;
+use futures::stream;
+use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus};
+use tokio::select;
+use tokio::time::{self, sleep, timeout_at};
+use tonic::Status;
+
+use super::board::Board;
+use super::catalogue;
+use super::summary::Summary;
+use crate::args::DevArgs;
+use crate::client::{self, Orders};
+use crate::fault;
+use crate::watch::Watch;
+
+/// How many sample orders are on their way at once.
+const IN_FLIGHT_MAX: usize = 64;
+
+/// What became of one sample order.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It is finished; `took` is the time from CreateOrder to its last event.
+    Finished { order: Order, took: Duration },
+    /// It was accepted, and is not finished.
+    Unfinished { order: Order, why: String },
+    /// It was not accepted.
+    Refused { request_id: String, why: String },
+}
+
+/// Places all sample orders and follows them to their end, or until time is up. `None` if there are none.
+pub(super) async fn run(args: &DevArgs, orders: Orders) -> anyhow::Result<Option<Summary>> {
+    if args.orders == 0 {
+        return Ok(None);
+    }
+    let started = Instant::now();
+    let deadline = time::Instant::now().checked_add(*args.timeout).context("--timeout is too long")?;
+    let run_name = run_name();
+    let board = Board::new(args.orders);
+    let outcomes = stream::iter(0..args.orders as usize)
+        .map(|index| {
+            let request = catalogue::sample_order(&run_name, index);
+            one(orders.clone(), request, deadline, &board)
+        })
+        .buffer_unordered(IN_FLIGHT_MAX)
+        .collect::<Vec<_>>();
+    let outcomes = select! {
+        outcomes = outcomes => outcomes,
+        never = board.report_progress() => match never {},
+    };
+    Ok(Some(Summary::of(outcomes, started.elapsed())?))
+}
+
+async fn one(orders: Orders, request: CreateOrderRequest, deadline: time::Instant, board: &Board) -> Outcome {
+    let started = Instant::now();
+    let request_id = request.request_id.clone();
+    let mut order = match timeout_at(deadline, place(orders.clone(), request)).await {
+        Ok(Ok(order)) => order,
+        Ok(Err(status)) => {
+            let why = fault::headline(&status);
+            return Outcome::Refused { request_id, why };
+        }
+        Err(_) => {
+            let why = "not accepted in time".to_owned();
+            return Outcome::Refused { request_id, why };
+        }
+    };
+    board.placed(&order);
+    let followed = timeout_at(deadline, follow(orders, &mut order, board)).await;
+    let why = match followed {
+        Ok(Ok(())) if is_finished(&order) => {
+            board.finished();
+            let took = started.elapsed();
+            return Outcome::Finished { order, took };
+        }
+        Ok(Ok(())) => "it moves no more by itself".to_owned(),
+        Ok(Err(status)) => fault::headline(&status),
+        Err(_) => "not finished in time".to_owned(),
+    };
+    Outcome::Unfinished { order, why }
+}
+
+/// Places the order, as often as it takes: its request_id makes the repeats harmless. The caller bounds the time.
+async fn place(mut orders: Orders, request: CreateOrderRequest) -> Result<Order, Status> {
+    let mut fruitless_tries = 0;
+    loop {
+        let status = match client::answer(orders.create_order(request.clone())).await {
+            Ok(answer) => return answer.order.ok_or_else(|| Status::data_loss("no order in the answer")),
+            Err(status) => status,
+        };
+        let Some(pause) = client::pause_before_retry(&status, fruitless_tries) else {
+            return Err(status);
+        };
+        fruitless_tries += 1;
+        sleep(pause).await;
+    }
+}
+
+/// Keeps `order` as it stands, until it is finished or parked. Dropping the future loses nothing of what was seen.
+async fn follow(orders: Orders, order: &mut Order, board: &Board) -> Result<(), Status> {
+    let mut watch = Watch::new(orders, order.order_id.clone(), order.revision);
+    while let Some(update) = watch.next().await? {
+        board.changed(order, &update);
+        *order = update.order;
+        // A parked order waits for an operator, and the sample orders have none.
+        if order.status() == OrderStatus::Failed {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn is_finished(order: &Order) -> bool {
+    let is_terminal = match order.status() {
+        OrderStatus::Fulfilled | OrderStatus::Rejected | OrderStatus::Cancelled => true,
+        OrderStatus::Unspecified
+        | OrderStatus::Accepted
+        | OrderStatus::Reserved
+        | OrderStatus::Paid
+        | OrderStatus::Failed => false,
+    };
+    is_terminal && order.undo_pending.is_empty()
+}
+
+/// Tells the requests of this run from those of earlier ones, which the order log still knows.
+fn run_name() -> String {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("sample-{}", since_epoch.as_millis())
+}

@@ -1,0 +1,114 @@
+//! Errors as people read them: the gRPC code, the message, and what the google.rpc details add.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::iter;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// The whole error: one line, and below it one line for each detail.
+pub(crate) fn explain(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<Status>() {
+        Some(status) => {
+            let details = detail_lines(&status.get_error_details());
+            let lines = details.iter().map(|line| format!("\n  {line}"));
+            headline(status) + &lines.collect::<String>()
+        }
+        None => format!("{error:#}"),
+    }
+}
+
+/// Code and message; for a broken connection also what broke it, at the bottom of a chain that repeats itself.
+pub(crate) fn headline(status: &Status) -> String {
+    let text = format!("{}: {}", code_name(status.code()), status.message());
+    let root = iter::successors(status.source(), |&error| error.source()).last();
+    match root.map(ToString::to_string) {
+        Some(cause) if !text.ends_with(&cause) => format!("{text}: {cause}"),
+        Some(_) | None => text,
+    }
+}
+
+fn detail_lines(details: &ErrorDetails) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(bad_request) = details.bad_request() {
+        for violation in &bad_request.field_violations {
+            lines.push(format!("{}: {}", violation.field, violation.description));
+        }
+    }
+    if let Some(failure) = details.precondition_failure() {
+        for violation in &failure.violations {
+            lines.push(format!("{} {}: {}", violation.r#type, violation.subject, violation.description));
+        }
+    }
+    if let Some(failure) = details.quota_failure() {
+        for violation in &failure.violations {
+            lines.push(format!("quota of {}: {}", violation.subject, violation.description));
+        }
+    }
+    if let Some(resource) = details.resource_info() {
+        lines.push(format!("{}: {}", resource.resource_type, resource.resource_name));
+    }
+    if let Some(info) = details.error_info() {
+        // A map has no order of its own, and the same error should read the same.
+        let metadata: BTreeMap<_, _> = info.metadata.iter().collect();
+        let metadata = metadata.iter().map(|(key, value)| format!(", {key}: {value}"));
+        lines.push(format!("reason: {}{}", info.reason, metadata.collect::<String>()));
+    }
+    if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
+        lines.push(format!("try again in {}", humantime::format_duration(delay)));
+    }
+    lines
+}
+
+/// The code as the gRPC specification spells it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    #[test]
+    fn every_detail_gets_its_line() {
+        let mut details = ErrorDetails::new();
+        details
+            .add_bad_request_violation("items[0].sku", "must not be empty")
+            .add_bad_request_violation("customer_id", "is required")
+            .set_error_info("REQUEST_ID_REUSED", "waybill", HashMap::new())
+            .set_retry_info(Some(Duration::from_millis(1500)));
+        let status = Status::with_error_details(Code::InvalidArgument, "2 invalid fields", details);
+        assert_eq!(
+            explain(&status.into()),
+            "INVALID_ARGUMENT: 2 invalid fields\n  items[0].sku: must not be empty\n  customer_id: is required\
+             \n  reason: REQUEST_ID_REUSED\n  try again in 1s 500ms"
+        );
+    }
+
+    #[test]
+    fn an_error_of_ours_shows_its_causes() {
+        let error = anyhow::anyhow!("no such file").context("cannot lock");
+        assert_eq!(explain(&error), "cannot lock: no such file");
+    }
+}

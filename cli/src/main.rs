@@ -1,0 +1,50 @@
+//! `waybill`: one binary for people. `dev` runs the whole system on this machine, `order` talks to a gateway.
+
+mod args;
+mod client;
+mod console;
+mod dev;
+mod fault;
+mod order;
+mod render;
+mod tether;
+mod usage;
+mod watch;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = match usage::parse::<Args>() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    match run(args.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console::warn(&format!("error: {}", fault::explain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Dev(args) => block_on(dev::run(&args)),
+        Command::Order(args) => block_on(order::run(args)),
+        Command::Tether(args) => Err(tether::become_program(&args)),
+    }
+}
+
+/// One thread for everything: the kernel ties a child's life to the thread that started it (see [`tether`]),
+/// and this thread is the last to go.
+fn block_on(story: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(story)
+}

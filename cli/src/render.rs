@@ -1,0 +1,153 @@
+//! Orders and their events as lines of text.
+
+use std::time::{Duration, SystemTime};
+
+use proto::orders::v1::order_event::Detail;
+use proto::orders::v1::{Order, OrderStatus, Undo};
+
+use crate::watch::Update;
+
+/// An order, one field a line.
+pub(crate) fn order(order: &Order) -> String {
+    let mut lines = vec![
+        format!("order     {}", order.order_id),
+        format!("customer  {}", order.customer_id),
+        format!("status    {}", standing(order)),
+    ];
+    lines.extend(order.items.iter().map(|item| {
+        let price = item.unit_price.clone().unwrap_or_default();
+        format!("item      {} {} at {}", item.quantity, item.sku, price.minor_units)
+    }));
+    let total = order.total.clone().unwrap_or_default();
+    lines.push(format!("total     {} {} (minor units)", total.minor_units, total.currency_code));
+    lines.push(format!("revision  {}", order.revision));
+    lines.push(format!("created   {}", time_text(create_time(order))));
+    lines.push(format!("updated   {}", time_text(update_time(order))));
+    lines.join("\n")
+}
+
+/// An event, on one line.
+pub(crate) fn update(update: &Update) -> String {
+    let order = &update.order;
+    let mut line = format!(
+        "{}  revision {}  {:<9}  {}",
+        time_text(update_time(order)),
+        order.revision,
+        event_name(update.detail.as_ref()),
+        standing(order),
+    );
+    let details = update.detail.as_ref().map(detail).unwrap_or_default();
+    if !details.is_empty() {
+        line = format!("{line}  {details}");
+    }
+    if !update.trace_id.is_empty() {
+        line = format!("{line}  trace {}", update.trace_id);
+    }
+    line
+}
+
+/// The status, the reason for it, and what has still to be undone.
+pub(crate) fn standing(order: &Order) -> String {
+    let mut text = status_name(order.status()).to_owned();
+    if !order.reason.is_empty() {
+        text = format!("{text} ({})", order.reason);
+    }
+    if order.status() == OrderStatus::Failed {
+        text = format!("{text}, parked as {}", status_name(order.parked_status()));
+    }
+    for undo in order.undo_pending() {
+        text = format!("{text}, {}", undo_text(undo));
+    }
+    text
+}
+
+/// The status as the contract spells it, without the enum's prefix.
+pub(crate) fn status_name(status: OrderStatus) -> &'static str {
+    let name = status.as_str_name();
+    name.strip_prefix("ORDER_STATUS_").unwrap_or(name)
+}
+
+/// What kind of event it was, in the word that its subject has.
+pub(crate) fn event_name(detail: Option<&Detail>) -> &'static str {
+    match detail {
+        Some(Detail::Created(_)) => "created",
+        Some(Detail::Reserved(_)) => "reserved",
+        Some(Detail::Paid(_)) => "paid",
+        Some(Detail::Fulfilled(_)) => "fulfilled",
+        Some(Detail::Rejected(_)) => "rejected",
+        Some(Detail::Cancelled(_)) => "cancelled",
+        Some(Detail::Released(_)) => "released",
+        Some(Detail::Refunded(_)) => "refunded",
+        Some(Detail::Failed(_)) => "failed",
+        Some(Detail::Redriven(_)) => "redriven",
+        None => "unknown",
+    }
+}
+
+/// When the latest event was written.
+pub(crate) fn update_time(order: &Order) -> Option<SystemTime> {
+    order.update_time.and_then(|time| time.try_into().ok())
+}
+
+/// A short time, precise enough to compare: `1.2 ms`, `3.45 s`.
+pub(crate) fn short_duration(duration: Duration) -> String {
+    if duration < Duration::from_secs(1) {
+        format!("{:.1} ms", duration.as_secs_f64() * 1e3)
+    } else {
+        format!("{:.2} s", duration.as_secs_f64())
+    }
+}
+
+fn detail(detail: &Detail) -> String {
+    match detail {
+        Detail::Created(_) | Detail::Reserved(_) | Detail::Released(_) => String::new(),
+        Detail::Paid(paid) => format!("payment {}", paid.payment_id),
+        Detail::Fulfilled(fulfilled) => format!("shipment {}", fulfilled.shipment_id),
+        Detail::Rejected(rejected) => format!("{}: {}", rejected.step, rejected.message),
+        Detail::Cancelled(cancelled) => cancelled.message.clone(),
+        Detail::Refunded(refunded) if refunded.refund_id.is_empty() => "nothing to refund".to_owned(),
+        Detail::Refunded(refunded) => format!("refund {}", refunded.refund_id),
+        Detail::Failed(failed) => {
+            format!("{} after {} attempts: {}", failed.step, failed.attempts, failed.message)
+        }
+        Detail::Redriven(redriven) => format!("by {}", redriven.operator),
+    }
+}
+
+fn undo_text(undo: Undo) -> &'static str {
+    match undo {
+        Undo::Unspecified => "something to undo",
+        Undo::Release => "stock to release",
+        Undo::Refund => "payment to refund",
+    }
+}
+
+fn create_time(order: &Order) -> Option<SystemTime> {
+    order.create_time.and_then(|time| time.try_into().ok())
+}
+
+fn time_text(time: Option<SystemTime>) -> String {
+    time.map_or_else(|| "unknown".to_owned(), |time| humantime::format_rfc3339_millis(time).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rejected_order_says_why_and_what_it_owes() {
+        let order = Order {
+            status: OrderStatus::Rejected.into(),
+            reason: "CARD_DECLINED".to_owned(),
+            undo_pending: vec![Undo::Release.into()],
+            ..Order::default()
+        };
+        assert_eq!(standing(&order), "REJECTED (CARD_DECLINED), stock to release");
+    }
+
+    #[test]
+    fn durations_keep_what_matters() {
+        assert_eq!(short_duration(Duration::from_micros(1234)), "1.2 ms");
+        assert_eq!(short_duration(Duration::from_millis(3456)), "3.46 s");
+    }
+}

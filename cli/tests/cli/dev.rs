@@ -1,0 +1,176 @@
+//! `waybill dev` with fakes of all that it starts: what it says when something is wrong, and what it leaves behind.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use proto::orders::v1::OrderStatus;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::time::timeout;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::shop::{self, Script, order};
+use crate::stage::{PATIENCE, Stage, is_gone, output_of, send, stderr, stdout, until};
+
+#[tokio::test]
+async fn a_missing_program_is_named_before_anything_starts() {
+    for (program, remedy) in
+        [("waybill-payment", "cargo build --workspace"), ("nats-server", "--nats-server")]
+    {
+        let stage = Stage::new();
+        stage.remove(program);
+        let output = output_of(&mut stage.dev()).await;
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains(program) && stderr(&output).contains(remedy), "{}", stderr(&output));
+        assert!(stage.pids_so_far().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn an_old_nats_server_is_refused() {
+    let stage = Stage::new();
+    let output = output_of(stage.dev().env("FAKE_NATS_VERSION", "2.11.9")).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("2.11") && stderr(&output).contains("2.12 or newer"));
+    assert!(stage.pids_so_far().is_empty());
+}
+
+#[tokio::test]
+async fn a_busy_port_is_named_with_the_flag_that_changes_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let addr = format!("127.0.0.1:{port}");
+    for (flag, value) in [("--nats-port", &port), ("--grpc-addr", &addr), ("--ops-addr", &addr)] {
+        let stage = Stage::new();
+        let output = output_of(stage.dev().args([flag, value])).await;
+        assert_eq!(output.status.code(), Some(1));
+        let complaint = stderr(&output);
+        assert!(complaint.contains(&format!("port {port} ")) && complaint.contains(flag), "{complaint}");
+        assert!(stage.pids_so_far().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_dies_ends_everything_with_its_last_words() {
+    let stage = Stage::new();
+    let output = output_of(stage.dev().env("FAKE_DIES", "waybill-gateway")).await;
+    assert_eq!(output.status.code(), Some(1));
+    let complaint = stderr(&output);
+    assert!(complaint.contains("gateway died (exit status: 3)"), "{complaint}");
+    assert!(complaint.contains("gateway.log") && complaint.contains("  out of paper"), "{complaint}");
+    assert!(stage.pids_so_far().into_iter().all(is_gone));
+}
+
+#[tokio::test]
+async fn a_data_folder_has_one_user_at_a_time() {
+    let stage = Stage::new();
+    let mut first = stage.dev().spawn().unwrap();
+    stage.pids_of(&["nats-server"]).await;
+    let output = output_of(&mut stage.dev()).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("another `waybill dev`"), "{}", stderr(&output));
+    send(&first, Signal::SIGTERM);
+    timeout(PATIENCE, first.wait()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn nothing_outlives_a_killed_parent() {
+    let stage = Stage::new();
+    let mut dev = stage.dev().spawn().unwrap();
+    let children = stage.pids_of(&["nats-server", "waybill-gateway"]).await;
+    assert!(!children.iter().any(|&child| is_gone(child)));
+    dev.start_kill().unwrap();
+    until(|| children.iter().all(|&child| is_gone(child)).then_some(())).await;
+    timeout(PATIENCE, dev.wait()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_signal_stops_every_child() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let (addr, _) = shop::open(Script::default()).await;
+        let stage = Stage::new();
+        let mut dev = stage.dev_with_gateway(addr).args(["--orders", "0"]).spawn().unwrap();
+        let children =
+            stage.pids_of(&["nats-server", "waybill-gateway", "waybill-inventory", "waybill-payment"]).await;
+        send(&dev, signal);
+        let status = timeout(PATIENCE, dev.wait()).await.unwrap().unwrap();
+        assert_eq!(status.code(), Some(0));
+        assert!(children.into_iter().all(is_gone));
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_does_not_wait_for_a_stubborn_child() {
+    let stage = Stage::new();
+    let mut dev = stage.dev().env("FAKE_STUBBORN", "waybill-gateway").spawn().unwrap();
+    let children = stage.pids_of(&["nats-server", "waybill-gateway"]).await;
+    // Says so once it has ignored SIGTERM for good.
+    until(|| {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", children[1])).ok()?;
+        (name.trim() == "sleep").then_some(())
+    })
+    .await;
+    send(&dev, Signal::SIGTERM);
+    let mut said = BufReader::new(dev.stdout.take().unwrap()).lines();
+    while let Some(line) = timeout(PATIENCE, said.next_line()).await.unwrap().unwrap() {
+        if line.contains("stopping") {
+            break;
+        }
+    }
+    send(&dev, Signal::SIGTERM);
+    let output = timeout(PATIENCE, dev.wait_with_output()).await.unwrap().unwrap();
+    assert!(stderr(&output).contains("SIGTERM: killing"), "{}", stderr(&output));
+    assert!(children.into_iter().all(is_gone));
+}
+
+#[tokio::test]
+async fn a_sample_order_is_repeated_under_its_name_until_it_is_accepted() {
+    let create = Box::new(|_: &_, before| match before {
+        0 => {
+            let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(1)));
+            Err(Status::with_error_details(Code::ResourceExhausted, "over quota", details))
+        }
+        1 => Err(Status::unavailable("away")),
+        _ => Ok(order(OrderStatus::Fulfilled, 4)),
+    });
+    let (addr, seen) = shop::open(Script { create, ..Script::default() }).await;
+    let stage = Stage::new();
+    let output = output_of(stage.dev_with_gateway(addr).args(["--orders", "1", "--exit"])).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("1  FULFILLED") && stdout(&output).contains("p99"));
+    let creates = seen.creates.lock().unwrap();
+    assert_eq!(creates.len(), 3);
+    assert!(creates.iter().all(|create| create.request_id == creates[0].request_id));
+    assert!(stage.pids_so_far().into_iter().all(is_gone));
+}
+
+#[tokio::test]
+async fn an_order_that_does_not_end_in_time_is_named_and_fails_the_run() {
+    let create = Box::new(|_: &_, _| Ok(order(OrderStatus::Accepted, 4)));
+    let watch = Box::new(|_: &_, _| vec![Ok(order(OrderStatus::Reserved, 5))]);
+    let (addr, _) = shop::open(Script { create, watch, ..Script::default() }).await;
+    let stage = Stage::new();
+    let mut dev = stage.dev_with_gateway(addr);
+    let output = output_of(dev.args(["--orders", "1", "--exit", "--timeout", "500ms"])).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stdout(&output).contains("not finished: order customer-order, RESERVED: not finished in time"),
+        "{}",
+        stdout(&output)
+    );
+    assert!(stderr(&output).contains("1 sample orders were not finished"), "{}", stderr(&output));
+    assert!(stage.pids_so_far().into_iter().all(is_gone));
+}
+
+#[tokio::test]
+async fn a_parked_order_fails_the_run_at_once() {
+    let create = Box::new(|_: &_, _| Ok(order(OrderStatus::Accepted, 4)));
+    let watch = Box::new(|_: &_, _| vec![Ok(order(OrderStatus::Failed, 5))]);
+    let (addr, _) = shop::open(Script { create, watch, ..Script::default() }).await;
+    let stage = Stage::new();
+    let mut dev = stage.dev_with_gateway(addr);
+    let output = output_of(dev.args(["--orders", "1", "--exit", "--timeout", "1h"])).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("FAILED"), "{}", stdout(&output));
+}

@@ -1,0 +1,34 @@
+//! What the user got wrong is said in the user's words.
+
+use tokio::process::Command;
+
+use crate::stage::{output_of, stderr};
+
+fn waybill() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_waybill"))
+}
+
+#[tokio::test]
+async fn a_bad_flag_is_a_usage_error() {
+    let output = output_of(waybill().args(["dev", "--ops-addr", "nowhere"])).await;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("--ops-addr"));
+    assert!(!stderr(&output).contains("environment"));
+}
+
+#[tokio::test]
+async fn a_bad_variable_is_named() {
+    let output = output_of(waybill().arg("dev").env("OPS_ADDR", "nowhere")).await;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("comes from the environment variable OPS_ADDR"));
+
+    let output = output_of(waybill().args(["order", "get", "x"]).env("WAYBILL_GATEWAY", "nowhere")).await;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("comes from the environment variable WAYBILL_GATEWAY"));
+}
+
+#[tokio::test]
+async fn no_command_is_a_usage_error_and_help_is_none() {
+    assert_eq!(output_of(&mut waybill()).await.status.code(), Some(64));
+    assert_eq!(output_of(waybill().arg("--help")).await.status.code(), Some(0));
+}
