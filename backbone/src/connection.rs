@@ -9,7 +9,7 @@ use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use thiserror::Error;
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::backoff::Backoff;
 
@@ -172,6 +172,8 @@ fn log(event: &Event) {
         Event::LameDuckMode => info!("broker is about to leave"),
         Event::Draining | Event::Closed => info!(%event, "connection to the broker"),
         Event::SlowConsumer(_) => warn!(%event, "messages dropped, to be read from the log"),
-        Event::ServerError(_) | Event::ClientError(_) => error!(%event, "broker"),
+        Event::ServerError(_) => error!(%event, "broker"),
+        // A failed attempt to connect, which the delay before the next one speaks of.
+        Event::ClientError(_) => debug!(%event, "connection to the broker"),
     }
 }

@@ -49,7 +49,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
         .map_err(config::cannot_bind("GRPC_ADDR", config.grpc_addr))?;
     let ops_listener =
         TcpListener::bind(config.ops_addr).await.map_err(config::cannot_bind("OPS_ADDR", config.ops_addr))?;
-    info!(grpc_addr = %grpc_listener.local_addr()?, ops_addr = %ops_listener.local_addr()?, "listening");
+    let pid = std::process::id();
+    info!(pid, grpc_addr = %grpc_listener.local_addr()?, ops_addr = %ops_listener.local_addr()?, "listening");
 
     let readiness = Readiness::new();
     let drain = readiness.draining();
