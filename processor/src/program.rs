@@ -21,9 +21,10 @@ use crate::step::Step;
 /// Settings that every processor has.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ProcessorConfig {
-    /// Orders that this process works on at the same time.
-    #[arg(long, env = "WORKER_POOL_SIZE", default_value = "10", value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub worker_pool_size: u16,
+    /// Orders that this process works on at the same time, 1-1000. Unset: what suits the step, which is 10, and
+    /// for inventory, whose workers share their commits, 128.
+    #[arg(long, env = "WORKER_POOL_SIZE", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub worker_pool_size: Option<u16>,
     /// How long the broker waits for a sign of life about an order before it gives it to another worker.
     #[arg(long, env = "ACK_WAIT", default_value = "10s")]
     pub ack_wait: humantime::Duration,

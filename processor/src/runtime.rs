@@ -52,7 +52,8 @@ pub(crate) async fn process<S: Step>(
     drain: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut workers = JoinSet::new();
-    for _ in 0..config.worker_pool_size {
+    let worker_pool_size = config.worker_pool_size.unwrap_or(S::WORKER_POOL_SIZE);
+    for _ in 0..worker_pool_size {
         let worker = Worker {
             step: step.clone(),
             log: log.clone(),
@@ -62,7 +63,7 @@ pub(crate) async fn process<S: Step>(
         };
         workers.spawn(worker.run());
     }
-    info!(step = S::NAME, workers = config.worker_pool_size, "processing");
+    info!(step = S::NAME, workers = worker_pool_size, "processing");
     while let Some(ended) = workers.join_next().await {
         ended?;
     }

@@ -16,6 +16,8 @@ pub trait Step: Send + Sync + 'static {
     const NAME: &'static str;
     /// Events after which an order may have work for this step.
     const EVENTS: &'static [EventKind];
+    /// Orders that one process works on at the same time, unless it is configured otherwise.
+    const WORKER_POOL_SIZE: u16 = 10;
 
     /// Does what the order, as it stands, needs of this step, and says what happened. `None` if it needs
     /// nothing.

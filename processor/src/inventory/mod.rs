@@ -38,6 +38,8 @@ impl Inventory {
 impl Step for Inventory {
     const NAME: &'static str = "inventory";
     const EVENTS: &'static [EventKind] = &[EventKind::Created, EventKind::Rejected];
+    /// A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
+    const WORKER_POOL_SIZE: u16 = 128;
 
     async fn handle(&self, order: &Order) -> Result<Option<Detail>, StepError> {
         match order.status() {
