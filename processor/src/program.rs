@@ -85,8 +85,15 @@ where
     let drain = CancellationToken::new();
 
     let processing = async {
-        provision(&connection, &settings.stream).await?;
-        let step = Arc::new(open(config, connection.clone()).await?);
+        let opening = async {
+            provision(&connection, &settings.stream).await?;
+            open(config, connection.clone()).await
+        };
+        let step = select! {
+            step = opening => Arc::new(step?),
+            // Nothing has begun that would have to be finished.
+            () = drain.cancelled() => return Ok(()),
+        };
         runtime::process(step, log, &settings, &drain).await
     };
     tokio::pin!(processing);
@@ -96,7 +103,6 @@ where
         signal = shutdown.requested() => info!(step = S::NAME, signal, "draining"),
     }
     drain.cancel();
-    // Before its step is open a processor holds nothing that has to be finished.
     match timeout(settings.drain_timeout.into(), processing).await {
         Ok(ended) => ended?,
         Err(_) => {

@@ -211,12 +211,14 @@ impl<S: Step> Worker<S> {
         trace: &TraceContext,
     ) -> Result<(), Unfinished> {
         // Another worker may have been at it before; then the event tells less than the log.
-        let mut current = if deliveries > 1 {
+        let redelivered = deliveries > 1;
+        let mut current = if redelivered {
             self.log.load_latest(&event.id).await?.ok_or(Unfinished::Gone(event.id))?
         } else {
             OrderState::from(event)
         };
-        let mut acted = false;
+        // A worker that died may have acted for it, and not have lived to append.
+        let mut acted = redelivered;
         loop {
             let fact = match self.step.handle(&current.order).await {
                 Ok(Some(fact)) => fact,
