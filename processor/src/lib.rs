@@ -3,6 +3,7 @@
 //! A [`step`] says what it consumes and what it does for an order; the runtime does the rest: consuming,
 //! retrying, appending, acknowledging, draining.
 
+pub mod config;
 pub mod fulfilment;
 pub mod inventory;
 pub mod payment;

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::program::ProcessorConfig;
+use crate::config::ProcessorConfig;
 use crate::step::{Step, StepError};
 
 /// Messages delivered and not yet acknowledged, over all replicas of a step. Orders that wait for their retry

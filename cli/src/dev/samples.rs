@@ -1,6 +1,6 @@
 //! The sample orders: placed a few at a time, each followed until it is finished.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::board::Board;
 use super::catalogue;
-use super::summary::Summary;
+use super::summary::{Outcome, Summary};
 use crate::args::DevArgs;
 use crate::client::{self, Orders};
 use crate::fault;
@@ -20,17 +20,6 @@ use crate::watch::Watch;
 
 /// How many sample orders are on their way at once.
 const IN_FLIGHT_MAX: usize = 64;
-
-/// What became of one sample order.
-#[derive(Debug)]
-pub(super) enum Outcome {
-    /// It is finished; `took` is the time from CreateOrder to its last event.
-    Finished { order: Order, took: Duration },
-    /// It was accepted, and is not finished.
-    Unfinished { order: Order, why: String },
-    /// It was not accepted.
-    Refused { request_id: String, why: String },
-}
 
 /// Places all sample orders and follows them to their end, or until time is up. `None` if there are none.
 pub(super) async fn run(args: &DevArgs, orders: Orders) -> anyhow::Result<Option<Summary>> {

@@ -6,9 +6,20 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hdrhistogram::Histogram;
+use proto::orders::v1::Order;
 
-use super::samples::Outcome;
 use crate::render;
+
+/// What became of one sample order.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It is finished; `took` is the time from CreateOrder to its last event.
+    Finished { order: Order, took: Duration },
+    /// It was accepted, and is not finished.
+    Unfinished { order: Order, why: String },
+    /// It was not accepted.
+    Refused { request_id: String, why: String },
+}
 
 /// Longer times count as this one. Three digits are more than a person compares.
 const MICROS_MAX: u64 = 3_600_000_000;

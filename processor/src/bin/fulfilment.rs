@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use processor::config::ProcessorConfig;
 use processor::fulfilment::Fulfilment;
-use processor::program::{self, ProcessorConfig};
+use processor::program;
 
 /// Hands paid orders to the carrier.
 #[derive(Debug, Parser)]
@@ -14,7 +15,7 @@ struct Config {
     processor: ProcessorConfig,
 }
 
-impl program::Config for Config {
+impl processor::config::Config for Config {
     fn processor(&self) -> &ProcessorConfig {
         &self.processor
     }

@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use processor::config::ProcessorConfig;
 use processor::inventory::{Inventory, InventoryConfig};
-use processor::program::{self, ProcessorConfig};
+use processor::program;
 
 /// Reserves and releases the stock of orders.
 #[derive(Debug, Parser)]
@@ -16,7 +17,7 @@ struct Config {
     processor: ProcessorConfig,
 }
 
-impl program::Config for Config {
+impl processor::config::Config for Config {
     fn processor(&self) -> &ProcessorConfig {
         &self.processor
     }
