@@ -1,0 +1,166 @@
+//! What a client does: orders, reads, watches.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use proto::orders::v1::order_service_client::OrderServiceClient;
+use proto::orders::v1::{
+    CreateOrderRequest, GetOrderRequest, Money, Order, OrderEvent, OrderItem, OrderStatus, WatchOrderRequest,
+    WatchOrderResponse,
+};
+use tokio::time::timeout;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::deployment::{Deployment, Gateway};
+use crate::{PATIENCE, eventually};
+
+/// Orders looked at side by side.
+const READS_AT_ONCE: usize = 16;
+
+impl Gateway {
+    /// A channel, which connects when it is used, and again when the gateway is back.
+    pub fn channel(&self) -> Channel {
+        let endpoint = Channel::from_shared(format!("http://{}", self.grpc_addr)).expect("address");
+        endpoint.connect_timeout(Duration::from_secs(5)).connect_lazy()
+    }
+
+    /// What it answers to a health check, if it answers.
+    pub async fn health(&self, service: &str) -> Option<ServingStatus> {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let response = HealthClient::new(self.channel()).check(request).await.ok()?;
+        Some(response.into_inner().status())
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn ready(&self) {
+        eventually("readiness", async || (self.http("/readyz").await.0 == 200).then_some(())).await;
+    }
+
+    /// Status and body of a path on its HTTP port.
+    pub async fn http(&self, path: &str) -> (u16, String) {
+        http_get(&self.ops_addr, path).await.unwrap_or_default()
+    }
+}
+
+impl Deployment {
+    /// Status and body of a path on the gateway's HTTP port.
+    pub async fn http(&self, path: &str) -> (u16, String) {
+        self.gateway.http(path).await
+    }
+
+    /// A channel to the gateway, which connects when it is used.
+    pub fn channel(&self) -> Channel {
+        self.gateway.channel()
+    }
+
+    /// A client of the gateway.
+    pub async fn client(&self) -> OrderServiceClient<Channel> {
+        OrderServiceClient::new(self.channel())
+    }
+
+    /// Places an order by one call.
+    pub async fn place(&self, request: CreateOrderRequest) -> Result<Order, Status> {
+        let response = self.client().await.create_order(request).await?;
+        Ok(response.into_inner().order.unwrap_or_default())
+    }
+
+    /// Reads an order by one call.
+    pub async fn get(&self, order_id: &str) -> Result<Order, Status> {
+        let request = GetOrderRequest { order_id: order_id.to_owned() };
+        let response = self.client().await.get_order(request).await?;
+        Ok(response.into_inner().order.unwrap_or_default())
+    }
+
+    /// Waits until the order is finished, and gives it.
+    pub async fn finished(&self, order_id: &str) -> Order {
+        let mut client = self.client().await;
+        eventually(&format!("end of order {order_id}"), async || {
+            let request = GetOrderRequest { order_id: order_id.to_owned() };
+            let order = client.get_order(request).await.ok()?.into_inner().order?;
+            backbone::lifecycle::is_finished(&order).then_some(order)
+        })
+        .await
+    }
+
+    /// Waits until the order has the status, and gives it.
+    pub async fn reached(&self, order_id: &str, status: OrderStatus) -> Order {
+        eventually(&format!("{} of order {order_id}", status.as_str_name()), async || {
+            self.get(order_id).await.ok().filter(|order| order.status() == status)
+        })
+        .await
+    }
+
+    /// How many of the orders ended with each status.
+    pub async fn statuses(&self, order_ids: &[String]) -> HashMap<OrderStatus, usize> {
+        let ends = stream::iter(order_ids).map(|order_id| self.finished(order_id));
+        let ends: Vec<_> = ends.buffer_unordered(READS_AT_ONCE).collect().await;
+        let mut statuses = HashMap::new();
+        for order in ends {
+            *statuses.entry(order.status()).or_default() += 1;
+        }
+        statuses
+    }
+
+    /// Opens a watch.
+    pub async fn watch(&self, order_id: &str, after_revision: u64) -> Result<Watcher, Status> {
+        let request = WatchOrderRequest { order_id: order_id.to_owned(), after_revision };
+        let stream = self.client().await.watch_order(request).await?.into_inner();
+        Ok(Watcher { stream })
+    }
+}
+
+/// An open watch of one order.
+#[derive(Debug)]
+pub struct Watcher {
+    stream: Streaming<WatchOrderResponse>,
+}
+
+impl Watcher {
+    /// The next event; `None` when the stream ended with OK.
+    pub async fn next(&mut self) -> Result<Option<OrderEvent>, Status> {
+        let message = timeout(PATIENCE, self.stream.message()).await.expect("an event, or the end");
+        Ok(message?.map(|response| response.event.unwrap_or_default()))
+    }
+
+    /// The next event of a stream that has to go on.
+    pub async fn event(&mut self) -> OrderEvent {
+        self.next().await.expect("open stream").expect("a further event")
+    }
+
+    /// Every further event until the stream ended with OK.
+    pub async fn rest(mut self) -> Vec<OrderEvent> {
+        let mut events = Vec::new();
+        while let Some(event) = self.next().await.expect("an end with OK") {
+            events.push(event);
+        }
+        events
+    }
+}
+
+/// A plain HTTP GET.
+async fn http_get(addr: &str, path: &str) -> Option<(u16, String)> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut connection = tokio::net::TcpStream::connect(addr).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
+    connection.write_all(request.as_bytes()).await.ok()?;
+    let mut response = String::new();
+    connection.read_to_string(&mut response).await.ok()?;
+    let (head, body) = response.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+/// One item at a price of 3.50 EUR.
+pub fn item(sku: &str, quantity: i32) -> OrderItem {
+    let unit_price = Some(Money { currency_code: "EUR".to_owned(), minor_units: 350 });
+    OrderItem { sku: sku.to_owned(), quantity, unit_price }
+}
+
+/// A request for `items`, safe to repeat under `request_id`.
+pub fn order_of(customer_id: &str, request_id: &str, items: Vec<OrderItem>) -> CreateOrderRequest {
+    CreateOrderRequest { request_id: request_id.to_owned(), customer_id: customer_id.to_owned(), items }
+}

@@ -1,0 +1,180 @@
+//! Broker, gateway and processors: started, stopped, started again.
+
+use std::collections::HashMap;
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::broker::Broker;
+use crate::process::{Process, binary};
+
+/// The three steps, by the names of their binaries.
+const STEPS: [&str; 3] = ["inventory", "payment", "fulfilment"];
+const FREE_PORT: &str = "127.0.0.1:0";
+
+/// What a deployment begins with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// SKUs and their units.
+    pub stock: Vec<(&'static str, u64)>,
+    /// Processes of each step.
+    pub replicas: usize,
+    /// Further environment of the gateway.
+    pub gateway: Vec<(&'static str, String)>,
+    /// Further environment of the processors.
+    pub processors: Vec<(&'static str, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            stock: vec![("widget", 1_000_000), ("gadget", 1_000_000)],
+            replicas: 1,
+            gateway: Vec::new(),
+            // Redelivery after a kill would else take the default of 10 s.
+            processors: vec![("ACK_WAIT", "2s".to_owned())],
+        }
+    }
+}
+
+/// A gateway process and where it listens.
+#[derive(Debug)]
+pub struct Gateway {
+    /// The process.
+    pub process: Process,
+    /// Its gRPC address.
+    pub grpc_addr: String,
+    /// Its HTTP address.
+    pub ops_addr: String,
+}
+
+/// A whole Waybill. Fields are dropped, and so stopped, in this order.
+#[derive(Debug)]
+pub struct Deployment {
+    /// The edge.
+    pub gateway: Gateway,
+    /// The steps' processes by step.
+    pub processors: HashMap<&'static str, Vec<Process>>,
+    /// The broker.
+    pub broker: Broker,
+    options: Options,
+    dir: TempDir,
+}
+
+impl Deployment {
+    /// Starts everything with the default options.
+    pub async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    /// Starts everything and waits until the gateway is ready.
+    pub async fn start_with(options: Options) -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let mut broker = Broker::reserve(dir.path());
+        broker.start().await;
+        let deployment = Self::start_around(broker, options, dir).await;
+        deployment.ready().await;
+        deployment
+    }
+
+    /// Starts gateway and processors; the broker is there only in name.
+    pub async fn start_without_broker(options: Options) -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let broker = Broker::reserve(dir.path());
+        Self::start_around(broker, options, dir).await
+    }
+
+    async fn start_around(broker: Broker, options: Options, dir: TempDir) -> Self {
+        let gateway = start_gateway(&dir, &broker, &options, "gateway", FREE_PORT).await;
+        let mut deployment = Self { gateway, processors: HashMap::new(), broker, options, dir };
+        for step in STEPS {
+            for _ in 0..deployment.options.replicas {
+                deployment.start_processor(step);
+            }
+        }
+        deployment
+    }
+
+    /// Starts one more process of `step`.
+    pub fn start_processor(&mut self, step: &'static str) {
+        let processes = self.processors.entry(step).or_default();
+        let mut command = Command::new(binary(&format!("waybill-{step}")));
+        command
+            .env_clear()
+            .env("NATS_URL", self.broker.url())
+            .env("LOG_FORMAT", "json")
+            .envs(self.options.processors.iter().cloned());
+        if step == "inventory" {
+            let stock: Vec<_> =
+                self.options.stock.iter().map(|(sku, units)| format!("{sku}={units}")).collect();
+            command.env("STOCK", stock.join(","));
+        }
+        let name = format!("{step}-{}", processes.len());
+        processes.push(Process::start(&name, command, self.dir.path()));
+    }
+
+    /// Kills every process of `step`.
+    pub fn kill_processors(&mut self, step: &str) {
+        for process in self.processors.get_mut(step).into_iter().flatten() {
+            process.kill();
+        }
+    }
+
+    /// The process of `step` that was started last.
+    pub fn processor(&mut self, step: &str) -> &mut Process {
+        self.processors.get_mut(step).and_then(|processes| processes.last_mut()).expect("processor")
+    }
+
+    /// Starts the gateway anew, at the same address; the old process is killed if it still runs.
+    pub async fn restart_gateway(&mut self) {
+        self.replace_gateway().await;
+        self.ready().await;
+    }
+
+    /// The same without waiting until it is ready.
+    pub async fn replace_gateway(&mut self) {
+        self.gateway.process.kill();
+        let grpc_addr = self.gateway.grpc_addr.clone();
+        self.gateway = start_gateway(&self.dir, &self.broker, &self.options, "gateway", &grpc_addr).await;
+    }
+
+    /// Starts one more gateway.
+    pub async fn another_gateway(&self) -> Gateway {
+        let gateway = start_gateway(&self.dir, &self.broker, &self.options, "gateway-2", FREE_PORT).await;
+        gateway.ready().await;
+        gateway
+    }
+
+    /// Waits until the gateway says that it is ready.
+    pub async fn ready(&self) {
+        self.gateway.ready().await;
+    }
+}
+
+async fn start_gateway(
+    dir: &TempDir,
+    broker: &Broker,
+    options: &Options,
+    name: &str,
+    grpc_addr: &str,
+) -> Gateway {
+    let mut command = Command::new(binary("waybill-gateway"));
+    command
+        .env_clear()
+        .env("NATS_URL", broker.url())
+        .env("GRPC_ADDR", grpc_addr)
+        .env("OPS_ADDR", FREE_PORT)
+        .env("LOG_FORMAT", "json")
+        .envs(options.gateway.iter().cloned());
+    let mut process = Process::start(name, command, dir.path());
+    // An earlier gateway of this test wrote to the same file: its addresses are not these.
+    let pid = process.pid();
+    let listening = |fields: &Value| {
+        let text = |field: &str| Some(fields[field].as_str()?.to_owned());
+        (fields["pid"] == pid).then_some(())?;
+        Some((text("grpc_addr")?, text("ops_addr")?))
+    };
+    let (grpc_addr, ops_addr) = process.logged("the gateway's addresses", listening).await;
+    Gateway { process, grpc_addr, ops_addr }
+}

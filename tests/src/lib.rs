@@ -1,0 +1,38 @@
+//! The harness: a whole Waybill of real processes on free ports, in a directory of its own, all of which is
+//! gone when the test ends.
+
+#![allow(clippy::expect_used, reason = "a harness fails the test by panicking")]
+
+mod broker;
+mod calls;
+mod deployment;
+mod load;
+pub mod measure;
+mod process;
+mod records;
+
+pub use broker::Broker;
+pub use calls::{Watcher, item, order_of};
+pub use deployment::{Deployment, Gateway, Options};
+pub use load::Load;
+pub use process::{Process, binary};
+
+use std::time::{Duration, Instant};
+
+/// How long a test waits for something that has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pause between two looks at something that has not happened yet.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Waits until `condition` gives something.
+pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}

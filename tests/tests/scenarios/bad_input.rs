@@ -1,0 +1,126 @@
+//! What the gateway refuses, and that it says so in a way that a program can act on.
+
+use harness::{Deployment, Options, item, order_of};
+use proto::orders::v1::{
+    CancelOrderRequest, CreateOrderRequest, ListOrderEventsRequest, ListOrdersRequest, Money, OrderItem,
+    WatchOrdersRequest,
+};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+async fn gateway_only() -> Deployment {
+    Deployment::start_with(Options { replicas: 0, ..Options::default() }).await
+}
+
+/// The fields that a call was refused for.
+fn fields(status: &Status) -> Vec<String> {
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let violations = status.get_details_bad_request().unwrap().field_violations;
+    assert!(violations.iter().all(|violation| !violation.description.is_empty()));
+    violations.into_iter().map(|violation| violation.field).collect()
+}
+
+fn price(currency_code: &str, minor_units: i64) -> Option<Money> {
+    Some(Money { currency_code: currency_code.to_owned(), minor_units })
+}
+
+#[tokio::test]
+async fn every_broken_rule_is_named_at_once() {
+    let waybill = gateway_only().await;
+    let items = vec![
+        OrderItem { sku: String::new(), quantity: 0, unit_price: price("euro", -1) },
+        OrderItem { sku: "not a sku".to_owned(), quantity: -5, unit_price: None },
+        item("widget", 1),
+        OrderItem { sku: "s".repeat(65), quantity: 1_000_001, unit_price: price("", 0) },
+    ];
+    let status = waybill.place(order_of("no customer", "no request", items)).await.unwrap_err();
+    assert_eq!(
+        fields(&status),
+        [
+            "request_id",
+            "customer_id",
+            "items[0].sku",
+            "items[0].quantity",
+            "items[0].unit_price.currency_code",
+            "items[0].unit_price.minor_units",
+            "items[1].sku",
+            "items[1].quantity",
+            "items[1].unit_price",
+            "items[3].sku",
+            "items[3].quantity",
+            "items[3].unit_price.currency_code",
+        ]
+    );
+    let status = waybill.place(CreateOrderRequest::default()).await.unwrap_err();
+    assert_eq!(fields(&status), ["customer_id", "items"]);
+    assert_eq!(waybill.subjects().await.len(), 0, "nothing of it is stored");
+}
+
+#[tokio::test]
+async fn an_order_has_one_currency_and_a_total_that_fits() {
+    let waybill = gateway_only().await;
+    let priced = |unit_price| OrderItem { unit_price, ..item("widget", 2) };
+    let mixed = vec![priced(price("EUR", 1)), priced(price("USD", 1))];
+    let status = waybill.place(order_of("customer", "", mixed)).await.unwrap_err();
+    assert_eq!(fields(&status), ["items[1].unit_price.currency_code"]);
+
+    let half = i64::MAX / 2;
+    let too_much = vec![priced(price("EUR", half)), priced(price("EUR", 1))];
+    let status = waybill.place(order_of("customer", "", too_much)).await.unwrap_err();
+    assert_eq!(fields(&status), ["items"]);
+    let just_enough = vec![priced(price("EUR", half))];
+    let order = waybill.place(order_of("customer", "", just_enough)).await.unwrap();
+    assert_eq!(order.total, price("EUR", i64::MAX - 1));
+}
+
+#[tokio::test]
+async fn an_order_as_large_as_the_rules_allow_is_accepted() {
+    let waybill = gateway_only().await;
+    let items = (0..100).map(|i| item(&format!("{:s<64}", format!("sku-{i}-")), 1_000_000)).collect();
+    let request = order_of(&"c".repeat(128), &"r".repeat(128), items);
+    let order = waybill.place(request).await.unwrap();
+    assert_eq!(order.items.len(), 100);
+}
+
+#[tokio::test]
+async fn a_request_beyond_one_mebibyte_is_refused_with_its_size() {
+    let waybill = gateway_only().await;
+    let request = order_of(&"c".repeat(1024 * 1024), "", vec![item("widget", 1)]);
+    let status = waybill.place(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    assert!(status.message().contains("1048576"), "{}", status.message());
+    waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_order_id_that_is_none_is_refused_and_an_unknown_one_not_found() {
+    let waybill = gateway_only().await;
+    for malformed in ["", "1", "ORDER.*", "aaaaaaaaaaaaaaaa-", "AAAAAAAAAAAAAAAA-aaaaaaaaaaaaaaaaaaaaaaaaaa"]
+    {
+        assert_eq!(fields(&waybill.get(malformed).await.unwrap_err()), ["order_id"], "{malformed}");
+    }
+    let unknown = "aaaaaaaaaaaaaaaa-aaaaaaaaaaaaaaaaaaaaaaaaaa";
+    let status = waybill.get(unknown).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    let resource = status.get_details_resource_info().unwrap();
+    assert_eq!(
+        (resource.resource_type.as_str(), resource.resource_name.as_str()),
+        ("orders.v1.Order", unknown)
+    );
+}
+
+#[tokio::test]
+async fn calls_that_are_not_available_yet_say_so() {
+    let waybill = gateway_only().await;
+    let mut client = waybill.client().await;
+    let statuses = [
+        client.list_orders(ListOrdersRequest::default()).await.unwrap_err(),
+        client.cancel_order(CancelOrderRequest::default()).await.unwrap_err(),
+        client.list_order_events(ListOrderEventsRequest::default()).await.unwrap_err(),
+        client.watch_orders(WatchOrdersRequest::default()).await.unwrap_err(),
+    ];
+    for status in statuses {
+        assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+        assert!(status.message().contains("not available yet"), "{}", status.message());
+    }
+}

@@ -1,0 +1,114 @@
+//! A setting that cannot be used ends a program at once, and its name is said.
+
+use std::net::TcpListener;
+use std::process::Output;
+
+use harness::{Broker, PATIENCE, binary};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+const PROCESSORS: [&str; 3] = ["waybill-inventory", "waybill-payment", "waybill-fulfilment"];
+
+/// Runs a program that is to end by itself.
+async fn run(program: &str, environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(binary(program));
+    command.env_clear().envs(environment.iter().copied()).kill_on_drop(true);
+    let ended = timeout(PATIENCE, command.output()).await;
+    ended.unwrap_or_else(|_| panic!("{program} goes on with {environment:?}")).unwrap()
+}
+
+async fn refuses(program: &str, variable: &str, value: &str) {
+    let output = run(program, &[(variable, value)]).await;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{program} with {variable}={value}: {errors}");
+    assert!(errors.contains(variable), "{program} with {variable}={value}: {errors}");
+}
+
+#[tokio::test]
+async fn every_program_refuses_settings_that_cannot_be_used() {
+    let settings = [
+        ("NATS_URL", ":::"),
+        ("LOG_FORMAT", "xml"),
+        ("RUST_LOG", "a=b=c"),
+        ("ORDERS_REPLICAS", "9"),
+        ("ORDERS_RETENTION", "long"),
+        ("DRAIN_TIMEOUT", "soon"),
+    ];
+    for program in PROCESSORS.into_iter().chain(["waybill-gateway"]) {
+        for (variable, value) in settings {
+            refuses(program, variable, value).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_gateway_refuses_settings_that_cannot_be_used() {
+    let settings = [
+        ("GRPC_ADDR", "nonsense"),
+        ("OPS_ADDR", "127.0.0.1"),
+        ("RATE_LIMIT", "0"),
+        ("RATE_BURST", "-1"),
+        ("REQUEST_TIMEOUT", "5"),
+    ];
+    for (variable, value) in settings {
+        refuses("waybill-gateway", variable, value).await;
+    }
+}
+
+#[tokio::test]
+async fn processors_refuse_settings_that_cannot_be_used() {
+    let settings = [
+        ("WORKER_POOL_SIZE", "ten"),
+        ("WORKER_POOL_SIZE", "0"),
+        ("ACK_WAIT", "soon"),
+        ("ATTEMPT_TIMEOUT", "-1s"),
+    ];
+    for program in PROCESSORS {
+        for (variable, value) in settings {
+            refuses(program, variable, value).await;
+        }
+    }
+    for value in ["widget", "widget=", "=1", "wid get=1", "widget=-1"] {
+        refuses("waybill-inventory", "STOCK", value).await;
+    }
+}
+
+#[tokio::test]
+async fn help_names_every_variable() {
+    for (program, variables) in [
+        ("waybill-gateway", &["GRPC_ADDR", "OPS_ADDR", "RATE_LIMIT", "NATS_URL", "RUST_LOG"][..]),
+        ("waybill-inventory", &["STOCK", "WORKER_POOL_SIZE", "ACK_WAIT", "NATS_URL", "LOG_FORMAT"]),
+    ] {
+        let output = Command::new(binary(program)).arg("--help").output().await.unwrap();
+        let help = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success());
+        for variable in variables {
+            assert!(help.contains(variable), "{variable} not in {help}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named_by_its_setting() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let broker = Broker::reserve(directory.path()).url();
+    let free = "127.0.0.1:0";
+    for (variable, other) in [("GRPC_ADDR", "OPS_ADDR"), ("OPS_ADDR", "GRPC_ADDR")] {
+        let output =
+            run("waybill-gateway", &[(variable, &taken), (other, free), ("NATS_URL", &broker)]).await;
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(variable) && said.contains(&taken), "{said}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "bug: a log that goes to a file is full of escape sequences"]
+async fn a_log_that_goes_to_no_terminal_has_no_colours() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
+    let output = run("waybill-gateway", &[("GRPC_ADDR", &taken), ("LOG_FORMAT", "text")]).await;
+    assert!(!output.stdout.is_empty() && !output.stdout.contains(&b'\x1b'), "{output:?}");
+}

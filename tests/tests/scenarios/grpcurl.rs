@@ -1,0 +1,91 @@
+//! What somebody with nothing but grpcurl sees, by reflection.
+
+use std::process::Output;
+
+use harness::{Deployment, PATIENCE};
+use serde_json::{Value, json};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// grpcurl, where there is one.
+struct Grpcurl {
+    program: std::ffi::OsString,
+    address: String,
+}
+
+impl Grpcurl {
+    #[allow(clippy::print_stdout, reason = "a test that does nothing says so")]
+    fn of(waybill: &Deployment) -> Option<Self> {
+        let program = std::env::var_os("GRPCURL");
+        if program.is_none() {
+            println!("skipped: no grpcurl");
+        }
+        Some(Self { program: program?, address: waybill.gateway.grpc_addr.clone() })
+    }
+
+    async fn run(&self, data: Option<Value>, method: &[&str]) -> Output {
+        let mut command = Command::new(&self.program);
+        command.arg("-plaintext").kill_on_drop(true);
+        if let Some(data) = data {
+            command.args(["-d", &data.to_string()]);
+        }
+        let output = command.arg(&self.address).args(method).output();
+        timeout(PATIENCE, output).await.expect("grpcurl that ends").unwrap()
+    }
+
+    async fn text(&self, method: &[&str]) -> String {
+        let output = self.run(None, method).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    async fn call(&self, method: &str, request: Value) -> Vec<Value> {
+        let output = self.run(Some(request), &[method]).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let messages = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
+        messages.map(Result::unwrap).collect()
+    }
+}
+
+#[tokio::test]
+async fn an_order_can_be_placed_and_watched_by_reflection_alone() {
+    let waybill = Deployment::start().await;
+    let Some(grpcurl) = Grpcurl::of(&waybill) else { return };
+    let listed = grpcurl.text(&["list"]).await;
+    for service in ["orders.v1.OrderService", "grpc.health.v1.Health"] {
+        assert!(listed.lines().any(|line| line == service), "{listed}");
+    }
+    let described = grpcurl.text(&["describe", "orders.v1.OrderService"]).await;
+    assert!(described.contains("rpc WatchOrder"), "{described}");
+    let healthy = grpcurl.call("grpc.health.v1.Health/Check", json!({})).await;
+    assert_eq!(healthy, [json!({"status": "SERVING"})]);
+
+    let unit_price = json!({"currency_code": "EUR", "minor_units": 350});
+    let items = json!([{"sku": "widget", "quantity": 2, "unit_price": unit_price}]);
+    let request = json!({"request_id": "request", "customer_id": "customer", "items": items});
+    let created = grpcurl.call("orders.v1.OrderService/CreateOrder", request).await;
+    let order_id = &created[0]["order"]["orderId"];
+    assert_eq!(created[0]["order"]["total"]["minorUnits"], "700");
+
+    let request = json!({"order_id": order_id});
+    let events = grpcurl.call("orders.v1.OrderService/WatchOrder", request.clone()).await;
+    let details: Vec<_> = ["created", "reserved", "paid", "fulfilled"].into();
+    assert_eq!(events.len(), details.len());
+    for (event, detail) in events.iter().zip(details) {
+        assert!(event["event"][detail].is_object(), "{event}");
+    }
+    let read = grpcurl.call("orders.v1.OrderService/GetOrder", request).await;
+    assert_eq!(read[0]["order"]["status"], "ORDER_STATUS_FULFILLED");
+}
+
+#[tokio::test]
+async fn a_refusal_is_shown_with_its_details() {
+    let waybill = Deployment::start().await;
+    let Some(grpcurl) = Grpcurl::of(&waybill) else { return };
+    let output = grpcurl.run(Some(json!({})), &["orders.v1.OrderService/CreateOrder"]).await;
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    for part in ["InvalidArgument", "google.rpc.BadRequest", "fieldViolations", "customer_id", "items"] {
+        assert!(said.contains(part), "{part} not in {said}");
+    }
+}

@@ -1,0 +1,22 @@
+//! What Waybill promises, tried on a real nats-server and the real programs. Each scenario has a deployment
+//! of its own; each module holds one idea.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod accounting;
+mod bad_input;
+mod broker_away;
+mod crashes;
+mod draining;
+mod environment;
+mod events;
+mod foreign_messages;
+mod grpcurl;
+mod idempotency;
+mod order_path;
+mod rate_limit;
+mod redelivery;
+mod replicas;
+mod storage_full;
+mod stream_setup;
+mod watching;

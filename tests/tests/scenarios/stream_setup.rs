@@ -1,0 +1,71 @@
+//! The stream is set up where it is missing, and left alone where touching it could lose orders.
+
+use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
+use backbone::stream::ORDERS;
+use harness::{Deployment, Options, item, order_of};
+use proto::orders::v1::OrderStatus;
+
+async fn stream_config(waybill: &Deployment) -> Config {
+    waybill.jetstream().await.get_stream(ORDERS).await.unwrap().cached_info().config.clone()
+}
+
+#[tokio::test]
+async fn a_second_start_finds_the_stream_as_the_first_made_it() {
+    let mut waybill = Deployment::start().await;
+    let made = stream_config(&waybill).await;
+    assert_eq!((made.storage, made.discard), (StorageType::File, DiscardPolicy::New));
+    assert!(made.allow_direct && made.republish.is_some());
+
+    waybill.restart_gateway().await;
+    for step in ["inventory", "payment", "fulfilment"] {
+        waybill.kill_processors(step);
+        waybill.start_processor(step);
+    }
+    let order = waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    assert_eq!(stream_config(&waybill).await, made);
+}
+
+#[tokio::test]
+async fn stock_that_is_there_is_not_set_again_by_a_restart() {
+    let options = Options { stock: vec![("widget", 5)], ..Options::default() };
+    let mut waybill = Deployment::start_with(options).await;
+    let order = waybill.place(order_of("customer", "", vec![item("widget", 3)])).await.unwrap();
+    waybill.finished(&order.order_id).await;
+    waybill.kill_processors("inventory");
+    waybill.start_processor("inventory");
+    let order = waybill.place(order_of("customer", "", vec![item("widget", 3)])).await.unwrap();
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Rejected);
+    assert_eq!(waybill.available("widget").await, 2);
+}
+
+#[tokio::test]
+async fn a_stream_that_could_lose_orders_is_refused_and_left_as_it_is() {
+    let mut waybill = Deployment::start_without_broker(Options { replicas: 0, ..Options::default() }).await;
+    // The gateway must not find the broker before the stream is there.
+    waybill.gateway.process.kill();
+    waybill.broker.start().await;
+    let foreign = Config {
+        name: ORDERS.to_owned(),
+        subjects: vec!["ORDER.>".to_owned()],
+        storage: StorageType::Memory,
+        discard: DiscardPolicy::Old,
+        ..Config::default()
+    };
+    waybill.jetstream().await.create_stream(foreign).await.unwrap();
+    let before = stream_config(&waybill).await;
+
+    waybill.replace_gateway().await;
+    for step in ["inventory", "payment", "fulfilment"] {
+        waybill.start_processor(step);
+    }
+    let processors = waybill.processors.values_mut().flatten();
+    for process in processors.chain([&mut waybill.gateway.process]) {
+        let status = process.ended().await;
+        let said = process.output();
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(said.contains("storage is Memory, needed is File"), "{said}");
+        assert!(said.contains("discard is Old, needed is New"), "{said}");
+    }
+    assert_eq!(stream_config(&waybill).await, before);
+}
