@@ -1,5 +1,7 @@
 //! What the programs say of themselves: one line an event on standard output, for people or for machines.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 /// How lines are written.
@@ -24,7 +26,9 @@ pub struct TelemetryConfig {
 
 /// Starts logging; called once, first thing after the configuration is read.
 pub fn start(config: &TelemetryConfig) {
-    let subscriber = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(&config.log));
+    // Colours are for terminals, not for files.
+    let ansi = std::io::stdout().is_terminal();
+    let subscriber = tracing_subscriber::fmt().with_ansi(ansi).with_env_filter(EnvFilter::new(&config.log));
     match config.log_format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),

@@ -247,11 +247,12 @@ async fn acknowledge<S: Step>(message: &Message, kind: AckKind) {
     }
 }
 
-/// A message may be on its way to a worker that leaves: give it back rather than let the others wait.
+/// A message may be on its way to a worker that leaves: give it back rather than let the others wait. Looks
+/// once, because the look after a message asks the broker for the next one.
 async fn give_back(mut messages: pull::Stream) {
-    while let Ok(Some(Ok(message))) = timeout(LAST_MESSAGE_TIMEOUT, messages.next()).await {
-        if let Err(error) = message.ack_with(AckKind::Nak(Some(RETRY.initial))).await {
-            warn!(%error, "message not given back");
-        }
+    if let Ok(Some(Ok(message))) = timeout(LAST_MESSAGE_TIMEOUT, messages.next()).await
+        && let Err(error) = message.ack_with(AckKind::Nak(Some(RETRY.initial))).await
+    {
+        warn!(%error, "message not given back");
     }
 }

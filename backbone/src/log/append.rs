@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
+use super::read::Latest;
 use super::{OrderLog, OrderState};
 use crate::backoff::Backoff;
 use crate::direct_get::ReadError;
@@ -62,6 +63,16 @@ enum Outcome {
     NotStored(AppendError),
     /// Perhaps stored.
     Unknown(String),
+}
+
+/// What was in the way of an append.
+enum Settled {
+    /// The event itself, stored by an earlier try.
+    Mine(Revision),
+    /// Another writer's event.
+    Overtaken(Box<OrderState>),
+    /// No event at all: foreign messages up to here lie where the order's first event belongs.
+    Vacant(Revision),
 }
 
 impl OrderLog {
@@ -114,12 +125,18 @@ impl OrderLog {
         for attempts in 1.. {
             let error = match self.publish(&draft, deadline).await {
                 Outcome::Stored(revision) => return Ok(stored(order, revision)),
-                Outcome::Conflict => match self.settle(&id, &draft.event_id, unknown.is_some()).await {
-                    Ok((Some(revision), _)) => return Ok(stored(order, revision)),
-                    Ok((None, current)) => return Ok(Appended::Overtaken(current)),
-                    // The broker decided, but what it decided cannot be read at the moment.
-                    Err(error) => AppendError::Unknown(error.to_string()),
-                },
+                Outcome::Conflict => {
+                    match self.settle(&id, previous, &draft.event_id, unknown.is_some()).await {
+                        Ok(Settled::Mine(revision)) => return Ok(stored(order, revision)),
+                        Ok(Settled::Overtaken(current)) => return Ok(Appended::Overtaken(*current)),
+                        Ok(Settled::Vacant(head)) => {
+                            draft.headers.insert(EXPECTED_SEQUENCE, head.to_string());
+                            AppendError::Unavailable(format!("foreign messages up to {head} on its subjects"))
+                        }
+                        // The broker decided, but what it decided cannot be read at the moment.
+                        Err(error) => AppendError::Unknown(error.to_string()),
+                    }
+                }
                 Outcome::NotStored(error) => error,
                 Outcome::Unknown(error) => AppendError::Unknown(error),
             };
@@ -155,21 +172,25 @@ impl OrderLog {
         }
     }
 
-    /// After a conflict: where the event is in the log, if an earlier try stored it; and the order now.
+    /// After a conflict: what was in the way.
     async fn settle(
         &self,
         id: &OrderId,
+        previous: Revision,
         event_id: &str,
         tried_before: bool,
-    ) -> Result<(Option<Revision>, OrderState), ReadError> {
-        let current = self.load_latest(id).await?;
-        let current = current.ok_or_else(|| ReadError::Broker(format!("order {id} is no longer kept")))?;
+    ) -> Result<Settled, ReadError> {
+        let current = match self.latest(id).await? {
+            Latest::Order(current) => current,
+            Latest::Vacant(head) if previous == Revision::NONE => return Ok(Settled::Vacant(head)),
+            Latest::Vacant(_) => return Err(ReadError::Broker(format!("order {id} is no longer kept"))),
+        };
         if current.event_id == event_id {
-            return Ok((Some(current.revision()), current));
+            return Ok(Settled::Mine(current.revision()));
         }
         let history = if tried_before { self.history(id, Revision::NONE).await? } else { Vec::new() };
         let mine = history.iter().find(|event| event.event_id == event_id);
-        Ok((mine.map(|event| event.revision), current))
+        Ok(mine.map_or(Settled::Overtaken(current), |event| Settled::Mine(event.revision)))
     }
 }
 

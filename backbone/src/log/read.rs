@@ -11,6 +11,23 @@ use crate::ids::{OrderId, Revision};
 use crate::stream::ORDERS;
 use crate::subjects;
 
+/// What lies on an order's subjects.
+pub(super) enum Latest {
+    /// The order.
+    Order(Box<OrderState>),
+    /// No event: nothing, or foreign messages up to here.
+    Vacant(Revision),
+}
+
+impl Latest {
+    fn into_order(self) -> Option<OrderState> {
+        match self {
+            Self::Order(order) => Some(*order),
+            Self::Vacant(_) => None,
+        }
+    }
+}
+
 impl OrderLog {
     /// The order as it stands, or `None` if there never was one. Any replica may answer, so the order may be
     /// a moment old; that there is none is asked of the leader.
@@ -18,7 +35,8 @@ impl OrderLog {
         match self.stream.direct_get_last_for_subject(subjects::order(id)).await {
             Ok(last) => {
                 let headers = last.headers;
-                self.state(id, &last.subject, Revision(last.sequence), &headers, last.payload).await.map(Some)
+                let found = self.state(id, &last.subject, Revision(last.sequence), &headers, last.payload);
+                Ok(found.await?.into_order())
             }
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => self.load_latest(id).await,
             Err(error) => Err(read_error(&error)),
@@ -27,13 +45,18 @@ impl OrderLog {
 
     /// The order as the stream's leader has it: for decisions.
     pub async fn load_latest(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
+        Ok(self.latest(id).await?.into_order())
+    }
+
+    /// What the stream's leader has on the order's subjects.
+    pub(super) async fn latest(&self, id: &OrderId) -> Result<Latest, ReadError> {
         match self.stream.get_last_raw_message_by_subject(&subjects::order(id)).await {
             Ok(last) => {
                 let headers = last.headers;
-                self.state(id, &last.subject, Revision(last.sequence), &headers, last.payload).await.map(Some)
+                self.state(id, &last.subject, Revision(last.sequence), &headers, last.payload).await
             }
             Err(error) => match error.kind() {
-                LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                LastRawMessageErrorKind::NoMessageFound => Ok(Latest::Vacant(Revision::NONE)),
                 LastRawMessageErrorKind::JetStream(_) | LastRawMessageErrorKind::InvalidSubject => {
                     Err(ReadError::Broker(error.to_string()))
                 }
@@ -46,10 +69,11 @@ impl OrderLog {
     pub async fn history(&self, id: &OrderId, after: Revision) -> Result<Vec<Recorded>, ReadError> {
         let client = &self.connection.client;
         let stored = direct_get::last_of_each(client, ORDERS, &[subjects::order(id)]).await?;
+        let found = stored.len();
         let mut events = decode_all(stored);
         // One message a subject is the whole history unless an event happened twice or a foreign message
-        // hides one; then the chain has a gap, and the history is read message by message.
-        if !is_whole(&events) {
+        // hides one; then the chain has a gap, or ends too early, and the history is read message by message.
+        if events.len() < found || !is_whole(&events) {
             events =
                 decode_all(direct_get::all_from(client, ORDERS, &subjects::order(id), Revision::NONE).await?);
         }
@@ -73,17 +97,17 @@ impl OrderLog {
         head: Revision,
         headers: &HeaderMap,
         payload: bytes::Bytes,
-    ) -> Result<OrderState, ReadError> {
+    ) -> Result<Latest, ReadError> {
         let undecodable = match Recorded::decode(subject, head, Some(headers), payload) {
-            Ok(last) => return Ok(last.into()),
+            Ok(last) => return Ok(Latest::Order(Box::new(last.into()))),
             Err(undecodable) => undecodable,
         };
         warn!(order_id = %id, sequence = head.0, error = %undecodable, "foreign message on an order's subject, passed over");
         let filter = subjects::order(id);
         let stored = direct_get::all_from(&self.connection.client, ORDERS, &filter, Revision::NONE).await?;
         let last = decode_all(stored).pop();
-        let last = last.ok_or_else(|| ReadError::Broker(format!("no event of order {id} can be read")))?;
-        Ok(OrderState { head, ..last.into() })
+        Ok(last
+            .map_or(Latest::Vacant(head), |last| Latest::Order(Box::new(OrderState { head, ..last.into() }))))
     }
 }
 

@@ -59,14 +59,16 @@ impl<P: PaymentProvider> Step for Payment<P> {
 
     async fn undo(&self, order: &Order) -> Result<(), StepError> {
         match order.status() {
-            // Another worker's append of the same capture was first.
-            OrderStatus::Paid | OrderStatus::Fulfilled => Ok(()),
+            OrderStatus::Rejected | OrderStatus::Cancelled => {
+                Ok(self.provider.refund(&order.order_id).await?)
+            }
+            // Another worker's append of the same capture was first, or the order may yet need it.
             OrderStatus::Unspecified
             | OrderStatus::Accepted
             | OrderStatus::Reserved
-            | OrderStatus::Rejected
-            | OrderStatus::Cancelled
-            | OrderStatus::Failed => Ok(self.provider.refund(&order.order_id).await?),
+            | OrderStatus::Paid
+            | OrderStatus::Fulfilled
+            | OrderStatus::Failed => Ok(()),
         }
     }
 }

@@ -74,7 +74,6 @@ async fn processors_that_stop_under_load_leave_the_work_to_their_replicas() {
 }
 
 #[tokio::test]
-#[ignore = "bug: a leaving worker goes on asking for messages and gives the whole backlog back, one by one"]
 async fn a_processor_that_stops_gives_back_no_more_than_it_had_in_hand() {
     let mut waybill = Deployment::start_with(patient(1)).await;
     let mut load = Load::start(waybill.channel(), widgets(ORDERS));

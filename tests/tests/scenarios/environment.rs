@@ -105,7 +105,6 @@ async fn a_port_that_is_taken_is_named_by_its_setting() {
 }
 
 #[tokio::test]
-#[ignore = "bug: a log that goes to a file is full of escape sequences"]
 async fn a_log_that_goes_to_no_terminal_has_no_colours() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap().to_string();
