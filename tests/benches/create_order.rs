@@ -1,7 +1,7 @@
 //! CreateOrder at the gateway, side by side with the smallest handler that could do it: decode, publish to
 //! JetStream, await the acknowledgement, answer. Same machine, same broker, same client, turn by turn.
 //!
-//! `cargo bench -p waybill-tests --bench create_order`
+//! `cargo bench --workspace --bench create_order`
 
 #![allow(
     clippy::print_stdout,

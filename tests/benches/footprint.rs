@@ -1,6 +1,6 @@
 //! How long the gateway takes to listen, and how much memory it holds when idle.
 //!
-//! `cargo bench -p waybill-tests --bench footprint`
+//! `cargo bench --workspace --bench footprint`
 
 #![allow(
     clippy::print_stdout,

@@ -1,7 +1,7 @@
 //! The whole way of an order: from the CreateOrder call to its last status, through the gateway and the three
 //! processors with their default settings. The end is taken where the stream republishes `fulfilled`.
 //!
-//! `cargo bench -p waybill-tests --bench order_path`
+//! `cargo bench --workspace --bench order_path`
 
 #![allow(
     clippy::print_stdout,
