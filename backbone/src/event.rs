@@ -24,14 +24,17 @@ const CE_SPEC_VERSION: &str = "1.0";
 
 /// An event on its way into the log.
 #[derive(Debug)]
-pub(crate) struct Draft {
+pub(crate) struct Draft<'a> {
     pub(crate) event_id: String,
     pub(crate) subject: String,
-    pub(crate) headers: HeaderMap,
     pub(crate) payload: Bytes,
+    kind: EventKind,
+    time: Option<Timestamp>,
+    trace: &'a TraceContext,
+    source: &'static str,
 }
 
-impl Draft {
+impl<'a> Draft<'a> {
     /// Encodes the event that makes `order` what it is. The order's revision is left out: it is the sequence
     /// that the stream will give the event.
     pub(crate) fn new(
@@ -39,29 +42,13 @@ impl Draft {
         previous: Revision,
         order: &mut Order,
         detail: Detail,
-        trace: &TraceContext,
-        source: &str,
+        trace: &'a TraceContext,
+        source: &'static str,
     ) -> Self {
         let kind = EventKind::of(&detail);
-        let event_id = Uuid::now_v7().to_string();
-
-        let mut headers = HeaderMap::new();
-        headers.insert("ce-specversion", CE_SPEC_VERSION);
-        headers.insert("ce-id", event_id.as_str());
-        headers.insert("ce-type", kind.ce_type());
-        headers.insert("ce-source", source);
-        if let Some(time) = order.update_time {
-            headers.insert("ce-time", time.to_string());
-        }
-        headers.insert("content-type", CONTENT_TYPE);
-        headers.insert(TRACEPARENT, trace.to_string());
-        if let Some(state) = trace.tracestate() {
-            headers.insert(TRACESTATE, state);
-        }
-
         order.revision = Revision::NONE.0;
         let mut event = OrderEvent {
-            event_id,
+            event_id: Uuid::now_v7().to_string(),
             previous_revision: previous.0,
             order: Some(std::mem::take(order)),
             trace_id: String::new(),
@@ -69,7 +56,26 @@ impl Draft {
         };
         let payload = event.encode_to_vec().into();
         *order = event.order.take().unwrap_or_default();
-        Self { event_id: event.event_id, subject: subjects::event(kind, id), headers, payload }
+        let subject = subjects::event(kind, id);
+        Self { event_id: event.event_id, subject, payload, kind, time: order.update_time, trace, source }
+    }
+
+    /// The headers of one publish; the client takes them for good.
+    pub(crate) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert("ce-specversion", CE_SPEC_VERSION);
+        headers.insert("ce-id", self.event_id.as_str());
+        headers.insert("ce-type", self.kind.ce_type());
+        headers.insert("ce-source", self.source);
+        if let Some(time) = self.time {
+            headers.insert("ce-time", time.to_string());
+        }
+        headers.insert("content-type", CONTENT_TYPE);
+        headers.insert(TRACEPARENT, self.trace.to_string());
+        if let Some(state) = self.trace.tracestate() {
+            headers.insert(TRACESTATE, state);
+        }
+        headers
     }
 }
 
@@ -179,7 +185,7 @@ mod tests {
     use proptest::prelude::*;
     use proto::orders::v1::OrderCreated;
 
-    fn draft(id: &OrderId, trace: &TraceContext) -> Draft {
+    fn draft<'a>(id: &OrderId, trace: &'a TraceContext) -> Draft<'a> {
         let mut order = Order { order_id: id.to_string(), revision: 7, ..Order::default() };
         order.set_status(OrderStatus::Accepted);
         let detail = Detail::Created(OrderCreated::default());
@@ -195,7 +201,7 @@ mod tests {
         let (id, trace) = (id(), TraceContext::root());
         let draft = draft(&id, &trace);
         let read =
-            Recorded::decode(&draft.subject, Revision(9), Some(&draft.headers), draft.payload).unwrap();
+            Recorded::decode(&draft.subject, Revision(9), Some(&draft.headers()), draft.payload).unwrap();
         assert_eq!((read.id, read.revision, read.previous), (id, Revision(9), Revision(3)));
         assert_eq!(read.event_id, draft.event_id);
         assert_eq!(read.order.revision, 9);
@@ -204,7 +210,8 @@ mod tests {
 
     #[test]
     fn an_event_on_another_orders_subject_is_refused() {
-        let draft = draft(&id(), &TraceContext::root());
+        let trace = TraceContext::root();
+        let draft = draft(&id(), &trace);
         let elsewhere = subjects::event(EventKind::Created, &id());
         let read = Recorded::decode(&elsewhere, Revision(9), None, draft.payload);
         assert!(matches!(read, Err(Undecodable::Mismatch("order ids"))), "{read:?}");
@@ -219,7 +226,8 @@ mod tests {
 
         #[test]
         fn a_damaged_event_never_panics(at: prop::sample::Index, byte: u8) {
-            let draft = draft(&id(), &TraceContext::root());
+            let trace = TraceContext::root();
+        let draft = draft(&id(), &trace);
             let mut payload = draft.payload.to_vec();
             let at = at.index(payload.len());
             payload[at] = byte;

@@ -63,7 +63,14 @@ impl TraceContext {
 /// Formats the `traceparent`.
 impl fmt::Display for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{}-{}-{:02x}", self.trace_id(), HEXLOWER.encode(&self.span_id), self.flags)
+        let (trace_id, span_id) = (&self.trace_id, &self.span_id);
+        write!(
+            f,
+            "00-{}-{}-{:02x}",
+            HEXLOWER.encode_display(trace_id),
+            HEXLOWER.encode_display(span_id),
+            self.flags
+        )
     }
 }
 

@@ -1,6 +1,10 @@
 //! CreateOrder at the gateway, side by side with the smallest handler that could do it: decode, publish to
 //! JetStream, await the acknowledgement, answer. Same machine, same broker, same client, turn by turn.
 //!
+//! A second bare handler publishes what the order log needs of a message (a subject for each order, headers,
+//! the expectation, republishing), so that one sees how much of the difference is the log's and how much the
+//! gateway's.
+//!
 //! `cargo bench --workspace --bench create_order`
 
 #![allow(
@@ -14,6 +18,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use async_nats::jetstream;
+use backbone::ids::OrderKey;
 use harness::measure::{Measured, closed_loop, spread};
 use harness::{Deployment, Options, Process, item, order_of};
 use prost::Message;
@@ -37,7 +42,9 @@ const CONNECTIONS: usize = 4;
 #[tokio::main]
 async fn main() {
     match std::env::args().nth(1).as_deref() {
-        Some("bare") => bare::serve(&std::env::args().nth(2).expect("NATS URL")).await,
+        Some(mode @ ("bare" | "bare-event")) => {
+            bare::serve(&std::env::args().nth(2).expect("NATS URL"), mode == "bare-event").await;
+        }
         Some(_) | None => compare().await,
     }
 }
@@ -46,48 +53,53 @@ async fn compare() {
     let unlimited = "1000000".to_owned();
     let gateway = vec![("RATE_LIMIT", unlimited.clone()), ("RATE_BURST", unlimited)];
     let waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
-    let (_bare, bare_addr) = bare::start(&waybill.broker.url()).await;
+    let (_bare, bare_addr) = bare::start(&waybill.broker.url(), "bare").await;
+    let (_bare_event, bare_event_addr) = bare::start(&waybill.broker.url(), "bare-event").await;
+    let handlers = [
+        ("bare handler", &bare_addr),
+        ("bare, whole event", &bare_event_addr),
+        ("gateway", &waybill.gateway.grpc_addr),
+    ];
 
     for in_flight in [64, 1] {
-        for addr in [&bare_addr, &waybill.gateway.grpc_addr] {
+        for (_, addr) in handlers {
             turn(addr, in_flight, WARM_UP).await;
         }
-        let (mut bare, mut gateway) = (Vec::new(), Vec::new());
+        let mut turns = handlers.map(|_| Vec::new());
         for _ in 0..ROUNDS {
-            bare.push(turn(&bare_addr, in_flight, TURN).await);
-            gateway.push(turn(&waybill.gateway.grpc_addr, in_flight, TURN).await);
+            for ((_, addr), turns) in handlers.iter().zip(&mut turns) {
+                turns.push(turn(addr, in_flight, TURN).await);
+            }
         }
         println!(
             "\nCreateOrder, {in_flight} in flight, {ROUNDS} turns of {TURN:?} each: median [lowest-highest]"
         );
-        print("bare handler", &bare);
-        print("gateway", &gateway);
-        let ratio = |of: fn(&Measured) -> f64| {
-            let ratios: Vec<_> =
-                gateway.iter().zip(&bare).map(|(gateway, bare)| of(gateway) / of(bare)).collect();
-            let (median, lowest, highest) = spread(&ratios);
-            format!("{median:.2} [{lowest:.2}-{highest:.2}]")
-        };
-        println!(
-            "  gateway / bare: throughput {}, p50 {}",
-            ratio(Measured::rate),
-            ratio(|m| m.percentile_ms(50.0))
-        );
+        for ((name, _), turns) in handlers.iter().zip(&turns) {
+            print(name, turns);
+        }
+        let [bare, bare_event, gateway] = &turns;
+        for (name, yardstick) in [("bare", bare), ("bare, whole event", bare_event)] {
+            let ratio = |of: fn(&Measured) -> f64| {
+                let ratios: Vec<_> =
+                    gateway.iter().zip(yardstick).map(|(gateway, bare)| of(gateway) / of(bare)).collect();
+                let (median, lowest, highest) = spread(&ratios);
+                format!("{median:.2} [{lowest:.2}-{highest:.2}]")
+            };
+            let (throughput, p50) = (ratio(Measured::rate), ratio(|m| m.percentile_ms(50.0)));
+            println!("  gateway / {name}: throughput {throughput}, p50 {p50}");
+        }
     }
 }
 
 fn print(name: &str, turns: &[Measured]) {
-    let of = |value: fn(&Measured) -> f64| {
-        let (median, lowest, highest) = spread(&turns.iter().map(value).collect::<Vec<_>>());
-        (median, lowest, highest)
-    };
+    let of = |value: fn(&Measured) -> f64| spread(&turns.iter().map(value).collect::<Vec<_>>());
     let (rate, slowest, fastest) = of(Measured::rate);
     let ms = |value| {
         let (median, lowest, highest) = of(value);
         format!("{median:.2} [{lowest:.2}-{highest:.2}] ms")
     };
     println!(
-        "  {name:<13} {rate:>6.0} [{slowest:.0}-{fastest:.0}] calls/s   p50 {}   p99 {}",
+        "  {name:<17} {rate:>6.0} [{slowest:.0}-{fastest:.0}] calls/s   p50 {}   p99 {}",
         ms(|m| m.percentile_ms(50.0)),
         ms(|m| m.percentile_ms(99.0)),
     );
@@ -116,41 +128,86 @@ async fn turn(addr: &str, in_flight: usize, duration: Duration) -> Measured {
 mod bare {
     use super::*;
 
-    const STREAM: &str = "BARE";
+    const CREATED: &str = "BARE.created";
+    /// As many bytes as the gateway's event has more than the request.
+    const EVENT_BYTES_MORE: usize = 330;
 
-    struct Bare(jetstream::Context);
+    struct Bare {
+        jetstream: jetstream::Context,
+        whole_event: bool,
+    }
 
     /// Starts the handler as a process of its own, like the gateway.
-    pub(super) async fn start(nats_url: &str) -> (Process, String) {
+    pub(super) async fn start(nats_url: &str, mode: &'static str) -> (Process, String) {
         let dir = tempfile::tempdir().expect("directory");
         let mut command = Command::new(std::env::current_exe().expect("own path"));
-        command.args(["bare", nats_url]);
-        let mut process = Process::start("bare", command, dir.path());
+        command.args([mode, nats_url]);
+        let mut process = Process::start(mode, command, dir.path());
         let addr = process
             .line("the bare handler's address", |line| Some(line.strip_prefix("listening on ")?.to_owned()));
         let addr = addr.await;
         (process, addr)
     }
 
-    pub(super) async fn serve(nats_url: &str) {
+    pub(super) async fn serve(nats_url: &str, whole_event: bool) {
         let client = async_nats::connect(nats_url).await.expect("broker");
         let jetstream = jetstream::context::ContextBuilder::new()
             .max_ack_inflight(4096)
             .backpressure_on_inflight(true)
             .build(client);
-        let stream = jetstream::stream::Config {
-            name: STREAM.to_owned(),
-            subjects: vec![format!("{STREAM}.>")],
-            ..Default::default()
+        let stream = if whole_event {
+            jetstream::stream::Config {
+                name: "BARE_EVENTS".to_owned(),
+                subjects: vec!["BARE_EVENTS.>".to_owned()],
+                allow_direct: true,
+                republish: Some(jetstream::stream::Republish {
+                    source: "BARE_EVENTS.>".to_owned(),
+                    destination: "live.BARE_EVENTS.>".to_owned(),
+                    headers_only: false,
+                }),
+                ..Default::default()
+            }
+        } else {
+            jetstream::stream::Config {
+                name: "BARE".to_owned(),
+                subjects: vec![CREATED.to_owned()],
+                ..Default::default()
+            }
         };
         jetstream.create_stream(stream).await.expect("stream");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
         println!("listening on {}", listener.local_addr().expect("address"));
         Server::builder()
-            .add_service(OrderServiceServer::new(Bare(jetstream)))
+            .add_service(OrderServiceServer::new(Bare { jetstream, whole_event }))
             .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
             .await
             .expect("server");
+    }
+
+    /// Headers as the order log has them, and the publish that carries them.
+    async fn publish_event(
+        jetstream: &jetstream::Context,
+        mut payload: Vec<u8>,
+    ) -> Result<jetstream::publish::PublishAck, jetstream::context::PublishError> {
+        let id = OrderKey::unique().to_string();
+        let mut headers = async_nats::HeaderMap::new();
+        for (name, value) in [
+            ("ce-specversion", "1.0"),
+            ("ce-id", id.as_str()),
+            ("ce-type", "orders.v1.OrderCreated"),
+            ("ce-source", "waybill-gateway"),
+            ("ce-time", "2026-01-01T00:00:00.000000000Z"),
+            ("content-type", "application/protobuf"),
+            ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            ("Nats-Expected-Last-Subject-Sequence", "0"),
+        ] {
+            headers.insert(name, value);
+        }
+        let order = format!("00.vmsiot3cpmafjant.{id}");
+        headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", format!("BARE_EVENTS.*.{order}"));
+        payload.resize(payload.len() + EVENT_BYTES_MORE, 0);
+        let subject = format!("BARE_EVENTS.created.{order}");
+        jetstream.publish_with_headers(subject, headers, payload.into()).await?.await
     }
 
     #[tonic::async_trait]
@@ -160,7 +217,13 @@ mod bare {
             request: Request<CreateOrderRequest>,
         ) -> Result<Response<CreateOrderResponse>, Status> {
             let payload = request.into_inner().encode_to_vec();
-            let ack = async { self.0.publish(format!("{STREAM}.created"), payload.into()).await?.await };
+            let ack = async {
+                if self.whole_event {
+                    publish_event(&self.jetstream, payload).await
+                } else {
+                    self.jetstream.publish(CREATED, payload.into()).await?.await
+                }
+            };
             let ack = ack.await.map_err(|error| Status::unavailable(error.to_string()))?;
             Ok(Response::new(CreateOrderResponse {
                 order: Some(Order { revision: ack.sequence, ..Order::default() }),

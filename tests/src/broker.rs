@@ -27,8 +27,7 @@ impl Broker {
 
     /// Starts it, or starts it again, and waits until JetStream answers.
     pub async fn start(&mut self) {
-        let program = std::env::var_os("NATS_SERVER").unwrap_or_else(|| "nats-server".into());
-        let mut command = Command::new(program);
+        let mut command = Command::new(program());
         command.args(["--jetstream", "--addr", "127.0.0.1", "--port"]).arg(self.port.to_string());
         command.arg("--store_dir").arg(self.dir.join("jetstream"));
         self.process = Some(Process::start("nats-server", command, &self.dir));
@@ -59,4 +58,11 @@ impl Broker {
         })
         .await
     }
+}
+
+/// The nats-server to run: NATS_SERVER, else the one that `tools/install` has put aside, else that on PATH.
+fn program() -> PathBuf {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
+    let installed = if installed.exists() { installed } else { "nats-server".into() };
+    std::env::var_os("NATS_SERVER").map_or(installed, Into::into)
 }

@@ -106,15 +106,13 @@ impl OrderLog {
         &self,
         id: OrderId,
         previous: Revision,
-        expected: Revision,
+        mut expected: Revision,
         mut order: Order,
         detail: Detail,
         trace: &TraceContext,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
-        let mut draft = Draft::new(&id, previous, &mut order, detail, trace, self.source);
-        draft.headers.insert(EXPECTED_SEQUENCE, expected.to_string());
-        draft.headers.insert(EXPECTED_SUBJECT, subjects::order(&id));
+        let draft = Draft::new(&id, previous, &mut order, detail, trace, self.source);
         let stored = |order: Order, revision: Revision| {
             let order = Order { revision: revision.0, ..order };
             Appended::Stored(OrderState { id, order, head: revision, event_id: draft.event_id.clone() })
@@ -123,14 +121,14 @@ impl OrderLog {
         // Set once a publish went unanswered: from then on, no error means that the event is not stored.
         let mut unknown: Option<String> = None;
         for attempts in 1.. {
-            let error = match self.publish(&draft, deadline).await {
+            let error = match self.publish(&draft, &id, expected, deadline).await {
                 Outcome::Stored(revision) => return Ok(stored(order, revision)),
                 Outcome::Conflict => {
                     match self.settle(&id, previous, &draft.event_id, unknown.is_some()).await {
                         Ok(Settled::Mine(revision)) => return Ok(stored(order, revision)),
                         Ok(Settled::Overtaken(current)) => return Ok(Appended::Overtaken(*current)),
                         Ok(Settled::Vacant(head)) => {
-                            draft.headers.insert(EXPECTED_SEQUENCE, head.to_string());
+                            expected = head;
                             AppendError::Unavailable(format!("foreign messages up to {head} on its subjects"))
                         }
                         // The broker decided, but what it decided cannot be read at the moment.
@@ -156,11 +154,19 @@ impl OrderLog {
 
     /// Publishes once and waits for the acknowledgement. While the broker is away nothing is sent: what the
     /// client would buffer could be stored long after its writer gave up.
-    async fn publish(&self, draft: &Draft, deadline: Instant) -> Outcome {
+    async fn publish(
+        &self,
+        draft: &Draft<'_>,
+        id: &OrderId,
+        expected: Revision,
+        deadline: Instant,
+    ) -> Outcome {
         if !self.connection.is_up() {
             return Outcome::NotStored(AppendError::Unavailable("the broker is away".to_owned()));
         }
-        let (subject, headers) = (draft.subject.clone(), draft.headers.clone());
+        let (subject, mut headers) = (draft.subject.clone(), draft.headers());
+        headers.insert(EXPECTED_SEQUENCE, expected.to_string());
+        headers.insert(EXPECTED_SUBJECT, subjects::order(id));
         let published = async {
             let ack = self.connection.jetstream.publish_with_headers(subject, headers, draft.payload.clone());
             ack.await?.await
