@@ -55,7 +55,7 @@ pub async fn last_of_each(
     stream: &str,
     filters: &[String],
 ) -> Result<Vec<Stored>, ReadError> {
-    get(client, stream, &Request::Last { multi_last: filters }).await
+    Ok(get(client, stream, &Request::Last { multi_last: filters }).await?.messages)
 }
 
 /// All messages on subjects that match `filter`, from sequence `from` on, by sequence.
@@ -66,17 +66,47 @@ pub async fn all_from(
     from: Revision,
 ) -> Result<Vec<Stored>, ReadError> {
     let mut all: Vec<Stored> = Vec::new();
-    let mut next = from.0.max(1);
+    let mut next = from;
     loop {
-        let request = Request::Next { seq: next, next_by_subj: filter, batch: BATCH_MESSAGES_MAX };
-        let page = get(client, stream, &request).await?;
-        let Some(last) = page.last() else { return Ok(all) };
-        next = last.sequence.0 + 1;
-        all.extend(page);
+        let Batch { messages, remaining } =
+            batch_from(client, stream, filter, next, BATCH_MESSAGES_MAX).await?;
+        next = messages.last().map_or(next, |last| Revision(last.sequence.0 + 1));
+        all.extend(messages);
+        if remaining == 0 {
+            return Ok(all);
+        }
     }
 }
 
-async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Vec<Stored>, ReadError> {
+/// Some messages, and how many there are behind them.
+#[derive(Debug)]
+pub struct Batch {
+    /// By sequence.
+    pub messages: Vec<Stored>,
+    /// Messages on the same subjects after these.
+    pub remaining: u64,
+}
+
+impl Batch {
+    /// How many messages there are, from the first of these on.
+    pub fn total(&self) -> u64 {
+        self.messages.len() as u64 + self.remaining
+    }
+}
+
+/// The first `messages_max` messages on subjects that match `filter`, from sequence `from` on.
+pub async fn batch_from(
+    client: &Client,
+    stream: &str,
+    filter: &str,
+    from: Revision,
+    messages_max: u32,
+) -> Result<Batch, ReadError> {
+    let request = Request::Next { seq: from.0.max(1), next_by_subj: filter, batch: messages_max };
+    get(client, stream, &request).await
+}
+
+async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Batch, ReadError> {
     let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
     let payload = serde_json::to_vec(request).map_err(|error| ReadError::Broker(error.to_string()))?;
     let inbox = client.new_inbox();
@@ -94,8 +124,11 @@ async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Vec
         };
         match answer.status {
             None => messages.push(stored(answer)?),
-            Some(status) if status.as_u16() == END_OF_BATCH => return Ok(messages),
-            Some(StatusCode::NOT_FOUND) => return Ok(messages),
+            Some(status) if status.as_u16() == END_OF_BATCH => {
+                let remaining = number(answer.headers.as_ref(), "Nats-Num-Pending").unwrap_or(0);
+                return Ok(Batch { messages, remaining });
+            }
+            Some(StatusCode::NOT_FOUND) => return Ok(Batch { messages, remaining: 0 }),
             Some(StatusCode::NO_RESPONDERS) => return Err(ReadError::NoAnswer("no responders".to_owned())),
             Some(status) => {
                 let text = answer.description.as_deref().unwrap_or_default();
@@ -109,7 +142,10 @@ fn stored(message: Message) -> Result<Stored, ReadError> {
     let incomplete = || ReadError::Broker("a message without Nats-Subject or Nats-Sequence".to_owned());
     let headers = message.headers.unwrap_or_default();
     let subject = headers.get("Nats-Subject").ok_or_else(incomplete)?.as_str().into();
-    let sequence =
-        headers.get("Nats-Sequence").and_then(|text| text.as_str().parse().ok()).ok_or_else(incomplete)?;
+    let sequence = number(Some(&headers), "Nats-Sequence").ok_or_else(incomplete)?;
     Ok(Stored { subject, sequence: Revision(sequence), headers, payload: message.payload })
+}
+
+fn number(headers: Option<&HeaderMap>, name: &'static str) -> Option<u64> {
+    headers?.get(name)?.as_str().parse().ok()
 }

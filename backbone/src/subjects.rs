@@ -2,7 +2,7 @@
 
 use proto::orders::v1::order_event::Detail;
 
-use crate::ids::OrderId;
+use crate::ids::{CustomerKey, OrderId};
 
 /// The subjects that belong to the order log.
 pub const ALL_ORDERS: &str = "ORDER.>";
@@ -103,6 +103,21 @@ pub fn order(id: &OrderId) -> String {
     format!("ORDER.*.{}.{}.{}", id.customer.partition(), id.customer, id.order)
 }
 
+/// All events of all orders of one customer.
+pub fn customer(key: CustomerKey) -> String {
+    format!("ORDER.*.{}.{key}.>", key.partition())
+}
+
+/// All events of all orders of one customer, as they are republished.
+pub fn live_customer(key: CustomerKey) -> String {
+    format!("{LIVE_PREFIX}{}", customer(key))
+}
+
+/// All first events of one customer's orders.
+pub fn created_by(key: CustomerKey) -> String {
+    format!("ORDER.{}.{}.{key}.>", EventKind::Created.as_str(), key.partition())
+}
+
 /// All events of one order, as they are republished.
 pub fn live_order(id: &OrderId) -> String {
     format!("{LIVE_PREFIX}{}", order(id))
@@ -129,7 +144,7 @@ pub fn parse(subject: &str) -> Option<(EventKind, OrderId)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{CustomerKey, OrderKey};
+    use crate::ids::OrderKey;
     use proptest::prelude::*;
     use proptest::sample::select;
 

@@ -4,14 +4,70 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use backbone::direct_get::ReadError;
-use backbone::ids::OrderId;
-use backbone::log::{AppendError, WatchError};
+use backbone::ids::{OrderId, Revision};
+use backbone::log::AppendError;
+use proto::orders::v1::OrderStatus;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::{error, warn};
 
 /// Domain of every reason in an ErrorInfo.
 const DOMAIN: &str = "orders.waybill";
+/// The reason in an ErrorInfo: what clients act on. Never renamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    RequestIdReused,
+    RateLimited,
+    BrokerUnavailable,
+    StorageFull,
+    Draining,
+    OutcomeUnknown,
+    TimedOut,
+    NotCancellable,
+    Internal,
+}
+
+impl Reason {
+    /// Every reason there is; docs/errors.md lists the same.
+    #[cfg(test)]
+    const ALL: [Self; 9] = [
+        Self::RequestIdReused,
+        Self::RateLimited,
+        Self::BrokerUnavailable,
+        Self::StorageFull,
+        Self::Draining,
+        Self::OutcomeUnknown,
+        Self::TimedOut,
+        Self::NotCancellable,
+        Self::Internal,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::RequestIdReused => "REQUEST_ID_REUSED",
+            Self::RateLimited => "RATE_LIMITED",
+            Self::BrokerUnavailable => "BROKER_UNAVAILABLE",
+            Self::StorageFull => "STORAGE_FULL",
+            Self::Draining => "DRAINING",
+            Self::OutcomeUnknown => "OUTCOME_UNKNOWN",
+            Self::TimedOut => "TIMED_OUT",
+            Self::NotCancellable => "NOT_CANCELLABLE",
+            Self::Internal => "INTERNAL",
+        }
+    }
+
+    fn code(self) -> Code {
+        match self {
+            Self::RequestIdReused => Code::AlreadyExists,
+            Self::RateLimited => Code::ResourceExhausted,
+            Self::BrokerUnavailable | Self::StorageFull | Self::Draining => Code::Unavailable,
+            Self::OutcomeUnknown | Self::TimedOut => Code::DeadlineExceeded,
+            Self::NotCancellable => Code::FailedPrecondition,
+            Self::Internal => Code::Internal,
+        }
+    }
+}
+
 /// When to come back after a refusal that passes by itself.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// When to come back while the stream has no room: somebody has to make some.
@@ -40,109 +96,133 @@ pub(crate) fn invalid(mut violations: Vec<FieldViolation>) -> Status {
 
 /// The request_id was used for another order.
 pub(crate) fn request_id_reused(id: &OrderId) -> Status {
-    let metadata = HashMap::from([("order_id".to_owned(), id.to_string())]);
-    status(
-        Code::AlreadyExists,
-        "request_id was already used for an order with other content; use a new one",
-        ErrorDetails::with_error_info("REQUEST_ID_REUSED", DOMAIN, metadata),
-    )
+    let message = "request_id was already used for an order with other content; use a new one";
+    status(Reason::RequestIdReused, message, of_order(id), ErrorDetails::new())
 }
 
 /// There is no such order.
 pub(crate) fn not_found(id: &OrderId) -> Status {
     let description = "there is no order with this order_id";
     let details = ErrorDetails::with_resource_info("orders.v1.Order", id.to_string(), "", description);
-    status(Code::NotFound, description, details)
+    Status::with_error_details(Code::NotFound, description, details)
+}
+
+/// The order ended in another way before it could be cancelled.
+pub(crate) fn not_cancellable(id: &OrderId, ended_as: OrderStatus) -> Status {
+    let ended_as = ended_as.as_str_name().trim_start_matches("ORDER_STATUS_");
+    let description = format!("the order is {ended_as} and can no longer be cancelled");
+    let details =
+        ErrorDetails::with_precondition_failure_violation("ORDER_STATUS", id.to_string(), &description);
+    let mut metadata = of_order(id);
+    metadata.insert("order_status".to_owned(), ended_as.to_owned());
+    status(Reason::NotCancellable, &description, metadata, details)
 }
 
 /// The peer calls too often.
 pub(crate) fn rate_limited(wait: Duration) -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(wait));
     details.add_quota_failure_violation("peer", "calls per second from one peer address");
-    details.set_error_info("RATE_LIMITED", DOMAIN, HashMap::new());
-    status(Code::ResourceExhausted, "too many calls; wait as long as RetryInfo says", details)
+    let message = "too many calls; wait as long as RetryInfo says";
+    status(Reason::RateLimited, message, HashMap::new(), details)
 }
 
 /// The gateway is about to stop.
 pub(crate) fn draining() -> Status {
-    unavailable(
-        "DRAINING",
-        "this gateway is stopping; call again, and resume a watch with the last revision seen",
-        RETRY_DELAY,
-    )
+    let message = "this gateway is stopping; call again, and resume a watch with the last revision seen";
+    come_back(Reason::Draining, message, RETRY_DELAY)
 }
 
-/// A status for an append that was not stored, or may not have been.
+/// Time ran out over a call that changes nothing.
+pub(crate) fn timed_out() -> Status {
+    let message = "no answer within the deadline; nothing was changed, call again";
+    status(Reason::TimedOut, message, HashMap::new(), ErrorDetails::new())
+}
+
+/// A status for an event that was not appended, or may not have been.
 pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
     match append_error {
         AppendError::Unavailable(_) => {
-            warn!(order_id = %id, error = %append_error, "order not accepted");
-            unavailable("BROKER_UNAVAILABLE", "the order was not accepted; try again", RETRY_DELAY)
+            warn!(order_id = %id, error = %append_error, "event not stored");
+            come_back(Reason::BrokerUnavailable, "nothing was accepted; try again", RETRY_DELAY)
         }
         AppendError::Full => {
-            error!(order_id = %id, error = %append_error, "order not accepted");
-            unavailable("STORAGE_FULL", "the order was not accepted: storage is full", RETRY_DELAY_FULL)
+            error!(order_id = %id, error = %append_error, "event not stored");
+            let message = "nothing was accepted: storage is full; try again later";
+            come_back(Reason::StorageFull, message, RETRY_DELAY_FULL)
         }
         AppendError::Unknown(_) => {
-            warn!(order_id = %id, error = %append_error, "outcome of an order unknown");
-            let metadata = HashMap::from([("order_id".to_owned(), id.to_string())]);
-            status(
-                Code::DeadlineExceeded,
-                "it is not known whether the order was accepted; repeat with the same request_id, or get the order_id",
-                ErrorDetails::with_error_info("OUTCOME_UNKNOWN", DOMAIN, metadata),
-            )
+            warn!(order_id = %id, error = %append_error, "outcome of an append unknown");
+            let message = "it is not known whether this was accepted; repeat it (a CreateOrder with the same \
+                           request_id), or get the order_id";
+            status(Reason::OutcomeUnknown, message, of_order(id), ErrorDetails::new())
         }
         AppendError::Refused(_) => {
-            error!(order_id = %id, error = %append_error, "lifecycle refused a validated order");
+            error!(order_id = %id, error = %append_error, "the lifecycle refused a checked request");
             internal()
         }
     }
 }
 
 /// A status for a read that gave no answer.
-pub(crate) fn read(id: &OrderId, read_error: &ReadError) -> Status {
+pub(crate) fn read(read_error: &ReadError) -> Status {
     match read_error {
         ReadError::NoAnswer(_) => {
-            warn!(order_id = %id, error = %read_error, "order not read");
-            unavailable(
-                "BROKER_UNAVAILABLE",
-                "the order log cannot be read at the moment; try again",
-                RETRY_DELAY,
-            )
+            warn!(error = %read_error, "order log not read");
+            let message = "the order log cannot be read at the moment; try again";
+            come_back(Reason::BrokerUnavailable, message, RETRY_DELAY)
         }
         ReadError::Broker(_) => {
-            error!(order_id = %id, error = %read_error, "order not read");
+            error!(error = %read_error, "order log not read");
             internal()
         }
     }
 }
 
-/// A status for a watch that cannot begin.
-pub(crate) fn watch(id: &OrderId, watch_error: &WatchError) -> Status {
-    match watch_error {
-        WatchError::NotFound => not_found(id),
-        WatchError::Beyond { last } => invalid(vec![FieldViolation::new(
-            "after_revision",
-            format!("is beyond the order's last revision, {last}; send a revision that the order had, or 0"),
-        )]),
-        WatchError::Read(error) => read(id, error),
+/// A status for a watch behind a revision that is not there yet.
+pub(crate) fn beyond(last: Revision) -> Status {
+    let description = format!("is beyond the last revision, {last}; send the last one that you saw, or 0");
+    invalid(vec![FieldViolation::new("after_revision", description)])
+}
+
+fn come_back(reason: Reason, message: &str, retry_delay: Duration) -> Status {
+    status(reason, message, HashMap::new(), ErrorDetails::with_retry_info(Some(retry_delay)))
+}
+
+/// A fault of ours.
+pub(crate) fn internal() -> Status {
+    status(Reason::Internal, "internal error; it was logged", HashMap::new(), ErrorDetails::new())
+}
+
+fn of_order(id: &OrderId) -> HashMap<String, String> {
+    HashMap::from([("order_id".to_owned(), id.to_string())])
+}
+
+fn status(
+    reason: Reason,
+    message: &str,
+    metadata: HashMap<String, String>,
+    mut details: ErrorDetails,
+) -> Status {
+    details.set_error_info(reason.as_str(), DOMAIN, metadata);
+    Status::with_error_details(reason.code(), message, details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_lists_the_same_reasons() {
+        let documentation = include_str!("../../docs/errors.md");
+        let listed: Vec<_> = documentation.lines().filter_map(|line| line.strip_prefix("| `")).collect();
+        let listed: Vec<_> = listed.iter().filter_map(|line| line.split('`').next()).collect();
+        assert_eq!(listed, Reason::ALL.map(Reason::as_str));
+        for reason in Reason::ALL {
+            let row =
+                documentation.lines().find(|line| line.starts_with(&format!("| `{}`", reason.as_str())));
+            let code = format!("{:?}", reason.code());
+            let said = row.unwrap().split('|').nth(2).unwrap().trim().replace('_', "");
+            assert_eq!(said.to_lowercase(), code.to_lowercase());
+        }
     }
-}
-
-fn unavailable(reason: &str, message: &str, retry_delay: Duration) -> Status {
-    let mut details = ErrorDetails::with_retry_info(Some(retry_delay));
-    details.set_error_info(reason, DOMAIN, HashMap::new());
-    status(Code::Unavailable, message, details)
-}
-
-fn internal() -> Status {
-    status(
-        Code::Internal,
-        "internal error; it was logged",
-        ErrorDetails::with_error_info("INTERNAL", DOMAIN, HashMap::new()),
-    )
-}
-
-fn status(code: Code, message: &str, details: ErrorDetails) -> Status {
-    Status::with_error_details(code, message, details)
 }

@@ -1,10 +1,12 @@
 //! `waybill-gateway`: takes orders over gRPC and answers once they are durable.
 
 mod config;
+mod deadline;
 mod errors;
 mod grpc;
 mod ops;
 mod orders;
+mod page_token;
 mod rate_limit;
 mod readiness;
 mod validation;

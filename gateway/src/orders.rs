@@ -1,27 +1,31 @@
 //! The OrderService: each call becomes one append to, or one read of, the order log.
 
+use std::future::pending;
 use std::pin::Pin;
 use std::time::Duration;
 
+use backbone::direct_get::ReadError;
+use backbone::event::Recorded;
 use backbone::ids::Revision;
-use backbone::log::{Appended, OrderLog, Watch};
+use backbone::log::{AppendError, Appended, OrderLog, WatchError};
 use backbone::trace::{TRACEPARENT, TRACESTATE, TraceContext};
-use futures::Stream;
 use futures::stream::unfold;
+use futures::{Stream, StreamExt};
+use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::order_service_server::OrderService;
 use proto::orders::v1::{
     CancelOrderRequest, CancelOrderResponse, CreateOrderRequest, CreateOrderResponse, GetOrderRequest,
     GetOrderResponse, ListOrderEventsRequest, ListOrderEventsResponse, ListOrdersRequest, ListOrdersResponse,
-    WatchOrderRequest, WatchOrderResponse, WatchOrdersRequest, WatchOrdersResponse,
+    Order, OrderStatus, WatchOrderRequest, WatchOrderResponse, WatchOrdersRequest, WatchOrdersResponse,
 };
 use tokio::select;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use tracing::debug;
 
-use crate::{errors, validation};
+use crate::{deadline, errors, validation};
 
 /// Whose customers these are, for as long as callers are not told apart.
 const TENANT: &str = "";
@@ -38,6 +42,14 @@ impl Orders {
     pub(crate) fn new(log: OrderLog, request_timeout: Duration, draining: CancellationToken) -> Self {
         Self { log, request_timeout, draining }
     }
+
+    fn deadline<T>(&self, request: &Request<T>) -> Instant {
+        deadline::of(request.metadata(), self.request_timeout)
+    }
+
+    fn end_of_stream<T>(&self, request: &Request<T>) -> EndOfStream {
+        EndOfStream { draining: self.draining.clone(), caller_gone: deadline::of_stream(request.metadata()) }
+    }
 }
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -48,7 +60,7 @@ impl OrderService for Orders {
         &self,
         request: Request<CreateOrderRequest>,
     ) -> Result<Response<CreateOrderResponse>, Status> {
-        let deadline = Instant::now() + self.request_timeout;
+        let deadline = self.deadline(&request);
         let trace = trace_of(request.metadata());
         let new = validation::new_order(TENANT, request.into_inner())?;
         let items = new.created.items.clone();
@@ -68,10 +80,68 @@ impl OrderService for Orders {
         &self,
         request: Request<GetOrderRequest>,
     ) -> Result<Response<GetOrderResponse>, Status> {
+        let deadline = self.deadline(&request);
         let id = validation::order_id(&request.get_ref().order_id)?;
-        let current = self.log.load(&id).await.map_err(|error| errors::read(&id, &error))?;
-        let current = current.ok_or_else(|| errors::not_found(&id))?;
-        Ok(Response::new(GetOrderResponse { order: Some(current.order) }))
+        let found = read_by(deadline, self.log.load(&id)).await?.ok_or_else(|| errors::not_found(&id))?;
+        Ok(Response::new(GetOrderResponse { order: Some(found.order) }))
+    }
+
+    async fn list_orders(
+        &self,
+        request: Request<ListOrdersRequest>,
+    ) -> Result<Response<ListOrdersResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let page = validation::page(TENANT, request.get_ref())?;
+        let wanted = |order: &Order| page.statuses.is_empty() || page.statuses.contains(&order.status());
+        let listing = self.log.list(page.customer, page.before, page.size, wanted);
+        let found = read_by(deadline, listing).await?;
+        let next_page_token = found.next.map(|before| page.list().token(before)).unwrap_or_default();
+        Ok(Response::new(ListOrdersResponse { orders: found.orders, next_page_token }))
+    }
+
+    async fn cancel_order(
+        &self,
+        request: Request<CancelOrderRequest>,
+    ) -> Result<Response<CancelOrderResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let trace = trace_of(request.metadata());
+        let (id, cancelled) = validation::cancel(request.into_inner())?;
+
+        let found = read_by(deadline, self.log.load_latest(&id)).await?;
+        let mut current = found.ok_or_else(|| errors::not_found(&id))?;
+        // Each turn lost is an event won by somebody else, and an order has few.
+        while current.order.status() != OrderStatus::Cancelled {
+            let detail = Detail::Cancelled(cancelled.clone());
+            match self.log.append(&current, detail, &trace, deadline).await {
+                Ok(Appended::Stored(now) | Appended::Overtaken(now)) => current = now,
+                Err(AppendError::Refused(_)) => {
+                    return Err(errors::not_cancellable(&id, current.order.status()));
+                }
+                Err(error) => return Err(errors::append(&id, &error)),
+            }
+        }
+        debug!(order_id = %id, trace_id = trace.trace_id(), revision = current.order.revision, "order cancelled");
+        Ok(Response::new(CancelOrderResponse { order: Some(current.order) }))
+    }
+
+    async fn list_order_events(
+        &self,
+        request: Request<ListOrderEventsRequest>,
+    ) -> Result<Response<ListOrderEventsResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let id = validation::order_id(&request.get_ref().order_id)?;
+        let reading = async {
+            let history = self.log.history(&id, Revision::NONE).await?;
+            // A replica that is behind may not have the order yet; the leader knows.
+            let known = !history.is_empty() || self.log.load_latest(&id).await?.is_some();
+            Ok((history, known))
+        };
+        let (history, known) = read_by(deadline, reading).await?;
+        if !known {
+            return Err(errors::not_found(&id));
+        }
+        let events = history.into_iter().map(Recorded::into_proto).collect();
+        Ok(Response::new(ListOrderEventsResponse { events }))
     }
 
     type WatchOrderStream = ResponseStream<WatchOrderResponse>;
@@ -80,61 +150,87 @@ impl OrderService for Orders {
         &self,
         request: Request<WatchOrderRequest>,
     ) -> Result<Response<Self::WatchOrderStream>, Status> {
+        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request));
         let request = request.into_inner();
         let id = validation::order_id(&request.order_id)?;
-        let watch = self.log.watch(id, Revision(request.after_revision)).await;
-        let watch = watch.map_err(|error| errors::watch(&id, &error))?;
-        Ok(Response::new(Box::pin(updates(watch, self.draining.clone()))))
-    }
-
-    async fn list_orders(
-        &self,
-        _: Request<ListOrdersRequest>,
-    ) -> Result<Response<ListOrdersResponse>, Status> {
-        Err(Status::unimplemented("ListOrders is not available yet"))
-    }
-
-    async fn cancel_order(
-        &self,
-        _: Request<CancelOrderRequest>,
-    ) -> Result<Response<CancelOrderResponse>, Status> {
-        Err(Status::unimplemented("CancelOrder is not available yet"))
-    }
-
-    async fn list_order_events(
-        &self,
-        _: Request<ListOrderEventsRequest>,
-    ) -> Result<Response<ListOrderEventsResponse>, Status> {
-        Err(Status::unimplemented("ListOrderEvents is not available yet"))
+        let watch = self.log.watch(id, Revision(request.after_revision));
+        let events = watch_by(opening, watch, || errors::not_found(&id)).await?.into_stream();
+        let updates = events.map(|event| WatchOrderResponse { event: Some(event.into_proto()) });
+        Ok(Response::new(Box::pin(ending.of(updates))))
     }
 
     type WatchOrdersStream = ResponseStream<WatchOrdersResponse>;
 
     async fn watch_orders(
         &self,
-        _: Request<WatchOrdersRequest>,
+        request: Request<WatchOrdersRequest>,
     ) -> Result<Response<Self::WatchOrdersStream>, Status> {
-        Err(Status::unimplemented("WatchOrders is not available yet"))
+        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request));
+        let request = request.into_inner();
+        let customer = validation::customer(TENANT, &request.customer_id)?;
+        let watch = self.log.watch_customer(customer, Revision(request.after_revision));
+        let events = watch_by(opening, watch, errors::internal).await?.into_stream();
+        let updates = events.map(|event| WatchOrdersResponse { event: Some(event.into_proto()) });
+        Ok(Response::new(Box::pin(ending.of(updates))))
     }
 }
 
-/// The watch as a response. It is polled only when the client can take more, so a slow reader holds back
-/// nothing but itself; when it is dropped, the watch ends.
-fn updates(
-    watch: Watch,
-    draining: CancellationToken,
-) -> impl Stream<Item = Result<WatchOrderResponse, Status>> + Send {
-    unfold(Some((watch, draining)), async |open| {
-        let (mut watch, draining) = open?;
-        select! {
-            biased;
-            () = draining.cancelled() => Some((Err(errors::draining()), None)),
-            event = watch.next() => {
-                let response = WatchOrderResponse { event: Some(event?.into_proto()) };
-                Some((Ok(response), Some((watch, draining))))
-            }
-        }
+/// What a read of the log gave, unless time ran out.
+async fn read_by<T>(
+    deadline: Instant,
+    read: impl Future<Output = Result<T, ReadError>>,
+) -> Result<T, Status> {
+    let read = timeout_at(deadline, read).await.map_err(|_| errors::timed_out())?;
+    read.map_err(|error| errors::read(&error))
+}
+
+/// A watch that has begun, unless time ran out.
+async fn watch_by<W>(
+    deadline: Instant,
+    watch: impl Future<Output = Result<W, WatchError>>,
+    not_found: impl FnOnce() -> Status,
+) -> Result<W, Status> {
+    let begun = timeout_at(deadline, watch).await.map_err(|_| errors::timed_out())?;
+    begun.map_err(|error| match error {
+        WatchError::NotFound => not_found(),
+        WatchError::Beyond { last } => errors::beyond(last),
+        WatchError::Read(error) => errors::read(&error),
     })
+}
+
+/// What ends a stream from outside.
+struct EndOfStream {
+    draining: CancellationToken,
+    caller_gone: Option<Instant>,
+}
+
+impl EndOfStream {
+    /// The updates up to the end. They are polled only when the client can take more, so a slow reader holds
+    /// back nothing but itself; when they are dropped, the watch ends.
+    fn of<T>(self, updates: impl Stream<Item = T> + Send) -> impl Stream<Item = Result<T, Status>> + Send {
+        let ended = Box::pin(self.ended());
+        unfold(Some((Box::pin(updates), ended)), async |open| {
+            let (mut updates, mut ended) = open?;
+            select! {
+                biased;
+                status = &mut ended => Some((Err(status), None)),
+                update = updates.next() => Some((Ok(update?), Some((updates, ended)))),
+            }
+        })
+    }
+
+    async fn ended(self) -> Status {
+        let time_out = async {
+            match self.caller_gone {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        };
+        select! {
+            () = self.draining.cancelled() => errors::draining(),
+            () = time_out => errors::timed_out(),
+        }
+    }
 }
 
 /// The caller's trace, or a new one.

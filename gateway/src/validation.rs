@@ -1,12 +1,18 @@
 //! The rules of every request field. All that a request breaks is reported at once.
 
-use backbone::ids::{CustomerKey, OrderId, OrderKey};
+use std::fmt::Display;
+
+use backbone::ids::{CustomerKey, OrderId, OrderKey, Revision};
 use backbone::lifecycle::{self, TotalError};
-use proto::orders::v1::{CreateOrderRequest, Money, OrderCreated, OrderItem};
+use proto::orders::v1::{
+    CancelOrderRequest, CreateOrderRequest, ListOrdersRequest, Money, OrderCancelled, OrderCreated,
+    OrderItem, OrderStatus,
+};
 use tonic::Status;
 use tonic_types::FieldViolation;
 
 use crate::errors;
+use crate::page_token::List;
 
 /// Longest customer_id and request_id, in characters.
 const ID_CHARS_MAX: usize = 128;
@@ -16,6 +22,15 @@ const SKU_CHARS_MAX: usize = 64;
 const ITEMS_MAX: usize = 100;
 /// Most units of one item.
 const QUANTITY_MAX: i32 = 1_000_000;
+
+/// Longest message of a cancel, in characters.
+const MESSAGE_CHARS_MAX: usize = 256;
+/// Most orders of one page, and how many there are if the client does not say.
+const PAGE_SIZE_MAX: usize = 1_000;
+const PAGE_SIZE_DEFAULT: usize = 50;
+
+/// Characters that customer_id may hold beside letters and digits.
+const CUSTOMER_ID_PUNCTUATION: &str = "-_.:@";
 
 /// An order that may be appended.
 #[derive(Debug)]
@@ -31,7 +46,7 @@ pub(crate) fn new_order(tenant: &str, request: CreateOrderRequest) -> Result<New
     if !request_id.is_empty() {
         violations.check_text("request_id", &request_id, ID_CHARS_MAX, "-_.:");
     }
-    violations.check_text("customer_id", &customer_id, ID_CHARS_MAX, "-_.:@");
+    violations.check_text("customer_id", &customer_id, ID_CHARS_MAX, CUSTOMER_ID_PUNCTUATION);
     violations.check_items(&items);
     violations.into_result()?;
 
@@ -47,26 +62,117 @@ pub(crate) fn new_order(tenant: &str, request: CreateOrderRequest) -> Result<New
 
 /// Checks an order_id.
 pub(crate) fn order_id(text: &str) -> Result<OrderId, Status> {
-    text.parse().map_err(|error| {
-        let description =
-            if text.is_empty() { format!("is required: {error}") } else { format!("is malformed: {error}") };
-        errors::invalid(vec![FieldViolation::new("order_id", description)])
-    })
+    let mut violations = Violations::default();
+    let id = violations.check_order_id(text);
+    violations.into_result()?;
+    // Without an id there was a violation.
+    id.ok_or_else(|| errors::invalid(Vec::new()))
+}
+
+/// Checks a CancelOrderRequest.
+pub(crate) fn cancel(request: CancelOrderRequest) -> Result<(OrderId, OrderCancelled), Status> {
+    let CancelOrderRequest { order_id, message } = request;
+    let mut violations = Violations::default();
+    let id = violations.check_order_id(&order_id);
+    if message.chars().count() > MESSAGE_CHARS_MAX || message.chars().any(char::is_control) {
+        let rule =
+            format!("must be at most {MESSAGE_CHARS_MAX} characters, none of them a control character");
+        violations.add("message", rule);
+    }
+    violations.into_result()?;
+    let id = id.ok_or_else(|| errors::invalid(Vec::new()))?;
+    Ok((id, OrderCancelled { message }))
+}
+
+/// Checks the customer_id of a `tenant`'s customer.
+pub(crate) fn customer(tenant: &str, customer_id: &str) -> Result<CustomerKey, Status> {
+    let mut violations = Violations::default();
+    violations.check_text("customer_id", customer_id, ID_CHARS_MAX, CUSTOMER_ID_PUNCTUATION);
+    violations.into_result()?;
+    Ok(CustomerKey::of(tenant, customer_id))
+}
+
+/// A page that may be read.
+#[derive(Debug)]
+pub(crate) struct PageRequest {
+    pub(crate) customer: CustomerKey,
+    pub(crate) size: usize,
+    /// Only orders created before here.
+    pub(crate) before: Option<Revision>,
+    /// In ascending order, each once; empty for all.
+    pub(crate) statuses: Vec<OrderStatus>,
+}
+
+impl PageRequest {
+    /// The list that the page is part of.
+    pub(crate) fn list(&self) -> List<'_> {
+        List { customer: self.customer, statuses: &self.statuses }
+    }
+}
+
+/// Checks a ListOrdersRequest of `tenant`.
+pub(crate) fn page(tenant: &str, request: &ListOrdersRequest) -> Result<PageRequest, Status> {
+    let mut violations = Violations::default();
+    violations.check_text("customer_id", &request.customer_id, ID_CHARS_MAX, CUSTOMER_ID_PUNCTUATION);
+    let size = match usize::try_from(request.page_size) {
+        Ok(0) => PAGE_SIZE_DEFAULT,
+        Ok(size) if size <= PAGE_SIZE_MAX => size,
+        Ok(_) | Err(_) => {
+            let rule = format!("must be 1-{PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}");
+            violations.add("page_size", format!("{rule}, not {}", request.page_size));
+            PAGE_SIZE_DEFAULT
+        }
+    };
+    let mut statuses = Vec::new();
+    for (i, status) in request.statuses.iter().enumerate() {
+        match OrderStatus::try_from(*status) {
+            Ok(OrderStatus::Unspecified) | Err(_) => {
+                violations.add(format_args!("statuses[{i}]"), format!("is not a status of orders: {status}"));
+            }
+            Ok(status) => statuses.push(status),
+        }
+    }
+    statuses.sort_unstable();
+    statuses.dedup();
+    let customer = CustomerKey::of(tenant, &request.customer_id);
+    let mut page = PageRequest { customer, size, before: None, statuses };
+    if !request.page_token.is_empty() {
+        page.before = page.list().parse(&request.page_token);
+        if page.before.is_none() {
+            violations.add(
+                "page_token",
+                "must be the next_page_token of an answer for the same customer_id and statuses, or empty",
+            );
+        }
+    }
+    violations.into_result()?;
+    Ok(page)
 }
 
 #[derive(Default)]
 struct Violations(Vec<FieldViolation>);
 
 impl Violations {
-    fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
-        self.0.push(FieldViolation::new(field, description));
+    fn add(&mut self, field: impl Display, description: impl Into<String>) {
+        self.0.push(FieldViolation::new(field.to_string(), description));
     }
 
     fn into_result(self) -> Result<(), Status> {
         if self.0.is_empty() { Ok(()) } else { Err(errors::invalid(self.0)) }
     }
 
-    fn check_text(&mut self, field: impl Into<String>, text: &str, chars_max: usize, punctuation: &str) {
+    fn check_order_id(&mut self, text: &str) -> Option<OrderId> {
+        match text.parse() {
+            Ok(id) => Some(id),
+            Err(error) => {
+                let problem = if text.is_empty() { "is required" } else { "is malformed" };
+                self.add("order_id", format!("{problem}: {error}"));
+                None
+            }
+        }
+    }
+
+    fn check_text(&mut self, field: impl Display, text: &str, chars_max: usize, punctuation: &str) {
         let allowed = |c: char| c.is_ascii_alphanumeric() || punctuation.contains(c);
         if text.is_empty() {
             self.add(field, "is required");
@@ -85,7 +191,7 @@ impl Violations {
         }
         let before = self.0.len();
         for (i, item) in items.iter().enumerate() {
-            self.check_text(format!("items[{i}].sku"), &item.sku, SKU_CHARS_MAX, "-_");
+            self.check_text(format_args!("items[{i}].sku"), &item.sku, SKU_CHARS_MAX, "-_");
             if !(1..=QUANTITY_MAX).contains(&item.quantity) {
                 self.add(
                     format!("items[{i}].quantity"),

@@ -2,26 +2,35 @@
 //! record of an order.
 
 mod append;
+mod list;
+mod live;
 mod read;
 mod watch;
+mod watch_customer;
+
+use std::sync::Arc;
 
 use async_nats::jetstream::stream::Stream;
 use proto::orders::v1::Order;
 
 pub use append::{AppendError, Appended};
+pub use list::Page;
 pub use watch::{Watch, WatchError};
+pub use watch_customer::CustomerWatch;
 
 use crate::connection::Connection;
 use crate::direct_get::ReadError;
 use crate::event::Recorded;
 use crate::ids::{OrderId, Revision};
 use crate::stream::ORDERS;
+use live::Live;
 
 /// The order log, as one program sees it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct OrderLog {
     connection: Connection,
     stream: Stream<()>,
+    live: Arc<Live>,
     /// CloudEvents source of what this program appends.
     source: &'static str,
 }
@@ -61,7 +70,7 @@ impl OrderLog {
             .get_stream_no_info(ORDERS)
             .await
             .map_err(|error| ReadError::Broker(error.to_string()))?;
-        Ok(Self { connection, stream, source })
+        Ok(Self { connection, stream, live: Arc::default(), source })
     }
 
     /// The connection that the log is reached by.

@@ -1,7 +1,10 @@
 //! Reading orders: the latest event holds the order as it stands; the order's subjects hold its history.
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::stream::{DirectGetError, DirectGetErrorKind, LastRawMessageErrorKind};
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{
+    DirectGetError, DirectGetErrorKind, LastRawMessageError, LastRawMessageErrorKind,
+};
 use tracing::warn;
 
 use super::{OrderLog, OrderState};
@@ -50,19 +53,23 @@ impl OrderLog {
 
     /// What the stream's leader has on the order's subjects.
     pub(super) async fn latest(&self, id: &OrderId) -> Result<Latest, ReadError> {
-        match self.stream.get_last_raw_message_by_subject(&subjects::order(id)).await {
-            Ok(last) => {
+        match self.last_message(&subjects::order(id)).await? {
+            Some(last) => {
                 let headers = last.headers;
                 self.state(id, &last.subject, Revision(last.sequence), &headers, last.payload).await
             }
-            Err(error) => match error.kind() {
-                LastRawMessageErrorKind::NoMessageFound => Ok(Latest::Vacant(Revision::NONE)),
-                LastRawMessageErrorKind::JetStream(_) | LastRawMessageErrorKind::InvalidSubject => {
-                    Err(ReadError::Broker(error.to_string()))
-                }
-                LastRawMessageErrorKind::Other => Err(ReadError::NoAnswer(error.to_string())),
-            },
+            None => Ok(Latest::Vacant(Revision::NONE)),
         }
+    }
+
+    /// The last message that the stream's leader has on `filter`.
+    pub(super) async fn last_message(&self, filter: &str) -> Result<Option<StreamMessage>, ReadError> {
+        kept(self.stream.get_last_raw_message_by_subject(filter).await)
+    }
+
+    /// Whether the stream's leader has a message at `revision`.
+    pub(super) async fn is_kept(&self, revision: Revision) -> Result<bool, ReadError> {
+        Ok(kept(self.stream.get_raw_message(revision.0).await)?.is_some())
     }
 
     /// The order's events after `after`, oldest first.
@@ -112,7 +119,7 @@ impl OrderLog {
 }
 
 /// Decodes what can be; what cannot is logged and passed over.
-fn decode_all(stored: Vec<Stored>) -> Vec<Recorded> {
+pub(super) fn decode_all(stored: Vec<Stored>) -> Vec<Recorded> {
     let decode = |stored: Stored| {
         Recorded::decode(&stored.subject, stored.sequence, Some(&stored.headers), stored.payload)
             .inspect_err(|error| {
@@ -129,7 +136,21 @@ fn is_whole(events: &[Recorded]) -> bool {
     events.iter().all(|event| std::mem::replace(&mut previous, event.revision) == event.previous)
 }
 
-fn read_error(error: &DirectGetError) -> ReadError {
+fn kept(answer: Result<StreamMessage, LastRawMessageError>) -> Result<Option<StreamMessage>, ReadError> {
+    let error = match answer {
+        Ok(message) => return Ok(Some(message)),
+        Err(error) => error,
+    };
+    match error.kind() {
+        LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        LastRawMessageErrorKind::JetStream(_) | LastRawMessageErrorKind::InvalidSubject => {
+            Err(ReadError::Broker(error.to_string()))
+        }
+        LastRawMessageErrorKind::Other => Err(ReadError::NoAnswer(error.to_string())),
+    }
+}
+
+pub(super) fn read_error(error: &DirectGetError) -> ReadError {
     match error.kind() {
         DirectGetErrorKind::NotFound
         | DirectGetErrorKind::InvalidSubject

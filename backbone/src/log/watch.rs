@@ -7,32 +7,33 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use async_nats::{Message, Subscriber};
-use futures::StreamExt;
+use futures::Stream;
+use futures::stream::unfold;
 use thiserror::Error;
 use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::OrderLog;
+use super::live::{Heard, Listener};
 use crate::direct_get::ReadError;
 use crate::event::Recorded;
 use crate::ids::{OrderId, Revision};
 use crate::lifecycle::is_finished;
-use crate::subjects::{self, LIVE_PREFIX};
+use crate::subjects;
 
 /// Longest time between two looks into the log; with one failed look between, a watcher is at most 30 s behind.
-const RECONCILE_INTERVAL: Duration = Duration::from_secs(25);
+pub(super) const RECONCILE_INTERVAL: Duration = Duration::from_secs(25);
 /// Wait before the next look when one failed.
-const RECONCILE_RETRY: Duration = Duration::from_secs(1);
+pub(super) const RECONCILE_RETRY: Duration = Duration::from_secs(1);
 
 /// One order's events, each exactly once and in order, ending when the order is finished.
 #[derive(Debug)]
 pub struct Watch {
     log: OrderLog,
     id: OrderId,
-    live: Subscriber,
+    live: Listener,
     connects: watch::Receiver<u64>,
     reconcile_at: Instant,
     /// Read from the log, not yet given out.
@@ -64,12 +65,7 @@ impl OrderLog {
     pub async fn watch(&self, id: OrderId, after: Revision) -> Result<Watch, WatchError> {
         let connects = self.connection.connects();
         // Subscribed before the first read, so that nothing falls between history and live.
-        let live = self
-            .connection
-            .client
-            .subscribe(subjects::live_order(&id))
-            .await
-            .map_err(|error| ReadError::NoAnswer(error.to_string()))?;
+        let live = self.live.listen(&self.connection.client, subjects::live_order(&id)).await?;
         let current = self.load(&id).await?.ok_or(WatchError::NotFound)?;
         if after > current.revision() {
             // The replica that answered may be behind.
@@ -108,10 +104,9 @@ impl Watch {
                 return None;
             }
             let gap = select! {
-                message = self.live.next() => match message {
-                    Some(message) => self.receive(message),
-                    // The client is closed, which happens only when the program ends.
-                    None => return None,
+                heard = self.live.next() => match heard {
+                    Heard::Event(event) => self.receive(&event),
+                    Heard::Missed => true,
                 },
                 changed = self.connects.changed() => changed.is_ok(),
                 () = sleep_until(self.reconcile_at) => true,
@@ -123,15 +118,13 @@ impl Watch {
         }
     }
 
-    /// Takes a live message; says whether events before it were missed.
-    fn receive(&mut self, message: Message) -> bool {
-        let event = match decode_live(message) {
-            Ok(event) => event,
-            Err(error) => {
-                warn!(order_id = %self.id, error, "foreign message on a live subject, passed over");
-                return false;
-            }
-        };
+    /// The events as a stream, which ends once the order is finished.
+    pub fn into_stream(self) -> impl Stream<Item = Recorded> + Send {
+        unfold(self, async |mut watch| Some((watch.next().await?, watch)))
+    }
+
+    /// Takes a live event; says whether events before it were missed.
+    fn receive(&mut self, event: &Recorded) -> bool {
         if event.revision <= self.last {
             return false;
         }
@@ -139,7 +132,7 @@ impl Watch {
             return true;
         }
         self.last = event.revision;
-        self.ready.push_back(event);
+        self.ready.push_back(event.clone());
         false
     }
 
@@ -152,14 +145,4 @@ impl Watch {
         self.reconcile_at = Instant::now() + RECONCILE_INTERVAL;
         Ok(())
     }
-}
-
-/// Reads a republished message: the stream says in a header where it stored it.
-fn decode_live(message: Message) -> Result<Recorded, String> {
-    let headers = message.headers.as_ref();
-    let sequence =
-        headers.and_then(|headers| headers.get("Nats-Sequence")).and_then(|text| text.as_str().parse().ok());
-    let sequence = sequence.ok_or("no Nats-Sequence")?;
-    let subject = message.subject.strip_prefix(LIVE_PREFIX).unwrap_or_default();
-    Recorded::decode(subject, Revision(sequence), headers, message.payload).map_err(|error| error.to_string())
 }

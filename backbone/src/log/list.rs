@@ -1,0 +1,189 @@
+//! Listing a customer's orders, newest first. There is no index: the subjects of their first events are one,
+//! and the stream counts what lies on them.
+
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use proto::orders::v1::Order;
+use tokio::time::sleep;
+
+use super::OrderLog;
+use super::read::{decode_all, read_error};
+use crate::direct_get::{Batch, ReadError, batch_from};
+use crate::event::Recorded;
+use crate::ids::{CustomerKey, Revision};
+use crate::stream::ORDERS;
+use crate::subjects::{self, EventKind};
+
+/// Most orders that one call looks at; when few of them are wanted, its page is not full.
+const EXAMINED_MAX: usize = 2_000;
+/// Orders that are looked at side by side.
+const LOADS_AT_ONCE: usize = 32;
+/// Messages that a window may hold beyond those asked for: finding a closer one would cost more than to read
+/// them.
+const SLACK: u64 = 32;
+/// Looks after which a window is taken as it is. Half of them halve it.
+const PROBES_MAX: u32 = 80;
+const READ_MESSAGES_MAX: u32 = 256;
+
+/// Looks at a replica that is behind, before giving up.
+const REPLICA_LOOKS_MAX: u32 = 5;
+const REPLICA_PAUSE: Duration = Duration::from_millis(100);
+
+/// Some of a customer's orders.
+#[derive(Debug)]
+pub struct Page {
+    /// The orders as they stand, the newest first.
+    pub orders: Vec<Order>,
+    /// If there are older orders: the page after this one lists those created before here.
+    pub next: Option<Revision>,
+}
+
+/// How many messages there are from somewhere in the stream on.
+#[derive(Clone, Copy)]
+struct Mark {
+    at: Revision,
+    messages: u64,
+}
+
+impl OrderLog {
+    /// Lists `customer`'s orders that `wanted` accepts: at most `size` of them, and only those created before
+    /// `before` if that is given. May leave a page short, and even empty, although there is a next one.
+    pub async fn list(
+        &self,
+        customer: CustomerKey,
+        before: Option<Revision>,
+        size: usize,
+        wanted: impl Fn(&Order) -> bool,
+    ) -> Result<Page, ReadError> {
+        let filter = subjects::created_by(customer);
+        let (mut orders, mut before, mut examined) = (Vec::new(), before, 0);
+        loop {
+            let missing = size - orders.len();
+            // One more than is missing tells whether there are older ones.
+            let mut created = self.created_before(&filter, before, missing + 1).await?;
+            let more = created.len() > missing;
+            if more {
+                created.remove(0);
+            }
+            examined += created.len();
+            before = created.first().map(|oldest| oldest.revision);
+            let loads =
+                stream::iter(created.into_iter().rev()).map(async |created| self.load(&created.id).await);
+            let found: Vec<_> = loads.buffered(LOADS_AT_ONCE).try_collect().await?;
+            orders.extend(found.into_iter().flatten().map(|found| found.order).filter(&wanted));
+            if !more || orders.len() >= size || examined >= EXAMINED_MAX {
+                return Ok(Page { orders, next: before.filter(|_| more) });
+            }
+        }
+    }
+
+    /// The newest `count` first events on `filter`, of those before `before`, oldest first.
+    async fn created_before(
+        &self,
+        filter: &str,
+        before: Option<Revision>,
+        count: usize,
+    ) -> Result<Vec<Recorded>, ReadError> {
+        for _ in 0..REPLICA_LOOKS_MAX {
+            let from = self.window(filter, before, count as u64).await?;
+            let (mut created, reached) = self.created_between(filter, from, before).await?;
+            // A replica that is behind would leave out what the page before has not shown. The message that
+            // the token names tells, unless it is no longer kept.
+            if let Some(before) = before
+                && !reached
+                && self.is_kept(before).await?
+            {
+                sleep(REPLICA_PAUSE).await;
+                continue;
+            }
+            let surplus = created.len().saturating_sub(count);
+            created.drain(..surplus);
+            return Ok(created);
+        }
+        Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()))
+    }
+
+    /// Where to begin to read so as to meet at least the last `count` messages on `filter` before `before`, and
+    /// not many more. Counting from any sequence on is cheap, so this is a search by value.
+    async fn window(
+        &self,
+        filter: &str,
+        before: Option<Revision>,
+        count: u64,
+    ) -> Result<Revision, ReadError> {
+        let Some(mut low) = self.mark(filter, Revision::NONE).await? else { return Ok(Revision::NONE) };
+        let mut high = match before {
+            Some(before) => {
+                let messages = self.mark(filter, before).await?.map_or(0, |mark| mark.messages);
+                Mark { at: before, messages }
+            }
+            None if low.messages <= count + SLACK => return Ok(low.at),
+            None => self.end(filter, low).await?,
+        };
+        let least = high.messages + count;
+        for probe in 0..PROBES_MAX {
+            if low.messages <= least + SLACK || high.at.0 <= low.at.0 + 1 {
+                break;
+            }
+            let middle = if probe % 2 == 0 {
+                between(low, high, least + SLACK / 2)
+            } else {
+                Revision(low.at.0 + (high.at.0 - low.at.0) / 2)
+            };
+            match self.mark(filter, middle).await? {
+                Some(mark) if mark.messages >= least => low = mark,
+                found => high = Mark { at: middle, messages: found.map_or(0, |mark| mark.messages) },
+            }
+        }
+        Ok(low.at)
+    }
+
+    /// The first message on `filter` from `from` on, and how many there are from it on.
+    async fn mark(&self, filter: &str, from: Revision) -> Result<Option<Mark>, ReadError> {
+        let batch = batch_from(&self.connection.client, ORDERS, filter, from, 1).await?;
+        let messages = batch.total();
+        Ok(batch.messages.first().map(|first| Mark { at: first.sequence, messages }))
+    }
+
+    /// The last message on `filter`.
+    async fn end(&self, filter: &str, low: Mark) -> Result<Mark, ReadError> {
+        let last = self.stream.direct_get_last_for_subject(filter).await;
+        let last = last.map_err(|error| read_error(&error))?;
+        Ok(Mark { at: Revision(last.sequence.max(low.at.0)), messages: 1 })
+    }
+
+    /// The first events on `filter` from `from` to before `before`, and whether the answer went that far.
+    async fn created_between(
+        &self,
+        filter: &str,
+        from: Revision,
+        before: Option<Revision>,
+    ) -> Result<(Vec<Recorded>, bool), ReadError> {
+        let (mut created, mut from) = (Vec::new(), from);
+        loop {
+            let Batch { mut messages, remaining } =
+                batch_from(&self.connection.client, ORDERS, filter, from, READ_MESSAGES_MAX).await?;
+            let read = messages.len();
+            from = messages.last().map_or(from, |last| Revision(last.sequence.0 + 1));
+            if let Some(before) = before {
+                messages.retain(|message| message.sequence < before);
+            }
+            let reached = messages.len() < read;
+            let events = decode_all(messages).into_iter();
+            created.extend(events.filter(|event| event.kind() == EventKind::Created));
+            if reached || remaining == 0 {
+                return Ok((created, reached));
+            }
+        }
+    }
+}
+
+/// Where, between the two, the messages from there on should be `wanted` many, if they lie evenly.
+fn between(low: Mark, high: Mark, wanted: u64) -> Revision {
+    let (width, messages) = (high.at.0 - low.at.0, low.messages.saturating_sub(high.messages).max(1));
+    let from_high = wanted.saturating_sub(high.messages);
+    let back = u128::from(width) * u128::from(from_high) / u128::from(messages);
+    let back = u64::try_from(back).unwrap_or(width).clamp(1, width - 1);
+    Revision(high.at.0 - back)
+}

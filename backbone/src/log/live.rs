@@ -1,0 +1,146 @@
+//! What the stream republishes, shared by all who watch the same subject: one subscription each, however many
+//! there are, and none that slows another.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use async_nats::{Client, Message, Subscriber};
+use futures::StreamExt;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::broadcast::{self, Receiver, Sender};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::warn;
+
+use crate::direct_get::ReadError;
+use crate::event::Recorded;
+use crate::ids::Revision;
+use crate::subjects::LIVE_PREFIX;
+
+/// Events held for the slowest watcher of a subject. One that falls further behind reads the log.
+const EVENTS_HELD_MAX: usize = 16;
+
+/// The subjects that somebody watches.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    subjects: Mutex<HashMap<String, Weak<Topic>>>,
+}
+
+/// One subject, for as long as it is watched.
+#[derive(Debug)]
+struct Topic {
+    subject: String,
+    events: Sender<Arc<Recorded>>,
+    live: Arc<Live>,
+    _receiving: AbortOnDropHandle<()>,
+}
+
+/// What one watcher hears of a subject.
+#[derive(Debug)]
+pub(super) struct Listener {
+    events: Receiver<Arc<Recorded>>,
+    _topic: Arc<Topic>,
+}
+
+/// What is to be heard.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Event(Arc<Recorded>),
+    /// Some events, which the listener was too slow for.
+    Missed,
+}
+
+impl Live {
+    /// Listens to `subject`. What is stored after this returned is heard, unless the connection is lost.
+    pub(super) async fn listen(
+        self: &Arc<Self>,
+        client: &Client,
+        subject: String,
+    ) -> Result<Listener, ReadError> {
+        if let Some(topic) = self.topic(&subject) {
+            return Ok(Listener::of(topic));
+        }
+        let subscriber = client.subscribe(subject.clone()).await;
+        let subscriber = subscriber.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
+
+        let mut subjects = self.lock();
+        // Somebody else may have been as fast.
+        if let Some(topic) = subjects.get(&subject).and_then(Weak::upgrade) {
+            return Ok(Listener::of(topic));
+        }
+        let (events, _) = broadcast::channel(EVENTS_HELD_MAX);
+        let receiving = AbortOnDropHandle::new(tokio::spawn(receive(subscriber, events.clone())));
+        let topic = Topic { subject: subject.clone(), events, live: self.clone(), _receiving: receiving };
+        let topic = Arc::new(topic);
+        subjects.insert(subject, Arc::downgrade(&topic));
+        Ok(Listener::of(topic))
+    }
+
+    fn topic(&self, subject: &str) -> Option<Arc<Topic>> {
+        self.lock().get(subject).and_then(Weak::upgrade)
+    }
+
+    /// Nothing panics while it is held, so poison would mean nothing.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Weak<Topic>>> {
+        self.subjects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Topic {
+    fn drop(&mut self) {
+        let mut subjects = self.live.lock();
+        // A newer topic may have taken the place already.
+        if subjects.get(&self.subject).is_some_and(|topic| topic.strong_count() == 0) {
+            subjects.remove(&self.subject);
+        }
+        if subjects.capacity() > 4 * subjects.len() {
+            subjects.shrink_to_fit();
+        }
+    }
+}
+
+impl Listener {
+    fn of(topic: Arc<Topic>) -> Self {
+        Self { events: topic.events.subscribe(), _topic: topic }
+    }
+
+    /// What is heard next. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Heard {
+        match self.events.recv().await {
+            Ok(event) => Heard::Event(event),
+            Err(RecvError::Lagged(_)) => Heard::Missed,
+            // The topic, which we hold, has a sender.
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+
+    /// What has already been heard.
+    pub(super) fn try_next(&mut self) -> Option<Heard> {
+        match self.events.try_recv() {
+            Ok(event) => Some(Heard::Event(event)),
+            Err(TryRecvError::Lagged(_)) => Some(Heard::Missed),
+            Err(TryRecvError::Empty | TryRecvError::Closed) => None,
+        }
+    }
+}
+
+/// Passes on what comes, to whoever listens at that moment. Ends with the topic.
+async fn receive(mut subscriber: Subscriber, events: Sender<Arc<Recorded>>) {
+    while let Some(message) = subscriber.next().await {
+        let subject = message.subject.clone();
+        match decode(message) {
+            // Nobody listening is no failure: it ends this task.
+            Ok(event) => drop(events.send(Arc::new(event))),
+            Err(error) => warn!(%subject, error, "foreign message on a live subject, passed over"),
+        }
+    }
+}
+
+/// Reads a republished message: the stream says in a header where it stored it.
+fn decode(message: Message) -> Result<Recorded, String> {
+    let headers = message.headers.as_ref();
+    let sequence =
+        headers.and_then(|headers| headers.get("Nats-Sequence")).and_then(|text| text.as_str().parse().ok());
+    let sequence = sequence.ok_or("no Nats-Sequence")?;
+    let subject = message.subject.strip_prefix(LIVE_PREFIX).unwrap_or_default();
+    Recorded::decode(subject, Revision(sequence), headers, message.payload).map_err(|error| error.to_string())
+}

@@ -1,0 +1,139 @@
+//! Watching all orders of a customer. An event of one order says nothing about those of another, so what
+//! comes live cannot show that something before it was missed: it only says that there is something to read.
+//! Every event is read from the log, in the log's order.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures::Stream;
+use futures::stream::unfold;
+use tokio::select;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tracing::debug;
+
+use super::OrderLog;
+use super::live::{Heard, Listener};
+use super::read::decode_all;
+use super::watch::{RECONCILE_INTERVAL, RECONCILE_RETRY, WatchError};
+use crate::backoff::Backoff;
+use crate::direct_get::{ReadError, batch_from};
+use crate::event::Recorded;
+use crate::ids::{CustomerKey, Revision};
+use crate::stream::ORDERS;
+use crate::subjects;
+
+/// Most events read ahead of the client.
+const READ_MESSAGES_MAX: u32 = 64;
+/// Wait before the next look when the replica that answered had not got an event yet that came live.
+const BEHIND: Backoff = Backoff { initial: Duration::from_millis(20), max: RECONCILE_INTERVAL };
+
+/// The events of all orders of a customer, each exactly once and in the log's order. Never ends.
+#[derive(Debug)]
+pub struct CustomerWatch {
+    log: OrderLog,
+    filter: String,
+    live: Listener,
+    connects: watch::Receiver<u64>,
+    read_at: Instant,
+    /// Read from the log, not yet given out.
+    ready: VecDeque<Recorded>,
+    /// Up to where the log has been read.
+    read: Revision,
+    /// The latest event that came live.
+    announced: Revision,
+    /// Looks, one after the other, at replicas that had not got it.
+    behind: u64,
+}
+
+impl OrderLog {
+    /// Watches all orders of `customer` from behind the event at `after`.
+    pub async fn watch_customer(
+        &self,
+        customer: CustomerKey,
+        after: Revision,
+    ) -> Result<CustomerWatch, WatchError> {
+        let mut connects = self.connection.connects();
+        connects.mark_unchanged();
+        let live = self.live.listen(&self.connection.client, subjects::live_customer(customer)).await?;
+        let filter = subjects::customer(customer);
+        if after > Revision::NONE {
+            // A customer of whom nothing is left had orders that are all older than what is kept.
+            let last = self.last_message(&filter).await?.map(|last| Revision(last.sequence));
+            if let Some(last) = last.filter(|last| after > *last) {
+                return Err(WatchError::Beyond { last });
+            }
+        }
+        Ok(CustomerWatch {
+            log: self.clone(),
+            filter,
+            live,
+            connects,
+            read_at: Instant::now(),
+            ready: VecDeque::new(),
+            read: after,
+            announced: after,
+            behind: 0,
+        })
+    }
+}
+
+impl CustomerWatch {
+    /// The next event. Waits while nothing happens and while the broker is away. Cancel-safe: an event is
+    /// taken only by the call that returns it.
+    pub async fn next(&mut self) -> Recorded {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return event;
+            }
+            select! {
+                () = sleep_until(self.read_at) => {}
+                heard = self.live.next() => self.hear(heard),
+                _ = self.connects.changed() => self.read_at = Instant::now(),
+            }
+            // One look serves all that came in the meantime.
+            while let Some(heard) = self.live.try_next() {
+                self.hear(heard);
+            }
+            if self.read_at <= Instant::now()
+                && let Err(error) = self.read_log().await
+            {
+                debug!(%error, "watcher could not read the log, tries again");
+                self.read_at = Instant::now() + RECONCILE_RETRY;
+            }
+        }
+    }
+
+    /// The events as a stream, which never ends.
+    pub fn into_stream(self) -> impl Stream<Item = Recorded> + Send {
+        unfold(self, async |mut watch| Some((watch.next().await, watch)))
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Event(event) if event.revision <= self.read => return,
+            Heard::Event(event) => self.announced = self.announced.max(event.revision),
+            Heard::Missed => {}
+        }
+        self.read_at = Instant::now();
+    }
+
+    async fn read_log(&mut self) -> Result<(), ReadError> {
+        let from = Revision(self.read.0 + 1);
+        let client = &self.log.connection.client;
+        let batch = batch_from(client, ORDERS, &self.filter, from, READ_MESSAGES_MAX).await?;
+        self.read = batch.messages.last().map_or(self.read, |last| last.sequence);
+        self.ready.extend(decode_all(batch.messages));
+        let pause = if batch.remaining > 0 {
+            Duration::ZERO
+        } else if self.read < self.announced {
+            self.behind += 1;
+            BEHIND.after(self.behind)
+        } else {
+            self.behind = 0;
+            RECONCILE_INTERVAL
+        };
+        self.read_at = Instant::now() + pause;
+        Ok(())
+    }
+}
