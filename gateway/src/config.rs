@@ -25,6 +25,9 @@ pub(crate) struct Config {
     /// Calls that one peer address may make at once, before the sustained rate holds.
     #[arg(long, env = "RATE_BURST", default_value = "10000")]
     pub(crate) rate_burst: NonZeroU32,
+    /// Connections at a time; others wait until one is closed.
+    #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) max_connections: u16,
     /// How long CreateOrder may wait for the broker.
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "5s")]
     pub(crate) request_timeout: humantime::Duration,

@@ -10,11 +10,11 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::server::NamedService;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::Config;
+use crate::connections;
 use crate::orders::Orders;
 use crate::rate_limit::RateLimit;
 use crate::readiness::{Readiness, State};
@@ -59,7 +59,7 @@ pub(crate) async fn serve(
         .add_service(reflection().build_v1alpha()?)
         .add_service(InterceptedService::new(orders, move |request| rate_limit.admit(request)))
         .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            connections::accept(listener, config.max_connections.into(), draining.clone()),
             draining.cancelled_owned(),
         )
         .await?;

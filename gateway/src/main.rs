@@ -1,6 +1,7 @@
 //! `waybill-gateway`: takes orders over gRPC and answers once they are durable.
 
 mod config;
+mod connections;
 mod deadline;
 mod errors;
 mod grpc;

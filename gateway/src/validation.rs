@@ -187,10 +187,9 @@ impl Violations {
     fn check_items(&mut self, items: &[OrderItem]) {
         if items.is_empty() || items.len() > ITEMS_MAX {
             self.add("items", format!("must be 1-{ITEMS_MAX} items, not {}", items.len()));
-            return;
         }
-        let before = self.0.len();
-        for (i, item) in items.iter().enumerate() {
+        // More than so many violations are never told.
+        for (i, item) in items.iter().enumerate().take(ITEMS_MAX) {
             self.check_text(format_args!("items[{i}].sku"), &item.sku, SKU_CHARS_MAX, "-_");
             if !(1..=QUANTITY_MAX).contains(&item.quantity) {
                 self.add(
@@ -203,22 +202,12 @@ impl Violations {
                 None => self.add(format!("items[{i}].unit_price"), "is required"),
             }
         }
-        // Items that are wrong one by one have no total worth speaking of.
-        if self.0.len() > before {
-            return;
-        }
-        match lifecycle::total(items) {
-            Ok(_) => {}
-            Err(TotalError::MixedCurrencies) => self.add_foreign_currencies(items),
-            Err(error @ (TotalError::Overflow | TotalError::Unpriced)) => {
-                self.add("items", error.to_string())
-            }
-        }
+        self.check_currencies(items);
+        self.check_total(items);
     }
 
     fn check_price(&mut self, i: usize, price: &Money) {
-        let currency = &price.currency_code;
-        if currency.len() != 3 || !currency.bytes().all(|byte| byte.is_ascii_uppercase()) {
+        if !is_currency(&price.currency_code) {
             let field = format!("items[{i}].unit_price.currency_code");
             self.add(field, "must be an ISO 4217 code: three upper-case letters, such as EUR");
         }
@@ -228,20 +217,50 @@ impl Violations {
         }
     }
 
-    fn add_foreign_currencies(&mut self, items: &[OrderItem]) {
-        let currency = |item: &OrderItem| item.unit_price.as_ref().map(|price| price.currency_code.clone());
-        let first = items.first().and_then(currency).unwrap_or_default();
-        for (i, item) in items.iter().enumerate() {
-            let own = currency(item).unwrap_or_default();
-            if own != first {
-                let field = format!("items[{i}].unit_price.currency_code");
-                self.add(
-                    field,
-                    format!("must be {first} like that of items[0], not {own}: an order has one currency"),
-                );
+    /// The first well-formed currency is the order's.
+    fn check_currencies(&mut self, items: &[OrderItem]) {
+        let Some((first, of_order)) =
+            items.iter().enumerate().find_map(|(i, item)| Some((i, currency(item)?)))
+        else {
+            return;
+        };
+        for (i, item) in items.iter().enumerate().take(ITEMS_MAX) {
+            if let Some(own) = currency(item).filter(|own| *own != of_order) {
+                let rule = format!("must be {of_order} like that of items[{first}], not {own}");
+                self.add(format!("items[{i}].unit_price.currency_code"), rule);
             }
         }
     }
+
+    /// Of an order that breaks a rule, what can be counted is: more would only make it more.
+    fn check_total(&mut self, items: &[OrderItem]) {
+        let total = if self.0.is_empty() {
+            lifecycle::total(items)
+        } else {
+            let of_order = items.iter().find_map(currency);
+            let countable = |item: &&OrderItem| {
+                item.quantity > 0
+                    && currency(item) == of_order
+                    && item.unit_price.as_ref().is_some_and(|price| price.minor_units >= 0)
+            };
+            lifecycle::total(&items.iter().filter(countable).cloned().collect::<Vec<_>>())
+        };
+        match total {
+            Err(error @ TotalError::Overflow) => self.add("items", error.to_string()),
+            // Said of the items one by one.
+            Ok(_) | Err(TotalError::MixedCurrencies | TotalError::Unpriced) => {}
+        }
+    }
+}
+
+/// The item's currency, if it is well-formed.
+fn currency(item: &OrderItem) -> Option<&str> {
+    let code = item.unit_price.as_ref()?.currency_code.as_str();
+    is_currency(code).then_some(code)
+}
+
+fn is_currency(code: &str) -> bool {
+    code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase())
 }
 
 #[cfg(test)]
@@ -296,6 +315,7 @@ mod tests {
         let good = || item(&"s".repeat(64), 1_000_000, "EUR", 0);
         assert!(new_order("", request(vec![good(); 100])).is_ok());
         assert_eq!(refused(request(vec![good(); 101])), ["items"]);
+        assert_eq!(refused(request(vec![item("", 1, "EUR", 1); 101])).len(), 32);
         assert_eq!(refused(request(vec![])), ["items"]);
         assert_eq!(refused(request(vec![item(&"s".repeat(65), 1, "EUR", 1)])), ["items[0].sku"]);
         assert_eq!(
@@ -313,6 +333,24 @@ mod tests {
         let items = vec![item("a", 1, "EUR", 1), item("b", 1, "USD", 1), item("c", 1, "EUR", 1)];
         assert_eq!(refused(request(items)), ["items[1].unit_price.currency_code"]);
         assert_eq!(refused(request(vec![item("a", 2, "EUR", i64::MAX)])), ["items"]);
+    }
+
+    #[test]
+    fn a_broken_item_hides_nothing_about_the_order() {
+        let items = vec![
+            item("a b", 1, "eur", 1),
+            item("b", 0, "EUR", 1),
+            item("c", 1, "USD", 1),
+            item("d", 2, "EUR", i64::MAX),
+        ];
+        let expected = [
+            "items[0].sku",
+            "items[0].unit_price.currency_code",
+            "items[1].quantity",
+            "items[2].unit_price.currency_code",
+            "items",
+        ];
+        assert_eq!(refused(request(items)), expected);
     }
 
     #[test]

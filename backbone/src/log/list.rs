@@ -46,6 +46,13 @@ struct Mark {
     messages: u64,
 }
 
+/// Where to read.
+struct Window {
+    from: Revision,
+    /// Nothing lies before.
+    is_first: bool,
+}
+
 impl OrderLog {
     /// Lists `customer`'s orders that `wanted` accepts: at most `size` of them, and only those created before
     /// `before` if that is given. May leave a page short, and even empty, although there is a next one.
@@ -85,41 +92,46 @@ impl OrderLog {
         before: Option<Revision>,
         count: usize,
     ) -> Result<Vec<Recorded>, ReadError> {
-        for _ in 0..REPLICA_LOOKS_MAX {
-            let from = self.window(filter, before, count as u64).await?;
-            let (mut created, reached) = self.created_between(filter, from, before).await?;
+        let (mut created, mut before, mut looks) = (Vec::new(), before, 0);
+        loop {
+            let window = self.window(filter, before, (count - created.len()) as u64).await?;
+            let (mut older, reached) = self.created_between(filter, window.from, before).await?;
             // A replica that is behind would leave out what the page before has not shown. The message that
             // the token names tells, unless it is no longer kept.
             if let Some(before) = before
                 && !reached
                 && self.is_kept(before).await?
             {
+                looks += 1;
+                if looks == REPLICA_LOOKS_MAX {
+                    return Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()));
+                }
                 sleep(REPLICA_PAUSE).await;
                 continue;
             }
-            let surplus = created.len().saturating_sub(count);
-            created.drain(..surplus);
-            return Ok(created);
+            older.append(&mut created);
+            created = older;
+            // Orders that arrived while it was looked for have made the window too small.
+            if window.is_first || created.len() >= count {
+                created.drain(..created.len().saturating_sub(count));
+                return Ok(created);
+            }
+            before = Some(window.from);
         }
-        Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()))
     }
 
     /// Where to begin to read so as to meet at least the last `count` messages on `filter` before `before`, and
     /// not many more. Counting from any sequence on is cheap, so this is a search by value.
-    async fn window(
-        &self,
-        filter: &str,
-        before: Option<Revision>,
-        count: u64,
-    ) -> Result<Revision, ReadError> {
-        let Some(mut low) = self.mark(filter, Revision::NONE).await? else { return Ok(Revision::NONE) };
-        let mut high = match before {
+    async fn window(&self, filter: &str, before: Option<Revision>, count: u64) -> Result<Window, ReadError> {
+        let Some(first) = self.mark(filter, Revision::NONE).await? else {
+            return Ok(Window { from: Revision::NONE, is_first: true });
+        };
+        let (mut low, mut high) = match before {
             Some(before) => {
                 let messages = self.mark(filter, before).await?.map_or(0, |mark| mark.messages);
-                Mark { at: before, messages }
+                (first, Mark { at: before, messages })
             }
-            None if low.messages <= count + SLACK => return Ok(low.at),
-            None => self.end(filter, low).await?,
+            None => (first, self.end(filter, first).await?),
         };
         let least = high.messages + count;
         for probe in 0..PROBES_MAX {
@@ -136,7 +148,7 @@ impl OrderLog {
                 found => high = Mark { at: middle, messages: found.map_or(0, |mark| mark.messages) },
             }
         }
-        Ok(low.at)
+        Ok(Window { from: low.at, is_first: low.at == first.at })
     }
 
     /// The first message on `filter` from `from` on, and how many there are from it on.

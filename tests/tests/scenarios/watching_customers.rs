@@ -1,0 +1,105 @@
+//! A watcher of a customer sees the events of all their orders, each exactly once and in the log's order.
+
+use std::collections::HashMap;
+
+use backbone::subjects::EventKind;
+use harness::{Deployment, Load, PATIENCE, item, order_of};
+use proto::orders::v1::{CreateOrderRequest, OrderEvent, WatchOrdersRequest, WatchOrdersResponse};
+use tokio::time::timeout;
+use tonic::{Code, Status, Streaming};
+use tonic_types::StatusExt;
+
+use crate::accounting::WHOLE_WAY;
+use crate::events::{after, kind, revisions};
+
+const ORDERS: usize = 50;
+
+async fn watch(
+    waybill: &Deployment,
+    customer_id: &str,
+    after_revision: u64,
+) -> Result<Streaming<WatchOrdersResponse>, Status> {
+    let request = WatchOrdersRequest { customer_id: customer_id.to_owned(), after_revision };
+    Ok(waybill.client().await.watch_orders(request).await?.into_inner())
+}
+
+/// The next `count` events.
+async fn take(watcher: &mut Streaming<WatchOrdersResponse>, count: usize) -> Vec<OrderEvent> {
+    let mut events = Vec::new();
+    while events.len() < count {
+        let message = timeout(PATIENCE, watcher.message()).await.expect("an event in time").unwrap();
+        events.push(message.expect("a stream that goes on").event.unwrap());
+    }
+    events
+}
+
+fn orders_of(customer_id: &str, requests: std::ops::Range<usize>) -> Vec<CreateOrderRequest> {
+    requests.map(|i| order_of(customer_id, &format!("r-{i}"), vec![item("widget", 1)])).collect()
+}
+
+/// The whole way of each order, in the log's order.
+fn assert_whole(events: &[OrderEvent], orders: usize) {
+    let revisions = revisions(events);
+    assert!(revisions.is_sorted_by(|one, next| one < next), "{revisions:?}");
+    let mut ways: HashMap<&str, Vec<EventKind>> = HashMap::new();
+    for event in events {
+        ways.entry(&after(event).order_id).or_default().push(kind(event));
+    }
+    assert_eq!(ways.len(), orders);
+    assert!(ways.values().all(|way| way == &WHOLE_WAY), "{ways:?}");
+}
+
+#[tokio::test]
+async fn orders_that_are_placed_while_one_watches_are_seen_from_their_first_event_on() {
+    let waybill = Deployment::start().await;
+    let mut watcher = watch(&waybill, "ada", 0).await.unwrap();
+    let others = Load::start(waybill.channel(), orders_of("bob", 0..ORDERS));
+    Load::start(waybill.channel(), orders_of("ada", 0..ORDERS)).all().await;
+    others.all().await;
+    let events = take(&mut watcher, ORDERS * WHOLE_WAY.len()).await;
+    assert_whole(&events, ORDERS);
+    assert!(events.iter().all(|event| after(event).customer_id == "ada"));
+}
+
+#[tokio::test]
+async fn a_watch_is_resumed_behind_the_last_revision_seen() {
+    let waybill = Deployment::start().await;
+    let load = Load::start(waybill.channel(), orders_of("ada", 0..ORDERS));
+    let mut seen = Vec::new();
+    // Cut off again and again, in the middle of the orders' way.
+    while seen.len() < ORDERS * WHOLE_WAY.len() {
+        let last = revisions(&seen).last().copied().unwrap_or(0);
+        let mut watcher = watch(&waybill, "ada", last).await.unwrap();
+        seen.extend(take(&mut watcher, 20).await);
+    }
+    load.all().await;
+    assert_whole(&seen, ORDERS);
+}
+
+#[tokio::test]
+async fn nothing_is_missed_or_repeated_when_the_broker_dies() {
+    let mut waybill = Deployment::start().await;
+    let mut watcher = watch(&waybill, "ada", 0).await.unwrap();
+    let mut load = Load::start(waybill.channel(), orders_of("ada", 0..500));
+    load.acknowledged(100).await;
+    waybill.broker.kill();
+    waybill.broker.start().await;
+    load.all().await;
+    assert_whole(&take(&mut watcher, 500 * WHOLE_WAY.len()).await, 500);
+}
+
+#[tokio::test]
+async fn a_watch_that_cannot_begin_says_why() {
+    let waybill = Deployment::start().await;
+    let refused = async |customer_id: &str, after_revision: u64| {
+        let status = watch(&waybill, customer_id, after_revision).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+        status.get_details_bad_request().unwrap().field_violations.remove(0).field
+    };
+    assert_eq!(refused("", 0).await, "customer_id");
+    assert_eq!(refused("a b", 0).await, "customer_id");
+    let order = waybill.place(order_of("ada", "r", vec![item("widget", 1)])).await.unwrap();
+    let order = waybill.finished(&order.order_id).await;
+    assert_eq!(refused("ada", order.revision + 1).await, "after_revision");
+    watch(&waybill, "ada", order.revision).await.unwrap();
+}
