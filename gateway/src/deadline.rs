@@ -7,7 +7,7 @@ use tonic::metadata::MetadataMap;
 
 /// What is left of the caller's time for the answer to travel. The server would cut the call at the end of
 /// that time with an answer that says less than ours.
-const MARGIN: Duration = Duration::from_millis(5);
+const MARGIN: Duration = Duration::from_millis(50);
 /// Most digits of a `grpc-timeout`.
 const DIGITS_MAX: usize = 8;
 

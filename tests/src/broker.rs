@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use async_nats::jetstream;
+use nix::sys::signal::Signal;
 
 use crate::eventually;
 use crate::process::{Process, START_RETRY};
@@ -38,6 +39,13 @@ impl Broker {
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill();
+        }
+    }
+
+    /// Sends it a signal, if it runs.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            process.signal(signal);
         }
     }
 

@@ -8,6 +8,7 @@ mod bad_input;
 mod broker_away;
 mod connections;
 mod crashes;
+mod deadlines;
 mod draining;
 mod environment;
 mod events;

@@ -1,0 +1,53 @@
+//! A call is answered before its caller stops waiting, with what is known by then.
+
+use std::time::Duration;
+
+use harness::{Deployment, Options, item, order_of};
+use nix::sys::signal::Signal;
+use proto::orders::v1::{GetOrderRequest, WatchOrderRequest};
+use tokio::time::Instant;
+use tonic::{Code, Request};
+use tonic_types::StatusExt;
+
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn a_call_whose_time_runs_out_says_what_is_known() {
+    let waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
+    let order = waybill.place(order_of("ada", "r-1", vec![item("widget", 1)])).await.unwrap();
+    let mut client = waybill.client().await;
+    waybill.broker.signal(Signal::SIGSTOP);
+
+    let start = Instant::now();
+    let mut request = Request::new(order_of("ada", "r-2", vec![item("widget", 1)]));
+    request.set_timeout(TIMEOUT);
+    let status = client.create_order(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    let info = status.get_details_error_info().unwrap();
+    assert_eq!(info.reason, "OUTCOME_UNKNOWN");
+    assert!(status.message().contains("request_id"), "{}", status.message());
+    assert!(start.elapsed() < TIMEOUT);
+
+    let mut request = Request::new(GetOrderRequest { order_id: order.order_id.clone() });
+    request.set_timeout(TIMEOUT);
+    let status = client.get_order(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    assert_eq!(status.get_details_error_info().unwrap().reason, "TIMED_OUT");
+
+    waybill.broker.signal(Signal::SIGCONT);
+    // What was unknown is found out by a repeat.
+    let repeated = waybill.place(order_of("ada", "r-2", vec![item("widget", 1)])).await.unwrap();
+    assert_eq!(repeated.order_id, info.metadata["order_id"]);
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_its_caller_stops_listening() {
+    let waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
+    let order = waybill.place(order_of("ada", "r-1", vec![item("widget", 1)])).await.unwrap();
+    let mut request = Request::new(WatchOrderRequest { order_id: order.order_id, after_revision: 0 });
+    request.set_timeout(TIMEOUT);
+    let mut watch = waybill.client().await.watch_order(request).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    let status = watch.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+}
