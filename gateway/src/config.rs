@@ -8,6 +8,11 @@ use backbone::connection::BrokerConfig;
 use backbone::stream::StreamConfig;
 use backbone::telemetry::TelemetryConfig;
 use clap::Parser;
+use governor::Quota;
+
+use crate::admission::{COST_MAX, RateLimits};
+
+const COUNT_MAX: usize = 1_000_000_000;
 
 /// Takes orders over gRPC and answers once they are durable.
 #[derive(Clone, Debug, Parser)]
@@ -19,15 +24,37 @@ pub(crate) struct Config {
     /// Where to serve /livez, /readyz and /health over HTTP.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
     pub(crate) ops_addr: SocketAddr,
-    /// Calls per second that one peer address may make, sustained.
+    /// Calls per second that one peer address may make, sustained. A list counts as 10, a watch of a customer
+    /// as 5, a watch of an order or a list of its events as 2.
     #[arg(long, env = "RATE_LIMIT", default_value = "10000")]
     pub(crate) rate_limit: NonZeroU32,
-    /// Calls that one peer address may make at once, before the sustained rate holds.
-    #[arg(long, env = "RATE_BURST", default_value = "10000")]
+    /// Calls that one peer address may make at once, before the sustained rate holds; at least 10.
+    #[arg(long, env = "RATE_BURST", default_value = "10000", value_parser = burst)]
     pub(crate) rate_burst: NonZeroU32,
+    /// Calls per second of all callers together, sustained.
+    #[arg(long, env = "RATE_LIMIT_TOTAL", default_value = "50000")]
+    pub(crate) rate_limit_total: NonZeroU32,
+    /// Calls of all callers together at once, before the sustained rate holds; at least 10.
+    #[arg(long, env = "RATE_BURST_TOTAL", default_value = "50000", value_parser = burst)]
+    pub(crate) rate_burst_total: NonZeroU32,
+    /// Calls under way at a time; further ones are refused.
+    #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value = "4096", value_parser = count)]
+    pub(crate) max_concurrent_requests: usize,
+    /// Streams open at a time.
+    #[arg(long, env = "MAX_STREAMS", default_value = "100000", value_parser = count)]
+    pub(crate) max_streams: usize,
+    /// Streams that one peer address may have open at a time.
+    #[arg(long, env = "MAX_STREAMS_PER_PEER", default_value = "100000", value_parser = count)]
+    pub(crate) max_streams_per_peer: usize,
     /// Connections at a time; others wait until one is closed.
-    #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) max_connections: u16,
+    #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = count)]
+    pub(crate) max_connections: usize,
+    /// How long a connection is used; the client is then asked to open another.
+    #[arg(long, env = "MAX_CONNECTION_AGE", default_value = "1h")]
+    pub(crate) max_connection_age: humantime::Duration,
+    /// How long calls and streams may go on on a connection that is too old.
+    #[arg(long, env = "MAX_CONNECTION_AGE_GRACE", default_value = "10m")]
+    pub(crate) max_connection_age_grace: humantime::Duration,
     /// How long CreateOrder may wait for the broker.
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "5s")]
     pub(crate) request_timeout: humantime::Duration,
@@ -40,6 +67,29 @@ pub(crate) struct Config {
     pub(crate) stream: StreamConfig,
     #[command(flatten)]
     pub(crate) telemetry: TelemetryConfig,
+}
+
+impl Config {
+    /// How often callers may call.
+    pub(crate) fn rate_limits(&self) -> RateLimits {
+        let quota = |per_second, burst| Quota::per_second(per_second).allow_burst(burst);
+        RateLimits {
+            of_peer: quota(self.rate_limit, self.rate_burst),
+            of_all: quota(self.rate_limit_total, self.rate_burst_total),
+        }
+    }
+}
+
+/// A burst in which the costliest call has room.
+fn burst(text: &str) -> Result<NonZeroU32, String> {
+    let number = text.parse().ok().filter(|number: &NonZeroU32| number.get() >= COST_MAX);
+    number.ok_or_else(|| format!("must be a whole number of at least {COST_MAX}"))
+}
+
+/// How many of something, bounded so that a counter of the runtime can hold it.
+fn count(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=COUNT_MAX).contains(number));
+    number.ok_or_else(|| format!("must be a whole number of 1-{COUNT_MAX}"))
 }
 
 /// Says which setting asked for an address that cannot be had.

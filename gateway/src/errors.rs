@@ -18,6 +18,8 @@ const DOMAIN: &str = "orders.waybill";
 pub(crate) enum Reason {
     RequestIdReused,
     RateLimited,
+    TooManyStreams,
+    Overloaded,
     BrokerUnavailable,
     StorageFull,
     Draining,
@@ -30,9 +32,11 @@ pub(crate) enum Reason {
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
     #[cfg(test)]
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::RequestIdReused,
         Self::RateLimited,
+        Self::TooManyStreams,
+        Self::Overloaded,
         Self::BrokerUnavailable,
         Self::StorageFull,
         Self::Draining,
@@ -46,6 +50,8 @@ impl Reason {
         match self {
             Self::RequestIdReused => "REQUEST_ID_REUSED",
             Self::RateLimited => "RATE_LIMITED",
+            Self::TooManyStreams => "TOO_MANY_STREAMS",
+            Self::Overloaded => "OVERLOADED",
             Self::BrokerUnavailable => "BROKER_UNAVAILABLE",
             Self::StorageFull => "STORAGE_FULL",
             Self::Draining => "DRAINING",
@@ -59,8 +65,10 @@ impl Reason {
     fn code(self) -> Code {
         match self {
             Self::RequestIdReused => Code::AlreadyExists,
-            Self::RateLimited => Code::ResourceExhausted,
-            Self::BrokerUnavailable | Self::StorageFull | Self::Draining => Code::Unavailable,
+            Self::RateLimited | Self::TooManyStreams => Code::ResourceExhausted,
+            Self::Overloaded | Self::BrokerUnavailable | Self::StorageFull | Self::Draining => {
+                Code::Unavailable
+            }
             Self::OutcomeUnknown | Self::TimedOut => Code::DeadlineExceeded,
             Self::NotCancellable => Code::FailedPrecondition,
             Self::Internal => Code::Internal,
@@ -119,11 +127,31 @@ pub(crate) fn not_cancellable(id: &OrderId, ended_as: OrderStatus) -> Status {
 }
 
 /// The peer calls too often.
-pub(crate) fn rate_limited(wait: Duration) -> Status {
+pub(crate) fn rate_limited_peer(wait: Duration) -> Status {
+    over_quota(Reason::RateLimited, "peer", "calls per second from one peer address", wait)
+}
+
+/// All peers together call too often.
+pub(crate) fn rate_limited_all(wait: Duration) -> Status {
+    over_quota(Reason::RateLimited, "gateway", "calls per second of all callers", wait)
+}
+
+/// The peer has as many streams open as it may.
+pub(crate) fn too_many_streams(streams_max: usize) -> Status {
+    let description = format!("at most {streams_max} open streams from one peer address");
+    over_quota(Reason::TooManyStreams, "peer", &description, RETRY_DELAY)
+}
+
+fn over_quota(reason: Reason, subject: &str, description: &str, wait: Duration) -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(wait));
-    details.add_quota_failure_violation("peer", "calls per second from one peer address");
-    let message = "too many calls; wait as long as RetryInfo says";
-    status(Reason::RateLimited, message, HashMap::new(), details)
+    details.add_quota_failure_violation(subject, description);
+    let message = format!("over quota: {description}; wait as long as RetryInfo says");
+    status(reason, &message, HashMap::new(), details)
+}
+
+/// As many calls are under way, or streams open, as there may be.
+pub(crate) fn overloaded() -> Status {
+    come_back(Reason::Overloaded, "the gateway has too much to do; try again", RETRY_DELAY)
 }
 
 /// The gateway is about to stop.

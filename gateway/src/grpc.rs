@@ -8,21 +8,25 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::server::NamedService;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tower::ServiceBuilder;
 
+use crate::admission::{Gate, LoadShed, RateLimit, StreamPlaces};
 use crate::config::Config;
 use crate::connections;
 use crate::orders::Orders;
-use crate::rate_limit::RateLimit;
 use crate::readiness::{Readiness, State};
 
 /// Largest request; the contract says so in `OrderService`.
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// Streams that one connection may have open at once.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+/// Headers of one request.
+const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// Streams that a client may open and reset at once before its connection is closed (CVE-2023-44487).
+const RESET_STREAMS_MAX: usize = 64;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -34,11 +38,18 @@ pub(crate) async fn serve(
     config: Config,
 ) -> anyhow::Result<()> {
     let draining = readiness.draining();
-    let orders = Orders::new(log, config.request_timeout.into(), draining.clone());
+    let streams = StreamPlaces::new(config.max_streams, config.max_streams_per_peer);
+    let orders = Orders::new(log, config.request_timeout.into(), draining.clone(), streams);
     let orders = OrderServiceServer::new(orders).max_decoding_message_size(REQUEST_BYTES_MAX);
-    // One peer that calls without end must not keep the others out.
-    let rate_limit = RateLimit::new(config.rate_limit, config.rate_burst);
+    let rate_limit = RateLimit::new(config.rate_limits());
     let _forgetting = AbortOnDropHandle::new(tokio::spawn(rate_limit.clone().forget_idle_peers()));
+
+    let orders = ServiceBuilder::new()
+        // More calls at once than can be answered in time would make all of them late.
+        .layer(Gate(LoadShed::new(config.max_concurrent_requests)))
+        // One peer that calls without end must not keep the others out.
+        .layer(Gate(rate_limit))
+        .service(orders);
 
     let (reporter, health) = tonic_health::server::health_reporter();
     let _reporting = AbortOnDropHandle::new(tokio::spawn(report(reporter, readiness.follow())));
@@ -54,12 +65,18 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
+        .http2_max_local_error_reset_streams(Some(RESET_STREAMS_MAX))
+        // So that load spreads to gateways that came later.
+        .max_connection_age(config.max_connection_age.into())
+        .max_connection_age_grace(config.max_connection_age_grace.into())
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(InterceptedService::new(orders, move |request| rate_limit.admit(request)))
+        .add_service(orders)
         .serve_with_incoming_shutdown(
-            connections::accept(listener, config.max_connections.into(), draining.clone()),
+            connections::accept(listener, config.max_connections, draining.clone()),
             draining.cancelled_owned(),
         )
         .await?;

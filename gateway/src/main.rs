@@ -1,5 +1,6 @@
 //! `waybill-gateway`: takes orders over gRPC and answers once they are durable.
 
+mod admission;
 mod config;
 mod connections;
 mod deadline;
@@ -8,7 +9,6 @@ mod grpc;
 mod ops;
 mod orders;
 mod page_token;
-mod rate_limit;
 mod readiness;
 mod validation;
 

@@ -25,6 +25,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use tracing::debug;
 
+use crate::admission::{self, StreamPlace, StreamPlaces};
 use crate::{deadline, errors, validation};
 
 /// Whose customers these are, for as long as callers are not told apart.
@@ -36,19 +37,29 @@ pub(crate) struct Orders {
     log: OrderLog,
     request_timeout: Duration,
     draining: CancellationToken,
+    streams: StreamPlaces,
 }
 
 impl Orders {
-    pub(crate) fn new(log: OrderLog, request_timeout: Duration, draining: CancellationToken) -> Self {
-        Self { log, request_timeout, draining }
+    pub(crate) fn new(
+        log: OrderLog,
+        request_timeout: Duration,
+        draining: CancellationToken,
+        streams: StreamPlaces,
+    ) -> Self {
+        Self { log, request_timeout, draining, streams }
     }
 
     fn deadline<T>(&self, request: &Request<T>) -> Instant {
         deadline::of(request.metadata(), self.request_timeout)
     }
 
-    fn end_of_stream<T>(&self, request: &Request<T>) -> EndOfStream {
-        EndOfStream { draining: self.draining.clone(), caller_gone: deadline::of_stream(request.metadata()) }
+    fn end_of_stream<T>(&self, request: &Request<T>) -> Result<EndOfStream, Status> {
+        Ok(EndOfStream {
+            draining: self.draining.clone(),
+            caller_gone: deadline::of_stream(request.metadata()),
+            _place: self.streams.take(admission::peer(request.extensions()))?,
+        })
     }
 }
 
@@ -150,7 +161,7 @@ impl OrderService for Orders {
         &self,
         request: Request<WatchOrderRequest>,
     ) -> Result<Response<Self::WatchOrderStream>, Status> {
-        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request));
+        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request)?);
         let request = request.into_inner();
         let id = validation::order_id(&request.order_id)?;
         let watch = self.log.watch(id, Revision(request.after_revision));
@@ -165,7 +176,7 @@ impl OrderService for Orders {
         &self,
         request: Request<WatchOrdersRequest>,
     ) -> Result<Response<Self::WatchOrdersStream>, Status> {
-        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request));
+        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request)?);
         let request = request.into_inner();
         let customer = validation::customer(TENANT, &request.customer_id)?;
         let watch = self.log.watch_customer(customer, Revision(request.after_revision));
@@ -202,6 +213,7 @@ async fn watch_by<W>(
 struct EndOfStream {
     draining: CancellationToken,
     caller_gone: Option<Instant>,
+    _place: StreamPlace,
 }
 
 impl EndOfStream {

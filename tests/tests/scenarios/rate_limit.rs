@@ -7,7 +7,7 @@ use tonic_types::StatusExt;
 
 #[tokio::test]
 async fn who_waits_as_long_as_told_is_let_in() {
-    let gateway = vec![("RATE_LIMIT", "5".to_owned()), ("RATE_BURST", "5".to_owned())];
+    let gateway = vec![("RATE_LIMIT", "5".to_owned()), ("RATE_BURST", "10".to_owned())];
     let waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
     let call = || waybill.place(order_of("customer", "", vec![item("widget", 1)]));
 
@@ -26,7 +26,7 @@ async fn who_waits_as_long_as_told_is_let_in() {
 
 /// Calls until a call is refused.
 async fn refused<T>(call: impl AsyncFn() -> Result<T, Status>) -> Status {
-    // Far more than a bucket of five holds, however slowly they come.
+    // Far more than a bucket of ten holds, however slowly they come.
     for _ in 0..10_000 {
         if let Err(status) = call().await {
             return status;

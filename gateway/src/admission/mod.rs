@@ -1,0 +1,101 @@
+//! Who is let in: the layers that a call passes before its handler sees it, each of which can refuse it.
+
+mod load_shed;
+mod rate_limit;
+mod streams;
+
+pub(crate) use load_shed::LoadShed;
+pub(crate) use rate_limit::{COST_MAX, RateLimit, RateLimits};
+pub(crate) use streams::{StreamPlace, StreamPlaces};
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures::future::{Either, Ready, ready as refused};
+use http::{Extensions, Request, Response};
+use pin_project_lite::pin_project;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::transport::server::TcpConnectInfo;
+use tower::{Layer, Service};
+
+/// One reason to refuse a call.
+pub(crate) trait Admit {
+    /// Held until the call is answered.
+    type Pass;
+
+    /// Lets the call in, or says why not. Must not wait.
+    fn admit(&self, request: &Request<Body>) -> Result<Self::Pass, Status>;
+}
+
+/// The layer that asks an [`Admit`].
+#[derive(Clone, Debug)]
+pub(crate) struct Gate<A>(pub(crate) A);
+
+impl<A: Clone, S> Layer<S> for Gate<A> {
+    type Service = Gated<A, S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Gated { admit: self.0.clone(), inner }
+    }
+}
+
+/// A service behind a [`Gate`].
+#[derive(Clone, Debug)]
+pub(crate) struct Gated<A, S> {
+    admit: A,
+    inner: S,
+}
+
+impl<A, S> Service<Request<Body>> for Gated<A, S>
+where
+    A: Admit,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<Admitted<S::Future, A::Pass>, Ready<Result<Response<Body>, Infallible>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        match self.admit.admit(&request) {
+            Ok(pass) => Either::Left(Admitted { answer: self.inner.call(request), pass: Some(pass) }),
+            Err(status) => Either::Right(refused(Ok(status.into_http()))),
+        }
+    }
+}
+
+impl<A, S: NamedService> NamedService for Gated<A, S> {
+    const NAME: &'static str = S::NAME;
+}
+
+pin_project! {
+    /// A call that was let in.
+    pub(crate) struct Admitted<F, P> {
+        #[pin]
+        answer: F,
+        pass: Option<P>,
+    }
+}
+
+impl<F: Future, P> Future for Admitted<F, P> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let answer = ready!(this.answer.poll(cx));
+        *this.pass = None;
+        Poll::Ready(answer)
+    }
+}
+
+/// The address that a call comes from; `None` of a connection that is gone already.
+pub(crate) fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    Some(extensions.get::<TcpConnectInfo>()?.remote_addr()?.ip())
+}

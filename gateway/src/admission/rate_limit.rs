@@ -1,0 +1,149 @@
+//! How often callers may call: one peer, so that it keeps nobody else out, and all of them together.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, NotUntil, Quota};
+use http::Request;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::{Admit, peer};
+use crate::errors;
+
+/// How often peers that have their whole burst again are forgotten, so that memory stays bounded.
+const FORGET_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What the costliest call takes out of a bucket; every burst must hold as much.
+pub(crate) const COST_MAX: u32 = 10;
+
+/// What a call takes out of a bucket: about how many messages of the log it may move, in tens.
+fn cost(path: &str) -> NonZeroU32 {
+    let cost = match path.rsplit('/').next() {
+        Some("ListOrders") => COST_MAX,
+        Some("WatchOrders") => 5,
+        Some("WatchOrder" | "ListOrderEvents") => 2,
+        Some(_) | None => 1,
+    };
+    NonZeroU32::new(cost).unwrap_or(NonZeroU32::MIN)
+}
+
+/// The settings of both limits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RateLimits {
+    pub(crate) of_peer: Quota,
+    pub(crate) of_all: Quota,
+}
+
+/// A token bucket for each peer address, and one for all.
+#[derive(Clone, Debug)]
+pub(crate) struct RateLimit {
+    peers: Arc<DefaultKeyedRateLimiter<IpAddr>>,
+    all: Arc<DefaultDirectRateLimiter>,
+    quota_of_peer: Quota,
+    clock: DefaultClock,
+}
+
+impl RateLimit {
+    pub(crate) fn new(limits: RateLimits) -> Self {
+        Self {
+            peers: Arc::new(DefaultKeyedRateLimiter::keyed(limits.of_peer)),
+            all: Arc::new(DefaultDirectRateLimiter::direct(limits.of_all)),
+            quota_of_peer: limits.of_peer,
+            clock: DefaultClock::default(),
+        }
+    }
+
+    fn check(&self, peer: IpAddr, cost: NonZeroU32) -> Result<(), Status> {
+        let wait = |not_until: NotUntil<_>| not_until.wait_time_from(self.clock.now());
+        // First the peer's own: what it is refused for must not be taken from the others.
+        match self.peers.check_key_n(&peer, cost) {
+            Ok(Ok(())) => {}
+            Ok(Err(not_until)) => return Err(errors::rate_limited_peer(wait(not_until))),
+            Err(_) => return Err(errors::internal()),
+        }
+        match self.all.check_n(cost) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(not_until)) => {
+                // The peer has paid for nothing, and needs the same again.
+                let again = self.quota_of_peer.replenish_interval() * cost.get();
+                Err(errors::rate_limited_all(wait(not_until).max(again)))
+            }
+            Err(_) => Err(errors::internal()),
+        }
+    }
+
+    /// Runs for as long as the server does.
+    pub(crate) async fn forget_idle_peers(self) {
+        loop {
+            tokio::time::sleep(FORGET_INTERVAL).await;
+            self.peers.retain_recent();
+            self.peers.shrink_to_fit();
+        }
+    }
+}
+
+impl Admit for RateLimit {
+    type Pass = ();
+
+    fn admit(&self, request: &Request<Body>) -> Result<(), Status> {
+        // A connection without a peer address is gone already.
+        peer(request.extensions()).map_or(Ok(()), |peer| self.check(peer, cost(request.uri().path())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Code;
+    use tonic_types::StatusExt;
+
+    const CREATE: &str = "/orders.v1.OrderService/CreateOrder";
+    const LIST: &str = "/orders.v1.OrderService/ListOrders";
+
+    fn quota(per_second: u32, burst: u32) -> Quota {
+        let number = |n| NonZeroU32::new(n).unwrap();
+        Quota::per_second(number(per_second)).allow_burst(number(burst))
+    }
+
+    fn call(limit: &RateLimit, peer: &str, path: &str) -> Result<(), Duration> {
+        let refused = |status: Status| {
+            assert_eq!(status.code(), Code::ResourceExhausted);
+            assert!(status.get_details_quota_failure().is_some());
+            status.get_details_retry_info().unwrap().retry_delay.unwrap()
+        };
+        limit.check(peer.parse().unwrap(), cost(path)).map_err(refused)
+    }
+
+    #[test]
+    fn a_peer_over_its_rate_is_told_when_to_come_back_and_others_are_let_in() {
+        let limit = RateLimit::new(RateLimits { of_peer: quota(1, 10), of_all: quota(100, 100) });
+        for _ in 0..10 {
+            call(&limit, "10.0.0.1", CREATE).unwrap();
+        }
+        let wait = call(&limit, "10.0.0.1", CREATE).unwrap_err();
+        assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
+        call(&limit, "10.0.0.2", CREATE).unwrap();
+    }
+
+    #[test]
+    fn a_list_costs_more_than_a_create() {
+        let limit = RateLimit::new(RateLimits { of_peer: quota(1, 10), of_all: quota(100, 100) });
+        call(&limit, "10.0.0.1", LIST).unwrap();
+        call(&limit, "10.0.0.1", CREATE).unwrap_err();
+    }
+
+    #[test]
+    fn what_a_peer_is_refused_for_is_not_taken_from_the_others() {
+        let limit = RateLimit::new(RateLimits { of_peer: quota(1, 10), of_all: quota(1, 20) });
+        for _ in 0..100 {
+            call(&limit, "10.0.0.1", CREATE).ok();
+        }
+        call(&limit, "10.0.0.2", LIST).unwrap();
+        let wait = call(&limit, "10.0.0.3", LIST).unwrap_err();
+        assert!(wait > Duration::from_secs(9) && wait <= Duration::from_secs(10), "{wait:?}");
+    }
+}
