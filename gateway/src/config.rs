@@ -9,6 +9,7 @@ use backbone::stream::StreamConfig;
 use backbone::telemetry::TelemetryConfig;
 use clap::Parser;
 use governor::Quota;
+use http::HeaderValue;
 
 use crate::admission::{COST_MAX, RateLimits};
 
@@ -55,6 +56,9 @@ pub(crate) struct Config {
     /// How long calls and streams may go on on a connection that is too old.
     #[arg(long, env = "MAX_CONNECTION_AGE_GRACE", default_value = "10m")]
     pub(crate) max_connection_age_grace: humantime::Duration,
+    /// Web pages that may call by gRPC-Web, by their origins, separated by commas. Unset: none.
+    #[arg(long, env = "CORS_ALLOWED_ORIGINS", value_delimiter = ',', value_parser = crate::browser::origin)]
+    pub(crate) cors_allowed_origins: Vec<HeaderValue>,
     /// How long CreateOrder may wait for the broker.
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "5s")]
     pub(crate) request_timeout: humantime::Duration,

@@ -11,13 +11,15 @@ use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
+use tower::util::option_layer;
 
 use crate::admission::{Gate, LoadShed, RateLimit, StreamPlaces};
 use crate::config::Config;
-use crate::connections;
 use crate::orders::Orders;
 use crate::readiness::{Readiness, State};
+use crate::{browser, connections, panics};
 
 /// Largest request; the contract says so in `OrderService`.
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
@@ -71,6 +73,11 @@ pub(crate) async fn serve(
         // So that load spreads to gateways that came later.
         .max_connection_age(config.max_connection_age.into())
         .max_connection_age_grace(config.max_connection_age_grace.into())
+        .accept_http1(true)
+        .layer(option_layer(browser::cors(&config.cors_allowed_origins)))
+        .layer(GrpcWebLayer::new())
+        // One call that panics must not look like a broken connection.
+        .layer(panics::layer())
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

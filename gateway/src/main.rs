@@ -1,6 +1,7 @@
 //! `waybill-gateway`: takes orders over gRPC and answers once they are durable.
 
 mod admission;
+mod browser;
 mod config;
 mod connections;
 mod deadline;
@@ -9,6 +10,7 @@ mod grpc;
 mod ops;
 mod orders;
 mod page_token;
+mod panics;
 mod readiness;
 mod validation;
 

@@ -6,6 +6,7 @@
 mod accounting;
 mod bad_input;
 mod broker_away;
+mod browsers;
 mod connections;
 mod crashes;
 mod deadlines;

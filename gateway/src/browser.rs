@@ -1,0 +1,62 @@
+//! Calls from web pages: which pages may make them, and what of the answer they may see.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+
+/// How long a browser may remember what it was told.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(60 * 60);
+
+/// What a gRPC-Web client sends.
+const REQUEST_HEADERS: [HeaderName; 8] = [
+    HeaderName::from_static("authorization"),
+    HeaderName::from_static("content-type"),
+    HeaderName::from_static("grpc-timeout"),
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("x-grpc-web"),
+    HeaderName::from_static("x-user-agent"),
+];
+/// What it has to read of an answer without a body.
+const RESPONSE_HEADERS: [HeaderName; 3] = [
+    HeaderName::from_static("grpc-status"),
+    HeaderName::from_static("grpc-message"),
+    HeaderName::from_static("grpc-status-details-bin"),
+];
+
+/// Lets pages of `origins` call; `None` if there are none, and then no page may.
+pub(crate) fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
+    let cors = CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins.iter().cloned()))
+        .allow_methods([Method::POST])
+        .allow_headers(AllowHeaders::list(REQUEST_HEADERS))
+        .expose_headers(RESPONSE_HEADERS)
+        .max_age(PREFLIGHT_MAX_AGE);
+    (!origins.is_empty()).then_some(cors)
+}
+
+/// Reads an origin: scheme, host and port, and nothing else.
+pub(crate) fn origin(text: &str) -> Result<HeaderValue, String> {
+    let is_origin = text.split_once("://").is_some_and(|(scheme, host)| {
+        matches!(scheme, "http" | "https") && !host.is_empty() && !host.contains(['/', '*', '?', '#', ' '])
+    });
+    let value = is_origin.then(|| HeaderValue::from_str(text).ok()).flatten();
+    value.ok_or_else(|| "must be an origin such as https://shop.example.org, without a path".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        for good in ["https://shop.example.org", "http://localhost:3000"] {
+            assert_eq!(origin(good).unwrap(), good);
+        }
+        for bad in ["", "*", "shop.example.org", "https://", "https://a/", "https://*.a", "ftp://a"] {
+            assert!(origin(bad).is_err(), "{bad}");
+        }
+    }
+}
