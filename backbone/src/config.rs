@@ -23,6 +23,13 @@ pub fn parse<Config: Parser>() -> Result<Config, ExitCode> {
     })
 }
 
+/// Says why a configuration, each of whose values is good, cannot be used as a whole; gives the code to exit
+/// with.
+pub fn refuse(reason: &str) -> ExitCode {
+    eprintln!("error: {reason}");
+    ExitCode::from(EXIT_USAGE)
+}
+
 /// clap names the flag whose value is bad; its reader may have set the variable.
 fn variable_of(error: &clap::Error, mut command: Command) -> Option<String> {
     command.build();

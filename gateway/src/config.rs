@@ -12,6 +12,7 @@ use governor::Quota;
 use http::HeaderValue;
 
 use crate::admission::{COST_MAX, RateLimits};
+use crate::auth::{ApiKeys, Authentication};
 
 const COUNT_MAX: usize = 1_000_000_000;
 
@@ -25,11 +26,18 @@ pub(crate) struct Config {
     /// Where to serve /livez, /readyz and /health over HTTP.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
     pub(crate) ops_addr: SocketAddr,
-    /// Calls per second that one peer address may make, sustained. A list counts as 10, a watch of a customer
+    /// File of API keys: a line each of SHA-256, tenant and roles. Read again when it changes. Unset: nobody is
+    /// asked who they are.
+    #[arg(long, env = "API_KEYS_FILE", value_parser = ApiKeys::read)]
+    pub(crate) api_keys_file: Option<ApiKeys>,
+    /// Serve other machines although nobody is asked who they are.
+    #[arg(long, env = "ALLOW_ANONYMOUS")]
+    pub(crate) allow_anonymous: bool,
+    /// Calls per second that one caller (tenant, or else peer address) may make, sustained. A list counts as 10, a watch of a customer
     /// as 5, a watch of an order or a list of its events as 2.
     #[arg(long, env = "RATE_LIMIT", default_value = "10000")]
     pub(crate) rate_limit: NonZeroU32,
-    /// Calls that one peer address may make at once, before the sustained rate holds; at least 10.
+    /// Calls that one caller may make at once, before the sustained rate holds; at least 10.
     #[arg(long, env = "RATE_BURST", default_value = "10000", value_parser = burst)]
     pub(crate) rate_burst: NonZeroU32,
     /// Calls per second of all callers together, sustained.
@@ -44,9 +52,9 @@ pub(crate) struct Config {
     /// Streams open at a time.
     #[arg(long, env = "MAX_STREAMS", default_value = "100000", value_parser = count)]
     pub(crate) max_streams: usize,
-    /// Streams that one peer address may have open at a time.
-    #[arg(long, env = "MAX_STREAMS_PER_PEER", default_value = "100000", value_parser = count)]
-    pub(crate) max_streams_per_peer: usize,
+    /// Streams that one caller may have open at a time.
+    #[arg(long, env = "MAX_STREAMS_PER_CALLER", default_value = "100000", value_parser = count)]
+    pub(crate) max_streams_per_caller: usize,
     /// Connections at a time; others wait until one is closed.
     #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = count)]
     pub(crate) max_connections: usize,
@@ -74,11 +82,26 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// How callers prove who they are, or why nobody may be served.
+    pub(crate) fn authentication(&self) -> Result<Authentication, String> {
+        match &self.api_keys_file {
+            Some(keys) => Ok(Authentication::ApiKeys(keys.clone())),
+            None if self.allow_anonymous || self.grpc_addr.ip().is_loopback() => {
+                Ok(Authentication::Anonymous)
+            }
+            None => Err(format!(
+                "GRPC_ADDR: {} can be reached from other machines, and nobody would be asked who they are; set \
+                 API_KEYS_FILE, or ALLOW_ANONYMOUS=true if everybody may do everything",
+                self.grpc_addr
+            )),
+        }
+    }
+
     /// How often callers may call.
     pub(crate) fn rate_limits(&self) -> RateLimits {
         let quota = |per_second, burst| Quota::per_second(per_second).allow_burst(burst);
         RateLimits {
-            of_peer: quota(self.rate_limit, self.rate_burst),
+            of_caller: quota(self.rate_limit, self.rate_burst),
             of_all: quota(self.rate_limit_total, self.rate_burst_total),
         }
     }

@@ -11,11 +11,16 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::{error, warn};
 
+use crate::auth::Role;
+
 /// Domain of every reason in an ErrorInfo.
 const DOMAIN: &str = "orders.waybill";
 /// The reason in an ErrorInfo: what clients act on. Never renamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
+    CredentialMissing,
+    CredentialInvalid,
+    RoleMissing,
     RequestIdReused,
     RateLimited,
     TooManyStreams,
@@ -32,7 +37,10 @@ pub(crate) enum Reason {
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
     #[cfg(test)]
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 14] = [
+        Self::CredentialMissing,
+        Self::CredentialInvalid,
+        Self::RoleMissing,
         Self::RequestIdReused,
         Self::RateLimited,
         Self::TooManyStreams,
@@ -48,6 +56,9 @@ impl Reason {
 
     fn as_str(self) -> &'static str {
         match self {
+            Self::CredentialMissing => "CREDENTIAL_MISSING",
+            Self::CredentialInvalid => "CREDENTIAL_INVALID",
+            Self::RoleMissing => "ROLE_MISSING",
             Self::RequestIdReused => "REQUEST_ID_REUSED",
             Self::RateLimited => "RATE_LIMITED",
             Self::TooManyStreams => "TOO_MANY_STREAMS",
@@ -64,6 +75,8 @@ impl Reason {
 
     fn code(self) -> Code {
         match self {
+            Self::CredentialMissing | Self::CredentialInvalid => Code::Unauthenticated,
+            Self::RoleMissing => Code::PermissionDenied,
             Self::RequestIdReused => Code::AlreadyExists,
             Self::RateLimited | Self::TooManyStreams => Code::ResourceExhausted,
             Self::Overloaded | Self::BrokerUnavailable | Self::StorageFull | Self::Draining => {
@@ -126,20 +139,34 @@ pub(crate) fn not_cancellable(id: &OrderId, ended_as: OrderStatus) -> Status {
     status(Reason::NotCancellable, &description, metadata, details)
 }
 
-/// The peer calls too often.
-pub(crate) fn rate_limited_peer(wait: Duration) -> Status {
-    over_quota(Reason::RateLimited, "peer", "calls per second from one peer address", wait)
+/// The call shows no credential.
+pub(crate) fn credential_missing() -> Status {
+    let message = "this gateway asks for a credential: send an API key as x-api-key";
+    status(Reason::CredentialMissing, message, HashMap::new(), ErrorDetails::new())
 }
 
-/// All peers together call too often.
-pub(crate) fn rate_limited_all(wait: Duration) -> Status {
-    over_quota(Reason::RateLimited, "gateway", "calls per second of all callers", wait)
+/// The credential is none of those that are good.
+pub(crate) fn credential_invalid() -> Status {
+    let message = "the credential is not, or no longer, good";
+    status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
 }
 
-/// The peer has as many streams open as it may.
-pub(crate) fn too_many_streams(streams_max: usize) -> Status {
-    let description = format!("at most {streams_max} open streams from one peer address");
-    over_quota(Reason::TooManyStreams, "peer", &description, RETRY_DELAY)
+/// The principal may not do this.
+pub(crate) fn role_missing(role: Role) -> Status {
+    let message = format!("the credential lacks the role {}", role.as_str());
+    let metadata = HashMap::from([("role".to_owned(), role.as_str().to_owned())]);
+    status(Reason::RoleMissing, &message, metadata, ErrorDetails::new())
+}
+
+/// Too many calls by `subject`: one tenant, one peer address, or all callers of the gateway.
+pub(crate) fn rate_limited(subject: &str, wait: Duration) -> Status {
+    over_quota(Reason::RateLimited, subject, &format!("calls per second of this {subject}"), wait)
+}
+
+/// The caller has as many streams open as it may.
+pub(crate) fn too_many_streams(subject: &str, streams_max: usize) -> Status {
+    let description = format!("at most {streams_max} open streams of this {subject}");
+    over_quota(Reason::TooManyStreams, subject, &description, RETRY_DELAY)
 }
 
 fn over_quota(reason: Reason, subject: &str, description: &str, wait: Duration) -> Status {

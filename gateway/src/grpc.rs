@@ -16,6 +16,7 @@ use tower::ServiceBuilder;
 use tower::util::option_layer;
 
 use crate::admission::{Gate, LoadShed, RateLimit, StreamPlaces};
+use crate::auth::Authentication;
 use crate::config::Config;
 use crate::orders::Orders;
 use crate::readiness::{Readiness, State};
@@ -37,19 +38,27 @@ pub(crate) async fn serve(
     listener: TcpListener,
     log: OrderLog,
     readiness: Readiness,
+    authentication: Authentication,
     config: Config,
 ) -> anyhow::Result<()> {
     let draining = readiness.draining();
-    let streams = StreamPlaces::new(config.max_streams, config.max_streams_per_peer);
+    let streams = StreamPlaces::new(config.max_streams, config.max_streams_per_caller);
     let orders = Orders::new(log, config.request_timeout.into(), draining.clone(), streams);
     let orders = OrderServiceServer::new(orders).max_decoding_message_size(REQUEST_BYTES_MAX);
     let rate_limit = RateLimit::new(config.rate_limits());
-    let _forgetting = AbortOnDropHandle::new(tokio::spawn(rate_limit.clone().forget_idle_peers()));
+    let _following = if let Authentication::ApiKeys(keys) = &authentication {
+        Some(AbortOnDropHandle::new(tokio::spawn(keys.clone().follow())))
+    } else {
+        None
+    };
+    let _forgetting = AbortOnDropHandle::new(tokio::spawn(rate_limit.clone().forget_idle_callers()));
 
     let orders = ServiceBuilder::new()
         // More calls at once than can be answered in time would make all of them late.
         .layer(Gate(LoadShed::new(config.max_concurrent_requests)))
-        // One peer that calls without end must not keep the others out.
+        // From here on it is known whose call it is.
+        .layer(Gate(authentication))
+        // One caller that calls without end must not keep the others out.
         .layer(Gate(rate_limit))
         .service(orders);
 

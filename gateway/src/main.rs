@@ -1,6 +1,7 @@
 //! `waybill-gateway`: takes orders over gRPC and answers once they are durable.
 
 mod admission;
+mod auth;
 mod browser;
 mod config;
 mod connections;
@@ -25,6 +26,7 @@ use tokio::select;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
+use crate::auth::Authentication;
 use crate::config::Config;
 use crate::readiness::Readiness;
 
@@ -34,8 +36,12 @@ async fn main() -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
+    let authentication = match config.authentication() {
+        Ok(authentication) => authentication,
+        Err(reason) => return backbone::config::refuse(&reason),
+    };
     telemetry::start(&config.telemetry);
-    match run(config).await {
+    match run(config, authentication).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = format!("{error:#}"), "gateway stopped");
@@ -44,7 +50,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: Config, authentication: Authentication) -> anyhow::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let connection = Connection::open(&config.broker, "waybill-gateway").await?;
     let log = OrderLog::new(connection.clone(), "waybill-gateway").await?;
@@ -59,8 +65,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
     let readiness = Readiness::new();
     let drain = readiness.draining();
-    let mut serving =
-        tokio::spawn(grpc::serve(grpc_listener, log.clone(), readiness.clone(), config.clone()));
+    let mut serving = tokio::spawn(grpc::serve(
+        grpc_listener,
+        log.clone(),
+        readiness.clone(),
+        authentication,
+        config.clone(),
+    ));
     let mut watching = tokio::spawn(readiness.clone().keep(log, config.stream));
     let mut answering = tokio::spawn(ops::serve(ops_listener, readiness));
 

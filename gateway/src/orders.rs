@@ -2,11 +2,12 @@
 
 use std::future::pending;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use backbone::direct_get::ReadError;
 use backbone::event::Recorded;
-use backbone::ids::Revision;
+use backbone::ids::{CustomerKey, OrderId, Revision};
 use backbone::log::{AppendError, Appended, OrderLog, WatchError};
 use backbone::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use futures::stream::unfold;
@@ -25,11 +26,9 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use tracing::debug;
 
-use crate::admission::{self, StreamPlace, StreamPlaces};
+use crate::admission::{Caller, StreamPlace, StreamPlaces};
+use crate::auth::Principal;
 use crate::{deadline, errors, validation};
-
-/// Whose customers these are, for as long as callers are not told apart.
-const TENANT: &str = "";
 
 /// The service over one order log.
 #[derive(Debug)]
@@ -58,7 +57,7 @@ impl Orders {
         Ok(EndOfStream {
             draining: self.draining.clone(),
             caller_gone: deadline::of_stream(request.metadata()),
-            _place: self.streams.take(admission::peer(request.extensions()))?,
+            _place: self.streams.take(Caller::of(request.extensions()))?,
         })
     }
 }
@@ -73,7 +72,7 @@ impl OrderService for Orders {
     ) -> Result<Response<CreateOrderResponse>, Status> {
         let deadline = self.deadline(&request);
         let trace = trace_of(request.metadata());
-        let new = validation::new_order(TENANT, request.into_inner())?;
+        let new = validation::new_order(&tenant_of(&request)?, request.into_inner())?;
         let items = new.created.items.clone();
 
         let appended = self.log.create(new.id, new.created, &trace, deadline).await;
@@ -93,7 +92,10 @@ impl OrderService for Orders {
     ) -> Result<Response<GetOrderResponse>, Status> {
         let deadline = self.deadline(&request);
         let id = validation::order_id(&request.get_ref().order_id)?;
-        let found = read_by(deadline, self.log.load(&id)).await?.ok_or_else(|| errors::not_found(&id))?;
+        let tenant = tenant_of(&request)?;
+        let found = read_by(deadline, self.log.load(&id)).await?;
+        let found = found.filter(|found| owns(&tenant, &found.order, &id));
+        let found = found.ok_or_else(|| errors::not_found(&id))?;
         Ok(Response::new(GetOrderResponse { order: Some(found.order) }))
     }
 
@@ -102,7 +104,7 @@ impl OrderService for Orders {
         request: Request<ListOrdersRequest>,
     ) -> Result<Response<ListOrdersResponse>, Status> {
         let deadline = self.deadline(&request);
-        let page = validation::page(TENANT, request.get_ref())?;
+        let page = validation::page(&tenant_of(&request)?, request.get_ref())?;
         let wanted = |order: &Order| page.statuses.is_empty() || page.statuses.contains(&order.status());
         let listing = self.log.list(page.customer, page.before, page.size, wanted);
         let found = read_by(deadline, listing).await?;
@@ -116,9 +118,11 @@ impl OrderService for Orders {
     ) -> Result<Response<CancelOrderResponse>, Status> {
         let deadline = self.deadline(&request);
         let trace = trace_of(request.metadata());
+        let tenant = tenant_of(&request)?;
         let (id, cancelled) = validation::cancel(request.into_inner())?;
 
         let found = read_by(deadline, self.log.load_latest(&id)).await?;
+        let found = found.filter(|found| owns(&tenant, &found.order, &id));
         let mut current = found.ok_or_else(|| errors::not_found(&id))?;
         // Each turn lost is an event won by somebody else, and an order has few.
         while current.order.status() != OrderStatus::Cancelled {
@@ -141,14 +145,9 @@ impl OrderService for Orders {
     ) -> Result<Response<ListOrderEventsResponse>, Status> {
         let deadline = self.deadline(&request);
         let id = validation::order_id(&request.get_ref().order_id)?;
-        let reading = async {
-            let history = self.log.history(&id, Revision::NONE).await?;
-            // A replica that is behind may not have the order yet; the leader knows.
-            let known = !history.is_empty() || self.log.load_latest(&id).await?.is_some();
-            Ok((history, known))
-        };
-        let (history, known) = read_by(deadline, reading).await?;
-        if !known {
+        let tenant = tenant_of(&request)?;
+        let history = read_by(deadline, self.log.history(&id, Revision::NONE)).await?;
+        if !history.last().is_some_and(|last| owns(&tenant, &last.order, &id)) {
             return Err(errors::not_found(&id));
         }
         let events = history.into_iter().map(Recorded::into_proto).collect();
@@ -162,10 +161,14 @@ impl OrderService for Orders {
         request: Request<WatchOrderRequest>,
     ) -> Result<Response<Self::WatchOrderStream>, Status> {
         let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request)?);
+        let tenant = tenant_of(&request)?;
         let request = request.into_inner();
         let id = validation::order_id(&request.order_id)?;
-        let watch = self.log.watch(id, Revision(request.after_revision));
-        let events = watch_by(opening, watch, || errors::not_found(&id)).await?.into_stream();
+        let found = read_by(opening, self.log.load(&id)).await?;
+        let found = found.filter(|found| owns(&tenant, &found.order, &id));
+        let found = found.ok_or_else(|| errors::not_found(&id))?;
+        let watch = self.log.watch(found, Revision(request.after_revision));
+        let events = watch_by(opening, watch).await?.into_stream();
         let updates = events.map(|event| WatchOrderResponse { event: Some(event.into_proto()) });
         Ok(Response::new(Box::pin(ending.of(updates))))
     }
@@ -177,13 +180,25 @@ impl OrderService for Orders {
         request: Request<WatchOrdersRequest>,
     ) -> Result<Response<Self::WatchOrdersStream>, Status> {
         let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request)?);
+        let tenant = tenant_of(&request)?;
         let request = request.into_inner();
-        let customer = validation::customer(TENANT, &request.customer_id)?;
+        let customer = validation::customer(&tenant, &request.customer_id)?;
         let watch = self.log.watch_customer(customer, Revision(request.after_revision));
-        let events = watch_by(opening, watch, errors::internal).await?.into_stream();
+        let events = watch_by(opening, watch).await?.into_stream();
         let updates = events.map(|event| WatchOrdersResponse { event: Some(event.into_proto()) });
         Ok(Response::new(Box::pin(ending.of(updates))))
     }
+}
+
+/// The tenant of the principal whom the layers before have let in.
+fn tenant_of<T>(request: &Request<T>) -> Result<Arc<str>, Status> {
+    let principal = request.extensions().get::<Principal>().ok_or_else(errors::internal)?;
+    Ok(principal.tenant.clone())
+}
+
+/// Whether the order is one of `tenant`'s. The id is made of the tenant and the customer, so it tells.
+fn owns(tenant: &str, order: &Order, id: &OrderId) -> bool {
+    CustomerKey::of(tenant, &order.customer_id) == id.customer
 }
 
 /// What a read of the log gave, unless time ran out.
@@ -199,11 +214,9 @@ async fn read_by<T>(
 async fn watch_by<W>(
     deadline: Instant,
     watch: impl Future<Output = Result<W, WatchError>>,
-    not_found: impl FnOnce() -> Status,
 ) -> Result<W, Status> {
     let begun = timeout_at(deadline, watch).await.map_err(|_| errors::timed_out())?;
     begun.map_err(|error| match error {
-        WatchError::NotFound => not_found(),
         WatchError::Beyond { last } => errors::beyond(last),
         WatchError::Read(error) => errors::read(&error),
     })

@@ -72,7 +72,8 @@ impl OrderLog {
         Ok(kept(self.stream.get_raw_message(revision.0).await)?.is_some())
     }
 
-    /// The order's events after `after`, oldest first.
+    /// The order's events after `after`, oldest first. Any replica may answer, so the latest may be missing;
+    /// that there is none at all is asked of the leader.
     pub async fn history(&self, id: &OrderId, after: Revision) -> Result<Vec<Recorded>, ReadError> {
         let client = &self.connection.client;
         let stored = direct_get::last_of_each(client, ORDERS, &[subjects::order(id)]).await?;
@@ -83,6 +84,9 @@ impl OrderLog {
         if events.len() < found || !is_whole(&events) {
             events =
                 decode_all(direct_get::all_from(client, ORDERS, &subjects::order(id), Revision::NONE).await?);
+        }
+        if events.is_empty() && self.load_latest(id).await?.is_some() {
+            return Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()));
         }
         events.retain(|event| event.revision > after);
         Ok(events)

@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::OrderLog;
 use super::live::{Heard, Listener};
+use super::{OrderLog, OrderState};
 use crate::direct_get::ReadError;
 use crate::event::Recorded;
 use crate::ids::{OrderId, Revision};
@@ -46,9 +46,6 @@ pub struct Watch {
 /// A watch that cannot begin.
 #[derive(Debug, Error)]
 pub enum WatchError {
-    /// There is no such order.
-    #[error("there is no such order")]
-    NotFound,
     /// The order has no event there yet.
     #[error("the order's last revision is {last}")]
     Beyond {
@@ -61,19 +58,18 @@ pub enum WatchError {
 }
 
 impl OrderLog {
-    /// Watches an order from behind the event at `after`.
-    pub async fn watch(&self, id: OrderId, after: Revision) -> Result<Watch, WatchError> {
-        let connects = self.connection.connects();
-        // Subscribed before the first read, so that nothing falls between history and live.
-        let live = self.live.listen(&self.connection.client, subjects::live_order(&id)).await?;
-        let current = self.load(&id).await?.ok_or(WatchError::NotFound)?;
-        if after > current.revision() {
-            // The replica that answered may be behind.
-            let current = self.load_latest(&id).await?.ok_or(WatchError::NotFound)?;
-            if after > current.revision() {
-                return Err(WatchError::Beyond { last: current.revision() });
-            }
+    /// Watches the order that was read as `current` from behind the event at `after`.
+    pub async fn watch(&self, current: OrderState, after: Revision) -> Result<Watch, WatchError> {
+        let id = current.id;
+        // The replica that answered may have been behind.
+        let current = if after > current.revision() { self.load_latest(&id).await? } else { Some(current) };
+        let last = current.as_ref().map_or(Revision::NONE, OrderState::revision);
+        if after > last {
+            return Err(WatchError::Beyond { last });
         }
+        let connects = self.connection.connects();
+        // Subscribed before the history is read, so that nothing falls between history and live.
+        let live = self.live.listen(&self.connection.client, subjects::live_order(&id)).await?;
         let mut watch = Watch {
             log: self.clone(),
             id,
@@ -86,7 +82,9 @@ impl OrderLog {
         };
         watch.connects.mark_unchanged();
         watch.read_log().await?;
-        watch.finished = watch.ready.is_empty() && after >= current.revision() && is_finished(&current.order);
+        watch.finished = watch.ready.is_empty()
+            && after >= last
+            && current.is_some_and(|current| is_finished(&current.order));
         Ok(watch)
     }
 }

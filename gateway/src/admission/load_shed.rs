@@ -23,7 +23,7 @@ impl LoadShed {
 impl Admit for LoadShed {
     type Pass = OwnedSemaphorePermit;
 
-    fn admit(&self, _: &Request<Body>) -> Result<OwnedSemaphorePermit, Status> {
+    fn admit(&self, _: &mut Request<Body>) -> Result<OwnedSemaphorePermit, Status> {
         self.0.clone().try_acquire_owned().map_err(|_| errors::overloaded())
     }
 }

@@ -11,6 +11,7 @@ pub(crate) use streams::{StreamPlace, StreamPlaces};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::future::{Either, Ready, ready as refused};
@@ -22,13 +23,15 @@ use tonic::server::NamedService;
 use tonic::transport::server::TcpConnectInfo;
 use tower::{Layer, Service};
 
+use crate::auth::Principal;
+
 /// One reason to refuse a call.
 pub(crate) trait Admit {
     /// Held until the call is answered.
     type Pass;
 
     /// Lets the call in, or says why not. Must not wait.
-    fn admit(&self, request: &Request<Body>) -> Result<Self::Pass, Status>;
+    fn admit(&self, request: &mut Request<Body>) -> Result<Self::Pass, Status>;
 }
 
 /// The layer that asks an [`Admit`].
@@ -63,8 +66,8 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        match self.admit.admit(&request) {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        match self.admit.admit(&mut request) {
             Ok(pass) => Either::Left(Admitted { answer: self.inner.call(request), pass: Some(pass) }),
             Err(status) => Either::Right(refused(Ok(status.into_http()))),
         }
@@ -95,7 +98,31 @@ impl<F: Future, P> Future for Admitted<F, P> {
     }
 }
 
-/// The address that a call comes from; `None` of a connection that is gone already.
-pub(crate) fn peer(extensions: &Extensions) -> Option<IpAddr> {
-    Some(extensions.get::<TcpConnectInfo>()?.remote_addr()?.ip())
+/// Whose quota a call uses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Caller {
+    /// A tenant that has shown a credential.
+    Tenant(Arc<str>),
+    /// Somebody at an address; `None` of a connection that is gone already.
+    Peer(Option<IpAddr>),
+}
+
+impl Caller {
+    pub(crate) fn of(extensions: &Extensions) -> Self {
+        match extensions.get::<Principal>() {
+            Some(principal) if !principal.tenant.is_empty() => Self::Tenant(principal.tenant.clone()),
+            Some(_) | None => {
+                let connection = extensions.get::<TcpConnectInfo>();
+                Self::Peer(connection.and_then(TcpConnectInfo::remote_addr).map(|addr| addr.ip()))
+            }
+        }
+    }
+
+    /// What a client is told.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Tenant(_) => "tenant",
+            Self::Peer(_) => "peer",
+        }
+    }
 }

@@ -1,6 +1,5 @@
-//! How often callers may call: one peer, so that it keeps nobody else out, and all of them together.
+//! How often callers may call: each one, so that it keeps nobody else out, and all of them together.
 
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +10,10 @@ use http::Request;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::{Admit, peer};
+use super::{Admit, Caller};
 use crate::errors;
 
-/// How often peers that have their whole burst again are forgotten, so that memory stays bounded.
+/// How often callers that have their whole burst again are forgotten, so that memory stays bounded.
 const FORGET_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What the costliest call takes out of a bucket; every burst must hold as much.
@@ -34,54 +33,54 @@ fn cost(path: &str) -> NonZeroU32 {
 /// The settings of both limits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RateLimits {
-    pub(crate) of_peer: Quota,
+    pub(crate) of_caller: Quota,
     pub(crate) of_all: Quota,
 }
 
-/// A token bucket for each peer address, and one for all.
+/// A token bucket for each caller, and one for all.
 #[derive(Clone, Debug)]
 pub(crate) struct RateLimit {
-    peers: Arc<DefaultKeyedRateLimiter<IpAddr>>,
+    callers: Arc<DefaultKeyedRateLimiter<Caller>>,
     all: Arc<DefaultDirectRateLimiter>,
-    quota_of_peer: Quota,
+    quota_of_caller: Quota,
     clock: DefaultClock,
 }
 
 impl RateLimit {
     pub(crate) fn new(limits: RateLimits) -> Self {
         Self {
-            peers: Arc::new(DefaultKeyedRateLimiter::keyed(limits.of_peer)),
+            callers: Arc::new(DefaultKeyedRateLimiter::keyed(limits.of_caller)),
             all: Arc::new(DefaultDirectRateLimiter::direct(limits.of_all)),
-            quota_of_peer: limits.of_peer,
+            quota_of_caller: limits.of_caller,
             clock: DefaultClock::default(),
         }
     }
 
-    fn check(&self, peer: IpAddr, cost: NonZeroU32) -> Result<(), Status> {
+    fn check(&self, caller: &Caller, cost: NonZeroU32) -> Result<(), Status> {
         let wait = |not_until: NotUntil<_>| not_until.wait_time_from(self.clock.now());
-        // First the peer's own: what it is refused for must not be taken from the others.
-        match self.peers.check_key_n(&peer, cost) {
+        // First the caller's own: what it is refused for must not be taken from the others.
+        match self.callers.check_key_n(caller, cost) {
             Ok(Ok(())) => {}
-            Ok(Err(not_until)) => return Err(errors::rate_limited_peer(wait(not_until))),
+            Ok(Err(not_until)) => return Err(errors::rate_limited(caller.kind(), wait(not_until))),
             Err(_) => return Err(errors::internal()),
         }
         match self.all.check_n(cost) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(not_until)) => {
-                // The peer has paid for nothing, and needs the same again.
-                let again = self.quota_of_peer.replenish_interval() * cost.get();
-                Err(errors::rate_limited_all(wait(not_until).max(again)))
+                // The caller has paid for nothing, and needs the same again.
+                let again = self.quota_of_caller.replenish_interval() * cost.get();
+                Err(errors::rate_limited("gateway", wait(not_until).max(again)))
             }
             Err(_) => Err(errors::internal()),
         }
     }
 
     /// Runs for as long as the server does.
-    pub(crate) async fn forget_idle_peers(self) {
+    pub(crate) async fn forget_idle_callers(self) {
         loop {
             tokio::time::sleep(FORGET_INTERVAL).await;
-            self.peers.retain_recent();
-            self.peers.shrink_to_fit();
+            self.callers.retain_recent();
+            self.callers.shrink_to_fit();
         }
     }
 }
@@ -89,9 +88,8 @@ impl RateLimit {
 impl Admit for RateLimit {
     type Pass = ();
 
-    fn admit(&self, request: &Request<Body>) -> Result<(), Status> {
-        // A connection without a peer address is gone already.
-        peer(request.extensions()).map_or(Ok(()), |peer| self.check(peer, cost(request.uri().path())))
+    fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
+        self.check(&Caller::of(request.extensions()), cost(request.uri().path()))
     }
 }
 
@@ -115,12 +113,12 @@ mod tests {
             assert!(status.get_details_quota_failure().is_some());
             status.get_details_retry_info().unwrap().retry_delay.unwrap()
         };
-        limit.check(peer.parse().unwrap(), cost(path)).map_err(refused)
+        limit.check(&Caller::Peer(Some(peer.parse().unwrap())), cost(path)).map_err(refused)
     }
 
     #[test]
     fn a_peer_over_its_rate_is_told_when_to_come_back_and_others_are_let_in() {
-        let limit = RateLimit::new(RateLimits { of_peer: quota(1, 10), of_all: quota(100, 100) });
+        let limit = RateLimit::new(RateLimits { of_caller: quota(1, 10), of_all: quota(100, 100) });
         for _ in 0..10 {
             call(&limit, "10.0.0.1", CREATE).unwrap();
         }
@@ -131,14 +129,14 @@ mod tests {
 
     #[test]
     fn a_list_costs_more_than_a_create() {
-        let limit = RateLimit::new(RateLimits { of_peer: quota(1, 10), of_all: quota(100, 100) });
+        let limit = RateLimit::new(RateLimits { of_caller: quota(1, 10), of_all: quota(100, 100) });
         call(&limit, "10.0.0.1", LIST).unwrap();
         call(&limit, "10.0.0.1", CREATE).unwrap_err();
     }
 
     #[test]
     fn what_a_peer_is_refused_for_is_not_taken_from_the_others() {
-        let limit = RateLimit::new(RateLimits { of_peer: quota(1, 10), of_all: quota(1, 20) });
+        let limit = RateLimit::new(RateLimits { of_caller: quota(1, 10), of_all: quota(1, 20) });
         for _ in 0..100 {
             call(&limit, "10.0.0.1", CREATE).ok();
         }

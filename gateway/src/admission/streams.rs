@@ -1,55 +1,53 @@
 //! How many streams may be open at once: each costs memory for as long as its client wants.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tonic::Status;
 
+use super::Caller;
 use crate::errors;
 
-/// Bounds on open streams, of one peer and of all.
+/// Bounds on open streams, of one caller and of all.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamPlaces {
     open: Arc<Mutex<Open>>,
-    per_peer_max: usize,
+    per_caller_max: usize,
     total_max: usize,
 }
 
 #[derive(Debug, Default)]
 struct Open {
     total: usize,
-    of_peer: HashMap<IpAddr, usize>,
+    of_caller: HashMap<Caller, usize>,
 }
 
 /// One open stream.
 #[derive(Debug)]
 pub(crate) struct StreamPlace {
     places: StreamPlaces,
-    peer: Option<IpAddr>,
+    caller: Caller,
 }
 
 impl StreamPlaces {
-    pub(crate) fn new(total_max: usize, per_peer_max: usize) -> Self {
-        Self { open: Arc::default(), per_peer_max, total_max }
+    pub(crate) fn new(total_max: usize, per_caller_max: usize) -> Self {
+        Self { open: Arc::default(), per_caller_max, total_max }
     }
 
-    /// Takes a place for a stream of `peer`, or says why there is none.
-    pub(crate) fn take(&self, peer: Option<IpAddr>) -> Result<StreamPlace, Status> {
+    /// Takes a place for a stream of `caller`, or says why there is none.
+    pub(crate) fn take(&self, caller: Caller) -> Result<StreamPlace, Status> {
         let mut open = self.lock();
         if open.total >= self.total_max {
             return Err(errors::overloaded());
         }
-        if let Some(peer) = peer {
-            let of_peer = open.of_peer.entry(peer).or_default();
-            if *of_peer >= self.per_peer_max {
-                return Err(errors::too_many_streams(self.per_peer_max));
-            }
-            *of_peer += 1;
+        let of_caller = open.of_caller.entry(caller.clone()).or_default();
+        if *of_caller >= self.per_caller_max {
+            return Err(errors::too_many_streams(caller.kind(), self.per_caller_max));
         }
+        *of_caller += 1;
         open.total += 1;
         drop(open);
-        Ok(StreamPlace { places: self.clone(), peer })
+        Ok(StreamPlace { places: self.clone(), caller })
     }
 
     /// Nothing panics while it is held, so poison would mean nothing.
@@ -62,12 +60,10 @@ impl Drop for StreamPlace {
     fn drop(&mut self) {
         let mut open = self.places.lock();
         open.total -= 1;
-        if let Some(peer) = self.peer
-            && let Some(of_peer) = open.of_peer.get_mut(&peer)
-        {
-            *of_peer -= 1;
-            if *of_peer == 0 {
-                open.of_peer.remove(&peer);
+        if let Some(of_caller) = open.of_caller.get_mut(&self.caller) {
+            *of_caller -= 1;
+            if *of_caller == 0 {
+                open.of_caller.remove(&self.caller);
             }
         }
     }
@@ -81,14 +77,14 @@ mod tests {
     #[test]
     fn a_place_is_free_again_when_its_stream_has_ended() {
         let places = StreamPlaces::new(3, 2);
-        let peer = |last| Some(IpAddr::from([10, 0, 0, last]));
-        let held = [places.take(peer(1)).unwrap(), places.take(peer(1)).unwrap()];
-        assert_eq!(places.take(peer(1)).unwrap_err().code(), Code::ResourceExhausted);
-        let other = places.take(peer(2)).unwrap();
-        assert_eq!(places.take(peer(2)).unwrap_err().code(), Code::Unavailable);
+        let caller = |last| Caller::Peer(Some([10, 0, 0, last].into()));
+        let held = [places.take(caller(1)).unwrap(), places.take(caller(1)).unwrap()];
+        assert_eq!(places.take(caller(1)).unwrap_err().code(), Code::ResourceExhausted);
+        let other = places.take(caller(2)).unwrap();
+        assert_eq!(places.take(caller(2)).unwrap_err().code(), Code::Unavailable);
         drop(held);
-        places.take(peer(1)).unwrap();
+        places.take(caller(1)).unwrap();
         drop(other);
-        assert!(places.lock().of_peer.is_empty());
+        assert!(places.lock().of_caller.is_empty());
     }
 }

@@ -23,5 +23,6 @@ mod redelivery;
 mod replicas;
 mod storage_full;
 mod stream_setup;
+mod tenants;
 mod watching;
 mod watching_customers;

@@ -1,0 +1,171 @@
+//! Who may call, and that tenants never meet.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+
+use harness::{Deployment, Options, eventually, item, order_of};
+use proto::orders::v1::order_service_client::OrderServiceClient;
+use proto::orders::v1::{
+    CancelOrderRequest, GetOrderRequest, ListOrderEventsRequest, ListOrdersRequest, Order, WatchOrderRequest,
+    WatchOrdersRequest,
+};
+use sha2::{Digest, Sha256};
+use tonic::metadata::MetadataValue;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_types::StatusExt;
+
+const BOTH: &str = "orders:write,orders:read";
+
+fn write_keys(path: &Path, keys: &[(&str, &str, &str)]) {
+    let mut lines = String::new();
+    for (key, tenant, roles) in keys {
+        for byte in Sha256::digest(key) {
+            write!(lines, "{byte:02x}").unwrap();
+        }
+        writeln!(lines, " {tenant} {roles}").unwrap();
+    }
+    std::fs::File::create(path).unwrap().write_all(lines.as_bytes()).unwrap();
+}
+
+async fn with_keys(path: &Path) -> Deployment {
+    let gateway = vec![("API_KEYS_FILE", path.to_str().unwrap().to_owned())];
+    Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await
+}
+
+type Client = OrderServiceClient<InterceptedService<Channel, WithKey>>;
+
+#[derive(Clone)]
+struct WithKey(Option<&'static str>);
+
+impl tonic::service::Interceptor for WithKey {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(key) = self.0 {
+            request.metadata_mut().insert("x-api-key", MetadataValue::from_static(key));
+        }
+        Ok(request)
+    }
+}
+
+fn client(waybill: &Deployment, key: Option<&'static str>) -> Client {
+    OrderServiceClient::with_interceptor(waybill.channel(), WithKey(key))
+}
+
+async fn place(client: &mut Client, request_id: &str) -> Result<Order, Status> {
+    let request = order_of("ada", request_id, vec![item("widget", 1)]);
+    Ok(client.create_order(request).await?.into_inner().order.unwrap())
+}
+
+/// What each method that takes an order_id answers.
+async fn answers(client: &mut Client, order_id: &str) -> [Result<(), Status>; 4] {
+    let order_id = || order_id.to_owned();
+    [
+        client.get_order(GetOrderRequest { order_id: order_id() }).await.map(drop),
+        client.list_order_events(ListOrderEventsRequest { order_id: order_id() }).await.map(drop),
+        client.watch_order(WatchOrderRequest { order_id: order_id(), after_revision: 0 }).await.map(drop),
+        client
+            .cancel_order(CancelOrderRequest { order_id: order_id(), message: String::new() })
+            .await
+            .map(drop),
+    ]
+}
+
+#[tokio::test]
+async fn no_tenant_sees_or_touches_an_order_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys");
+    write_keys(&path, &[("key-1", "shop-1", BOTH), ("key-2", "shop-2", BOTH)]);
+    let waybill = with_keys(&path).await;
+    let (mut one, mut two) = (client(&waybill, Some("key-1")), client(&waybill, Some("key-2")));
+
+    // The same customer_id and request_id, and yet two customers and two orders.
+    let of_one = place(&mut one, "r-1").await.unwrap();
+    let of_two = place(&mut two, "r-1").await.unwrap();
+    assert_ne!(of_one.order_id, of_two.order_id);
+    let (customer_of_one, order_of_one) = of_one.order_id.split_once('-').unwrap();
+    let (customer_of_two, order_of_two) = of_two.order_id.split_once('-').unwrap();
+    let guesses = [
+        of_one.order_id.clone(),
+        format!("{customer_of_one}-{order_of_two}"),
+        format!("{customer_of_two}-{order_of_one}"),
+    ];
+    for order_id in &guesses {
+        for answer in answers(&mut two, order_id).await {
+            let status = answer.unwrap_err();
+            assert_eq!(status.code(), Code::NotFound, "{status:?}");
+            let unknown = "there is no order with this order_id";
+            assert_eq!(status.message(), unknown, "an order of another looks like none");
+        }
+    }
+
+    let listed = |orders: Vec<Order>| orders.into_iter().map(|order| order.order_id).collect::<Vec<_>>();
+    let request = || ListOrdersRequest { customer_id: "ada".to_owned(), ..Default::default() };
+    let of_client = two.list_orders(request()).await.unwrap().into_inner();
+    assert_eq!(listed(of_client.orders), [of_two.order_id.as_str()]);
+    let watch = WatchOrdersRequest { customer_id: "ada".to_owned(), after_revision: 0 };
+    let mut watch = two.watch_orders(watch).await.unwrap().into_inner();
+    let event = watch.message().await.unwrap().unwrap().event.unwrap();
+    assert_eq!(event.order.unwrap().order_id, of_two.order_id);
+
+    // Nothing of it has touched the first tenant's order.
+    let [get, events, watched, cancelled] = answers(&mut one, &of_one.order_id).await;
+    for answer in [get, events, watched, cancelled] {
+        answer.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_call_needs_a_credential_with_the_right_role() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys");
+    write_keys(&path, &[("reader", "shop", "orders:read"), ("writer", "shop", "orders:write")]);
+    let waybill = with_keys(&path).await;
+    let reason = |status: &Status| status.get_details_error_info().unwrap().reason;
+
+    for (key, code, expected) in [
+        (None, Code::Unauthenticated, "CREDENTIAL_MISSING"),
+        (Some("unknown"), Code::Unauthenticated, "CREDENTIAL_INVALID"),
+        (Some("reader"), Code::PermissionDenied, "ROLE_MISSING"),
+    ] {
+        let status = place(&mut client(&waybill, key), "r-1").await.unwrap_err();
+        assert_eq!((status.code(), reason(&status).as_str()), (code, expected), "{key:?}");
+    }
+    let order = place(&mut client(&waybill, Some("writer")), "r-1").await.unwrap();
+    let [get, events, watch, cancel] = answers(&mut client(&waybill, Some("writer")), &order.order_id).await;
+    for refused in [get, events, watch] {
+        assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    }
+    cancel.unwrap();
+    let get = GetOrderRequest { order_id: order.order_id };
+    client(&waybill, Some("reader")).get_order(get).await.unwrap();
+    // Probes and reflection have no credential.
+    assert_eq!(waybill.gateway.health("").await, Some(ServingStatus::Serving));
+}
+
+#[tokio::test]
+async fn keys_come_and_go_without_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys");
+    write_keys(&path, &[("old", "shop", BOTH)]);
+    let mut waybill = with_keys(&path).await;
+    place(&mut client(&waybill, Some("old")), "r-1").await.unwrap();
+
+    // A file that cannot be used leaves the keys as they are.
+    std::fs::write(&path, "nonsense").unwrap();
+    waybill
+        .gateway
+        .process
+        .logged("refusal of the file", |line| {
+            line["message"].as_str()?.contains("not read again").then_some(())
+        })
+        .await;
+    place(&mut client(&waybill, Some("old")), "r-2").await.unwrap();
+
+    write_keys(&path, &[("new", "shop", BOTH)]);
+    eventually("the new key", async || place(&mut client(&waybill, Some("new")), "r-3").await.ok()).await;
+    let status = place(&mut client(&waybill, Some("old")), "r-4").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+}
