@@ -10,13 +10,17 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
+use crate::config::{DAY, duration};
 use crate::connection::Connection;
 use crate::subjects::{ALL_ORDERS, LIVE_PREFIX};
 
 /// Name of the stream.
 pub const ORDERS: &str = "ORDERS";
 
-const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const RETENTION_DEFAULT: Duration = DAY.saturating_mul(30);
+const RETENTION_MIN: Duration = Duration::from_secs(1);
+/// In nanoseconds, as the broker counts, a third of what fits in 63 bits.
+const RETENTION_MAX: Duration = Duration::from_secs(100 * 31_557_600);
 const CLUSTER_REPLICAS: usize = 3;
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
@@ -24,9 +28,9 @@ const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Durati
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct StreamConfig {
     /// How long events are kept, such as `30d`; a longer time than the stream's is applied, a shorter one
-    /// refused. Unset: what the stream has, or 30 days if it is new.
-    #[arg(long, env = "ORDERS_RETENTION")]
-    pub orders_retention: Option<humantime::Duration>,
+    /// refused. 1s-100y. Unset: what the stream has, or 30 days if it is new.
+    #[arg(long, env = "ORDERS_RETENTION", value_parser = duration(RETENTION_MIN..=RETENTION_MAX))]
+    pub orders_retention: Option<Duration>,
     /// Copies of the stream, 1-5. Unset: what the stream has, or if it is new 1 on a single server and 3 on a
     /// cluster.
     #[arg(long, env = "ORDERS_REPLICAS", value_parser = clap::value_parser!(u8).range(1..=5))]
@@ -145,7 +149,7 @@ fn wanted(config: &StreamConfig, replicas: usize) -> Config {
         retention: RetentionPolicy::Limits,
         // When the stream is full, new orders are refused; none is dropped to make room.
         discard: DiscardPolicy::New,
-        max_age: config.orders_retention.map_or(RETENTION_DEFAULT, Into::into),
+        max_age: config.orders_retention.unwrap_or(RETENTION_DEFAULT),
         num_replicas: replicas,
         republish: Some(republish()),
         allow_direct: true,
@@ -189,9 +193,9 @@ fn complete(present: &Config, config: &StreamConfig) -> Result<(Config, Vec<Stri
     require(present.subject_transform.is_none(), "subject_transform", "set".into(), "none");
     let per_subject = present.max_messages_per_subject;
     require(per_subject <= 0, "max_msgs_per_subject", per_subject.to_string(), "unlimited");
-    if let Some(retention) = config.orders_retention {
-        let (is, needs) = (present.max_age, Duration::from(retention));
-        let shorter = !needs.is_zero() && (is.is_zero() || needs < is);
+    if let Some(needs) = config.orders_retention {
+        let is = present.max_age;
+        let shorter = is.is_zero() || needs < is;
         require(!shorter, "max_age", age(is), &format!("{} (ORDERS_RETENTION)", age(needs)));
         if !shorter && needs != is {
             completed.max_age = needs;
@@ -246,7 +250,8 @@ mod tests {
     use super::*;
 
     fn config(retention: &str) -> StreamConfig {
-        StreamConfig { orders_retention: Some(retention.parse().unwrap()), orders_replicas: None }
+        let parse = duration(RETENTION_MIN..=RETENTION_MAX);
+        StreamConfig { orders_retention: Some(parse(retention).unwrap()), orders_replicas: None }
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use anyhow::anyhow;
+use backbone::config::{DAY, duration};
 use backbone::connection::BrokerConfig;
 use backbone::stream::StreamConfig;
 use backbone::telemetry::TelemetryConfig;
@@ -15,6 +17,11 @@ use crate::admission::{COST_MAX, RateLimits};
 use crate::auth::{ApiKeys, Authentication};
 
 const COUNT_MAX: usize = 1_000_000_000;
+
+const AGE_MIN: Duration = Duration::from_secs(1);
+const AGE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const REQUEST_TIMEOUT_MIN: Duration = Duration::from_millis(10);
+const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// Takes orders over gRPC and answers once they are durable.
 #[derive(Clone, Debug, Parser)]
@@ -58,21 +65,23 @@ pub(crate) struct Config {
     /// Connections at a time; others wait until one is closed.
     #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = count)]
     pub(crate) max_connections: usize,
-    /// How long a connection is used; the client is then asked to open another.
-    #[arg(long, env = "MAX_CONNECTION_AGE", default_value = "1h")]
-    pub(crate) max_connection_age: humantime::Duration,
-    /// How long calls and streams may go on on a connection that is too old.
-    #[arg(long, env = "MAX_CONNECTION_AGE_GRACE", default_value = "10m")]
-    pub(crate) max_connection_age_grace: humantime::Duration,
+    /// How long a connection is used, 1s-30d; the client is then asked to open another.
+    #[arg(long, env = "MAX_CONNECTION_AGE", default_value = "1h", value_parser = duration(AGE_MIN..=AGE_MAX))]
+    pub(crate) max_connection_age: Duration,
+    /// How long calls and streams may go on on a connection that is too old, 1s-30d.
+    #[arg(long, env = "MAX_CONNECTION_AGE_GRACE", default_value = "10m",
+          value_parser = duration(AGE_MIN..=AGE_MAX))]
+    pub(crate) max_connection_age_grace: Duration,
     /// Web pages that may call by gRPC-Web, by their origins, separated by commas. Unset: none.
     #[arg(long, env = "CORS_ALLOWED_ORIGINS", value_delimiter = ',', value_parser = crate::browser::origin)]
     pub(crate) cors_allowed_origins: Vec<HeaderValue>,
-    /// How long CreateOrder may wait for the broker.
-    #[arg(long, env = "REQUEST_TIMEOUT", default_value = "5s")]
-    pub(crate) request_timeout: humantime::Duration,
-    /// How long open calls may take to end after SIGTERM.
-    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s")]
-    pub(crate) drain_timeout: humantime::Duration,
+    /// How long a call may take, 10ms-1h; the caller's deadline may be shorter.
+    #[arg(long, env = "REQUEST_TIMEOUT", default_value = "5s",
+          value_parser = duration(REQUEST_TIMEOUT_MIN..=REQUEST_TIMEOUT_MAX))]
+    pub(crate) request_timeout: Duration,
+    /// How long open calls may take to end after SIGTERM, 0s-1d.
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_parser = duration(Duration::ZERO..=DAY))]
+    pub(crate) drain_timeout: Duration,
     #[command(flatten)]
     pub(crate) broker: BrokerConfig,
     #[command(flatten)]

@@ -43,7 +43,7 @@ pub(crate) async fn serve(
 ) -> anyhow::Result<()> {
     let draining = readiness.draining();
     let streams = StreamPlaces::new(config.max_streams, config.max_streams_per_caller);
-    let orders = Orders::new(log, config.request_timeout.into(), draining.clone(), streams);
+    let orders = Orders::new(log, config.request_timeout, draining.clone(), streams);
     let orders = OrderServiceServer::new(orders).max_decoding_message_size(REQUEST_BYTES_MAX);
     let rate_limit = RateLimit::new(config.rate_limits());
     let _following = if let Authentication::ApiKeys(keys) = &authentication {
@@ -80,8 +80,8 @@ pub(crate) async fn serve(
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
         .http2_max_local_error_reset_streams(Some(RESET_STREAMS_MAX))
         // So that load spreads to gateways that came later.
-        .max_connection_age(config.max_connection_age.into())
-        .max_connection_age_grace(config.max_connection_age_grace.into())
+        .max_connection_age(config.max_connection_age)
+        .max_connection_age_grace(config.max_connection_age_grace)
         .accept_http1(true)
         .layer(option_layer(browser::cors(&config.cors_allowed_origins)))
         .layer(GrpcWebLayer::new())

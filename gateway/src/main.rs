@@ -85,8 +85,8 @@ async fn run(config: Config, authentication: Authentication) -> anyhow::Result<(
         ended = &mut watching => ended?.map_err(Into::into),
     };
     drain.cancel();
-    if !serving.is_finished() && timeout(config.drain_timeout.into(), &mut serving).await.is_err() {
-        warn!(drain_timeout = %config.drain_timeout, "calls were still open at the end of the drain");
+    if !serving.is_finished() && timeout(config.drain_timeout, &mut serving).await.is_err() {
+        warn!(drain_timeout = ?config.drain_timeout, "calls were still open at the end of the drain");
     }
     answering.abort();
     watching.abort();

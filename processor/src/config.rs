@@ -1,9 +1,16 @@
 //! A processor's settings: each a flag and an environment variable.
 
+use std::time::Duration;
+
+use backbone::config::{DAY, duration};
 use backbone::connection::BrokerConfig;
 use backbone::stream::StreamConfig;
 use backbone::telemetry::TelemetryConfig;
 use clap::Parser;
+
+/// A third of it is how often a worker gives its sign of life.
+const ACK_WAIT_MIN: Duration = Duration::from_millis(100);
+const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_millis(10);
 
 /// Settings that every processor has.
 #[derive(Clone, Debug, clap::Args)]
@@ -12,15 +19,17 @@ pub struct ProcessorConfig {
     /// for inventory, whose workers share their commits, 128.
     #[arg(long, env = "WORKER_POOL_SIZE", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub worker_pool_size: Option<u16>,
-    /// How long the broker waits for a sign of life about an order before it gives it to another worker.
-    #[arg(long, env = "ACK_WAIT", default_value = "10s")]
-    pub ack_wait: humantime::Duration,
-    /// How long one attempt at an order may take.
-    #[arg(long, env = "ATTEMPT_TIMEOUT", default_value = "30s")]
-    pub attempt_timeout: humantime::Duration,
-    /// How long running work may take to end after SIGTERM.
-    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s")]
-    pub drain_timeout: humantime::Duration,
+    /// How long the broker waits for a sign of life about an order before it gives it to another worker,
+    /// 100ms-1d.
+    #[arg(long, env = "ACK_WAIT", default_value = "10s", value_parser = duration(ACK_WAIT_MIN..=DAY))]
+    pub ack_wait: Duration,
+    /// How long one attempt at an order may take, 10ms-1d.
+    #[arg(long, env = "ATTEMPT_TIMEOUT", default_value = "30s",
+          value_parser = duration(ATTEMPT_TIMEOUT_MIN..=DAY))]
+    pub attempt_timeout: Duration,
+    /// How long running work may take to end after SIGTERM, 0s-1d.
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_parser = duration(Duration::ZERO..=DAY))]
+    pub drain_timeout: Duration,
     #[allow(missing_docs, reason = "documented at its type")]
     #[command(flatten)]
     pub broker: BrokerConfig,

@@ -70,10 +70,10 @@ where
         signal = shutdown.requested() => info!(step = S::NAME, signal, "draining"),
     }
     drain.cancel();
-    match timeout(settings.drain_timeout.into(), processing).await {
+    match timeout(settings.drain_timeout, processing).await {
         Ok(ended) => ended?,
         Err(_) => {
-            warn!(step = S::NAME, drain_timeout = %settings.drain_timeout, "left work unfinished; it will be redelivered")
+            warn!(step = S::NAME, drain_timeout = ?settings.drain_timeout, "left work unfinished; it will be redelivered")
         }
     }
     connection.flush().await;

@@ -58,8 +58,8 @@ pub(crate) async fn process<S: Step>(
             step: step.clone(),
             log: log.clone(),
             drain: drain.clone(),
-            ack_wait: config.ack_wait.into(),
-            attempt_timeout: config.attempt_timeout.into(),
+            ack_wait: config.ack_wait,
+            attempt_timeout: config.attempt_timeout,
         };
         workers.spawn(worker.run());
     }

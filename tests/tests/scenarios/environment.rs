@@ -32,7 +32,11 @@ async fn every_program_refuses_settings_that_cannot_be_used() {
         ("RUST_LOG", "a=b=c"),
         ("ORDERS_REPLICAS", "9"),
         ("ORDERS_RETENTION", "long"),
+        ("ORDERS_RETENTION", "999ms"),
+        // More nanoseconds than the broker can count.
+        ("ORDERS_RETENTION", "293y"),
         ("DRAIN_TIMEOUT", "soon"),
+        ("DRAIN_TIMEOUT", "18446744073709551615s"),
     ];
     for program in PROCESSORS.into_iter().chain(["waybill-gateway"]) {
         for (variable, value) in settings {
@@ -49,6 +53,8 @@ async fn the_gateway_refuses_settings_that_cannot_be_used() {
         ("RATE_LIMIT", "0"),
         ("RATE_BURST", "-1"),
         ("REQUEST_TIMEOUT", "5"),
+        ("REQUEST_TIMEOUT", "0s"),
+        ("REQUEST_TIMEOUT", "18446744073709551615s"),
     ];
     for (variable, value) in settings {
         refuses("waybill-gateway", variable, value).await;
@@ -61,7 +67,11 @@ async fn processors_refuse_settings_that_cannot_be_used() {
         ("WORKER_POOL_SIZE", "ten"),
         ("WORKER_POOL_SIZE", "0"),
         ("ACK_WAIT", "soon"),
+        ("ACK_WAIT", "0s"),
+        ("ACK_WAIT", "2d"),
         ("ATTEMPT_TIMEOUT", "-1s"),
+        ("ATTEMPT_TIMEOUT", "0s"),
+        ("ATTEMPT_TIMEOUT", "18446744073709551615s"),
     ];
     for program in PROCESSORS {
         for (variable, value) in settings {
