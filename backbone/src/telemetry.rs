@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -36,5 +37,36 @@ pub fn start(config: &TelemetryConfig) {
 }
 
 fn directives(text: &str) -> Result<String, String> {
-    EnvFilter::builder().parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+    let directives: Vec<_> = text.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
+    if directives.is_empty() {
+        return Err("says nothing; a level is one of off, error, warn, info, debug, trace".to_owned());
+    }
+    for directive in &directives {
+        // The filter would take a misspelt level for a target, and be silent about all others.
+        if !directive.contains(['=', '[', ']']) && directive.parse::<LevelFilter>().is_err() {
+            return Err(format!(
+                "`{directive}` is not a level (off, error, warn, info, debug, trace); for a target use target=level"
+            ));
+        }
+    }
+    let directives = directives.join(",");
+    EnvFilter::builder().parse(&directives).map_err(|error| error.to_string())?;
+    Ok(directives)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_silence_everything_by_mistake_is_refused() {
+        for text in ["info", "WARN", "off", "info,async_nats=warn", "backbone::log=debug", "[span]=info"] {
+            assert_eq!(directives(text).as_deref(), Ok(text));
+        }
+        assert_eq!(directives(" info, async_nats=warn,").as_deref(), Ok("info,async_nats=warn"));
+        for text in ["", ",", "infoo", "info,backbone", "a=b=c", "backbone=loud"] {
+            assert!(directives(text).is_err(), "{text}");
+        }
+        assert!(directives("infoo").unwrap_err().contains("target=level"));
+    }
 }
