@@ -1,19 +1,23 @@
 //! The connection to the broker: made once, and then kept for ever. While the broker is away it is tried
 //! again and again, at start too.
 
-use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, Event, Server, ServerAddr};
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
+use crate::access::BrokerConfig;
 use crate::backoff::Backoff;
 
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A broker that answers no ping for two of these is taken for dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long one publish waits for its acknowledgement, and one request for its answer.
@@ -22,26 +26,6 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 const ACKS_IN_FLIGHT_MAX: usize = 4096;
 /// Messages held for one subscription that is not read; further ones are dropped (and the gap is noticed).
 const SUBSCRIPTION_MESSAGES_MAX: usize = 4096;
-
-/// Where the broker is and how to get in.
-#[derive(Clone, Debug, clap::Args)]
-pub struct BrokerConfig {
-    /// NATS servers, separated by commas.
-    #[arg(long, env = "NATS_URL", default_value = "nats://localhost:4222", value_delimiter = ',')]
-    pub nats_url: Vec<ServerAddr>,
-    /// NATS credentials file (JWT and seed).
-    #[arg(long, env = "NATS_CREDS")]
-    pub nats_creds: Option<PathBuf>,
-    /// Certificate authorities to trust (PEM), beside the system's own.
-    #[arg(long, env = "NATS_TLS_CA")]
-    pub nats_tls_ca: Option<PathBuf>,
-    /// Client certificate (PEM).
-    #[arg(long, env = "NATS_TLS_CERT", requires = "nats_tls_key")]
-    pub nats_tls_cert: Option<PathBuf>,
-    /// Key of the client certificate (PEM).
-    #[arg(long, env = "NATS_TLS_KEY", requires = "nats_tls_cert")]
-    pub nats_tls_key: Option<PathBuf>,
-}
 
 /// A connection, which may at any moment be up or down. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -54,14 +38,9 @@ pub struct Connection {
 /// The connection cannot be made, however often it is tried.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// The credentials file cannot be used.
-    #[error("NATS_CREDS: {path}: {source}")]
-    Credentials {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
+    /// The credentials cannot be used.
+    #[error("NATS_CREDS: {0}")]
+    Credentials(std::io::Error),
     /// The client refused its options.
     #[error("cannot connect to NATS: {0}")]
     Options(#[from] async_nats::ConnectError),
@@ -72,22 +51,41 @@ impl Connection {
     /// may not be there yet.
     pub async fn open(config: &BrokerConfig, name: &str) -> Result<Self, ConnectError> {
         let (connected, connects) = watch::channel(0);
-        let options = authentication(config)
-            .await?
+        let connects_before = connects.clone();
+        // Rounds of attempts, each at every server, since the connection was last up.
+        let rounds = Arc::new(AtomicU64::new(0));
+        let rounds_begun = rounds.clone();
+        let options = config
+            .options()
+            .map_err(ConnectError::Credentials)?
             .name(name)
             .retry_on_initial_connect()
             .max_reconnects(None)
-            .reconnect_delay_callback(reconnect_delay)
+            .reconnect_delay_callback(move |attempts| reconnect_delay(attempts, *connects_before.borrow()))
+            // Chooses no server: of all callbacks this one alone is told why the last attempts failed.
+            .reconnect_to_server_callback(move |servers, _| {
+                let attempts = rounds_begun.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    // Said at once, and then ever more rarely.
+                    if attempts.is_power_of_two() {
+                        let reason = reasons(servers).await;
+                        warn!(attempts, reason, "broker not reachable, waiting for it");
+                    }
+                    None
+                }
+            })
             .ping_interval(PING_INTERVAL)
             .subscription_capacity(SUBSCRIPTION_MESSAGES_MAX)
             .event_callback(move |event| {
                 if matches!(event, Event::Connected) {
+                    rounds.store(0, Ordering::Relaxed);
                     connected.send_modify(|count| *count += 1);
                 }
                 log(&event);
                 std::future::ready(())
             });
-        let client = options.connect(&config.nats_url[..]).await?;
+        let servers: Vec<ServerAddr> = config.nats_url.iter().map(|server| server.addr.clone()).collect();
+        let client = options.connect(servers).await?;
         let jetstream = ContextBuilder::new()
             .timeout(ACK_TIMEOUT)
             .ack_timeout(ACK_TIMEOUT)
@@ -134,35 +132,27 @@ impl Connection {
     }
 }
 
-async fn authentication(config: &BrokerConfig) -> Result<ConnectOptions, ConnectError> {
-    let mut options = ConnectOptions::new();
-    if let Some(url) = config.nats_url.first()
-        && let (Some(user), Some(password)) = (url.username(), url.password())
-    {
-        options = options.user_and_password(user.to_owned(), password.to_owned());
-    }
-    if let Some(path) = &config.nats_creds {
-        options = options
-            .credentials_file(path)
-            .await
-            .map_err(|source| ConnectError::Credentials { path: path.clone(), source })?;
-    }
-    if let Some(path) = &config.nats_tls_ca {
-        options = options.add_root_certificates(path.clone());
-    }
-    if let (Some(cert), Some(key)) = (&config.nats_tls_cert, &config.nats_tls_key) {
-        options = options.add_client_certificate(cert.clone(), key.clone());
-    }
-    Ok(options)
+/// Waits while attempts fail. The very first has nothing to wait for; one after a loss does, so that clients do
+/// not come back all at once.
+fn reconnect_delay(attempts: usize, connects: u64) -> Duration {
+    if attempts <= 1 && connects == 0 { Duration::ZERO } else { RECONNECT.after(attempts as u64) }
 }
 
-fn reconnect_delay(attempts: usize) -> Duration {
-    let delay = RECONNECT.after(attempts as u64);
-    // Said at once, and then ever more rarely.
-    if attempts.is_power_of_two() {
-        warn!(attempts, "broker not reachable, waiting for it");
+/// What each server lacks.
+async fn reasons(servers: Vec<Server>) -> String {
+    let mut reasons = Vec::with_capacity(servers.len());
+    for Server { addr, last_error, .. } in &servers {
+        // The client keeps no record of a name that it could not resolve.
+        let resolved = timeout(RESOLVE_TIMEOUT, addr.socket_addrs()).await;
+        let reason = match resolved {
+            Ok(Ok(_)) => last_error.clone().unwrap_or_else(|| "no answer yet".to_owned()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "its name is not resolved in time".to_owned(),
+        };
+        // Not the whole URL, which may hold a password.
+        reasons.push(format!("{}:{}: {reason}", addr.host(), addr.port()));
     }
-    delay
+    reasons.join("; ")
 }
 
 fn log(event: &Event) {
@@ -173,7 +163,20 @@ fn log(event: &Event) {
         Event::Draining | Event::Closed => info!(%event, "connection to the broker"),
         Event::SlowConsumer(_) => warn!(%event, "messages dropped, to be read from the log"),
         Event::ServerError(_) => error!(%event, "broker"),
-        // A failed attempt to connect, which the delay before the next one speaks of.
+        // A failed attempt to connect, of which the next one speaks.
         Event::ClientError(_) => debug!(%event, "connection to the broker"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_very_first_attempt_waits_for_nothing() {
+        assert_eq!(reconnect_delay(1, 0), Duration::ZERO);
+        for (attempts, connects) in [(2, 0), (1, 1), (2, 1)] {
+            assert!(reconnect_delay(attempts, connects) > Duration::ZERO);
+        }
     }
 }

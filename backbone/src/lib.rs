@@ -2,6 +2,7 @@
 //!
 //! Knows NATS; knows no gRPC server and no business step.
 
+pub mod access;
 pub mod backoff;
 pub mod config;
 pub mod connection;

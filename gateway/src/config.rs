@@ -5,8 +5,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use backbone::access::BrokerConfig;
 use backbone::config::{DAY, duration};
-use backbone::connection::BrokerConfig;
 use backbone::stream::StreamConfig;
 use backbone::telemetry::TelemetryConfig;
 use clap::Parser;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use backbone::access::BrokerConfig;
 use backbone::config::{DAY, duration};
-use backbone::connection::BrokerConfig;
 use backbone::stream::StreamConfig;
 use backbone::telemetry::TelemetryConfig;
 use clap::Parser;

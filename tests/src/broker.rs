@@ -4,11 +4,14 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use async_nats::jetstream;
+use async_nats::{ConnectOptions, jetstream};
 use nix::sys::signal::Signal;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::eventually;
 use crate::process::{Process, START_RETRY};
+
+const USER: &str = "waybill";
 
 /// The nats-server of one test. Keeps its port and its data when it is started again.
 #[derive(Debug)]
@@ -16,6 +19,7 @@ pub struct Broker {
     process: Option<Process>,
     port: u16,
     dir: PathBuf,
+    password: Option<&'static str>,
 }
 
 impl Broker {
@@ -23,7 +27,12 @@ impl Broker {
     pub fn reserve(dir: &Path) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("free port");
         let port = listener.local_addr().expect("port").port();
-        Self { process: None, port, dir: dir.to_owned() }
+        Self { process: None, port, dir: dir.to_owned(), password: None }
+    }
+
+    /// Lets in nobody but a user with this password, if there is one.
+    pub(crate) fn with_password(self, password: Option<&'static str>) -> Self {
+        Self { password, ..self }
     }
 
     /// Starts it, or starts it again, and waits until JetStream answers.
@@ -31,6 +40,9 @@ impl Broker {
         let mut command = Command::new(program());
         command.args(["--jetstream", "--addr", "127.0.0.1", "--port"]).arg(self.port.to_string());
         command.arg("--store_dir").arg(self.dir.join("jetstream"));
+        if let Some(password) = self.password {
+            command.args(["--user", USER, "--pass", password]);
+        }
         self.process = Some(Process::start("nats-server", command, &self.dir));
         self.jetstream().await;
     }
@@ -49,15 +61,28 @@ impl Broker {
         }
     }
 
-    /// Where it is.
+    /// Where it is, and how to get in.
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        self.url_with(&self.password.map(login).unwrap_or_default())
+    }
+
+    /// Where it is, for a user with this password.
+    pub fn url_of(&self, password: &str) -> String {
+        self.url_with(&login(password))
+    }
+
+    fn url_with(&self, login: &str) -> String {
+        format!("nats://{login}127.0.0.1:{}", self.port)
     }
 
     /// A client of the test's own.
     pub async fn jetstream(&self) -> jetstream::Context {
         eventually("broker", async || {
-            let client = async_nats::connect(self.url()).await.ok();
+            let mut options = ConnectOptions::new();
+            if let Some(password) = self.password {
+                options = options.user_and_password(USER.to_owned(), password.to_owned());
+            }
+            let client = options.connect(self.url_with("")).await.ok();
             if client.is_none() {
                 tokio::time::sleep(START_RETRY).await;
             }
@@ -66,6 +91,10 @@ impl Broker {
         })
         .await
     }
+}
+
+fn login(password: &str) -> String {
+    format!("{USER}:{}@", utf8_percent_encode(password, NON_ALPHANUMERIC))
 }
 
 /// The nats-server to run: NATS_SERVER, else the one that `tools/install` has put aside, else that on PATH.

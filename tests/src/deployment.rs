@@ -20,6 +20,8 @@ pub struct Options {
     pub stock: Vec<(&'static str, u64)>,
     /// Processes of each step.
     pub replicas: usize,
+    /// What the broker asks of everybody.
+    pub password: Option<&'static str>,
     /// Further environment of the gateway.
     pub gateway: Vec<(&'static str, String)>,
     /// Further environment of the processors.
@@ -31,6 +33,7 @@ impl Default for Options {
         Self {
             stock: vec![("widget", 1_000_000), ("gadget", 1_000_000)],
             replicas: 1,
+            password: None,
             gateway: Vec::new(),
             // Redelivery after a kill would else take the default of 10 s.
             processors: vec![("ACK_WAIT", "2s".to_owned())],
@@ -71,7 +74,7 @@ impl Deployment {
     /// Starts everything and waits until the gateway is ready.
     pub async fn start_with(options: Options) -> Self {
         let dir = tempfile::tempdir().expect("directory");
-        let mut broker = Broker::reserve(dir.path());
+        let mut broker = Broker::reserve(dir.path()).with_password(options.password);
         broker.start().await;
         let deployment = Self::start_around(broker, options, dir).await;
         deployment.ready().await;
@@ -81,7 +84,7 @@ impl Deployment {
     /// Starts gateway and processors; the broker is there only in name.
     pub async fn start_without_broker(options: Options) -> Self {
         let dir = tempfile::tempdir().expect("directory");
-        let broker = Broker::reserve(dir.path());
+        let broker = Broker::reserve(dir.path()).with_password(options.password);
         Self::start_around(broker, options, dir).await
     }
 

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, kv};
-use backbone::connection::{BrokerConfig, Connection};
+use backbone::access::BrokerConfig;
+use backbone::connection::Connection;
 use backbone::direct_get::{self, Stored};
 use backbone::event::Recorded;
 use backbone::ids::Revision;

@@ -9,6 +9,10 @@ use tokio::time::timeout;
 
 const PROCESSORS: [&str; 3] = ["waybill-inventory", "waybill-payment", "waybill-fulfilment"];
 
+const NO_FILE: &str = "/no/such/file";
+/// A file that is there and holds neither a certificate nor a key.
+const NO_PEM: &str = env!("CARGO_MANIFEST_PATH");
+
 /// Runs a program that is to end by itself.
 async fn run(program: &str, environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(binary(program));
@@ -28,8 +32,20 @@ async fn refuses(program: &str, variable: &str, value: &str) {
 async fn every_program_refuses_settings_that_cannot_be_used() {
     let settings = [
         ("NATS_URL", ":::"),
+        ("NATS_URL", ""),
+        ("NATS_URL", ","),
+        ("NATS_URL", "nats://"),
+        ("NATS_URL", "nats://a,,b"),
+        ("NATS_URL", "ws://localhost"),
+        ("NATS_CREDS", NO_FILE),
+        ("NATS_TLS_CA", NO_FILE),
+        ("NATS_TLS_CA", NO_PEM),
+        ("NATS_TLS_CERT", NO_FILE),
+        ("NATS_TLS_KEY", NO_PEM),
         ("LOG_FORMAT", "xml"),
         ("RUST_LOG", "a=b=c"),
+        ("RUST_LOG", "infoo"),
+        ("RUST_LOG", "info,backbone"),
         ("ORDERS_REPLICAS", "9"),
         ("ORDERS_RETENTION", "long"),
         ("ORDERS_RETENTION", "999ms"),
@@ -80,6 +96,16 @@ async fn processors_refuse_settings_that_cannot_be_used() {
     }
     for value in ["widget", "widget=", "=1", "wid get=1", "widget=-1"] {
         refuses("waybill-inventory", "STOCK", value).await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_named_once() {
+    for variable in ["NATS_CREDS", "NATS_TLS_CA", "NATS_TLS_CERT", "NATS_TLS_KEY"] {
+        let output = run("waybill-gateway", &[(variable, NO_FILE)]).await;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(errors.matches(NO_FILE).count(), 1, "{errors}");
+        assert_eq!(errors.matches("cannot be read").count(), 1, "{errors}");
     }
 }
 

@@ -14,6 +14,7 @@ mod draining;
 mod environment;
 mod events;
 mod foreign_messages;
+mod getting_in;
 mod grpcurl;
 mod idempotency;
 mod listing;
