@@ -34,12 +34,21 @@ pub struct Stored {
 /// A read that gave no answer. Nothing is known then.
 #[derive(Debug, Error)]
 pub enum ReadError {
-    /// The broker is away, or too slow.
+    /// The broker is away or too slow, or the stream is not there or has no leader.
     #[error("the broker did not answer: {0}")]
     NoAnswer(String),
     /// The broker answered with an error.
     #[error("the broker answered {0}")]
     Broker(String),
+}
+
+impl ReadError {
+    /// What a status of a direct get means that gave no message. Nobody to answer (503) is a stream that is gone
+    /// or has no leader, or a broker without JetStream.
+    pub(crate) fn of(status: StatusCode, text: &str) -> Self {
+        let said = format!("{status} {text}");
+        if status.is_server_error() { Self::NoAnswer(said) } else { Self::Broker(said) }
+    }
 }
 
 #[derive(Serialize)]
@@ -129,10 +138,8 @@ async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Bat
                 return Ok(Batch { messages, remaining });
             }
             Some(StatusCode::NOT_FOUND) => return Ok(Batch { messages, remaining: 0 }),
-            Some(StatusCode::NO_RESPONDERS) => return Err(ReadError::NoAnswer("no responders".to_owned())),
             Some(status) => {
-                let text = answer.description.as_deref().unwrap_or_default();
-                return Err(ReadError::Broker(format!("{status} {text}")));
+                return Err(ReadError::of(status, answer.description.as_deref().unwrap_or_default()));
             }
         }
     }

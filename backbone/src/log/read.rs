@@ -1,6 +1,7 @@
 //! Reading orders: the latest event holds the order as it stands; the order's subjects hold its history.
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{
     DirectGetError, DirectGetErrorKind, LastRawMessageError, LastRawMessageErrorKind,
@@ -147,6 +148,12 @@ fn kept(answer: Result<StreamMessage, LastRawMessageError>) -> Result<Option<Str
     };
     match error.kind() {
         LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        // No leader, no JetStream, or a stream that is gone: whoever comes back may find it made anew.
+        LastRawMessageErrorKind::JetStream(refusal)
+            if refusal.code() >= 500 || refusal.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+        {
+            Err(ReadError::NoAnswer(error.to_string()))
+        }
         LastRawMessageErrorKind::JetStream(_) | LastRawMessageErrorKind::InvalidSubject => {
             Err(ReadError::Broker(error.to_string()))
         }
@@ -156,11 +163,39 @@ fn kept(answer: Result<StreamMessage, LastRawMessageError>) -> Result<Option<Str
 
 pub(super) fn read_error(error: &DirectGetError) -> ReadError {
     match error.kind() {
-        DirectGetErrorKind::NotFound
-        | DirectGetErrorKind::InvalidSubject
-        | DirectGetErrorKind::ErrorResponse(..) => ReadError::Broker(error.to_string()),
+        DirectGetErrorKind::ErrorResponse(status, text) => ReadError::of(status, &text),
+        DirectGetErrorKind::NotFound | DirectGetErrorKind::InvalidSubject => {
+            ReadError::Broker(error.to_string())
+        }
         DirectGetErrorKind::TimedOut | DirectGetErrorKind::Request | DirectGetErrorKind::Other => {
             ReadError::NoAnswer(error.to_string())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_nats::StatusCode;
+
+    #[test]
+    fn a_stream_that_is_gone_or_without_a_leader_is_no_answer() {
+        let direct = |status| {
+            let response = DirectGetErrorKind::ErrorResponse(status, "no responders".to_owned());
+            read_error(&DirectGetError::new(response))
+        };
+        assert!(matches!(direct(StatusCode::NO_RESPONDERS), ReadError::NoAnswer(_)));
+        assert!(matches!(direct(StatusCode::TIMEOUT), ReadError::Broker(_)));
+
+        let leader = |code: u16, err_code: u16| {
+            let answer = format!(r#"{{"code": {code}, "err_code": {err_code}, "description": "no"}}"#);
+            let refusal = LastRawMessageErrorKind::JetStream(serde_json::from_str(&answer).unwrap());
+            kept(Err(LastRawMessageError::new(refusal))).unwrap_err()
+        };
+        // Stream not found, no leader, JetStream not enabled.
+        for (code, err_code) in [(404, 10059), (503, 10008), (503, 10076)] {
+            assert!(matches!(leader(code, err_code), ReadError::NoAnswer(_)), "{err_code}");
+        }
+        assert!(matches!(leader(400, 10025), ReadError::Broker(_)));
     }
 }
