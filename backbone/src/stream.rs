@@ -48,22 +48,39 @@ pub enum ProvisionError {
     Broker(String),
 }
 
+/// How the stream came to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provisioned {
+    /// It was there.
+    Found,
+    /// It was missing and has been made.
+    Created,
+}
+
 enum Attempt {
-    Done,
+    Done(Provisioned),
     /// The broker is away or busy: nothing is known.
     Again(String),
 }
 
-/// Makes sure that the stream is there, waiting for the broker as long as it takes.
-pub async fn provision(connection: &Connection, config: &StreamConfig) -> Result<(), ProvisionError> {
+/// Makes sure that the stream is there, waiting for the broker as long as it takes. `waiting` is told what for.
+pub async fn provision(
+    connection: &Connection,
+    config: &StreamConfig,
+    waiting: impl Fn(String),
+) -> Result<Provisioned, ProvisionError> {
     let mut attempts = 0;
     loop {
-        connection.up().await;
+        if !connection.is_up() {
+            waiting("not connected to NATS".to_owned());
+            connection.up().await;
+        }
         match attempt(connection, config).await? {
-            Attempt::Done => return Ok(()),
+            Attempt::Done(provisioned) => return Ok(provisioned),
             Attempt::Again(error) => {
                 attempts += 1;
                 warn!(error, attempts, "stream not ready, waiting for it");
+                waiting(format!("stream {ORDERS} cannot be set up yet: {error}"));
                 tokio::time::sleep(RETRY.after(attempts)).await;
             }
         }
@@ -76,11 +93,8 @@ async fn attempt(connection: &Connection, config: &StreamConfig) -> Result<Attem
         Ok(stream) => Some(stream.cached_info().config.clone()),
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => None,
-            GetStreamErrorKind::JetStream(error) if error.code() < 500 => {
-                return Err(ProvisionError::Broker(error.to_string()));
-            }
-            GetStreamErrorKind::JetStream(_)
-            | GetStreamErrorKind::EmptyName
+            GetStreamErrorKind::JetStream(refusal) => return refused_or_again(&refusal),
+            GetStreamErrorKind::EmptyName
             | GetStreamErrorKind::Request
             | GetStreamErrorKind::InvalidStreamName => return Ok(Attempt::Again(error.to_string())),
         },
@@ -91,14 +105,14 @@ async fn attempt(connection: &Connection, config: &StreamConfig) -> Result<Attem
 
     let (completed, changes) = complete(&present, config).map_err(ProvisionError::Differs)?;
     if changes.is_empty() {
-        return Ok(Attempt::Done);
+        return Ok(Attempt::Done(Provisioned::Found));
     }
     match jetstream.update_stream(&completed).await {
         Ok(_) => {
             info!(changes = changes.join("; "), "stream {ORDERS} completed");
-            Ok(Attempt::Done)
+            Ok(Attempt::Done(Provisioned::Found))
         }
-        Err(error) => refused_or_again(&error, error.kind()),
+        Err(error) => not_done(&error, error.kind()),
     }
 }
 
@@ -112,30 +126,42 @@ async fn create(connection: &Connection, config: &StreamConfig) -> Result<Attemp
     match connection.jetstream().create_stream(wanted(config, replicas)).await {
         Ok(_) => {
             info!(replicas, "stream {ORDERS} created");
-            Ok(Attempt::Done)
+            Ok(Attempt::Done(Provisioned::Created))
         }
-        Err(error) => refused_or_again(&error, error.kind()),
+        Err(error) => not_done(&error, error.kind()),
     }
 }
 
-fn refused_or_again(error: &impl ToString, kind: CreateStreamErrorKind) -> Result<Attempt, ProvisionError> {
+fn not_done(error: &impl ToString, kind: CreateStreamErrorKind) -> Result<Attempt, ProvisionError> {
     match kind {
-        // Somebody else was creating it at the same moment: look again.
-        CreateStreamErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::STREAM_NAME_EXIST => {
-            Ok(Attempt::Again(refusal.to_string()))
-        }
-        CreateStreamErrorKind::JetStream(refusal) if refusal.code() < 500 => {
-            Err(ProvisionError::Broker(refusal.to_string()))
-        }
-        CreateStreamErrorKind::JetStream(_)
+        CreateStreamErrorKind::JetStream(refusal) => refused_or_again(&refusal),
+        // Deleted since it was looked at.
+        CreateStreamErrorKind::NotFound
         | CreateStreamErrorKind::JetStreamUnavailable
         | CreateStreamErrorKind::TimedOut
         | CreateStreamErrorKind::Response
         | CreateStreamErrorKind::ResponseParse => Ok(Attempt::Again(error.to_string())),
         CreateStreamErrorKind::EmptyStreamName
         | CreateStreamErrorKind::InvalidStreamName
-        | CreateStreamErrorKind::DomainAndExternalSet
-        | CreateStreamErrorKind::NotFound => Err(ProvisionError::Broker(error.to_string())),
+        | CreateStreamErrorKind::DomainAndExternalSet => Err(ProvisionError::Broker(error.to_string())),
+    }
+}
+
+/// Tells a refusal that stays from one that passes by itself. The broker's class of codes does not: it gives 500
+/// for a configuration that it does not support, and 400 while servers are still missing.
+fn refused_or_again(refusal: &jetstream::Error) -> Result<Attempt, ProvisionError> {
+    match refusal.error_code() {
+        // Somebody else was creating it at the same moment: look again.
+        ErrorCode::STREAM_NAME_EXIST => Ok(Attempt::Again(refusal.to_string())),
+        ErrorCode::CLUSTER_NO_PEERS => Ok(Attempt::Again(format!("{refusal} (ORDERS_REPLICAS)"))),
+        ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => {
+            Err(ProvisionError::Broker(format!("{refusal} (ORDERS_REPLICAS)")))
+        }
+        ErrorCode::STREAM_INVALID_CONFIG => {
+            Err(ProvisionError::Broker(format!("{refusal} (ORDERS_RETENTION, ORDERS_REPLICAS)")))
+        }
+        _ if refusal.code() < 500 => Err(ProvisionError::Broker(refusal.to_string())),
+        _ => Ok(Attempt::Again(refusal.to_string())),
     }
 }
 
@@ -268,6 +294,24 @@ mod tests {
         let (completed, changes) = complete(&present, &config("60d")).unwrap();
         assert_eq!(completed, wanted(&config("60d"), 1));
         assert_eq!(changes.len(), 3, "{changes:?}");
+    }
+
+    #[test]
+    fn only_what_passes_by_itself_is_tried_again() {
+        let refusal = |code: u16, err_code: u16| -> jetstream::Error {
+            let answer = format!(r#"{{"code": {code}, "err_code": {err_code}, "description": "no"}}"#);
+            serde_json::from_str(&answer).unwrap()
+        };
+        // As nats-server 2.15 gives them: no leader, cluster incomplete, no peers, no storage, not enabled.
+        for (code, err_code) in [(503, 10008), (503, 10004), (400, 10005), (500, 10047), (503, 10039)] {
+            assert!(refused_or_again(&refusal(code, err_code)).is_ok(), "{err_code}");
+        }
+        for (code, err_code, named) in
+            [(500, 10074, "ORDERS_REPLICAS"), (500, 10052, "ORDERS_RETENTION"), (400, 10065, "no")]
+        {
+            let refused = refused_or_again(&refusal(code, err_code)).err().unwrap().to_string();
+            assert!(refused.contains(named), "{err_code}: {refused}");
+        }
     }
 
     #[test]

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use backbone::log::OrderLog;
-use backbone::stream::{ProvisionError, StreamConfig, provision};
+use backbone::stream::{ORDERS, ProvisionError, Provisioned, StreamConfig, provision};
 use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -18,7 +18,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) enum State {
     /// Nothing.
     Ready,
-    /// The broker is away, or the stream does not answer; says what.
+    /// The broker is away, or the stream is missing or does not answer; says what.
     BrokerAway(String),
     /// The gateway is about to stop.
     Draining,
@@ -52,14 +52,17 @@ impl Readiness {
         self.state.borrow().clone()
     }
 
-    /// Sets the stream up, then asks it for a sign of life again and again. Ends only when the stream cannot be
-    /// set up, or never.
+    /// Sets the stream up, then asks it for a sign of life again and again, and sets it up anew when it is lost.
+    /// Ends only when the stream cannot be set up, or never.
     pub(crate) async fn keep(self, log: OrderLog, config: StreamConfig) -> Result<(), ProvisionError> {
         let keeping = async {
-            provision(log.connection(), &config).await?;
+            let waiting = |reason| self.set(State::BrokerAway(reason));
+            provision(log.connection(), &config, waiting).await?;
             loop {
-                self.set(probe(&log).await);
-                sleep(PROBE_INTERVAL).await;
+                self.until_lost(&log).await;
+                if provision(log.connection(), &config, waiting).await? == Provisioned::Created {
+                    error!("stream {ORDERS} was gone and is made anew; the orders that it held are lost");
+                }
             }
         };
         select! {
@@ -68,6 +71,18 @@ impl Readiness {
                 self.set(State::Draining);
                 std::future::pending().await
             }
+        }
+    }
+
+    /// Asks the stream for a sign of life, until it gives none although the broker is there: somebody deleted it,
+    /// or the broker came back without its data.
+    async fn until_lost(&self, log: &OrderLog) {
+        let mut lost = false;
+        while !lost {
+            let state = probe(log).await;
+            lost = matches!(state, State::BrokerAway(_)) && log.connection().is_up();
+            self.set(state);
+            sleep(PROBE_INTERVAL).await;
         }
     }
 
@@ -93,7 +108,7 @@ async fn probe(log: &OrderLog) -> State {
     }
     match timeout(PROBE_TIMEOUT, log.probe()).await {
         Ok(Ok(())) => State::Ready,
-        Ok(Err(error)) => State::BrokerAway(error.to_string()),
-        Err(_) => State::BrokerAway("the stream does not answer".to_owned()),
+        Ok(Err(error)) => State::BrokerAway(format!("stream {ORDERS}: {error}")),
+        Err(_) => State::BrokerAway(format!("stream {ORDERS} does not answer")),
     }
 }

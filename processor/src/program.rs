@@ -53,7 +53,8 @@ where
 
     let processing = async {
         let opening = async {
-            provision(&connection, &settings.stream).await?;
+            // What it waits for is logged; nobody asks a processor.
+            provision(&connection, &settings.stream, drop).await?;
             open(config, connection.clone()).await
         };
         let step = select! {

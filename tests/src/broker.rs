@@ -37,14 +37,33 @@ impl Broker {
 
     /// Starts it, or starts it again, and waits until JetStream answers.
     pub async fn start(&mut self) {
+        let data = self.data();
+        self.run(|command| command.arg("--jetstream").arg("--store_dir").arg(data));
+        self.jetstream().await;
+    }
+
+    /// Starts it without JetStream; it may not be there yet.
+    pub fn start_without_jetstream(&mut self) {
+        self.run(|command| command);
+    }
+
+    fn run(&mut self, with: impl FnOnce(&mut Command) -> &mut Command) {
         let mut command = Command::new(program());
-        command.args(["--jetstream", "--addr", "127.0.0.1", "--port"]).arg(self.port.to_string());
-        command.arg("--store_dir").arg(self.dir.join("jetstream"));
+        with(command.args(["--addr", "127.0.0.1", "--port"]).arg(self.port.to_string()));
         if let Some(password) = self.password {
             command.args(["--user", USER, "--pass", password]);
         }
         self.process = Some(Process::start("nats-server", command, &self.dir));
-        self.jetstream().await;
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.join("jetstream")
+    }
+
+    /// kill -9, and all that it stored is gone.
+    pub fn lose_data(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.data()).expect("data");
     }
 
     /// kill -9.

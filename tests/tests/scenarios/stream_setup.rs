@@ -2,8 +2,10 @@
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use backbone::stream::ORDERS;
-use harness::{Deployment, Options, item, order_of};
+use harness::{Deployment, Options, eventually, item, order_of};
 use proto::orders::v1::OrderStatus;
+use serde_json::Value;
+use tonic::Code;
 
 async fn stream_config(waybill: &Deployment) -> Config {
     waybill.jetstream().await.get_stream(ORDERS).await.unwrap().cached_info().config.clone()
@@ -68,4 +70,72 @@ async fn a_stream_that_could_lose_orders_is_refused_and_left_as_it_is() {
         assert!(said.contains("discard is Old, needed is New"), "{said}");
     }
     assert_eq!(stream_config(&waybill).await, before);
+}
+
+#[tokio::test]
+async fn replicas_that_a_single_server_cannot_have_are_refused_by_name() {
+    let replicas = vec![("ORDERS_REPLICAS", "3".to_owned())];
+    let options = Options { gateway: replicas.clone(), processors: replicas, ..Options::default() };
+    let mut waybill = Deployment::start_without_broker(options).await;
+    waybill.broker.start().await;
+    let processors = waybill.processors.values_mut().flatten();
+    for process in processors.chain([&mut waybill.gateway.process]) {
+        let status = process.ended().await;
+        let said = process.output();
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(said.contains("replicas > 1 not supported") && said.contains("ORDERS_REPLICAS"), "{said}");
+    }
+}
+
+async fn not_ready_because(waybill: &Deployment, reason: &str) {
+    eventually(&format!("/readyz with {reason:?}"), async || {
+        let (status, said) = waybill.http("/readyz").await;
+        (status == 503 && said.contains(reason)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gateway_says_what_its_stream_waits_for() {
+    let mut waybill = Deployment::start_without_broker(Options::default()).await;
+    not_ready_because(&waybill, "not connected").await;
+    waybill.broker.start_without_jetstream();
+    not_ready_because(&waybill, "stream ORDERS cannot be set up yet").await;
+    waybill.broker.kill();
+    not_ready_because(&waybill, "not connected").await;
+    waybill.broker.start().await;
+    waybill.ready().await;
+}
+
+async fn told_and_made_anew(waybill: &mut Deployment) {
+    for word in ["not ready", "the orders that it held are lost"] {
+        let told = |fields: &Value| fields["message"].as_str()?.contains(word).then_some(());
+        waybill.gateway.process.logged(word, told).await;
+    }
+    waybill.ready().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_deleted_is_made_anew_and_orders_go_on() {
+    let mut waybill = Deployment::start().await;
+    let order = waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
+    waybill.finished(&order.order_id).await;
+    waybill.jetstream().await.delete_stream(ORDERS).await.unwrap();
+    // Not there at all, or there again and without the order.
+    let refusal = waybill.get(&order.order_id).await.unwrap_err();
+    assert!(matches!(refusal.code(), Code::Unavailable | Code::NotFound), "{refusal:?}");
+
+    told_and_made_anew(&mut waybill).await;
+    let order = waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+}
+
+#[tokio::test]
+async fn a_broker_that_comes_back_without_its_data_gets_a_new_stream() {
+    // A processor that starts makes a missing stream too; here the gateway is alone.
+    let mut waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
+    waybill.broker.lose_data();
+    waybill.broker.start().await;
+    told_and_made_anew(&mut waybill).await;
+    waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
 }
