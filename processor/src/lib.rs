@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod fulfilment;
+pub mod incarnation;
 pub mod inventory;
 pub mod payment;
 pub mod program;

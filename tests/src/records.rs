@@ -12,7 +12,7 @@ use backbone::ids::Revision;
 use backbone::log::OrderLog;
 use backbone::stream::ORDERS;
 use backbone::subjects::{ALL_ORDERS, EventKind};
-use processor::inventory::{BUCKET, Reservation, reservation_key, stock_key};
+use processor::inventory::{BUCKET, Reservation, ReservationState, reservation_key, stock_key};
 
 use crate::deployment::Deployment;
 use crate::eventually;
@@ -89,9 +89,10 @@ impl Deployment {
         let filter = format!("$KV.{BUCKET}.{}", reservation_key(">"));
         let records = direct_get::all_from(&client, &stream, &filter, Revision::NONE).await.expect("bucket");
         let held = records.iter().map(|record| {
-            match serde_json::from_slice(&record.payload).expect("reservation") {
-                Reservation::Held { units } => units.get(sku).copied().unwrap_or(0),
-                Reservation::Released { .. } => 0,
+            let reservation: Reservation = serde_json::from_slice(&record.payload).expect("reservation");
+            match reservation.state {
+                ReservationState::Held => reservation.units.get(sku).copied().unwrap_or(0),
+                ReservationState::Released => 0,
             }
         });
         held.sum()

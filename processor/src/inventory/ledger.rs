@@ -5,7 +5,10 @@ use std::collections::{BTreeSet, HashMap};
 use backbone::ids::Revision;
 
 use super::Units;
-use super::store::{Records, Reservation, parse_count, parse_reservation, reservation_key, stock_key};
+use super::store::{
+    Records, Reservation, ReservationState, parse_count, parse_reservation, reservation_key, stock_key,
+};
+use crate::incarnation::Incarnation;
 
 /// What is wanted for an order.
 #[derive(Clone, Debug)]
@@ -25,8 +28,8 @@ pub(super) enum Answer {
     OutOfStock(String),
     /// The order holds nothing; this is what it had held.
     Released(Units),
-    /// A record cannot be read: an operator has to mend it.
-    Damaged(String),
+    /// Nothing could be done for the order, for this reason.
+    Refused(String),
 }
 
 /// The wish depends on a record that the ledger does not know for certain.
@@ -90,26 +93,38 @@ impl Ledger {
     }
 
     /// Decides on a wish and notes what changes by it.
-    pub(super) fn decide(&mut self, order_id: &str, wish: &Wish) -> Result<Answer, Unsure> {
+    pub(super) fn decide(
+        &mut self,
+        order_id: &str,
+        incarnation: Incarnation,
+        wish: &Wish,
+    ) -> Result<Answer, Unsure> {
         if self.damaged.contains(&reservation_key(order_id)) {
             return Ok(damaged(&reservation_key(order_id)));
         }
-        let entry = self.reservations.get(order_id);
-        let reservation = entry.and_then(|entry| entry.value.clone());
-        match (wish, reservation) {
-            (Wish::Reserve(_), Some(Reservation::Held { .. })) => Ok(Answer::Held),
-            (Wish::Reserve(_) | Wish::Release, Some(Reservation::Released { units })) => {
+        let present = self.reservations.get(order_id).and_then(|entry| entry.value.as_ref());
+        if present.is_some_and(|present| present.incarnation > incarnation) {
+            return Ok(Answer::Refused(format!("{} is of a later order", reservation_key(order_id))));
+        }
+        // What an earlier order of this id held is gone with it.
+        let own = present.filter(|present| present.incarnation == incarnation).cloned();
+        let own = own.map(|own| (own.state, own.units));
+        match (wish, own) {
+            (Wish::Reserve(_), Some((ReservationState::Held, _))) => Ok(Answer::Held),
+            (Wish::Reserve(_) | Wish::Release, Some((ReservationState::Released, units))) => {
                 Ok(Answer::Released(units))
             }
-            (Wish::Reserve(units), None) => self.reserve(order_id, units),
+            (Wish::Reserve(units), None) => self.reserve(order_id, incarnation, units),
             (Wish::Release, _) if !self.certain => Err(Unsure),
-            (Wish::Release, Some(Reservation::Held { units })) => Ok(self.release(order_id, units)),
+            (Wish::Release, Some((ReservationState::Held, units))) => {
+                Ok(self.release(order_id, incarnation, units))
+            }
             // Remembered, so that a reservation that comes too late is refused.
-            (Wish::Release, None) => Ok(self.release(order_id, Units::new())),
+            (Wish::Release, None) => Ok(self.release(order_id, incarnation, Units::new())),
         }
     }
 
-    fn reserve(&mut self, order_id: &str, units: &Units) -> Result<Answer, Unsure> {
+    fn reserve(&mut self, order_id: &str, incarnation: Incarnation, units: &Units) -> Result<Answer, Unsure> {
         let mut missing = Vec::new();
         for (sku, wanted) in units {
             if self.damaged.contains(&stock_key(sku)) {
@@ -130,11 +145,12 @@ impl Ledger {
                 entry.changed = true;
             }
         }
-        self.record(order_id, Reservation::Held { units: units.clone() });
+        let state = ReservationState::Held;
+        self.record(order_id, Reservation { incarnation, state, units: units.clone() });
         Ok(Answer::Held)
     }
 
-    fn release(&mut self, order_id: &str, units: Units) -> Answer {
+    fn release(&mut self, order_id: &str, incarnation: Incarnation, units: Units) -> Answer {
         if let Some(sku) = units.keys().find(|sku| self.damaged.contains(&stock_key(sku))) {
             return damaged(&stock_key(sku));
         }
@@ -144,7 +160,8 @@ impl Ledger {
             entry.value = entry.value.saturating_add(*held);
             entry.changed = true;
         }
-        self.record(order_id, Reservation::Released { units: units.clone() });
+        let state = ReservationState::Released;
+        self.record(order_id, Reservation { incarnation, state, units: units.clone() });
         Answer::Released(units)
     }
 
@@ -156,7 +173,7 @@ impl Ledger {
 }
 
 fn damaged(key: &str) -> Answer {
-    Answer::Damaged(format!("the value of {key} in bucket {} cannot be read; put a right one", super::BUCKET))
+    Answer::Refused(format!("the value of {key} in bucket {} cannot be read; put a right one", super::BUCKET))
 }
 
 #[cfg(test)]

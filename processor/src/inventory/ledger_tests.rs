@@ -2,6 +2,16 @@ use super::super::store::Versioned;
 use super::*;
 use proptest::prelude::*;
 
+/// The order that has an id for now.
+fn now() -> Incarnation {
+    nth(2)
+}
+
+/// The n-th of the orders that an id names one after the other.
+fn nth(n: i64) -> Incarnation {
+    serde_json::from_str(&n.to_string()).unwrap()
+}
+
 fn units(lines: &[(&str, u64)]) -> Units {
     lines.iter().map(|(sku, units)| ((*sku).to_owned(), *units)).collect()
 }
@@ -19,10 +29,10 @@ fn remembered(stock: &[(&str, u64)]) -> Ledger {
 #[test]
 fn an_order_gets_all_of_its_units_or_none() {
     let mut ledger = Ledger::read(records(&[("stock.a", "5"), ("stock.b", "1")]));
-    let answer = ledger.decide("o1", &Wish::Reserve(units(&[("a", 2), ("b", 2), ("c", 1)]))).unwrap();
+    let answer = ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 2), ("b", 2), ("c", 1)]))).unwrap();
     assert_eq!(answer, Answer::OutOfStock("b: 2 wanted, 1 available; c: 1 wanted, 0 available".to_owned()));
     assert!(ledger.stock.values().all(|entry| !entry.changed));
-    assert_eq!(ledger.decide("o2", &Wish::Reserve(units(&[("a", 5)]))), Ok(Answer::Held));
+    assert_eq!(ledger.decide("o2", now(), &Wish::Reserve(units(&[("a", 5)]))), Ok(Answer::Held));
     assert_eq!(ledger.stock["a"], Entry { value: 0, revision: Revision(7), changed: true });
 }
 
@@ -30,27 +40,30 @@ fn an_order_gets_all_of_its_units_or_none() {
 fn orders_of_one_batch_share_what_is_left() {
     let mut ledger = Ledger::read(records(&[("stock.a", "3")]));
     let two = Wish::Reserve(units(&[("a", 2)]));
-    assert_eq!(ledger.decide("o1", &two), Ok(Answer::Held));
-    assert_eq!(ledger.decide("o1", &two), Ok(Answer::Held), "a repeat takes nothing");
-    assert!(matches!(ledger.decide("o2", &two), Ok(Answer::OutOfStock(_))));
-    assert_eq!(ledger.decide("o1", &Wish::Release), Ok(Answer::Released(units(&[("a", 2)]))));
-    assert_eq!(ledger.decide("o2", &two), Ok(Answer::Held));
+    assert_eq!(ledger.decide("o1", now(), &two), Ok(Answer::Held));
+    assert_eq!(ledger.decide("o1", now(), &two), Ok(Answer::Held), "a repeat takes nothing");
+    assert!(matches!(ledger.decide("o2", now(), &two), Ok(Answer::OutOfStock(_))));
+    assert_eq!(ledger.decide("o1", now(), &Wish::Release), Ok(Answer::Released(units(&[("a", 2)]))));
+    assert_eq!(ledger.decide("o2", now(), &two), Ok(Answer::Held));
 }
 
 #[test]
 fn nobody_is_refused_or_released_on_the_strength_of_a_memory() {
     let mut ledger = remembered(&[("a", 1)]);
-    assert_eq!(ledger.decide("o1", &Wish::Reserve(units(&[("a", 2)]))), Err(Unsure));
-    assert_eq!(ledger.decide("o1", &Wish::Reserve(units(&[("b", 1)]))), Err(Unsure));
-    assert_eq!(ledger.decide("o1", &Wish::Release), Err(Unsure));
-    assert_eq!(ledger.decide("o1", &Wish::Reserve(units(&[("a", 1)]))), Ok(Answer::Held));
+    assert_eq!(ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 2)]))), Err(Unsure));
+    assert_eq!(ledger.decide("o1", now(), &Wish::Reserve(units(&[("b", 1)]))), Err(Unsure));
+    assert_eq!(ledger.decide("o1", now(), &Wish::Release), Err(Unsure));
+    assert_eq!(ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 1)]))), Ok(Answer::Held));
 }
 
 #[test]
 fn a_reservation_that_comes_after_its_release_is_refused() {
     let mut ledger = Ledger::read(records(&[("stock.a", "3")]));
-    assert_eq!(ledger.decide("o1", &Wish::Release), Ok(Answer::Released(Units::new())));
-    assert_eq!(ledger.decide("o1", &Wish::Reserve(units(&[("a", 1)]))), Ok(Answer::Released(Units::new())));
+    assert_eq!(ledger.decide("o1", now(), &Wish::Release), Ok(Answer::Released(Units::new())));
+    assert_eq!(
+        ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 1)]))),
+        Ok(Answer::Released(Units::new()))
+    );
     assert_eq!(ledger.stock["a"].value, 3);
 }
 
@@ -58,33 +71,89 @@ fn a_reservation_that_comes_after_its_release_is_refused() {
 fn a_damaged_record_stops_only_the_orders_that_need_it() {
     let mut ledger = Ledger::read(records(&[("stock.a", "many"), ("stock.b", "3"), ("reservation.o2", "?")]));
     assert!(matches!(
-        ledger.decide("o1", &Wish::Reserve(units(&[("a", 1), ("b", 1)]))),
-        Ok(Answer::Damaged(_))
+        ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 1), ("b", 1)]))),
+        Ok(Answer::Refused(_))
     ));
-    assert!(matches!(ledger.decide("o2", &Wish::Release), Ok(Answer::Damaged(_))));
-    assert_eq!(ledger.decide("o3", &Wish::Reserve(units(&[("b", 3)]))), Ok(Answer::Held));
+    assert!(matches!(ledger.decide("o2", now(), &Wish::Release), Ok(Answer::Refused(_))));
+    assert_eq!(ledger.decide("o3", now(), &Wish::Reserve(units(&[("b", 3)]))), Ok(Answer::Held));
+}
+
+/// What is on record for order o1 of some incarnation, which was about 2 units.
+fn left_by(incarnation: Incarnation, state: ReservationState) -> Records {
+    let left = Reservation { incarnation, state, units: units(&[("a", 2)]) };
+    records(&[("stock.a", "10"), ("reservation.o1", &serde_json::to_string(&left).unwrap())])
+}
+
+#[test]
+fn a_record_of_an_earlier_order_is_overwritten_at_its_revision() {
+    for state in [ReservationState::Held, ReservationState::Released] {
+        let mut ledger = Ledger::read(left_by(nth(1), state));
+        let wish = Wish::Reserve(units(&[("a", 5)]));
+        assert_eq!(ledger.decide("o1", nth(2), &wish), Ok(Answer::Held), "{state:?}");
+        assert_eq!(ledger.decide("o1", nth(2), &wish), Ok(Answer::Held), "a repeat takes nothing");
+        assert_eq!(ledger.stock["a"].value, 5);
+        let written = &ledger.reservations["o1"];
+        assert_eq!((written.revision, written.changed), (Revision(7), true));
+        assert_eq!(written.value.as_ref().unwrap().incarnation, nth(2));
+        assert_eq!(ledger.decide("o1", nth(2), &Wish::Release), Ok(Answer::Released(units(&[("a", 5)]))));
+        assert_eq!(ledger.stock["a"].value, 10);
+    }
+}
+
+#[test]
+fn a_release_gives_back_nothing_that_an_earlier_order_held() {
+    let mut ledger = Ledger::read(left_by(nth(1), ReservationState::Held));
+    assert_eq!(ledger.decide("o1", nth(2), &Wish::Release), Ok(Answer::Released(Units::new())));
+    let late = ledger.decide("o1", nth(2), &Wish::Reserve(units(&[("a", 5)])));
+    assert_eq!(late, Ok(Answer::Released(Units::new())), "released before reserved");
+    assert_eq!(ledger.stock["a"].value, 10);
+}
+
+#[test]
+fn a_record_of_a_later_order_is_left_alone() {
+    for state in [ReservationState::Held, ReservationState::Released] {
+        let mut ledger = Ledger::read(left_by(nth(2), state));
+        for wish in [Wish::Release, Wish::Reserve(units(&[("a", 5)]))] {
+            assert!(matches!(ledger.decide("o1", nth(1), &wish), Ok(Answer::Refused(_))), "{wish:?}");
+        }
+        assert_eq!(ledger.stock["a"].value, 10);
+        assert!(!ledger.reservations["o1"].changed);
+    }
 }
 
 proptest! {
-    /// Whatever is wished, in whatever order and however often: what is available and what is held add up to
-    /// what there was.
+    /// Whatever is wished, in whatever order and however often: what is available, what is held, and what
+    /// orders held whose id names another by now, add up to what there was.
     #[test]
     fn no_unit_is_lost_or_taken_twice(
-        wishes in proptest::collection::vec((0..6u8, prop_oneof![
+        wishes in proptest::collection::vec((0..6u8, 0..3i64, prop_oneof![
             proptest::collection::btree_map("[abc]", 1..5u64, 1..4).prop_map(Wish::Reserve),
             Just(Wish::Release),
         ]), 0..60),
     ) {
         let mut ledger = Ledger::read(records(&[("stock.a", "10"), ("stock.b", "7"), ("stock.c", "1")]));
-        for (order, wish) in wishes {
-            ledger.decide(&order.to_string(), &wish).unwrap();
-            let mut sum: u64 = ledger.stock.values().map(|entry| entry.value).sum();
-            for entry in ledger.reservations.values() {
-                if let Some(Reservation::Held { units }) = &entry.value {
-                    sum += units.values().sum::<u64>();
+        let mut gone = 0;
+        for (order, n, wish) in wishes {
+            let order_id = order.to_string();
+            let before = ledger.reservations.get(&order_id).and_then(|entry| entry.value.clone());
+            ledger.decide(&order_id, nth(n), &wish).unwrap();
+            let after = ledger.reservations.get(&order_id).and_then(|entry| entry.value.as_ref());
+            if let (Some(before), Some(after)) = (before, after) {
+                prop_assert!(before.incarnation <= after.incarnation);
+                if before.incarnation < after.incarnation {
+                    gone += held(&before);
                 }
             }
-            prop_assert_eq!(sum, 18);
+            let available: u64 = ledger.stock.values().map(|entry| entry.value).sum();
+            let reservations = ledger.reservations.values().filter_map(|entry| entry.value.as_ref());
+            prop_assert_eq!(available + reservations.map(held).sum::<u64>() + gone, 18);
         }
+    }
+}
+
+fn held(reservation: &Reservation) -> u64 {
+    match reservation.state {
+        ReservationState::Held => reservation.units.values().sum(),
+        ReservationState::Released => 0,
     }
 }

@@ -12,10 +12,13 @@ use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderStatus, StockLine, StockReleased, StockReserved, Undo};
 
-pub use store::{BUCKET, InventoryConfig, Reservation, StoreError, reservation_key, stock_key};
+pub use store::{
+    BUCKET, InventoryConfig, Reservation, ReservationState, StoreError, reservation_key, stock_key,
+};
 
 use crate::step::{Step, StepError};
-use reservations::{Reservations, Reserved};
+use ledger::{Answer, Wish};
+use reservations::Reservations;
 use store::Store;
 
 /// Reason of an order that asked for more than there is.
@@ -33,6 +36,17 @@ impl Inventory {
         let store = Store::open(connection, config).await?;
         Ok(Self { reservations: Reservations::start(store) })
     }
+
+    /// Gives back what the order holds, and tells what it was.
+    async fn release(&self, order: &Order) -> Result<Units, StepError> {
+        match self.reservations.ask(order, Wish::Release).await? {
+            Answer::Released(units) => Ok(units),
+            Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
+            Answer::Held | Answer::OutOfStock(_) => {
+                Err(StepError::Unexpected("a release was not released".to_owned()))
+            }
+        }
+    }
 }
 
 impl Step for Inventory {
@@ -45,19 +59,18 @@ impl Step for Inventory {
         match order.status() {
             OrderStatus::Accepted => {
                 let wanted = units_of(order);
-                match self.reservations.reserve(&order.order_id, wanted.clone()).await? {
-                    Reserved::Held => Ok(Some(Detail::Reserved(StockReserved { lines: lines(wanted) }))),
-                    Reserved::OutOfStock(message) => {
-                        Err(StepError::Rejected { reason: OUT_OF_STOCK, message })
-                    }
+                match self.reservations.ask(order, Wish::Reserve(wanted.clone())).await? {
+                    Answer::Held => Ok(Some(Detail::Reserved(StockReserved { lines: lines(wanted) }))),
+                    Answer::OutOfStock(message) => Err(StepError::Rejected { reason: OUT_OF_STOCK, message }),
                     // The order is past the status in this event, or soon will be.
-                    Reserved::Released => {
+                    Answer::Released(_) => {
                         Err(StepError::Unexpected("the reservation was already released".to_owned()))
                     }
+                    Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
                 }
             }
             OrderStatus::Rejected | OrderStatus::Cancelled if owes_release(order) => {
-                let released = self.reservations.release(&order.order_id).await?;
+                let released = self.release(order).await?;
                 Ok(Some(Detail::Released(StockReleased { lines: lines(released) })))
             }
             OrderStatus::Unspecified
@@ -74,7 +87,7 @@ impl Step for Inventory {
         match order.status() {
             // It ended without a reservation in the log: what was reserved for it meanwhile goes back.
             OrderStatus::Rejected | OrderStatus::Cancelled => {
-                self.reservations.release(&order.order_id).await?;
+                self.release(order).await?;
                 Ok(())
             }
             // Another worker's append of the same reservation was first, or the order may yet need it.

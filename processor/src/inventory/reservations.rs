@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use backbone::backoff::Backoff;
 use backbone::direct_get::ReadError;
+use proto::orders::v1::Order;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
-use super::Units;
 use super::batch::{Batch, CommitError, WRITES_MAX};
 use super::ledger::{Answer, Entry, Ledger, Unsure, Wish};
-use super::store::{Reservation, Store, reservation_key, stock_key};
+use super::store::{ReservationState, Store, reservation_key, stock_key};
+use crate::incarnation::Incarnation;
 use crate::step::StepError;
 
 /// Wishes that wait for the next batch; further ones wait for a place.
@@ -25,15 +26,6 @@ const WISH_WRITES_MAX: usize = 101;
 /// After this long without a commit the orders are given back, to be tried again later.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_secs(1) };
-
-/// What an order that wanted units has got.
-#[derive(Debug)]
-pub(super) enum Reserved {
-    Held,
-    OutOfStock(String),
-    /// It was released before.
-    Released,
-}
 
 /// The counter that every order of this process passes.
 #[derive(Debug)]
@@ -45,6 +37,7 @@ pub(super) struct Reservations {
 #[derive(Debug)]
 struct Request {
     order_id: String,
+    incarnation: Incarnation,
     wish: Wish,
     reply: oneshot::Sender<Result<Answer, StepError>>,
 }
@@ -56,31 +49,12 @@ impl Reservations {
         Self { queue, _clerk: AbortOnDropHandle::new(tokio::spawn(clerk.serve(requests))) }
     }
 
-    /// Takes the units for the order, all or none. A repeat takes nothing more.
-    pub(super) async fn reserve(&self, order_id: &str, units: Units) -> Result<Reserved, StepError> {
-        match self.ask(order_id, Wish::Reserve(units)).await? {
-            Answer::Held => Ok(Reserved::Held),
-            Answer::OutOfStock(message) => Ok(Reserved::OutOfStock(message)),
-            Answer::Released(_) => Ok(Reserved::Released),
-            Answer::Damaged(message) => Err(StepError::Unexpected(message)),
-        }
-    }
-
-    /// Gives back what the order holds, and tells what it was.
-    pub(super) async fn release(&self, order_id: &str) -> Result<Units, StepError> {
-        match self.ask(order_id, Wish::Release).await? {
-            Answer::Released(units) => Ok(units),
-            Answer::Damaged(message) => Err(StepError::Unexpected(message)),
-            Answer::Held | Answer::OutOfStock(_) => {
-                Err(StepError::Unexpected("a release was not released".into()))
-            }
-        }
-    }
-
-    async fn ask(&self, order_id: &str, wish: Wish) -> Result<Answer, StepError> {
+    /// What becomes of the order's wish, once that is durable. A repeat changes nothing more.
+    pub(super) async fn ask(&self, order: &Order, wish: Wish) -> Result<Answer, StepError> {
         let closed = || StepError::Unexpected("the inventory is closed".to_owned());
         let (reply, answer) = oneshot::channel();
-        let request = Request { order_id: order_id.to_owned(), wish, reply };
+        let incarnation = Incarnation::of(order)?;
+        let request = Request { order_id: order.order_id.clone(), incarnation, wish, reply };
         self.queue.send(request).await.map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
@@ -158,7 +132,9 @@ impl Clerk {
             Some(ledger) => ledger,
             None => self.read(requests).await?,
         };
-        let decisions = requests.iter().map(|request| ledger.decide(&request.order_id, &request.wish));
+        let decisions = requests
+            .iter()
+            .map(|request| ledger.decide(&request.order_id, request.incarnation, &request.wish));
         let answers = decisions.collect::<Result<Vec<_>, _>>()?;
         self.commit(ledger).await?;
         Ok(answers)
@@ -188,9 +164,10 @@ impl Clerk {
         let mut records = self.store.read(&keys).await?;
         // What a release gives back is known only from its reservation.
         let reservations = Ledger::read(records.clone()).reservations;
-        let held = reservations.into_values().filter_map(|entry| match entry.value {
-            Some(Reservation::Held { units }) => Some(units.into_keys()),
-            Some(Reservation::Released { .. }) | None => None,
+        let reservations = reservations.into_values().filter_map(|entry| entry.value);
+        let held = reservations.filter_map(|reservation| match reservation.state {
+            ReservationState::Held => Some(reservation.units.into_keys()),
+            ReservationState::Released => None,
         });
         let keys: Vec<_> =
             held.flatten().map(|sku| stock_key(&sku)).filter(|key| !records.contains_key(key)).collect();

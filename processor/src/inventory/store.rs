@@ -5,7 +5,8 @@
 //! | `stock.<sku>`             | units available, as a decimal number                                      |
 //! | `reservation.<order_id>`  | JSON: what the order holds, or that it holds nothing any more             |
 //!
-//! A reservation lives longer than its order's events, and then expires.
+//! A reservation lives longer than its order's events, and then expires. Until then the same id may come to
+//! name another order; so it says which incarnation of the order it belongs to.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use tracing::{info, warn};
 
 use super::Units;
 use super::batch::{Batch, CommitError, Write};
+use crate::incarnation::Incarnation;
 
 /// Name of the bucket.
 pub const BUCKET: &str = "INVENTORY";
@@ -57,18 +59,23 @@ pub enum StoreError {
 
 /// What an order holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum Reservation {
-    /// These units are taken from the stock for the order.
-    Held {
-        /// Units by SKU.
-        units: Units,
-    },
-    /// The order holds nothing, and never will again.
-    Released {
-        /// What it had held, by SKU.
-        units: Units,
-    },
+pub struct Reservation {
+    /// Which order of its id it belongs to.
+    pub incarnation: Incarnation,
+    /// Whether the order still holds them.
+    pub state: ReservationState,
+    /// Units by SKU.
+    pub units: Units,
+}
+
+/// Whether a reservation is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReservationState {
+    /// The units are taken from the stock for the order.
+    Held,
+    /// The order holds nothing, and never will again; the units are what it had held.
+    Released,
 }
 
 /// A record and the revision that the next write to it has to expect.
@@ -267,9 +274,14 @@ mod tests {
 
     #[test]
     fn a_reservation_reads_back_as_itself() {
-        let held = Reservation::Held { units: Units::from([("widget".to_owned(), 3)]) };
+        let text = r#"{"incarnation":1700000000123456789,"state":"held","units":{"widget":3}}"#;
+        let held = Reservation {
+            incarnation: serde_json::from_str("1700000000123456789").unwrap(),
+            state: ReservationState::Held,
+            units: Units::from([("widget".to_owned(), 3)]),
+        };
         let json = serde_json::to_vec(&held).unwrap();
-        assert_eq!(String::from_utf8_lossy(&json), r#"{"state":"held","units":{"widget":3}}"#);
+        assert_eq!(String::from_utf8_lossy(&json), text);
         assert_eq!(parse_reservation(&json).unwrap(), Some(held));
         assert_eq!(parse_reservation(b"").unwrap(), None);
         assert!(parse_reservation(b"?").is_err());

@@ -22,6 +22,7 @@ mod order_path;
 mod rate_limit;
 mod redelivery;
 mod replicas;
+mod retention;
 mod storage_full;
 mod stream_setup;
 mod tenants;

@@ -10,7 +10,8 @@ use backbone::subjects::EventKind;
 use backbone::trace::TraceContext;
 use futures::StreamExt;
 use harness::{Deployment, Options, PATIENCE, eventually, item, order_of};
-use processor::inventory::{Reservation, reservation_key, stock_key};
+use processor::incarnation::Incarnation;
+use processor::inventory::{Reservation, ReservationState, reservation_key, stock_key};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderRejected, OrderStatus};
 use tokio::time::{Instant, timeout};
@@ -32,12 +33,16 @@ async fn order_without_inventory() -> (Deployment, Order) {
 }
 
 /// Does what inventory does for an order, up to the point where it would append.
-async fn reserve(waybill: &Deployment, order_id: &str) {
+async fn reserve(waybill: &Deployment, order: &Order) {
     let inventory = waybill.inventory().await;
     inventory.put(stock_key("widget"), (STOCK - UNITS).to_string().into()).await.unwrap();
-    let held = Reservation::Held { units: BTreeMap::from([("widget".to_owned(), UNITS)]) };
+    let held = Reservation {
+        incarnation: Incarnation::of(order).unwrap(),
+        state: ReservationState::Held,
+        units: BTreeMap::from([("widget".to_owned(), UNITS)]),
+    };
     let held = serde_json::to_vec(&held).unwrap();
-    inventory.put(reservation_key(order_id), held.into()).await.unwrap();
+    inventory.put(reservation_key(&order.order_id), held.into()).await.unwrap();
 }
 
 /// Rejects an order, as another replica of inventory could.
@@ -63,7 +68,7 @@ async fn take_and_die(consumer: &PullConsumer) {
 #[tokio::test]
 async fn a_reservation_whose_worker_died_before_the_append_is_held_once() {
     let (mut waybill, order) = order_without_inventory().await;
-    reserve(&waybill, &order.order_id).await;
+    reserve(&waybill, &order).await;
     waybill.start_processor("inventory");
 
     let order = waybill.finished(&order.order_id).await;
@@ -76,7 +81,7 @@ async fn a_reservation_whose_worker_died_before_the_append_is_held_once() {
 async fn a_reservation_whose_worker_died_before_the_append_is_held_once_when_redelivered() {
     let (mut waybill, order) = order_without_inventory().await;
     take_and_die(&waybill.consumer("inventory").await).await;
-    reserve(&waybill, &order.order_id).await;
+    reserve(&waybill, &order).await;
     waybill.start_processor("inventory");
 
     assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
@@ -86,7 +91,7 @@ async fn a_reservation_whose_worker_died_before_the_append_is_held_once_when_red
 #[tokio::test]
 async fn a_reservation_for_an_order_that_was_rejected_meanwhile_is_given_back() {
     let (mut waybill, order) = order_without_inventory().await;
-    reserve(&waybill, &order.order_id).await;
+    reserve(&waybill, &order).await;
     reject(&waybill, &order.order_id).await;
     waybill.start_processor("inventory");
     holds_nothing_in_the_end(&waybill, &order.order_id).await;
@@ -96,7 +101,7 @@ async fn a_reservation_for_an_order_that_was_rejected_meanwhile_is_given_back() 
 async fn a_reservation_is_given_back_although_its_worker_died_before_it_saw_the_rejection() {
     let (mut waybill, order) = order_without_inventory().await;
     take_and_die(&waybill.consumer("inventory").await).await;
-    reserve(&waybill, &order.order_id).await;
+    reserve(&waybill, &order).await;
     reject(&waybill, &order.order_id).await;
     waybill.start_processor("inventory");
     holds_nothing_in_the_end(&waybill, &order.order_id).await;
@@ -104,8 +109,8 @@ async fn a_reservation_is_given_back_although_its_worker_died_before_it_saw_the_
 
 async fn holds_nothing_in_the_end(waybill: &Deployment, order_id: &str) {
     waybill.idle("inventory").await;
-    let reservation = waybill.reservation(order_id).await;
-    assert!(matches!(reservation, Some(Reservation::Released { .. })), "{reservation:?}");
+    let reservation = waybill.reservation(order_id).await.unwrap();
+    assert_eq!(reservation.state, ReservationState::Released);
     assert_eq!((waybill.held("widget").await, waybill.available("widget").await), (0, STOCK));
     assert_eq!(waybill.history(order_id).await, [EventKind::Created, EventKind::Rejected]);
 }
