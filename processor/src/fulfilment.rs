@@ -30,7 +30,7 @@ impl Step for Fulfilment {
     }
 
     /// A shipment exists only as the event that announces it.
-    async fn undo(&self, _: &Order) -> Result<(), StepError> {
+    async fn compensate(&self, _: &Order) -> Result<(), StepError> {
         Ok(())
     }
 }

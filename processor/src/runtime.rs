@@ -203,7 +203,7 @@ impl<S: Step> Worker<S> {
     }
 
     /// One attempt at the order of `event`: effect, then append. Loses no effect to a race: when the order has
-    /// changed in between, it is looked at again, and what is no longer wanted is undone.
+    /// changed in between, it is looked at again, and what is no longer wanted is compensated.
     async fn attempt(
         &self,
         event: Recorded,
@@ -222,7 +222,7 @@ impl<S: Step> Worker<S> {
         loop {
             let fact = match self.step.handle(&current.order).await {
                 Ok(Some(fact)) => fact,
-                Ok(None) if acted => return Ok(self.step.undo(&current.order).await?),
+                Ok(None) if acted => return Ok(self.step.compensate(&current.order).await?),
                 Ok(None) => return Ok(()),
                 Err(error) => error.into_rejection(S::NAME)?,
             };

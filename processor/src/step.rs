@@ -23,8 +23,9 @@ pub trait Step: Send + Sync + 'static {
     /// nothing.
     fn handle(&self, order: &Order) -> impl Future<Output = Result<Option<Detail>, StepError>> + Send;
 
-    /// Takes back what [`handle`](Self::handle) did: the order, as it stands, has gone another way meanwhile.
-    fn undo(&self, order: &Order) -> impl Future<Output = Result<(), StepError>> + Send;
+    /// Takes back what [`handle`](Self::handle) did, if the order, as it stands, has gone another way
+    /// meanwhile. What the order itself owes in the log is for `handle` to undo.
+    fn compensate(&self, order: &Order) -> impl Future<Output = Result<(), StepError>> + Send;
 }
 
 /// Why a step did not do its work.

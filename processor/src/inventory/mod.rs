@@ -83,7 +83,7 @@ impl Step for Inventory {
         }
     }
 
-    async fn undo(&self, order: &Order) -> Result<(), StepError> {
+    async fn compensate(&self, order: &Order) -> Result<(), StepError> {
         match order.status() {
             // It ended without a reservation in the log: what was reserved for it meanwhile goes back.
             OrderStatus::Rejected | OrderStatus::Cancelled => {

@@ -57,7 +57,7 @@ impl<P: PaymentProvider> Step for Payment<P> {
         }
     }
 
-    async fn undo(&self, order: &Order) -> Result<(), StepError> {
+    async fn compensate(&self, order: &Order) -> Result<(), StepError> {
         match order.status() {
             OrderStatus::Rejected | OrderStatus::Cancelled => {
                 Ok(self.provider.refund(&order.order_id).await?)
