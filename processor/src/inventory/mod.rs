@@ -19,7 +19,10 @@ pub use store::{
 use crate::step::{Step, StepError};
 use ledger::{Answer, Wish};
 use reservations::Reservations;
-use store::Store;
+use store::{SKU_RULE, Store, is_sku};
+
+/// Most SKUs of one order: as many as the gateway allows items.
+const ORDER_SKUS_MAX: usize = 100;
 
 /// Reason of an order that asked for more than there is.
 pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
@@ -58,7 +61,7 @@ impl Step for Inventory {
     async fn handle(&self, order: &Order) -> Result<Option<Detail>, StepError> {
         match order.status() {
             OrderStatus::Accepted => {
-                let wanted = units_of(order);
+                let wanted = units_of(order)?;
                 match self.reservations.ask(order, Wish::Reserve(wanted.clone())).await? {
                     Answer::Held => Ok(Some(Detail::Reserved(StockReserved { lines: lines(wanted) }))),
                     Answer::OutOfStock(message) => Err(StepError::Rejected { reason: OUT_OF_STOCK, message }),
@@ -104,12 +107,23 @@ impl Step for Inventory {
 /// Units by SKU.
 type Units = BTreeMap<String, u64>;
 
-fn units_of(order: &Order) -> Units {
+/// What the order wants. Only an order that no gateway accepted breaks a rule here; it must not get as far as a
+/// batch, where it would hold up the others.
+fn units_of(order: &Order) -> Result<Units, StepError> {
+    let malformed = |reason: String| StepError::Unexpected(format!("malformed order: {reason}"));
     let mut units = Units::new();
-    for item in &order.items {
-        *units.entry(item.sku.clone()).or_default() += u64::try_from(item.quantity).unwrap_or(0);
+    for (i, item) in order.items.iter().enumerate() {
+        if !is_sku(&item.sku) {
+            return Err(malformed(format!("the SKU of items[{i}] is not {SKU_RULE}")));
+        }
+        let quantity = u64::try_from(item.quantity)
+            .map_err(|_| malformed(format!("the quantity of items[{i}] is {}", item.quantity)))?;
+        *units.entry(item.sku.clone()).or_default() += quantity;
     }
-    units
+    if units.len() > ORDER_SKUS_MAX {
+        return Err(malformed(format!("{} SKUs, more than {ORDER_SKUS_MAX}", units.len())));
+    }
+    Ok(units)
 }
 
 fn lines(units: Units) -> Vec<StockLine> {
@@ -119,4 +133,31 @@ fn lines(units: Units) -> Vec<StockLine> {
 
 fn owes_release(order: &Order) -> bool {
     order.undo_pending.contains(&Undo::Release.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::orders::v1::OrderItem;
+
+    fn order(lines: impl IntoIterator<Item = (String, i32)>) -> Order {
+        let item = |(sku, quantity)| OrderItem { sku, quantity, unit_price: None };
+        Order { items: lines.into_iter().map(item).collect(), ..Order::default() }
+    }
+
+    fn numbered(skus: usize) -> Order {
+        order((0..skus).map(|n| (format!("sku-{n}"), 1)))
+    }
+
+    #[test]
+    fn an_order_that_no_gateway_accepts_is_refused() {
+        assert_eq!(units_of(&numbered(100)).unwrap().len(), 100);
+        assert_eq!(units_of(&order([("a".repeat(64), 1)])).unwrap().len(), 1);
+        let odd = [">", "*", "", "a.b", "a b", "\u{fc}", &"a".repeat(65)];
+        let odd = odd.map(|sku| order([("widget".to_owned(), 1), (sku.to_owned(), 1)]));
+        for order in odd.iter().chain([&numbered(101), &order([("widget".to_owned(), -1)])]) {
+            let refused = units_of(order);
+            assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
+use super::ORDER_SKUS_MAX;
 use super::batch::{Batch, CommitError, WRITES_MAX};
 use super::ledger::{Answer, Entry, Ledger, Unsure, Wish};
 use super::store::{ReservationState, Store, reservation_key, stock_key};
@@ -21,8 +22,8 @@ use crate::step::StepError;
 
 /// Wishes that wait for the next batch; further ones wait for a place.
 const QUEUE_WISHES_MAX: usize = 1000;
-/// Most writes that one wish can lead to: 100 items and the reservation.
-const WISH_WRITES_MAX: usize = 101;
+/// Most writes that one wish can lead to: each SKU's stock and the reservation.
+const WISH_WRITES_MAX: usize = ORDER_SKUS_MAX + 1;
 /// After this long without a commit the orders are given back, to be tried again later.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_secs(1) };

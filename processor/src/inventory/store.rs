@@ -250,11 +250,19 @@ fn bucket(replicas: usize) -> Config {
     }
 }
 
+/// What [`is_sku`] demands.
+pub(super) const SKU_RULE: &str = "1-64 characters of A-Z, a-z, 0-9, '-' and '_'";
+
+/// Whether the text is a SKU, and so a single token of a key.
+pub(super) fn is_sku(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
+}
+
 fn parse_stock(text: &str) -> Result<(String, u64), String> {
     let (sku, units) = text.split_once('=').ok_or("is not of the form sku=units")?;
-    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if sku.is_empty() || sku.len() > 64 || !sku.chars().all(allowed) {
-        return Err(format!("\"{sku}\" is no SKU: 1-64 characters of A-Z, a-z, 0-9, '-' and '_'"));
+    if !is_sku(sku) {
+        return Err(format!("\"{sku}\" is no SKU: {SKU_RULE}"));
     }
     let units = units.parse().map_err(|_| format!("\"{units}\" is no number of units"))?;
     Ok((sku.to_owned(), units))

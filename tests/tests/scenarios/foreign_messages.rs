@@ -3,11 +3,13 @@
 use async_nats::jetstream;
 use backbone::ids::{CustomerKey, OrderId, OrderKey};
 use backbone::subjects::{self, EventKind, LIVE_PREFIX};
-use harness::{Deployment, item, order_of};
-use proto::orders::v1::{CreateOrderRequest, Order};
+use backbone::trace::TraceContext;
+use harness::{Deployment, Load, PATIENCE, item, order_of};
+use proto::orders::v1::{CreateOrderRequest, Order, OrderCreated, OrderStatus};
 use serde_json::Value;
+use tokio::time::Instant;
 
-use crate::accounting::{WHOLE_WAY, each_is_carried_out_once};
+use crate::accounting::{STOCK, WHOLE_WAY, each_is_carried_out_once, ids, widgets};
 use crate::events::{kind, kinds};
 
 const GARBAGE: &str = "\u{1}garbage";
@@ -125,6 +127,41 @@ async fn garbage_on_a_finished_orders_subjects_hides_none_of_its_events() {
         let events = waybill.watch(&order.order_id, 0).await.unwrap().rest().await;
         assert_eq!(kinds(&events), WHOLE_WAY, "garbage on {garbage:?}");
     }
+}
+
+/// Appends an order that no gateway would accept.
+async fn forge(waybill: &Deployment, skus: &[String]) -> String {
+    let id = OrderId { order: OrderKey::unique(), ..id() };
+    let items = skus.iter().map(|sku| item(sku, 1)).collect();
+    let created = OrderCreated { order_id: id.to_string(), items, ..OrderCreated::default() };
+    let deadline = Instant::now() + PATIENCE;
+    waybill.order_log().await.create(id, created, &TraceContext::root(), deadline).await.unwrap();
+    id.to_string()
+}
+
+#[tokio::test]
+async fn forged_orders_with_impossible_skus_hold_up_no_other() {
+    let mut waybill = Deployment::start().await;
+    // All together are delivered at once, and so would share a batch.
+    waybill.idle("inventory").await;
+    waybill.kill_processors("inventory");
+    let many: Vec<_> = (0..1200).map(|n| format!("sku-{n}")).collect();
+    let mut forged = Vec::new();
+    for skus in [&[">".to_owned()][..], &["widget".to_owned(), "a.*".to_owned()], &many] {
+        forged.push(forge(&waybill, skus).await);
+    }
+    let orders = Load::start(waybill.channel(), widgets(50)).all().await;
+    waybill.start_processor("inventory");
+
+    let ids = ids(&orders);
+    assert_eq!(waybill.statuses(&ids).await.get(&OrderStatus::Fulfilled), Some(&ids.len()));
+    let output = waybill.processor("inventory").output();
+    let tried_again = |id: &String| {
+        output.lines().any(|line| line.contains("order tried again later") && line.contains(id))
+    };
+    assert!(!ids.iter().any(tried_again), "{output}");
+    assert!(forged.iter().all(tried_again), "{output}");
+    assert_eq!(waybill.available("widget").await, STOCK - ids.len() as u64);
 }
 
 #[tokio::test]
