@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, PersistenceMode, Republish, RetentionPolicy, StorageType,
+};
 use async_nats::jetstream::{self, ErrorCode};
 use thiserror::Error;
 use tracing::{info, warn};
@@ -196,29 +198,13 @@ fn republish() -> Republish {
 fn complete(present: &Config, config: &StreamConfig) -> Result<(Config, Vec<String>), Vec<String>> {
     let mut completed = present.clone();
     let mut changes = Vec::new();
-    let mut harm = Vec::new();
+    let mut harm = harm(present, &wanted(config, present.num_replicas));
     let mut require = |holds: bool, field: &str, is: String, needs: &str| {
         if !holds {
             harm.push(format!("{field} is {is}, needed is {needs}"));
         }
     };
 
-    require(present.storage == StorageType::File, "storage", format!("{:?}", present.storage), "File");
-    require(
-        present.retention == RetentionPolicy::Limits,
-        "retention",
-        format!("{:?}", present.retention),
-        "Limits",
-    );
-    require(present.discard == DiscardPolicy::New, "discard", format!("{:?}", present.discard), "New");
-    require(present.subjects == [ALL_ORDERS], "subjects", format!("{:?}", present.subjects), ALL_ORDERS);
-    require(!present.no_ack, "no_ack", "true".into(), "false");
-    require(!present.sealed, "sealed", "true".into(), "false");
-    require(present.mirror.is_none(), "mirror", "set".into(), "none");
-    require(present.sources.as_ref().is_none_or(Vec::is_empty), "sources", "set".into(), "none");
-    require(present.subject_transform.is_none(), "subject_transform", "set".into(), "none");
-    let per_subject = present.max_messages_per_subject;
-    require(per_subject <= 0, "max_msgs_per_subject", per_subject.to_string(), "unlimited");
     if let Some(needs) = config.orders_retention {
         let is = present.max_age;
         let shorter = is.is_zero() || needs < is;
@@ -259,6 +245,39 @@ fn complete(present: &Config, config: &StreamConfig) -> Result<(Config, Vec<Stri
         changes.push("allow_atomic_publish added".to_owned());
     }
     if harm.is_empty() { Ok((completed, changes)) } else { Err(harm) }
+}
+
+/// How a stream that is `present` could lose or refuse messages that one made as `needed` keeps. Says nothing of
+/// ages and replicas, which may be more than is needed.
+pub fn harm(present: &Config, needed: &Config) -> Vec<String> {
+    let fields = guarantees(present).into_iter().zip(guarantees(needed));
+    let differing = fields.filter(|(is, needs)| is != needs);
+    differing.map(|((field, is), (_, needs))| format!("{field} is {is}, needed is {needs}")).collect()
+}
+
+/// What decides whether a stream keeps all that it is given.
+fn guarantees(config: &Config) -> [(&'static str, String); 12] {
+    let set = |set: bool| if set { "set" } else { "none" }.to_owned();
+    let per_subject = match config.max_messages_per_subject {
+        ..=0 => "unlimited".to_owned(),
+        messages => messages.to_string(),
+    };
+    // Async answers before a message is written.
+    let persist_mode = config.persist_mode.unwrap_or(PersistenceMode::Default);
+    [
+        ("storage", format!("{:?}", config.storage)),
+        ("retention", format!("{:?}", config.retention)),
+        ("discard", format!("{:?}", config.discard)),
+        ("discard_new_per_subject", config.discard_new_per_subject.to_string()),
+        ("subjects", config.subjects.join(",")),
+        ("max_msgs_per_subject", per_subject),
+        ("persist_mode", format!("{persist_mode:?}")),
+        ("no_ack", config.no_ack.to_string()),
+        ("sealed", config.sealed.to_string()),
+        ("mirror", set(config.mirror.is_some())),
+        ("sources", set(config.sources.as_ref().is_some_and(|sources| !sources.is_empty()))),
+        ("subject_transform", set(config.subject_transform.is_some())),
+    ]
 }
 
 fn age(age: Duration) -> String {

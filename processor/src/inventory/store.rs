@@ -18,7 +18,7 @@ use backbone::backoff::Backoff;
 use backbone::connection::Connection;
 use backbone::direct_get::{self, ReadError};
 use backbone::ids::Revision;
-use backbone::stream::ORDERS;
+use backbone::stream::{self, ORDERS};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tracing::{info, warn};
@@ -52,9 +52,10 @@ pub enum StoreError {
     Broker(#[from] CreateStreamError),
     /// The bucket exists, but is not as it has to be.
     #[error(
-        "bucket {BUCKET} exists without {0}; add it, or remove the bucket when it holds nothing of worth"
+        "bucket {BUCKET} exists, but could lose stock, and will not be changed: {}; mend it, or remove it when it \
+         holds nothing of worth", .0.join("; ")
     )]
-    Differs(&'static str),
+    Differs(Vec<String>),
 }
 
 /// What an order holds.
@@ -140,12 +141,9 @@ impl Store {
                     if refusal.error_code() == ErrorCode::STREAM_NAME_EXIST =>
                 {
                     let present = jetstream.get_stream(STREAM).await.map_err(|error| error.to_string())?;
-                    let present = &present.cached_info().config;
-                    if !present.allow_atomic_publish {
-                        return Ok(Err(StoreError::Differs("allow_atomic")));
-                    }
-                    if !present.allow_message_ttl {
-                        return Ok(Err(StoreError::Differs("allow_msg_ttl")));
+                    let harm = harm(&present.cached_info().config);
+                    if !harm.is_empty() {
+                        return Ok(Err(StoreError::Differs(harm)));
                     }
                 }
                 CreateStreamErrorKind::JetStream(refusal) if refusal.code() < 500 => {
@@ -259,6 +257,23 @@ pub(super) fn is_sku(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(allowed)
 }
 
+/// How a bucket that is `present` could lose stock, or not do what the inventory asks of it.
+fn harm(present: &Config) -> Vec<String> {
+    let mut harm = stream::harm(present, &bucket(present.num_replicas));
+    if !present.max_age.is_zero() {
+        let age = humantime::format_duration(present.max_age);
+        harm.push(format!("max_age is {age}, needed is unlimited"));
+    }
+    let features = [
+        ("allow_direct", present.allow_direct),
+        ("allow_atomic", present.allow_atomic_publish),
+        ("allow_msg_ttl", present.allow_message_ttl),
+    ];
+    let missing = features.into_iter().filter(|(_, present)| !present);
+    harm.extend(missing.map(|(feature, _)| format!("{feature} is false, needed is true")));
+    harm
+}
+
 fn parse_stock(text: &str) -> Result<(String, u64), String> {
     let (sku, units) = text.split_once('=').ok_or("is not of the form sku=units")?;
     if !is_sku(sku) {
@@ -271,6 +286,7 @@ fn parse_stock(text: &str) -> Result<(String, u64), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use async_nats::jetstream::stream::{PersistenceMode, StorageType};
 
     #[test]
     fn stock_is_given_as_sku_and_units() {
@@ -278,6 +294,39 @@ mod tests {
         for bad in ["widget", "=1", "wid get=1", "widget=-1", "widget=many", "a.b=1"] {
             assert!(parse_stock(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_bucket_as_we_make_it_is_fine() {
+        assert_eq!(harm(&bucket(3)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn everything_that_could_lose_stock_is_named() {
+        let present = Config {
+            storage: StorageType::Memory,
+            max_age: Duration::from_secs(60),
+            max_messages_per_subject: 5,
+            discard: DiscardPolicy::Old,
+            discard_new_per_subject: true,
+            persist_mode: Some(PersistenceMode::Async),
+            allow_message_ttl: false,
+            ..bucket(1)
+        };
+        let harm = harm(&present);
+        let fields: Vec<_> = harm.iter().filter_map(|harm| harm.split(' ').next()).collect();
+        assert_eq!(
+            fields,
+            [
+                "storage",
+                "discard",
+                "discard_new_per_subject",
+                "max_msgs_per_subject",
+                "persist_mode",
+                "max_age",
+                "allow_msg_ttl"
+            ]
+        );
     }
 
     #[test]

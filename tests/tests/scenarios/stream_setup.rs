@@ -1,8 +1,12 @@
 //! The stream is set up where it is missing, and left alone where touching it could lose orders.
 
+use std::time::Duration;
+
+use async_nats::jetstream::kv;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use backbone::stream::ORDERS;
 use harness::{Deployment, Options, eventually, item, order_of};
+use processor::inventory::BUCKET;
 use proto::orders::v1::OrderStatus;
 use serde_json::Value;
 use tonic::Code;
@@ -39,6 +43,39 @@ async fn stock_that_is_there_is_not_set_again_by_a_restart() {
     let order = waybill.place(order_of("customer", "", vec![item("widget", 3)])).await.unwrap();
     assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Rejected);
     assert_eq!(waybill.available("widget").await, 2);
+}
+
+#[tokio::test]
+async fn a_bucket_that_could_lose_stock_is_refused_and_left_as_it_is() {
+    let mut waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
+    let jetstream = waybill.jetstream().await;
+    let bucket = kv::Config {
+        bucket: BUCKET.to_owned(),
+        storage: StorageType::Memory,
+        history: 5,
+        max_age: Duration::from_secs(3600),
+        ..kv::Config::default()
+    };
+    jetstream.create_key_value(bucket).await.unwrap();
+    let config = async || {
+        let mut stream = jetstream.get_stream(format!("KV_{BUCKET}")).await.unwrap();
+        stream.info().await.unwrap().config.clone()
+    };
+    let before = config().await;
+
+    waybill.start_processor("inventory");
+    let inventory = waybill.processor("inventory");
+    assert_eq!(inventory.ended().await.code(), Some(1));
+    let said = inventory.output();
+    for harm in [
+        "storage is Memory, needed is File",
+        "max_msgs_per_subject is 5, needed is 1",
+        "max_age is 1h, needed is unlimited",
+        "allow_atomic is false, needed is true",
+    ] {
+        assert!(said.contains(harm), "{said}");
+    }
+    assert_eq!(config().await, before);
 }
 
 #[tokio::test]
