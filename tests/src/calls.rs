@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use proto::orders::v1::{
-    CreateOrderRequest, GetOrderRequest, Money, Order, OrderEvent, OrderItem, OrderStatus, WatchOrderRequest,
-    WatchOrderResponse,
+    CancelOrderRequest, CreateOrderRequest, GetOrderRequest, Money, Order, OrderEvent, OrderItem,
+    OrderStatus, WatchOrderRequest, WatchOrderResponse,
 };
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -73,6 +73,13 @@ impl Deployment {
     pub async fn get(&self, order_id: &str) -> Result<Order, Status> {
         let request = GetOrderRequest { order_id: order_id.to_owned() };
         let response = self.client().await.get_order(request).await?;
+        Ok(response.into_inner().order.unwrap_or_default())
+    }
+
+    /// Cancels an order by one call.
+    pub async fn cancel(&self, order_id: &str) -> Result<Order, Status> {
+        let request = CancelOrderRequest { order_id: order_id.to_owned(), message: "no longer".to_owned() };
+        let response = self.client().await.cancel_order(request).await?;
         Ok(response.into_inner().order.unwrap_or_default())
     }
 

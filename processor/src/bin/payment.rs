@@ -1,4 +1,4 @@
-//! `waybill-payment`: captures the total of reserved orders.
+//! `waybill-payment`: captures the total of reserved orders, and refunds cancelled ones.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,8 @@ use processor::config::ProcessorConfig;
 use processor::payment::{Payment, Sandbox};
 use processor::program;
 
-/// Captures the total of reserved orders. For now with the built-in sandbox, which moves no money.
+/// Captures the total of reserved orders, and refunds cancelled ones. For now with the built-in sandbox, which
+/// moves no money, and remembers what it captured only until this process ends.
 #[derive(Debug, Parser)]
 #[command(name = "waybill-payment", version)]
 struct Config {
@@ -23,5 +24,5 @@ impl processor::config::Config for Config {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    program::run(async |_: Config, _| Ok(Payment::new(Sandbox))).await
+    program::run(async |_: Config, _| Ok(Payment::new(Sandbox::default()))).await
 }

@@ -54,7 +54,7 @@ impl Inventory {
 
 impl Step for Inventory {
     const NAME: &'static str = "inventory";
-    const EVENTS: &'static [EventKind] = &[EventKind::Created, EventKind::Rejected];
+    const EVENTS: &'static [EventKind] = &[EventKind::Created, EventKind::Rejected, EventKind::Cancelled];
     /// A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
     const WORKER_POOL_SIZE: u16 = 128;
 

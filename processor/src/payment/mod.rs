@@ -1,15 +1,16 @@
-//! Payment: captures the total of a reserved order.
+//! Payment: captures the total of a reserved order, and refunds what was captured for a cancelled one.
 
 mod provider;
 mod sandbox;
 
 use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, OrderStatus, PaymentCaptured};
+use proto::orders::v1::{Order, OrderStatus, PaymentCaptured, PaymentRefunded, Undo};
 
-pub use provider::{Capture, PaymentError, PaymentProvider};
+pub use provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
 pub use sandbox::Sandbox;
 
+use crate::incarnation::Incarnation;
 use crate::step::{Step, StepError};
 
 /// Reason of an order whose payment was declined.
@@ -30,7 +31,7 @@ impl<P> Payment<P> {
 
 impl<P: PaymentProvider> Step for Payment<P> {
     const NAME: &'static str = "payment";
-    const EVENTS: &'static [EventKind] = &[EventKind::Reserved];
+    const EVENTS: &'static [EventKind] = &[EventKind::Reserved, EventKind::Cancelled];
 
     async fn handle(&self, order: &Order) -> Result<Option<Detail>, StepError> {
         match order.status() {
@@ -40,12 +41,20 @@ impl<P: PaymentProvider> Step for Payment<P> {
                     .clone()
                     .ok_or_else(|| StepError::Unexpected("order without a total".to_owned()))?;
                 let capture = Capture {
-                    idempotency_key: &order.order_id,
+                    idempotency_key: &idempotency_key(order)?,
                     customer_id: &order.customer_id,
                     amount: &amount,
                 };
                 let payment_id = self.provider.capture(capture).await?;
                 Ok(Some(Detail::Paid(PaymentCaptured { payment_id, amount: Some(amount) })))
+            }
+            OrderStatus::Cancelled if owes_refund(order) => {
+                let refund = self.provider.refund(&idempotency_key(order)?).await?;
+                let refunded = refund.map_or_else(PaymentRefunded::default, |refund| PaymentRefunded {
+                    refund_id: refund.refund_id,
+                    amount: Some(refund.amount),
+                });
+                Ok(Some(Detail::Refunded(refunded)))
             }
             OrderStatus::Unspecified
             | OrderStatus::Accepted
@@ -60,7 +69,8 @@ impl<P: PaymentProvider> Step for Payment<P> {
     async fn compensate(&self, order: &Order) -> Result<(), StepError> {
         match order.status() {
             OrderStatus::Rejected | OrderStatus::Cancelled => {
-                Ok(self.provider.refund(&order.order_id).await?)
+                self.provider.refund(&idempotency_key(order)?).await?;
+                Ok(())
             }
             // Another worker's append of the same capture was first, or the order may yet need it.
             OrderStatus::Unspecified
@@ -73,11 +83,80 @@ impl<P: PaymentProvider> Step for Payment<P> {
     }
 }
 
-impl From<PaymentError> for StepError {
-    fn from(error: PaymentError) -> Self {
+/// One order is one payment, and another order that comes to have the same id is another.
+fn idempotency_key(order: &Order) -> Result<String, StepError> {
+    Ok(format!("{}-{}", order.order_id, Incarnation::of(order)?))
+}
+
+fn owes_refund(order: &Order) -> bool {
+    order.undo_pending.contains(&Undo::Refund.into())
+}
+
+impl From<CaptureError> for StepError {
+    fn from(error: CaptureError) -> Self {
         match error {
-            PaymentError::Declined(message) => Self::Rejected { reason: CARD_DECLINED, message },
-            PaymentError::Unavailable(message) => Self::Unavailable(message),
+            CaptureError::Declined(message) => Self::Rejected { reason: CARD_DECLINED, message },
+            // The order is past the status in this event.
+            CaptureError::Refunded => Self::Unexpected("the payment was already refunded".to_owned()),
+            CaptureError::NoAnswer(error) => error.into(),
         }
+    }
+}
+
+impl From<NoAnswer> for StepError {
+    fn from(error: NoAnswer) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::orders::v1::Money;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    /// An order of always the same id, created at some second.
+    fn order(status: OrderStatus, created_s: u64) -> Order {
+        Order {
+            order_id: "customer-order".to_owned(),
+            status: status.into(),
+            total: Some(Money { currency_code: "EUR".to_owned(), minor_units: 350 }),
+            create_time: Some((UNIX_EPOCH + Duration::from_secs(created_s)).into()),
+            ..Order::default()
+        }
+    }
+
+    fn cancelled(created_s: u64) -> Order {
+        Order { undo_pending: vec![Undo::Refund.into()], ..order(OrderStatus::Cancelled, created_s) }
+    }
+
+    #[tokio::test]
+    async fn what_was_captured_for_a_cancelled_order_is_refunded_once() {
+        let payment = Payment::new(Sandbox::default());
+        payment.handle(&order(OrderStatus::Reserved, 1)).await.unwrap();
+        let refunded = payment.handle(&cancelled(1)).await.unwrap();
+        let Some(Detail::Refunded(detail)) = &refunded else { panic!("{refunded:?}") };
+        assert_eq!(detail.amount, order(OrderStatus::Reserved, 1).total);
+        assert_eq!(payment.handle(&cancelled(1)).await.unwrap(), refunded, "a repeat is the same refund");
+        let owing_nothing = Order { undo_pending: Vec::new(), ..cancelled(1) };
+        assert_eq!(payment.handle(&owing_nothing).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_capture_overtaken_by_its_refund_is_tried_again_and_not_declined() {
+        let payment = Payment::new(Sandbox::default());
+        let refunded = payment.handle(&cancelled(1)).await.unwrap();
+        assert_eq!(refunded, Some(Detail::Refunded(PaymentRefunded::default())));
+        let late = payment.handle(&order(OrderStatus::Reserved, 1)).await;
+        assert!(matches!(late, Err(StepError::Unexpected(_))), "{late:?}");
+    }
+
+    #[tokio::test]
+    async fn a_later_order_of_the_same_id_is_another_payment() {
+        let payment = Payment::new(Sandbox::default());
+        let first = payment.handle(&order(OrderStatus::Reserved, 1)).await.unwrap();
+        payment.handle(&cancelled(1)).await.unwrap();
+        let second = payment.handle(&order(OrderStatus::Reserved, 2)).await.unwrap();
+        assert!(matches!(second, Some(Detail::Paid(_))) && second != first, "{second:?}");
     }
 }

@@ -16,22 +16,40 @@ pub struct Capture<'a> {
     pub amount: &'a Money,
 }
 
-/// Why no money moved.
-#[derive(Debug, Error)]
-pub enum PaymentError {
+/// Money that went back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refund {
+    /// The provider's reference for it.
+    pub refund_id: String,
+    /// How much it was.
+    pub amount: Money,
+}
+
+/// The provider gave no answer.
+#[derive(Clone, Debug, Error)]
+#[error("no answer: {0}")]
+pub struct NoAnswer(pub String);
+
+/// Why no money was captured.
+#[derive(Clone, Debug, Error)]
+pub enum CaptureError {
     /// The provider's answer for good.
     #[error("declined: {0}")]
     Declined(String),
-    /// The provider gave no answer.
-    #[error("no answer: {0}")]
-    Unavailable(String),
+    /// The capture was undone before it was done.
+    #[error("refunded before")]
+    Refunded,
+    /// Perhaps it was; a repeat tells.
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswer),
 }
 
 /// Moves money. Both calls may be repeated: the idempotency key makes a repeat the same call.
 pub trait PaymentProvider: Send + Sync + 'static {
     /// Takes the money and gives the provider's reference for it.
-    fn capture(&self, capture: Capture<'_>) -> impl Future<Output = Result<String, PaymentError>> + Send;
+    fn capture(&self, capture: Capture<'_>) -> impl Future<Output = Result<String, CaptureError>> + Send;
 
-    /// Gives back what was captured under the key, if anything was; no capture under it succeeds afterwards.
-    fn refund(&self, idempotency_key: &str) -> impl Future<Output = Result<(), PaymentError>> + Send;
+    /// Gives back what was captured under the key, and tells what it was: `None` if nothing was. No capture
+    /// under the key succeeds afterwards.
+    fn refund(&self, idempotency_key: &str) -> impl Future<Output = Result<Option<Refund>, NoAnswer>> + Send;
 }

@@ -7,6 +7,7 @@ mod accounting;
 mod bad_input;
 mod broker_away;
 mod browsers;
+mod cancelling;
 mod connections;
 mod crashes;
 mod deadlines;

@@ -60,7 +60,7 @@ async fn reject(waybill: &Deployment, order_id: &str) {
 }
 
 /// Takes a step's next message and dies without a word.
-async fn take_and_die(consumer: &PullConsumer) {
+pub(crate) async fn take_and_die(consumer: &PullConsumer) {
     let mut messages = consumer.fetch().max_messages(1).expires(PATIENCE).messages().await.unwrap();
     timeout(PATIENCE, messages.next()).await.unwrap().unwrap().unwrap();
 }

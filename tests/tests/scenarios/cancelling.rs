@@ -1,0 +1,225 @@
+//! A client may cancel until its order is shipped; whatever was done for the order is then undone.
+
+use std::collections::HashMap;
+
+use backbone::event::Recorded;
+use backbone::ids::Revision;
+use backbone::subjects::EventKind::{self, Cancelled, Created, Paid, Refunded, Released, Reserved};
+use futures::{StreamExt, stream};
+use harness::{Deployment, eventually, item, order_of};
+use processor::inventory::ReservationState;
+use proto::orders::v1::order_event::Detail;
+use proto::orders::v1::{Order, OrderEvent, OrderStatus, PaymentRefunded, StockReleased};
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::accounting::{STOCK, WHOLE_WAY, widgets};
+use crate::events::{kind, kinds};
+use crate::redelivery::take_and_die;
+
+/// Orders cancelled side by side.
+const CANCELS_AT_ONCE: usize = 32;
+
+/// A deployment in which a step has died after it was set up.
+async fn without(step: &'static str) -> Deployment {
+    let mut waybill = Deployment::start().await;
+    let mut consumer = waybill.consumer(step).await;
+    waybill.kill_processors(step);
+    // Until the broker has noticed, it would hand orders to the dead.
+    eventually("no worker that waits", async || (consumer.info().await.ok()?.num_waiting == 0).then_some(()))
+        .await;
+    waybill
+}
+
+async fn place(waybill: &Deployment) -> Order {
+    waybill.place(order_of("customer", "request", vec![item("widget", 2)])).await.unwrap()
+}
+
+/// The events of an order that ends as cancelled, and that nothing is left of.
+async fn events_of_cancelled(waybill: &Deployment, order_id: &str) -> Vec<OrderEvent> {
+    let events = waybill.watch(order_id, 0).await.unwrap().rest().await;
+    let order = waybill.get(order_id).await.unwrap();
+    assert_eq!((order.status(), order.reason.as_str()), (OrderStatus::Cancelled, "CLIENT_REQUEST"));
+    assert!(order.undo_pending.is_empty(), "{order:?}");
+    for step in ["inventory", "payment", "fulfilment"] {
+        waybill.idle(step).await;
+    }
+    assert_eq!((waybill.held("widget").await, waybill.available("widget").await), (0, STOCK));
+    assert_eq!(waybill.history(order_id).await, kinds(&events), "nothing happens afterwards");
+    events
+}
+
+fn released(events: &[OrderEvent]) -> &StockReleased {
+    let details = events.iter().filter_map(|event| event.detail.as_ref());
+    let mut released = details.filter_map(|detail| match detail {
+        Detail::Released(released) => Some(released),
+        _ => None,
+    });
+    released.next().unwrap()
+}
+
+fn refunded(events: &[OrderEvent]) -> &PaymentRefunded {
+    let details = events.iter().filter_map(|event| event.detail.as_ref());
+    let mut refunded = details.filter_map(|detail| match detail {
+        Detail::Refunded(refunded) => Some(refunded),
+        _ => None,
+    });
+    refunded.next().unwrap()
+}
+
+fn units_released(events: &[OrderEvent]) -> Vec<(&str, i64)> {
+    released(events).lines.iter().map(|line| (line.sku.as_str(), line.quantity)).collect()
+}
+
+/// What happened, whichever of the two undoings came first.
+fn kinds_sorted(events: &[OrderEvent]) -> Vec<EventKind> {
+    let mut kinds = kinds(events);
+    if let [.., last_but_one @ Refunded, last @ Released] = &mut kinds[..] {
+        std::mem::swap(last_but_one, last);
+    }
+    kinds
+}
+
+#[tokio::test]
+async fn an_order_cancelled_before_inventory_saw_it_ends_without_a_reservation() {
+    let mut waybill = without("inventory").await;
+    let order = place(&waybill).await;
+    let cancelled = waybill.cancel(&order.order_id).await.unwrap();
+    assert_eq!((cancelled.status(), cancelled.undo_pending.len()), (OrderStatus::Cancelled, 1));
+    waybill.start_processor("inventory");
+    let events = events_of_cancelled(&waybill, &order.order_id).await;
+    assert_eq!(kinds(&events), [Created, Cancelled, Released]);
+}
+
+#[tokio::test]
+async fn a_release_that_comes_before_the_reservation_releases_nothing_and_forbids_it() {
+    let mut waybill = without("inventory").await;
+    let order = place(&waybill).await;
+    take_and_die(&waybill.consumer("inventory").await).await;
+    waybill.cancel(&order.order_id).await.unwrap();
+    waybill.start_processor("inventory");
+    let events = events_of_cancelled(&waybill, &order.order_id).await;
+    assert_eq!(kinds(&events), [Created, Cancelled, Released]);
+    assert!(released(&events).lines.is_empty(), "{events:?}");
+    let reservation = waybill.reservation(&order.order_id).await.unwrap();
+    assert_eq!((reservation.state, reservation.units.len()), (ReservationState::Released, 0));
+}
+
+#[tokio::test]
+async fn an_order_cancelled_before_its_payment_gives_its_stock_back_and_refunds_nothing() {
+    let mut waybill = without("payment").await;
+    let order = place(&waybill).await;
+    waybill.reached(&order.order_id, OrderStatus::Reserved).await;
+    // So that the cancel is all that payment gets to see of the order.
+    take_and_die(&waybill.consumer("payment").await).await;
+    let cancelled = waybill.cancel(&order.order_id).await.unwrap();
+    assert_eq!(cancelled.undo_pending.len(), 2);
+    waybill.start_processor("payment");
+    let events = events_of_cancelled(&waybill, &order.order_id).await;
+    assert_eq!(kinds_sorted(&events), [Created, Reserved, Cancelled, Released, Refunded]);
+    assert_eq!(units_released(&events), [("widget", 2)]);
+    assert_eq!(*refunded(&events), PaymentRefunded::default());
+}
+
+#[tokio::test]
+async fn an_order_cancelled_after_its_payment_gives_back_stock_and_money() {
+    let waybill = without("fulfilment").await;
+    let order = place(&waybill).await;
+    waybill.reached(&order.order_id, OrderStatus::Paid).await;
+    waybill.cancel(&order.order_id).await.unwrap();
+    let mut waybill = waybill;
+    waybill.start_processor("fulfilment");
+    let events = events_of_cancelled(&waybill, &order.order_id).await;
+    assert_eq!(kinds_sorted(&events), [Created, Reserved, Paid, Cancelled, Released, Refunded]);
+    assert_eq!(units_released(&events), [("widget", 2)]);
+    assert_eq!(refunded(&events).amount, order.total);
+    assert!(!refunded(&events).refund_id.is_empty());
+}
+
+#[tokio::test]
+async fn a_second_cancel_answers_as_the_first() {
+    let waybill = without("inventory").await;
+    let order = place(&waybill).await;
+    let first = waybill.cancel(&order.order_id).await.unwrap();
+    assert_eq!(waybill.cancel(&order.order_id).await.unwrap(), first);
+    assert_eq!(waybill.history(&order.order_id).await, [Created, Cancelled]);
+}
+
+#[tokio::test]
+async fn an_order_that_is_shipped_can_not_be_cancelled() {
+    let waybill = Deployment::start().await;
+    let order = place(&waybill).await;
+    waybill.finished(&order.order_id).await;
+    let status = waybill.cancel(&order.order_id).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    let violations = status.get_details_precondition_failure().unwrap().violations;
+    assert_eq!(violations.len(), 1, "{violations:?}");
+    assert!(violations[0].subject.contains(&order.order_id), "{violations:?}");
+    assert_eq!(status.get_details_error_info().unwrap().reason, "NOT_CANCELLABLE");
+    assert_eq!(waybill.history(&order.order_id).await, WHOLE_WAY);
+}
+
+/// Each order with its events, checked to be one line.
+async fn histories(waybill: &Deployment) -> HashMap<String, Vec<Recorded>> {
+    let mut histories = HashMap::<_, Vec<Recorded>>::new();
+    for message in waybill.messages().await {
+        let event =
+            Recorded::decode(&message.subject, message.sequence, Some(&message.headers), message.payload);
+        let event = event.unwrap();
+        let history = histories.entry(event.id.to_string()).or_default();
+        let last = history.last().map_or(Revision::NONE, |last| last.revision);
+        assert_eq!(event.previous, last, "{event:?} after {history:?}");
+        history.push(event);
+    }
+    histories
+}
+
+#[tokio::test]
+async fn cancels_that_race_the_steps_leave_each_order_either_shipped_or_undone() {
+    let waybill = Deployment::start().await;
+    let racing = stream::iter(widgets(200).into_iter().enumerate()).map(async |(i, request)| {
+        let order = waybill.place(request).await.unwrap();
+        // A third each is cancelled while it is being reserved, paid and shipped.
+        let mut watch = waybill.watch(&order.order_id, 0).await.unwrap();
+        while kind(&watch.event().await) != WHOLE_WAY[i % 3] {}
+        match waybill.cancel(&order.order_id).await {
+            Ok(cancelled) => assert_eq!(cancelled.status(), OrderStatus::Cancelled),
+            Err(status) => assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}"),
+        }
+        order.order_id
+    });
+    let ids: Vec<_> = racing.buffer_unordered(CANCELS_AT_ONCE).collect().await;
+    let statuses = waybill.statuses(&ids).await;
+    let fulfilled = statuses.get(&OrderStatus::Fulfilled).copied().unwrap_or(0);
+    let cancelled = statuses.get(&OrderStatus::Cancelled).copied().unwrap_or(0);
+    assert_eq!(fulfilled + cancelled, ids.len(), "{statuses:?}");
+    for step in ["inventory", "payment", "fulfilment"] {
+        waybill.idle(step).await;
+    }
+
+    let histories = histories(&waybill).await;
+    assert_eq!(histories.len(), ids.len());
+    for history in histories.values() {
+        let times = |kind| history.iter().filter(|event| event.kind() == kind).count();
+        let has = |kind| times(kind) == 1;
+        assert!(history.iter().all(|event| has(event.kind())), "twice: {history:?}");
+        let end = &history.last().unwrap().order;
+        assert!(backbone::lifecycle::is_finished(end), "{history:?}");
+        if end.status() == OrderStatus::Fulfilled {
+            assert_eq!(history.iter().map(Recorded::kind).collect::<Vec<_>>(), WHOLE_WAY);
+            continue;
+        }
+        assert!(has(Cancelled) && has(Released), "{history:?}");
+        assert_eq!(has(Refunded), has(Reserved), "{history:?}");
+        for event in history {
+            if let Detail::Refunded(refunded) = &event.detail
+                && has(Paid)
+            {
+                assert_eq!(refunded.amount, end.total, "{history:?}");
+            }
+        }
+    }
+    let held = waybill.held("widget").await;
+    assert_eq!(held, fulfilled as u64);
+    assert_eq!(waybill.available("widget").await, STOCK - held);
+}
