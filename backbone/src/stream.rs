@@ -280,7 +280,8 @@ fn guarantees(config: &Config) -> [(&'static str, String); 12] {
     ]
 }
 
-fn age(age: Duration) -> String {
+/// How long messages are kept, in words.
+pub fn age(age: Duration) -> String {
     if age.is_zero() { "unlimited".to_owned() } else { humantime::format_duration(age).to_string() }
 }
 

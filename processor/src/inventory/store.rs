@@ -261,7 +261,7 @@ pub(super) fn is_sku(text: &str) -> bool {
 fn harm(present: &Config) -> Vec<String> {
     let mut harm = stream::harm(present, &bucket(present.num_replicas));
     if !present.max_age.is_zero() {
-        let age = humantime::format_duration(present.max_age);
+        let age = stream::age(present.max_age);
         harm.push(format!("max_age is {age}, needed is unlimited"));
     }
     let features = [
