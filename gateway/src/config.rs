@@ -79,7 +79,11 @@ pub(crate) struct Config {
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "5s",
           value_parser = duration(REQUEST_TIMEOUT_MIN..=REQUEST_TIMEOUT_MAX))]
     pub(crate) request_timeout: Duration,
-    /// How long open calls may take to end after SIGTERM, 0s-1d.
+    /// How long, after SIGTERM, new calls are still answered while /readyz and health checks already tell
+    /// everybody to call elsewhere, 0s-1h.
+    #[arg(long, env = "DRAIN_DELAY", default_value = "0s", value_parser = duration(Duration::ZERO..=REQUEST_TIMEOUT_MAX))]
+    pub(crate) drain_delay: Duration,
+    /// How long open calls may take to end after that, 0s-1d.
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_parser = duration(Duration::ZERO..=DAY))]
     pub(crate) drain_timeout: Duration,
     #[command(flatten)]

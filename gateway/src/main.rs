@@ -23,7 +23,7 @@ use backbone::shutdown::Shutdown;
 use backbone::telemetry;
 use tokio::net::TcpListener;
 use tokio::select;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::auth::Authentication;
@@ -73,17 +73,21 @@ async fn run(config: Config, authentication: Authentication) -> anyhow::Result<(
         config.clone(),
     ));
     let mut watching = tokio::spawn(readiness.clone().keep(log, config.stream));
-    let mut answering = tokio::spawn(ops::serve(ops_listener, readiness));
+    let mut answering = tokio::spawn(ops::serve(ops_listener, readiness.clone()));
 
     let outcome = select! {
         signal = shutdown.requested() => {
-            info!(signal, "draining");
+            info!(signal, drain_delay = ?config.drain_delay, "leaving");
+            readiness.leave();
+            // Until load balancers and clients know, calls that come are still answered.
+            sleep(config.drain_delay).await;
             Ok(())
         }
         ended = &mut serving => ended?,
         ended = &mut answering => ended?.map_err(Into::into),
         ended = &mut watching => ended?.map_err(Into::into),
     };
+    readiness.leave();
     drain.cancel();
     if !serving.is_finished() && timeout(config.drain_timeout, &mut serving).await.is_err() {
         warn!(drain_timeout = ?config.drain_timeout, "calls were still open at the end of the drain");

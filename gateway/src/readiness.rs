@@ -28,13 +28,19 @@ pub(crate) enum State {
 #[derive(Clone, Debug)]
 pub(crate) struct Readiness {
     state: watch::Sender<State>,
+    leaving: CancellationToken,
     draining: CancellationToken,
 }
 
 impl Readiness {
     pub(crate) fn new() -> Self {
         let (state, _) = watch::channel(State::BrokerAway("not connected yet".to_owned()));
-        Self { state, draining: CancellationToken::new() }
+        Self { state, leaving: CancellationToken::new(), draining: CancellationToken::new() }
+    }
+
+    /// Tells whoever asks that this gateway is about to stop. It still answers everybody.
+    pub(crate) fn leave(&self) {
+        self.leaving.cancel();
     }
 
     /// Cancelled when the drain begins.
@@ -67,7 +73,7 @@ impl Readiness {
         };
         select! {
             ended = keeping => ended,
-            () = self.draining.cancelled() => {
+            () = self.leaving.cancelled() => {
                 self.set(State::Draining);
                 std::future::pending().await
             }

@@ -144,7 +144,12 @@ impl Deployment {
 
     /// Starts one more gateway.
     pub async fn another_gateway(&self) -> Gateway {
-        let gateway = start_gateway(&self.dir, &self.broker, &self.options, "gateway-2", FREE_PORT).await;
+        self.gateway_at("gateway-2", FREE_PORT).await
+    }
+
+    /// Starts one more gateway at an address.
+    pub async fn gateway_at(&self, name: &str, grpc_addr: &str) -> Gateway {
+        let gateway = start_gateway(&self.dir, &self.broker, &self.options, name, grpc_addr).await;
         gateway.ready().await;
         gateway
     }

@@ -1,8 +1,19 @@
 //! A program that is told to stop finishes what it has begun, and leaves the rest to others.
 
-use harness::{Deployment, Load, Options};
+use std::collections::HashSet;
+use std::error::Error as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use harness::{Deployment, Load, Options, eventually, item, order_of};
 use nix::sys::signal::Signal;
-use tonic::Code;
+use proto::orders::v1::order_service_client::OrderServiceClient;
+use proto::orders::v1::{GetOrderRequest, Order};
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
 
 use crate::accounting::{each_is_carried_out_once, widgets};
@@ -103,4 +114,96 @@ async fn processors_that_stop_on_sigint_leave_the_work_to_the_next_run() {
         waybill.start_processor(step);
     }
     each_is_carried_out_once(&waybill, &orders).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_leaves_answers_until_everybody_knows() {
+    let mut options = patient(0);
+    options.gateway.push(("DRAIN_DELAY", "3s".to_owned()));
+    let mut waybill = Deployment::start_with(options).await;
+    waybill.gateway.process.signal(Signal::SIGTERM);
+    eventually("not ready", async || (waybill.http("/readyz").await.0 == 503).then_some(())).await;
+    assert_eq!(waybill.http("/livez").await.0, 200);
+    assert_eq!(waybill.gateway.health("").await, Some(ServingStatus::NotServing));
+    // On a connection of its own.
+    waybill.place(order_of("ada", "r-1", vec![item("widget", 1)])).await.unwrap();
+    assert!(waybill.gateway.process.ended().await.success());
+}
+
+#[tokio::test]
+async fn a_rolling_restart_fails_no_call_of_a_client_that_repeats() {
+    const CALLS: usize = 10_000;
+    let unlimited = "1000000".to_owned();
+    let gateway = vec![
+        ("DRAIN_DELAY", "500ms".to_owned()),
+        ("RATE_LIMIT", unlimited.clone()),
+        ("RATE_BURST", unlimited),
+    ];
+    let mut waybill = Deployment::start_with(Options { gateway, ..Options::default() }).await;
+    let mut second = waybill.another_gateway().await;
+    let addresses = [waybill.gateway.grpc_addr.clone(), second.grpc_addr.clone()];
+    let done = Arc::new(AtomicUsize::new(0));
+    let calls = mixed_calls(addresses, CALLS, done.clone());
+    let reached = async |count: usize| {
+        eventually("calls", async || (done.load(Ordering::Relaxed) >= count).then_some(())).await;
+    };
+    let restarts = async {
+        for round in 0..2 {
+            reached(CALLS / 10 + round * CALLS / 3).await;
+            waybill.gateway.process.stop().await;
+            waybill.restart_gateway().await;
+            second.process.stop().await;
+            let addr = second.grpc_addr.clone();
+            second = waybill.gateway_at("gateway-2", &addr).await;
+        }
+        assert!(done.load(Ordering::Relaxed) < CALLS, "the calls were over before the restarts");
+    };
+    let (orders, ()) = tokio::join!(calls, restarts);
+    let once: HashSet<_> = orders.iter().map(|order| &order.order_id).collect();
+    assert_eq!(once.len(), CALLS / 2, "one order for each request_id");
+    assert_eq!(waybill.histories().await.len(), CALLS / 2);
+}
+
+/// Creates and reads orders through two gateways, by clients that repeat what is UNAVAILABLE at the other one.
+async fn mixed_calls(addresses: [String; 2], calls: usize, done: Arc<AtomicUsize>) -> Vec<Order> {
+    let clients = addresses.map(|addr| {
+        OrderServiceClient::new(Channel::from_shared(format!("http://{addr}")).unwrap().connect_lazy())
+    });
+    let pairs = stream::iter(0..calls / 2).map(|i| {
+        let (clients, done) = (clients.clone(), done.clone());
+        async move {
+            let request =
+                order_of(&format!("customer-{}", i % 50), &format!("r-{i}"), vec![item("widget", 1)]);
+            let created =
+                repeat(&clients, async |mut client| client.create_order(request.clone()).await).await;
+            let order = created.order.unwrap();
+            done.fetch_add(1, Ordering::Relaxed);
+            let request = GetOrderRequest { order_id: order.order_id.clone() };
+            let read = repeat(&clients, async |mut client| client.get_order(request.clone()).await).await;
+            assert_eq!(read.order.unwrap().order_id, order.order_id);
+            done.fetch_add(1, Ordering::Relaxed);
+            order
+        }
+    });
+    pairs.buffer_unordered(16).collect().await
+}
+
+/// One call, which may be repeated five times, as a gRPC service config would have it.
+async fn repeat<T>(
+    clients: &[OrderServiceClient<Channel>; 2],
+    call: impl AsyncFn(OrderServiceClient<Channel>) -> Result<Response<T>, Status>,
+) -> T {
+    const ATTEMPTS: usize = 5;
+    let mut last = None;
+    for attempt in 0..ATTEMPTS {
+        match call(clients[attempt % 2].clone()).await {
+            Ok(response) => return response.into_inner(),
+            Err(status) if status.code() == Code::Unavailable || status.source().is_some() => {
+                last = Some(status);
+                tokio::time::sleep(Duration::from_millis(20 << attempt)).await;
+            }
+            Err(status) => panic!("failed: {status:?}"),
+        }
+    }
+    panic!("failed {ATTEMPTS} times: {last:?}");
 }
