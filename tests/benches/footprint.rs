@@ -12,7 +12,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use harness::measure::spread;
+use harness::measure::{resident_kib, spread};
 use harness::{Broker, Process, binary};
 use tokio::net::TcpStream;
 
@@ -47,10 +47,4 @@ async fn main() {
 fn free_addr() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("free port");
     listener.local_addr().expect("address").to_string()
-}
-
-fn resident_kib(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse().expect("number")
 }

@@ -1,0 +1,239 @@
+//! Reading, listing, watching and refusing at the gateway.
+//!
+//! `cargo bench --workspace --bench edge`
+
+#![allow(
+    clippy::print_stdout,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a benchmark prints what it measured, or fails"
+)]
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use backbone::ids::OrderId;
+use backbone::stream::ORDERS;
+use backbone::subjects;
+use futures::{StreamExt, stream};
+use harness::measure::{Measured, closed_loop, histogram, resident_kib, spread};
+use harness::{Deployment, Options, item, order_of};
+use proto::orders::v1::order_service_client::OrderServiceClient;
+use proto::orders::v1::{
+    CancelOrderRequest, GetOrderRequest, ListOrdersRequest, OrderStatus, WatchOrderRequest,
+    WatchOrderResponse,
+};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
+
+const ROUNDS: usize = 7;
+const TURN: Duration = Duration::from_secs(2);
+const LISTED: i32 = 100;
+const IDLE_WATCHES: usize = 20_000;
+const UPDATED_WATCHES: usize = 1_000;
+/// Below what the gateway grants to one connection.
+const WATCHES_PER_CONNECTION: usize = 1_000;
+const CALLS_AT_ONCE: usize = 32;
+const PERMITTED_PER_SECOND: u32 = 1_000;
+const OVERLOAD: u32 = 10;
+
+#[tokio::main]
+async fn main() {
+    let waybill = gateway_only(1_000_000).await;
+    reads(&waybill).await;
+    lists(&waybill).await;
+    watches(&waybill).await;
+    drop(waybill);
+    refusals().await;
+}
+
+async fn gateway_only(rate_limit: u32) -> Deployment {
+    let limit = rate_limit.to_string();
+    let gateway = vec![("RATE_LIMIT", limit.clone()), ("RATE_BURST", limit)];
+    Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await
+}
+
+/// GetOrder, and the direct get that it cannot do without, made by this process.
+async fn reads(waybill: &Deployment) {
+    let order = waybill.place(order_of("reader", "", vec![item("widget", 2)])).await.expect("order");
+    let subject = subjects::order(&order.order_id.parse::<OrderId>().expect("order id"));
+    let stream = waybill.jetstream().await.get_stream_no_info(ORDERS).await.expect("stream");
+    let client = waybill.client().await;
+    let (mut raw, mut gateway) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let (stream, subject) = (stream.clone(), subject.clone());
+        let direct = closed_loop(1, TURN, move |_, _| {
+            let (stream, subject) = (stream.clone(), subject.clone());
+            async move { drop(stream.direct_get_last_for_subject(subject).await.expect("message")) }
+        });
+        raw.push(direct.await.percentile_ms(50.0));
+        let (client, order_id) = (client.clone(), order.order_id.clone());
+        let get = closed_loop(1, TURN, move |_, _| {
+            let (mut client, order_id) = (client.clone(), order_id.clone());
+            async move { drop(client.get_order(GetOrderRequest { order_id }).await.expect("order")) }
+        });
+        gateway.push(get.await.percentile_ms(50.0));
+    }
+    let ratios: Vec<_> = gateway.iter().zip(&raw).map(|(gateway, raw)| gateway / raw).collect();
+    println!("\nGetOrder, 1 in flight, {ROUNDS} turns of {TURN:?} each: median [lowest-highest] of the p50");
+    for (name, values, unit) in
+        [("raw direct get", &raw, " ms"), ("gateway", &gateway, " ms"), ("gateway / raw", &ratios, "")]
+    {
+        let (median, lowest, highest) = spread(values);
+        println!("  {name:<15} {median:.2} [{lowest:.2}-{highest:.2}]{unit}");
+    }
+}
+
+async fn lists(waybill: &Deployment) {
+    place(waybill, "lister", usize::try_from(LISTED).expect("number")).await;
+    let client = waybill.client().await;
+    let listed = closed_loop(1, 2 * TURN, move |_, _| {
+        let mut client = client.clone();
+        let request = ListOrdersRequest {
+            customer_id: "lister".to_owned(),
+            page_size: LISTED,
+            ..ListOrdersRequest::default()
+        };
+        async move {
+            let orders = client.list_orders(request).await.expect("list").into_inner().orders;
+            assert_eq!(i32::try_from(orders.len()), Ok(LISTED));
+        }
+    })
+    .await;
+    println!("\nListOrders of {LISTED} orders, 1 in flight: {}", percentiles(&listed));
+}
+
+async fn watches(waybill: &Deployment) {
+    let orders = place(waybill, "watcher", IDLE_WATCHES).await;
+    let before = resident_kib(waybill.gateway.process.pid());
+    let mut watches = Vec::new();
+    for orders in orders.chunks(WATCHES_PER_CONNECTION) {
+        let client = waybill.client().await;
+        let opened = stream::iter(orders).map(|order_id| watch(client.clone(), order_id.clone()));
+        watches.extend(opened.buffer_unordered(CALLS_AT_ONCE).collect::<Vec<_>>().await);
+    }
+    let after = resident_kib(waybill.gateway.process.pid());
+    println!(
+        "\n{IDLE_WATCHES} idle WatchOrder streams on as many orders: {:.1} KiB each ({:.0} MiB before, {:.0} MiB after)",
+        (after - before) / IDLE_WATCHES as f64,
+        before / 1024.0,
+        after / 1024.0
+    );
+
+    // Each update is a cancel, timed from the call to the watcher's event.
+    let latencies = Arc::new(Mutex::new(histogram()));
+    let start = Instant::now();
+    let client = waybill.client().await;
+    let updates = stream::iter(watches.drain(..UPDATED_WATCHES)).map(|(order_id, mut watch)| {
+        let (mut client, latencies) = (client.clone(), latencies.clone());
+        async move {
+            let called = Instant::now();
+            let cancel = CancelOrderRequest { order_id, message: String::new() };
+            let (cancelled, event) = tokio::join!(client.cancel_order(cancel), watch.message());
+            cancelled.expect("cancelled");
+            let order = event.expect("event").and_then(|response| response.event?.order);
+            assert_eq!(order.map(|order| order.status()), Some(OrderStatus::Cancelled));
+            let micros = u64::try_from(called.elapsed().as_micros()).expect("micros");
+            latencies.lock().expect("no panic").saturating_record(micros);
+        }
+    });
+    updates.buffer_unordered(CALLS_AT_ONCE).collect::<Vec<_>>().await;
+    let latencies_us = latencies.lock().expect("no panic").clone();
+    let measured = Measured { elapsed: start.elapsed(), latencies_us };
+    println!(
+        "CancelOrder to the watcher's event, {UPDATED_WATCHES} of those orders, {CALLS_AT_ONCE} at a time: {}",
+        percentiles(&measured)
+    );
+}
+
+/// A watch that has given out the order's history.
+async fn watch(
+    mut client: OrderServiceClient<Channel>,
+    order_id: String,
+) -> (String, Streaming<WatchOrderResponse>) {
+    let request = WatchOrderRequest { order_id: order_id.clone(), after_revision: 0 };
+    let mut watch = client.watch_order(request).await.expect("watch").into_inner();
+    watch.message().await.expect("created").expect("created");
+    (order_id, watch)
+}
+
+/// Accepted calls alone, and beside ten times as many as are permitted.
+async fn refusals() {
+    let waybill = gateway_only(PERMITTED_PER_SECOND).await;
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        alone.push(paced(&waybill, PERMITTED_PER_SECOND).await);
+        beside.push(paced(&waybill, OVERLOAD * PERMITTED_PER_SECOND).await);
+    }
+    println!(
+        "\nCreateOrder at {PERMITTED_PER_SECOND} permitted calls/s, {ROUNDS} turns of {TURN:?} each: median [lowest-highest]"
+    );
+    for (offered, turns) in [(1, &alone), (OVERLOAD, &beside)] {
+        let of = |value: fn(&Measured) -> f64| spread(&turns.iter().map(value).collect::<Vec<_>>());
+        let ((rate, slowest, fastest), (p99, lowest, highest)) =
+            (of(Measured::rate), of(|turn| turn.percentile_ms(99.0)));
+        println!(
+            "  offered {offered:>2} times as many: accepted {rate:.0} [{slowest:.0}-{fastest:.0}]/s, p99 {p99:.2} [{lowest:.2}-{highest:.2}] ms"
+        );
+    }
+    let ratio = |of: fn(&Measured) -> f64| {
+        let ratios: Vec<_> =
+            beside.iter().zip(&alone).map(|(beside, alone)| of(beside) / of(alone)).collect();
+        let (median, lowest, highest) = spread(&ratios);
+        format!("{median:.2} [{lowest:.2}-{highest:.2}]")
+    };
+    println!("  ratio: accepted {}, p99 {}", ratio(Measured::rate), ratio(|turn| turn.percentile_ms(99.0)));
+}
+
+/// Open loop: so many calls each second, whatever becomes of them. Measures those that were accepted.
+async fn paced(waybill: &Deployment, per_second: u32) -> Measured {
+    const TICK: Duration = Duration::from_millis(1);
+    let client = waybill.client().await;
+    let (mut calls, mut latencies_us) = (JoinSet::new(), histogram());
+    let start = Instant::now();
+    let mut ticks = tokio::time::interval(TICK);
+    let mut called = 0;
+    while start.elapsed() < TURN {
+        ticks.tick().await;
+        let due = (start.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
+        for call in called..due {
+            let mut client = client.clone();
+            calls.spawn(async move {
+                let request = order_of(&format!("customer-{}", call % 1000), "", vec![item("widget", 1)]);
+                let called = Instant::now();
+                match client.create_order(request).await {
+                    Ok(_) => u64::try_from(called.elapsed().as_micros()).ok(),
+                    Err(status) if status.code() == Code::ResourceExhausted => None,
+                    Err(status) => panic!("{status:?}"),
+                }
+            });
+        }
+        called = due;
+    }
+    let elapsed = start.elapsed();
+    while let Some(accepted) = calls.join_next().await {
+        if let Some(micros) = accepted.expect("call") {
+            latencies_us.saturating_record(micros);
+        }
+    }
+    Measured { elapsed, latencies_us }
+}
+
+async fn place(waybill: &Deployment, customer_id: &str, count: usize) -> Vec<String> {
+    let client = waybill.client().await;
+    let calls = stream::iter(0..count).map(|_| {
+        let mut client = client.clone();
+        let request = order_of(customer_id, "", vec![item("widget", 1)]);
+        async move {
+            let response = client.create_order(request).await.expect("order");
+            response.into_inner().order.expect("order").order_id
+        }
+    });
+    calls.buffer_unordered(CALLS_AT_ONCE).collect().await
+}
+
+fn percentiles(measured: &Measured) -> String {
+    let ms = |percentile| measured.percentile_ms(percentile);
+    format!("p50 {:.2} ms, p99 {:.2} ms", ms(50.0), ms(99.0))
+}
