@@ -13,10 +13,14 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use futures::future::{Either, Ready, ready as refused};
+use futures::FutureExt;
+use futures::future::{BoxFuture, Either};
 use http::{Extensions, Request, Response};
+use http_body_util::{BodyExt, Limited};
 use pin_project_lite::pin_project;
+use tokio::time::timeout;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -24,6 +28,10 @@ use tonic::transport::server::TcpConnectInfo;
 use tower::{Layer, Service};
 
 use crate::auth::Principal;
+
+/// Most of a refused call's message that is waited for, and for how long.
+const UNREAD_BYTES_MAX: usize = 64 * 1024;
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One reason to refuse a call.
 pub(crate) trait Admit {
@@ -60,7 +68,8 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<Admitted<S::Future, A::Pass>, Ready<Result<Response<Body>, Infallible>>>;
+    type Future =
+        Either<Admitted<S::Future, A::Pass>, BoxFuture<'static, Result<Response<Body>, Infallible>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -69,9 +78,18 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         match self.admit.admit(&mut request) {
             Ok(pass) => Either::Left(Admitted { answer: self.inner.call(request), pass: Some(pass) }),
-            Err(status) => Either::Right(refused(Ok(status.into_http()))),
+            Err(status) => Either::Right(refuse(request, status).boxed()),
         }
     }
+}
+
+/// Answers a call that is not let in. Its message is taken off the connection first: what arrived for a call
+/// that is over already would count as a fault of the client, and many of those close its connection.
+async fn refuse(request: Request<Body>, status: Status) -> Result<Response<Body>, Infallible> {
+    let message = Limited::new(request.into_body(), UNREAD_BYTES_MAX);
+    // However it ends, the answer is the same.
+    drop(timeout(UNREAD_TIMEOUT, message.collect()).await);
+    Ok(status.into_http())
 }
 
 impl<A, S: NamedService> NamedService for Gated<A, S> {

@@ -1,5 +1,6 @@
 //! A peer that calls too often is told when to come back, and is let in then.
 
+use futures::{StreamExt, stream};
 use harness::{Deployment, Options, item, order_of};
 use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -33,4 +34,23 @@ async fn refused<T>(call: impl AsyncFn() -> Result<T, Status>) -> Status {
         }
     }
     panic!("never refused");
+}
+
+#[tokio::test]
+async fn refusals_do_not_cost_a_client_its_connection() {
+    let gateway = vec![("RATE_LIMIT", "10".to_owned()), ("RATE_BURST", "10".to_owned())];
+    let waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
+    let client = waybill.client().await;
+    // Their messages are larger than what travels with a call's head.
+    let items = vec![item(&"s".repeat(64), 1); 100];
+    let calls = stream::iter(0..5_000).map(|_| {
+        let mut client = client.clone();
+        let request = order_of("ada", "", items.clone());
+        async move { client.create_order(request).await.err() }
+    });
+    let refusals: Vec<_> = calls.buffer_unordered(100).filter_map(std::future::ready).collect().await;
+    assert!(refusals.len() > 4_000);
+    for refusal in refusals {
+        assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal:?}");
+    }
 }
