@@ -30,6 +30,8 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// Streams that a client may open and reset at once before its connection is closed (CVE-2023-44487).
 const RESET_STREAMS_MAX: usize = 64;
+/// Frames for streams that are over, and the like, before a connection is closed.
+const FAULTS_MAX: usize = 256;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -78,6 +80,7 @@ pub(crate) async fn serve(
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
+        .http2_max_local_error_reset_streams(Some(FAULTS_MAX))
         // So that load spreads to gateways that came later.
         .max_connection_age(config.max_connection_age)
         .max_connection_age_grace(config.max_connection_age_grace)
