@@ -4,8 +4,12 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use proto::orders::v1::OrderStatus;
 use tonic::transport::Uri;
+
+use crate::render;
 
 /// Orders that never get lost: run Waybill on this machine, place orders and watch them.
 #[derive(Debug, Parser)]
@@ -19,7 +23,7 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Run broker, gateway and processors on this machine, and place sample orders.
     Dev(DevArgs),
-    /// Place, read and watch orders.
+    /// Place, read, list, watch and cancel orders.
     Order(OrderArgs),
     /// Become a program that dies with its parent.
     #[command(hide = true)]
@@ -82,6 +86,21 @@ pub(crate) enum OrderCommand {
         #[arg(long, default_value = "0", value_name = "REVISION")]
         after_revision: u64,
     },
+    /// Cancel an order that has not ended, and have undone what was done for it.
+    Cancel {
+        /// The order's id, as `place` shows it.
+        order_id: String,
+        /// Why, for the record.
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+        message: String,
+    },
+    /// List a customer's orders, newest first: when each was created, its id, and where it stands.
+    List(ListArgs),
+    /// List what happened to an order, oldest first.
+    Events {
+        /// The order's id, as `place` shows it.
+        order_id: String,
+    },
 }
 
 #[derive(Debug, ClapArgs)]
@@ -101,6 +120,18 @@ pub(crate) struct PlaceArgs {
     /// Then follow the order until it is finished.
     #[arg(long)]
     pub(crate) watch: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ListArgs {
+    /// Whose orders.
+    pub(crate) customer_id: String,
+    /// Only orders that stand here. Repeat it for more.
+    #[arg(long = "status", value_name = "STATUS", ignore_case = true, value_parser = status_parser())]
+    pub(crate) statuses: Vec<OrderStatus>,
+    /// At most so many orders.
+    #[arg(long, default_value = "50", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: u32,
 }
 
 /// One `--item`. Whether the values make sense is for the gateway to say.
@@ -129,6 +160,17 @@ fn parse_item(text: &str) -> Result<Item, String> {
         quantity: quantity.parse().map_err(|error| format!("quantity '{quantity}': {error}"))?,
         price_minor: price.parse().map_err(|error| format!("price '{price}' in minor units: {error}"))?,
     })
+}
+
+/// Takes a status as [`render::status_name`] writes it, in any case.
+fn status_parser() -> impl TypedValueParser<Value = OrderStatus> {
+    let statuses = || (1..).map_while(|number| OrderStatus::try_from(number).ok());
+    let named = move |name: String| {
+        statuses()
+            .find(|&status| render::status_name(status).eq_ignore_ascii_case(&name))
+            .ok_or("there is no such status")
+    };
+    PossibleValuesParser::new(statuses().map(render::status_name)).try_map(named)
 }
 
 fn parse_gateway(text: &str) -> Result<Uri, String> {
@@ -167,6 +209,21 @@ mod tests {
     fn a_gateway_needs_a_scheme() {
         assert!(parse_gateway("http://127.0.0.1:50051").is_ok());
         assert!(parse_gateway("127.0.0.1:50051").unwrap_err().contains("http://HOST:PORT"));
+    }
+
+    #[test]
+    fn a_status_is_any_that_an_order_can_have() {
+        let statuses_of = |status| {
+            let args = Args::try_parse_from(["waybill", "order", "list", "ada", "--status", status]).ok()?;
+            let Command::Order(OrderArgs { command: OrderCommand::List(list), .. }) = args.command else {
+                panic!("not the list command");
+            };
+            Some(list.statuses)
+        };
+        assert_eq!(statuses_of("ACCEPTED"), Some(vec![OrderStatus::Accepted]));
+        assert_eq!(statuses_of("failed"), Some(vec![OrderStatus::Failed]));
+        assert_eq!(statuses_of("UNSPECIFIED"), None);
+        assert_eq!(statuses_of("LOST"), None);
     }
 
     #[test]

@@ -1,12 +1,18 @@
-//! `waybill order`: place, read and watch orders through a gateway.
+//! `waybill order`: place, read, list, watch and cancel orders through a gateway.
 
 use anyhow::Context;
-use proto::orders::v1::{CreateOrderRequest, GetOrderRequest, Money, Order, OrderItem};
+use proto::orders::v1::{
+    CancelOrderRequest, CreateOrderRequest, GetOrderRequest, ListOrderEventsRequest, ListOrdersRequest,
+    Money, Order, OrderItem,
+};
 
-use crate::args::{OrderArgs, OrderCommand, PlaceArgs};
+use crate::args::{ListArgs, OrderArgs, OrderCommand, PlaceArgs};
 use crate::client::{self, Orders};
-use crate::watch::Watch;
+use crate::watch::{Update, Watch};
 use crate::{console, render};
+
+/// Orders asked for at once, so few that even of the largest orders they fit in one message (4 MiB).
+const PAGE_SIZE_MAX: u32 = 100;
 
 /// Runs one of the order commands.
 pub(crate) async fn run(args: OrderArgs) -> anyhow::Result<()> {
@@ -15,6 +21,9 @@ pub(crate) async fn run(args: OrderArgs) -> anyhow::Result<()> {
         OrderCommand::Place(place_args) => place(orders, place_args).await,
         OrderCommand::Get { order_id } => get(orders, order_id).await,
         OrderCommand::Watch { order_id, after_revision } => watch(orders, order_id, after_revision).await,
+        OrderCommand::Cancel { order_id, message } => cancel(orders, order_id, message).await,
+        OrderCommand::List(list_args) => list(orders, list_args).await,
+        OrderCommand::Events { order_id } => events(orders, order_id).await,
     }
 }
 
@@ -39,6 +48,46 @@ async fn watch(orders: Orders, order_id: String, after_revision: u64) -> anyhow:
     let mut watch = Watch::new(orders, order_id, after_revision);
     while let Some(update) = watch.next().await? {
         console::answer(&render::update(&update))?;
+    }
+    Ok(())
+}
+
+async fn cancel(mut orders: Orders, order_id: String, message: String) -> anyhow::Result<()> {
+    let answer = client::answer(orders.cancel_order(CancelOrderRequest { order_id, message })).await?;
+    console::answer(&render::order(&present(answer.order)?))?;
+    Ok(())
+}
+
+/// Shows each page as it comes. An empty page need not be the last: only a missing token says so.
+async fn list(mut orders: Orders, args: ListArgs) -> anyhow::Result<()> {
+    let statuses: Vec<i32> = args.statuses.into_iter().map(Into::into).collect();
+    let mut page_token = String::new();
+    let mut wanted = args.limit;
+    while wanted > 0 {
+        let request = ListOrdersRequest {
+            customer_id: args.customer_id.clone(),
+            page_size: wanted.min(PAGE_SIZE_MAX).try_into()?,
+            page_token,
+            statuses: statuses.clone(),
+        };
+        let answer = client::answer(orders.list_orders(request)).await?;
+        for order in &answer.orders {
+            console::answer(&render::order_line(order))?;
+        }
+        wanted = wanted.saturating_sub(answer.orders.len().try_into()?);
+        page_token = answer.next_page_token;
+        if page_token.is_empty() {
+            return Ok(());
+        }
+    }
+    console::warn(&format!("these are the newest {}; there may be more, see --limit", args.limit));
+    Ok(())
+}
+
+async fn events(mut orders: Orders, order_id: String) -> anyhow::Result<()> {
+    let answer = client::answer(orders.list_order_events(ListOrderEventsRequest { order_id })).await?;
+    for event in answer.events {
+        console::answer(&render::update(&Update::of(event)?))?;
     }
     Ok(())
 }

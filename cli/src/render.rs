@@ -26,6 +26,11 @@ pub(crate) fn order(order: &Order) -> String {
     lines.join("\n")
 }
 
+/// An order, on one line.
+pub(crate) fn order_line(order: &Order) -> String {
+    format!("{}  {}  {}", time_text(create_time(order)), order.order_id, standing(order))
+}
+
 /// An event, on one line.
 pub(crate) fn update(update: &Update) -> String {
     let order = &update.order;

@@ -1,7 +1,7 @@
 //! Following one order without missing an update, over streams that may break.
 
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, WatchOrderRequest, WatchOrderResponse};
+use proto::orders::v1::{Order, OrderEvent, WatchOrderRequest, WatchOrderResponse};
 use tokio::time::sleep;
 use tonic::{Status, Streaming};
 
@@ -10,7 +10,7 @@ use crate::client::{self, Orders};
 /// How often in a row a stream may break, or not open, before the watch gives up.
 const FRUITLESS_TRIES_MAX: u32 = 10;
 
-/// One event of the watched order.
+/// One event of an order.
 #[derive(Debug)]
 pub(crate) struct Update {
     /// The order after the event.
@@ -19,6 +19,16 @@ pub(crate) struct Update {
     pub(crate) detail: Option<Detail>,
     /// Of the call or step that wrote the event; may be empty.
     pub(crate) trace_id: String,
+}
+
+impl Update {
+    /// The event as the gateway sent it.
+    pub(crate) fn of(event: OrderEvent) -> Result<Self, Status> {
+        match event.order {
+            Some(order) => Ok(Self { order, detail: event.detail, trace_id: event.trace_id }),
+            None => Err(Status::data_loss("the gateway sent an event without its order")),
+        }
+    }
 }
 
 /// Follows an order from a revision on. When the stream breaks, takes up after the last revision seen.
@@ -66,7 +76,7 @@ impl Watch {
             }
         };
         match stream.message().await? {
-            Some(response) => update_of(response).map(Some),
+            Some(response) => Update::of(response.event.unwrap_or_default()).map(Some),
             None => Ok(None),
         }
     }
@@ -80,13 +90,5 @@ impl Watch {
             }
             Some(_) | None => Err(status),
         }
-    }
-}
-
-fn update_of(response: WatchOrderResponse) -> Result<Update, Status> {
-    let event = response.event.unwrap_or_default();
-    match event.order {
-        Some(order) => Ok(Update { order, detail: event.detail, trace_id: event.trace_id }),
-        None => Err(Status::data_loss("the gateway sent an event without its order")),
     }
 }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use proto::orders::v1::OrderStatus;
+use proto::orders::v1::order_event::Detail;
+use proto::orders::v1::{ListOrdersResponse, OrderCancelled, OrderCreated, OrderEvent, OrderStatus};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 use tonic::{Code, Status};
@@ -116,4 +117,81 @@ async fn a_gateway_that_is_not_there_is_said_not_to_be_there() {
     let output = output_of(waybill_order(addr).args(["get", "customer-order"])).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("cannot reach a gateway") && stderr(&output).contains("waybill dev"));
+}
+
+#[tokio::test]
+async fn cancel_sends_the_reason_and_shows_the_order() {
+    let cancel = Box::new(|_: &_, _| Ok(order(OrderStatus::Cancelled, 9)));
+    let (addr, seen) = shop::open(Script { cancel, ..Script::default() }).await;
+    let output =
+        output_of(waybill_order(addr).args(["cancel", "customer-order", "--message", "too late"])).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("status    CANCELLED\n"));
+    let seen = seen.cancels.lock().unwrap();
+    assert_eq!((seen[0].order_id.as_str(), seen[0].message.as_str()), ("customer-order", "too late"));
+}
+
+#[tokio::test]
+async fn list_follows_the_pages_to_the_last() {
+    let list = Box::new(|_: &_, before| match before {
+        0 => page(2, "two"),
+        // A page of which none had the wanted status.
+        1 => page(0, "three"),
+        _ => page(1, ""),
+    });
+    let (addr, seen) = shop::open(Script { list, ..Script::default() }).await;
+    let output = output_of(
+        waybill_order(addr).args(["list", "ada", "--status", "PAID", "--status", "failed", "--limit", "150"]),
+    )
+    .await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!((stdout(&output).lines().count(), stderr(&output).as_str()), (3, ""));
+    assert!(stdout(&output).lines().all(|line| line.ends_with("  customer-order  PAID")));
+    let seen = seen.lists.lock().unwrap();
+    let pages: Vec<_> = seen.iter().map(|list| (list.page_token.as_str(), list.page_size)).collect();
+    assert_eq!(pages, [("", 100), ("two", 100), ("three", 100)]);
+    let statuses = [OrderStatus::Paid.into(), OrderStatus::Failed.into()];
+    assert!(seen.iter().all(|list| list.customer_id == "ada" && list.statuses == statuses));
+}
+
+#[tokio::test]
+async fn list_ends_at_its_limit_and_says_that_there_may_be_more() {
+    let list = Box::new(|_: &_, _| page(2, "more"));
+    let (addr, seen) = shop::open(Script { list, ..Script::default() }).await;
+    let output = output_of(waybill_order(addr).args(["list", "ada", "--limit", "4"])).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stdout(&output).lines().count(), 4);
+    assert!(stderr(&output).contains("newest 4") && stderr(&output).contains("--limit"));
+    let sizes: Vec<_> = seen.lists.lock().unwrap().iter().map(|list| list.page_size).collect();
+    assert_eq!(sizes, [4, 2]);
+}
+
+#[tokio::test]
+async fn events_are_lines_of_time_kind_status_revision_and_trace() {
+    let event = |status, revision, detail| OrderEvent {
+        order: Some(order(status, revision)),
+        trace_id: format!("trace-{revision}"),
+        detail: Some(detail),
+        ..OrderEvent::default()
+    };
+    let cancelled = OrderCancelled { message: "too late".to_owned() };
+    let events = vec![
+        event(OrderStatus::Accepted, 7, Detail::Created(OrderCreated::default())),
+        event(OrderStatus::Cancelled, 9, Detail::Cancelled(cancelled)),
+    ];
+    let (addr, _) = shop::open(Script { events, ..Script::default() }).await;
+    let output = output_of(waybill_order(addr).args(["events", "customer-order"])).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(
+        stdout(&output),
+        "unknown  revision 7  created    ACCEPTED  trace trace-7\n\
+         unknown  revision 9  cancelled  CANCELLED  too late  trace trace-9\n"
+    );
+}
+
+fn page(orders: usize, next_page_token: &str) -> ListOrdersResponse {
+    ListOrdersResponse {
+        orders: vec![order(OrderStatus::Paid, 9); orders],
+        next_page_token: next_page_token.to_owned(),
+    }
 }

@@ -19,12 +19,17 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
 type Answers<T> = Box<dyn Fn(&T, usize) -> Result<Order, Status> + Send + Sync>;
+type Pages = Box<dyn Fn(&ListOrdersRequest, usize) -> ListOrdersResponse + Send + Sync>;
 type Watching = Box<dyn Fn(&WatchOrderRequest, usize) -> Vec<Result<Order, Status>> + Send + Sync>;
 
 /// What the shop does. Each script gets the request and how many came before it.
 pub(crate) struct Script {
     pub(crate) create: Answers<CreateOrderRequest>,
     pub(crate) get: Answers<GetOrderRequest>,
+    pub(crate) cancel: Answers<CancelOrderRequest>,
+    pub(crate) list: Pages,
+    /// The events of every order.
+    pub(crate) events: Vec<OrderEvent>,
     /// What the stream brings. If the last is an order that is not fulfilled, the stream stays open after it.
     pub(crate) watch: Watching,
 }
@@ -34,6 +39,9 @@ impl Default for Script {
         Self {
             create: Box::new(|_, _| Err(Status::unimplemented("create"))),
             get: Box::new(|_, _| Err(Status::unimplemented("get"))),
+            cancel: Box::new(|_, _| Err(Status::unimplemented("cancel"))),
+            list: Box::new(|_, _| ListOrdersResponse::default()),
+            events: Vec::new(),
             watch: Box::new(|_, _| Vec::new()),
         }
     }
@@ -44,6 +52,8 @@ impl Default for Script {
 pub(crate) struct Seen {
     pub(crate) creates: Arc<Mutex<Vec<CreateOrderRequest>>>,
     pub(crate) gets: Arc<Mutex<Vec<GetOrderRequest>>>,
+    pub(crate) cancels: Arc<Mutex<Vec<CancelOrderRequest>>>,
+    pub(crate) lists: Arc<Mutex<Vec<ListOrdersRequest>>>,
     pub(crate) watches: Arc<Mutex<Vec<WatchOrderRequest>>>,
 }
 
@@ -123,23 +133,28 @@ impl OrderService for Shop {
 
     async fn list_orders(
         &self,
-        _: Request<ListOrdersRequest>,
+        request: Request<ListOrdersRequest>,
     ) -> Result<Response<ListOrdersResponse>, Status> {
-        Err(Status::unimplemented("list"))
+        let request = request.into_inner();
+        let before = note(&self.seen.lists, request.clone());
+        Ok(Response::new((self.script.list)(&request, before)))
     }
 
     async fn cancel_order(
         &self,
-        _: Request<CancelOrderRequest>,
+        request: Request<CancelOrderRequest>,
     ) -> Result<Response<CancelOrderResponse>, Status> {
-        Err(Status::unimplemented("cancel"))
+        let request = request.into_inner();
+        let before = note(&self.seen.cancels, request.clone());
+        let order = (self.script.cancel)(&request, before)?;
+        Ok(Response::new(CancelOrderResponse { order: Some(order) }))
     }
 
     async fn list_order_events(
         &self,
         _: Request<ListOrderEventsRequest>,
     ) -> Result<Response<ListOrderEventsResponse>, Status> {
-        Err(Status::unimplemented("list events"))
+        Ok(Response::new(ListOrderEventsResponse { events: self.script.events.clone() }))
     }
 
     type WatchOrdersStream = Pin<Box<dyn Stream<Item = Result<WatchOrdersResponse, Status>> + Send>>;
