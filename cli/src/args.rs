@@ -9,6 +9,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use proto::orders::v1::OrderStatus;
 use tonic::transport::Uri;
 
+use crate::credential::Credential;
 use crate::render;
 
 /// Orders that never get lost: run Waybill on this machine, place orders and watch them.
@@ -57,6 +58,8 @@ pub(crate) struct DevArgs {
     /// Where the gateway serves its health over HTTP. Port 0 takes a free one.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
     pub(crate) ops_addr: SocketAddr,
+    #[command(flatten)]
+    pub(crate) credential: Credential,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -65,6 +68,8 @@ pub(crate) struct OrderArgs {
     #[arg(long, env = "WAYBILL_GATEWAY", default_value = "http://127.0.0.1:50051", global = true,
           value_name = "URL", value_parser = parse_gateway)]
     pub(crate) gateway: Uri,
+    #[command(flatten)]
+    pub(crate) credential: Credential,
     #[command(subcommand)]
     pub(crate) command: OrderCommand,
 }

@@ -6,9 +6,12 @@ use std::time::Duration;
 use anyhow::Context;
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use tokio::time::timeout;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
+
+use crate::credential::Credential;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,7 +22,7 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// A client of the order service. Cheap to clone; clones share one connection.
-pub(crate) type Orders = OrderServiceClient<Channel>;
+pub(crate) type Orders = OrderServiceClient<InterceptedService<Channel, Credential>>;
 
 /// How to reach a gateway; nothing is connected yet.
 pub(crate) fn endpoint(gateway: Uri) -> Endpoint {
@@ -30,11 +33,16 @@ pub(crate) fn endpoint(gateway: Uri) -> Endpoint {
 }
 
 /// Connects to a gateway that is expected to be there.
-pub(crate) async fn connect(gateway: Uri) -> anyhow::Result<Orders> {
+pub(crate) async fn connect(gateway: Uri, credential: Credential) -> anyhow::Result<Orders> {
     let channel = endpoint(gateway.clone()).connect().await.with_context(|| {
         format!("cannot reach a gateway at {gateway}: start one with `waybill dev`, or name another with --gateway")
     })?;
-    Ok(Orders::new(channel))
+    Ok(orders(channel, credential))
+}
+
+/// The order service at the end of a channel.
+pub(crate) fn orders(channel: Channel, credential: Credential) -> Orders {
+    OrderServiceClient::with_interceptor(channel, credential)
 }
 
 /// The answer of a call, or DEADLINE_EXCEEDED. For a stream the answer is its beginning.

@@ -3,6 +3,7 @@
 mod args;
 mod client;
 mod console;
+mod credential;
 mod dev;
 mod fault;
 mod order;

@@ -16,7 +16,7 @@ const PAGE_SIZE_MAX: u32 = 100;
 
 /// Runs one of the order commands.
 pub(crate) async fn run(args: OrderArgs) -> anyhow::Result<()> {
-    let orders = client::connect(args.gateway).await?;
+    let orders = client::connect(args.gateway, args.credential).await?;
     match args.command {
         OrderCommand::Place(place_args) => place(orders, place_args).await,
         OrderCommand::Get { order_id } => get(orders, order_id).await,

@@ -18,7 +18,6 @@ use anyhow::{anyhow, bail};
 use tokio::select;
 
 use crate::args::DevArgs;
-use crate::client::Orders;
 use crate::{client, console};
 
 use broker::Broker;
@@ -59,7 +58,7 @@ async fn play(
     let gateway = gateway::start(args, programs, &broker, children).await?;
     processors::start(programs, &broker, children).await?;
 
-    let orders = Orders::new(client::endpoint(gateway.uri()?).connect_lazy());
+    let orders = client::orders(client::endpoint(gateway.uri()?).connect_lazy(), args.credential.clone());
     let summary = children.while_alive(samples::run(args, orders)).await?;
     if let Some(summary) = &summary {
         console::tell(&format!("\n{summary}"));
