@@ -180,7 +180,10 @@ fn status_parser() -> impl TypedValueParser<Value = OrderStatus> {
 
 fn parse_gateway(text: &str) -> Result<Uri, String> {
     match text.parse::<Uri>() {
-        Ok(uri) if uri.scheme().is_some() && uri.authority().is_some() => Ok(uri),
+        Ok(uri) if uri.scheme_str() == Some("http") && uri.authority().is_some() => Ok(uri),
+        Ok(uri) if uri.scheme_str() == Some("https") => {
+            Err("waybill does not speak TLS yet: write it as http://HOST:PORT".to_owned())
+        }
         Ok(_) => Err("write it as http://HOST:PORT".to_owned()),
         Err(error) => Err(format!("write it as http://HOST:PORT ({error})")),
     }
@@ -211,9 +214,12 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_needs_a_scheme() {
+    fn a_gateway_is_reached_by_http_alone() {
         assert!(parse_gateway("http://127.0.0.1:50051").is_ok());
-        assert!(parse_gateway("127.0.0.1:50051").unwrap_err().contains("http://HOST:PORT"));
+        for other in ["127.0.0.1:50051", "ftp://127.0.0.1:50051", "/run/gateway", "https://127.0.0.1:50051"] {
+            assert!(parse_gateway(other).unwrap_err().contains("http://HOST:PORT"), "{other}");
+        }
+        assert!(parse_gateway("https://127.0.0.1:50051").unwrap_err().contains("TLS"));
     }
 
     #[test]

@@ -50,6 +50,15 @@ async fn help_does_not_show_the_api_key() {
 }
 
 #[tokio::test]
+async fn a_gateway_behind_anything_but_plain_http_is_a_usage_error() {
+    for (url, remedy) in [("https://127.0.0.1:1", "TLS"), ("ftp://127.0.0.1:1", "http://HOST:PORT")] {
+        let output = output_of(waybill().args(["order", "--gateway", url, "get", "x"])).await;
+        assert_eq!(output.status.code(), Some(64));
+        assert!(stderr(&output).contains(remedy), "{}", stderr(&output));
+    }
+}
+
+#[tokio::test]
 async fn no_command_is_a_usage_error_and_help_is_none() {
     assert_eq!(output_of(&mut waybill()).await.status.code(), Some(64));
     assert_eq!(output_of(waybill().arg("--help")).await.status.code(), Some(0));
