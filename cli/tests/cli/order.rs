@@ -2,17 +2,19 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{ListOrdersResponse, OrderCancelled, OrderCreated, OrderEvent, OrderStatus};
 use tokio::net::TcpListener;
 use tokio::process::Command;
+use tokio::time::timeout;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::shop::{self, Script, order};
-use crate::stage::{output_of, stderr, stdout};
+use crate::stage::{PATIENCE, output_of, stderr, stdout};
 
 fn waybill_order(addr: SocketAddr) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_waybill"));
@@ -203,6 +205,36 @@ async fn every_command_shows_the_api_key_to_the_gateway_and_to_nobody_else() {
     }
     let keys = seen.api_keys.lock().unwrap();
     assert_eq!(*keys, ["sesame", "other", ""].repeat(commands.len()));
+}
+
+#[tokio::test]
+async fn a_reader_that_has_seen_enough_ends_the_command_quietly() {
+    let get = Box::new(|_: &_, _| Ok(order(OrderStatus::Accepted, 7)));
+    // Never fulfilled, so only the missing reader ends it.
+    let watch = Box::new(|_: &_, _| vec![Ok(order(OrderStatus::Accepted, 7))]);
+    let (addr, _) = shop::open(Script { get, watch, ..Script::default() }).await;
+    for command in [["get", "x"], ["watch", "x"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = output_without_stdout(waybill_order(addr).args(command).stdout(writer)).await;
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_written_is_an_error() {
+    let get = Box::new(|_: &_, _| Ok(order(OrderStatus::Accepted, 7)));
+    let (addr, _) = shop::open(Script { get, ..Script::default() }).await;
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = output_without_stdout(waybill_order(addr).args(["get", "x"]).stdout(full)).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("No space left"), "{}", stderr(&output));
+}
+
+/// Unlike [`output_of`], leaves standard output where the test has led it.
+async fn output_without_stdout(command: &mut Command) -> Output {
+    let child = command.stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    timeout(PATIENCE, child.wait_with_output()).await.expect("it does not end").unwrap()
 }
 
 fn page(orders: usize, next_page_token: &str) -> ListOrdersResponse {
