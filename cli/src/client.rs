@@ -11,6 +11,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
+use crate::called::called;
 use crate::credential::Credential;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,7 +36,10 @@ pub(crate) fn endpoint(gateway: Uri) -> Endpoint {
 /// Connects to a gateway that is expected to be there.
 pub(crate) async fn connect(gateway: Uri, credential: Credential) -> anyhow::Result<Orders> {
     let channel = endpoint(gateway.clone()).connect().await.with_context(|| {
-        format!("cannot reach a gateway at {gateway}: start one with `waybill dev`, or name another with --gateway")
+        format!(
+            "cannot reach a gateway at {gateway}: start one with `{} dev`, or name another with --gateway",
+            called()
+        )
     })?;
     Ok(orders(channel, credential))
 }

@@ -1,6 +1,7 @@
 //! `waybill`: one binary for people. `dev` runs the whole system on this machine, `order` talks to a gateway.
 
 mod args;
+mod called;
 mod client;
 mod console;
 mod credential;

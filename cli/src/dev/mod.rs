@@ -18,6 +18,7 @@ use anyhow::{anyhow, bail};
 use tokio::select;
 
 use crate::args::DevArgs;
+use crate::called::called;
 use crate::{client, console};
 
 use broker::Broker;
@@ -90,6 +91,7 @@ fn how_to_try(args: &DevArgs, broker: &Broker, gateway: &Gateway, summary: Optio
     let order_id = summary.and_then(Summary::an_order_id).unwrap_or("ORDER_ID");
     let order = catalogue::example_json();
     let item = catalogue::example_item();
+    let waybill = called();
     format!(
         "
 Waybill is up: gRPC on {addr}, health on http://{ops}/health, {nats}, logs in {logs}.
@@ -98,8 +100,8 @@ Try it:
   grpcurl -plaintext {addr} list
   grpcurl -plaintext -d '{order}' {addr} orders.v1.OrderService/CreateOrder
   grpcurl -plaintext -d '{{\"order_id\":\"{order_id}\"}}' {addr} orders.v1.OrderService/WatchOrder
-  waybill order --gateway http://{addr} place --customer ada --item {item} --watch
-  waybill order --gateway http://{addr} get {order_id}
+  {waybill} order --gateway http://{addr} place --customer ada --item {item} --watch
+  {waybill} order --gateway http://{addr} get {order_id}
 
 Ctrl-C stops everything; the data stays in {data}.",
         ops = gateway.ops_addr,

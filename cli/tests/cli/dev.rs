@@ -174,3 +174,21 @@ async fn a_parked_order_fails_the_run_at_once() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).contains("FAILED"), "{}", stdout(&output));
 }
+
+#[tokio::test]
+async fn the_commands_to_try_begin_with_the_path_of_the_program() {
+    let (addr, _) = shop::open(Script::default()).await;
+    let stage = Stage::new();
+    let mut dev = stage.dev_with_gateway(addr);
+    let mut dev = dev.args(["--orders", "0"]).current_dir(stage.path("")).spawn().unwrap();
+    let mut said = BufReader::new(dev.stdout.take().unwrap()).lines();
+    let command = loop {
+        let line = timeout(PATIENCE, said.next_line()).await.unwrap().unwrap().unwrap();
+        if line.ends_with("get ORDER_ID") {
+            break line;
+        }
+    };
+    assert_eq!(command.trim(), format!("./waybill order --gateway http://{addr} get ORDER_ID"));
+    send(&dev, Signal::SIGTERM);
+    timeout(PATIENCE, dev.wait()).await.unwrap().unwrap();
+}

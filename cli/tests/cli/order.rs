@@ -116,9 +116,11 @@ async fn a_watch_without_progress_gives_up() {
 #[tokio::test]
 async fn a_gateway_that_is_not_there_is_said_not_to_be_there() {
     let addr = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let output = output_of(waybill_order(addr).args(["get", "customer-order"])).await;
+    let output = output_of(waybill_order(addr).arg0("bin/waybill").args(["get", "customer-order"])).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("cannot reach a gateway") && stderr(&output).contains("waybill dev"));
+    assert!(
+        stderr(&output).contains("cannot reach a gateway") && stderr(&output).contains("`bin/waybill dev`")
+    );
 }
 
 #[tokio::test]
