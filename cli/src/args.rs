@@ -23,6 +23,11 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run broker, gateway and processors on this machine, and place sample orders.
+    ///
+    /// Gateway and processors take the settings that are not listed here from the environment. Not so those that
+    /// follow from how they are run: NATS_URL, LOG_FORMAT (their logs are read) and DRAIN_TIMEOUT are set, and
+    /// NATS_CREDS, NATS_TLS_CA, NATS_TLS_CERT, NATS_TLS_KEY and ORDERS_REPLICAS unset. Whatever RUST_LOG says, they
+    /// log that they have started.
     Dev(DevArgs),
     /// Place, read, list, watch and cancel orders.
     Order(OrderArgs),
@@ -58,6 +63,9 @@ pub(crate) struct DevArgs {
     /// Where the gateway serves its health over HTTP. Port 0 takes a free one.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
     pub(crate) ops_addr: SocketAddr,
+    /// The stock to begin with. SKUs that exist keep the count they have. Unset: that of the sample orders.
+    #[arg(long, env = "STOCK", value_name = "SKU=COUNT,...")]
+    pub(crate) stock: Option<String>,
     #[command(flatten)]
     pub(crate) credential: Credential,
 }

@@ -57,7 +57,7 @@ async fn play(
 ) -> anyhow::Result<()> {
     let broker = broker::start(args, data, programs, children).await?;
     let gateway = gateway::start(args, programs, &broker, children).await?;
-    processors::start(programs, &broker, children).await?;
+    processors::start(args, programs, &broker, children).await?;
 
     let orders = client::orders(client::endpoint(gateway.uri()?).connect_lazy(), args.credential.clone());
     let summary = children.while_alive(samples::run(args, orders)).await?;

@@ -9,21 +9,24 @@ use super::catalogue;
 use super::children::Children;
 use super::log;
 use super::programs::Programs;
+use crate::args::DevArgs;
 
 /// Orders may be placed before the processors work: they wait in the log. Waiting a little for the processors only
 /// keeps their start out of the times that are shown, so it is no error if one does not say that it works.
 const START_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Starts the processors, with stock for the sample orders.
+/// Starts the processors, with the stock to begin with.
 pub(super) async fn start(
+    args: &DevArgs,
     programs: &Programs,
     broker: &Broker,
     children: &mut Children,
 ) -> anyhow::Result<()> {
     let processors = programs.processors();
+    let stock = args.stock.clone().unwrap_or_else(catalogue::stock);
     for (name, program) in processors {
         let mut command = broker.command_of_client(program)?;
-        command.env("STOCK", catalogue::stock());
+        command.env("STOCK", &stock);
         children.start(name, command)?;
     }
     let logs = processors.map(|(name, _)| children.log_of(name));

@@ -176,6 +176,53 @@ async fn a_parked_order_fails_the_run_at_once() {
 }
 
 #[tokio::test]
+async fn what_the_environment_says_holds_unless_the_children_would_not_start_with_it() {
+    let (addr, _) = shop::open(Script::default()).await;
+    let stage = Stage::new();
+    let mut dev = stage.dev_with_gateway(addr);
+    dev.args(["--orders", "0", "--exit"])
+        .env("STOCK", "teapot=1")
+        .env("RUST_LOG", "off")
+        .env("RATE_LIMIT", "7");
+    for variable in ["NATS_URL", "NATS_CREDS", "NATS_TLS_CA", "ORDERS_REPLICAS"] {
+        dev.env(variable, "3");
+    }
+    let output = output_of(&mut dev).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+
+    let gateway = |variable| stage.variable_of("waybill-gateway", variable);
+    assert_eq!(gateway("RATE_LIMIT").as_deref(), Some("7"));
+    assert_eq!(gateway("NATS_URL").as_deref(), Some("nats://127.0.0.1:1"));
+    assert_eq!(gateway("LOG_FORMAT").as_deref(), Some("json"));
+    for variable in ["NATS_CREDS", "NATS_TLS_CA", "ORDERS_REPLICAS"] {
+        assert_eq!(gateway(variable), None, "{variable}");
+    }
+    let log = gateway("RUST_LOG").unwrap();
+    assert!(log.starts_with("off,") && log.contains("waybill_gateway[{grpc_addr}]=info"), "{log}");
+    assert_eq!(stage.variable_of("waybill-inventory", "STOCK").as_deref(), Some("teapot=1"));
+}
+
+#[tokio::test]
+async fn without_a_word_from_the_environment_there_is_stock_for_the_sample_orders() {
+    let (addr, _) = shop::open(Script::default()).await;
+    let stage = Stage::new();
+    let mut dev = stage.dev_with_gateway(addr);
+    dev.args(["--orders", "0", "--exit"]).env_remove("STOCK").env_remove("RUST_LOG");
+    assert_eq!(output_of(&mut dev).await.status.code(), Some(0));
+    let stock = stage.variable_of("waybill-inventory", "STOCK").unwrap();
+    assert!(stock.starts_with("widget="), "{stock}");
+    assert_eq!(stage.variable_of("waybill-gateway", "RUST_LOG"), None);
+}
+
+#[tokio::test]
+async fn the_help_names_every_variable_that_is_not_left_alone() {
+    let output = output_of(Stage::new().dev().arg("--help")).await;
+    for variable in ["NATS_URL", "NATS_TLS_KEY", "ORDERS_REPLICAS", "LOG_FORMAT", "DRAIN_TIMEOUT", "STOCK"] {
+        assert!(stdout(&output).contains(variable), "{variable}");
+    }
+}
+
+#[tokio::test]
 async fn the_commands_to_try_begin_with_the_path_of_the_program() {
     let (addr, _) = shop::open(Script::default()).await;
     let stage = Stage::new();

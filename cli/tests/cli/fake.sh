@@ -5,6 +5,7 @@ if [ "$1" = --version ]; then
     echo "nats-server: v${FAKE_NATS_VERSION:-2.15.1}"
     exit
 fi
+env >"$FAKE_ENVS/$name"
 echo $$ >"$FAKE_PIDS/$name"
 
 case $name in

@@ -34,7 +34,9 @@ impl Stage {
         for name in FAKES {
             symlink(fake, stage.path(name)).unwrap();
         }
-        fs::create_dir(stage.path("pids")).unwrap();
+        for folder in ["pids", "envs"] {
+            fs::create_dir(stage.path(folder)).unwrap();
+        }
         stage
     }
 
@@ -58,6 +60,7 @@ impl Stage {
             .env("NATS_SERVER", self.path("nats-server"))
             .env("PATH", "/usr/bin:/bin")
             .env("FAKE_PIDS", self.path("pids"))
+            .env("FAKE_ENVS", self.path("envs"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -81,6 +84,12 @@ impl Stage {
             pids.push(Pid::from_raw(pid));
         }
         pids
+    }
+
+    /// What a fake that has been started has in this variable.
+    pub(crate) fn variable_of(&self, name: &str, variable: &str) -> Option<String> {
+        let env = fs::read_to_string(self.path("envs").join(name)).unwrap();
+        env.lines().find_map(|line| Some(line.strip_prefix(variable)?.strip_prefix('=')?.to_owned()))
     }
 
     /// The process ids of all fakes that have ever been started.
