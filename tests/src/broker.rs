@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use async_nats::{ConnectOptions, jetstream};
-use nix::sys::signal::Signal;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::eventually;
@@ -73,11 +72,18 @@ impl Broker {
         }
     }
 
-    /// Sends it a signal, if it runs.
-    pub fn signal(&self, signal: Signal) {
-        if let Some(process) = &self.process {
-            process.signal(signal);
-        }
+    /// Stops it where it is, until `resume`.
+    pub fn pause(&self) {
+        self.running().pause();
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.running().resume();
+    }
+
+    fn running(&self) -> &Process {
+        self.process.as_ref().expect("a broker that runs")
     }
 
     /// Where it is, and how to get in.

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -64,8 +65,22 @@ impl Process {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).expect("pid");
-        kill(Pid::from_raw(pid), signal).expect("signal");
+        kill(self.as_pid(), signal).expect("signal");
+    }
+
+    /// Stops it where it is, until `resume`. When this returns, none of its threads runs any more.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        waitid(Id::Pid(self.as_pid()), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT).expect("stopped");
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn as_pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("pid"))
     }
 
     /// kill -9, and reap.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use harness::{Deployment, Options, item, order_of};
-use nix::sys::signal::Signal;
 use proto::orders::v1::{GetOrderRequest, WatchOrderRequest};
 use tokio::time::Instant;
 use tonic::{Code, Request};
@@ -16,7 +15,7 @@ async fn a_call_whose_time_runs_out_says_what_is_known() {
     let waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
     let order = waybill.place(order_of("ada", "r-1", vec![item("widget", 1)])).await.unwrap();
     let mut client = waybill.client().await;
-    waybill.broker.signal(Signal::SIGSTOP);
+    waybill.broker.pause();
 
     let start = Instant::now();
     let mut request = Request::new(order_of("ada", "r-2", vec![item("widget", 1)]));
@@ -34,7 +33,7 @@ async fn a_call_whose_time_runs_out_says_what_is_known() {
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     assert_eq!(status.get_details_error_info().unwrap().reason, "TIMED_OUT");
 
-    waybill.broker.signal(Signal::SIGCONT);
+    waybill.broker.resume();
     // What was unknown is found out by a repeat.
     let repeated = waybill.place(order_of("ada", "r-2", vec![item("widget", 1)])).await.unwrap();
     assert_eq!(repeated.order_id, info.metadata["order_id"]);

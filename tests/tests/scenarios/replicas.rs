@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use backbone::subjects::EventKind;
 use harness::{Deployment, Load, Options, eventually, item, order_of};
-use nix::sys::signal::Signal;
 use proto::orders::v1::OrderStatus;
 
 use crate::accounting::{each_is_carried_out_once, ids, widgets};
@@ -81,13 +80,13 @@ async fn a_process_that_stood_still_wakes_up_to_work_that_others_did() {
     let mut load = Load::start(waybill.channel(), widgets(500));
     load.acknowledged(100).await;
     for processes in waybill.processors.values() {
-        processes[0].signal(Signal::SIGSTOP);
+        processes[0].pause();
     }
     let orders = load.all().await;
     each_is_carried_out_once(&waybill, &orders).await;
 
     for process in waybill.processors.values_mut().map(|processes| &mut processes[0]) {
-        process.signal(Signal::SIGCONT);
+        process.resume();
         // It ends only when what it had in hand is done.
         assert!(process.stop().await.success());
     }

@@ -101,13 +101,13 @@ async fn a_watch_is_told_what_happened_while_its_gateway_was_cut_off() {
     }
 
     // While it stands still, the broker does too, and both go on only when the order is finished.
-    waybill.gateway.process.signal(nix::sys::signal::Signal::SIGSTOP);
+    waybill.gateway.process.pause();
     waybill.broker.kill();
     waybill.broker.start().await;
     waybill.start_processor("fulfilment");
     waybill.idle("fulfilment").await;
     assert_eq!(waybill.history(&order_id).await, WHOLE_WAY);
-    waybill.gateway.process.signal(nix::sys::signal::Signal::SIGCONT);
+    waybill.gateway.process.resume();
 
     assert_eq!(kinds(&watcher.rest().await), [EventKind::Fulfilled]);
 }
