@@ -2,8 +2,11 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt};
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -29,11 +32,19 @@ pub struct TelemetryConfig {
 pub fn start(config: &TelemetryConfig) {
     // Colours are for terminals, not for files.
     let ansi = std::io::stdout().is_terminal();
-    let subscriber = tracing_subscriber::fmt().with_ansi(ansi).with_env_filter(EnvFilter::new(&config.log));
-    match config.log_format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
+    let text = (config.log_format == LogFormat::Text).then(|| fmt::layer().with_ansi(ansi));
+    let json = (config.log_format == LogFormat::Json).then(|| fmt::layer().json());
+    tracing_subscriber::registry()
+        .with(EnvFilter::new(&config.log))
+        .with(filter_fn(|metadata| !shows_secrets(metadata)))
+        .with(text)
+        .with(json)
+        .init();
+}
+
+/// The NATS client's finer levels show where it connects to, with the password, and what it sends.
+fn shows_secrets(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("async_nats") && *metadata.level() > Level::INFO
 }
 
 fn directives(text: &str) -> Result<String, String> {

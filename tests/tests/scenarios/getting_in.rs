@@ -43,7 +43,9 @@ async fn a_password_may_have_any_character_and_a_healthy_start_warns_of_nothing(
 async fn a_wrong_password_is_told() {
     let waybill = Deployment::start_with(Options { password: Some("right"), ..Options::default() }).await;
     let dir = TempDir::new().unwrap();
-    let mut payment = payment(&[("NATS_URL", &waybill.broker.url_of("wrong"))], dir.path());
+    // At its finest level too, the log holds no password.
+    let url = waybill.broker.url_of("wrong");
+    let mut payment = payment(&[("NATS_URL", &url), ("RUST_LOG", "trace")], dir.path());
     let said = reason(&mut payment).await;
     assert!(said.contains("authorization violation"), "{said}");
     assert!(!payment.output().contains("wrong"), "{}", payment.output());
