@@ -6,6 +6,7 @@ pub mod access;
 pub mod backoff;
 pub mod config;
 pub mod connection;
+pub mod consumer;
 pub mod direct_get;
 pub mod event;
 pub mod ids;

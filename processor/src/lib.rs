@@ -11,4 +11,6 @@ pub mod payment;
 pub mod program;
 pub mod step;
 
+mod breaker;
 mod runtime;
+mod worker;

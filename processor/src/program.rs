@@ -10,9 +10,8 @@ use backbone::shutdown::Shutdown;
 use backbone::stream::provision;
 use backbone::telemetry;
 use tokio::select;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::config::Config;
 use crate::runtime;
@@ -62,7 +61,8 @@ where
             // Nothing has begun that would have to be finished.
             () = drain.cancelled() => return Ok(()),
         };
-        runtime::process(step, log, &settings, &drain).await
+        runtime::process(step, log, &settings, &drain).await;
+        Ok(())
     };
     tokio::pin!(processing);
     select! {
@@ -71,12 +71,7 @@ where
         signal = shutdown.requested() => info!(step = S::NAME, signal, "draining"),
     }
     drain.cancel();
-    match timeout(settings.drain_timeout, processing).await {
-        Ok(ended) => ended?,
-        Err(_) => {
-            warn!(step = S::NAME, drain_timeout = ?settings.drain_timeout, "left work unfinished; it will be redelivered")
-        }
-    }
+    processing.await?;
     connection.flush().await;
     info!(step = S::NAME, "stopped");
     Ok(())

@@ -29,3 +29,4 @@ mod stream_setup;
 mod tenants;
 mod watching;
 mod watching_customers;
+mod worker_pool;

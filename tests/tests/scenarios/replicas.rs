@@ -20,12 +20,12 @@ fn two_of_each() -> Options {
     Options { replicas: 2, processors, ..Options::default() }
 }
 
-/// Waits until every worker of every process asks for work.
+/// Waits until every process asks for work.
 async fn all_at_work(waybill: &Deployment) {
     for step in waybill.processors.keys() {
         let mut consumer = waybill.consumer(step).await;
-        eventually(&format!("workers of {step}"), async || {
-            (consumer.info().await.ok()?.num_waiting == 2 * WORKERS).then_some(())
+        eventually(&format!("both processes of {step}"), async || {
+            (consumer.info().await.ok()?.num_waiting == 2).then_some(())
         })
         .await;
     }

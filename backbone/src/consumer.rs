@@ -1,0 +1,240 @@
+//! A durable pull consumer of the order log, shared by all replicas of whoever reads under its name.
+//!
+//! Nothing is fetched ahead: the broker sends only as many messages as the reader has said it can take. One
+//! request stands at a time. While it is on its way, workers get free, so that the next one asks for several: a
+//! busy reader makes few requests, and an idle one waits for no timer.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::{self, Message};
+use async_nats::{Client, StatusCode, Subscriber};
+use futures::StreamExt;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::select;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::debug;
+
+use crate::connection::Connection;
+use crate::stream::ORDERS;
+use crate::subjects::{self, EventKind};
+
+/// Messages delivered and not yet acknowledged, over all replicas. Orders that wait for their retry count among
+/// them, so this bounds how many may fail at once before the others have to wait.
+const ACK_PENDING_MAX: i64 = 10_000;
+/// How long one request for messages stands.
+const REQUEST_EXPIRY: Duration = Duration::from_secs(30);
+/// A broker silent for two of these while a request stands has lost it.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long a leaving reader waits for messages that are already on their way to it.
+const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_millis(100);
+/// What the broker sends while a request stands and there is nothing to deliver.
+const IDLE_HEARTBEAT: u16 = 100;
+
+/// What a consumer reads, and how.
+#[derive(Clone, Debug)]
+pub struct ConsumerConfig {
+    /// The durable name.
+    pub name: &'static str,
+    /// Events that it reads.
+    pub events: &'static [EventKind],
+    /// How long the broker waits for a sign of life about a message before it delivers it again.
+    pub ack_wait: Duration,
+}
+
+/// An open consumer.
+#[derive(Debug)]
+pub struct Consumer {
+    name: &'static str,
+    client: Client,
+    jetstream: jetstream::Context,
+    consumer: PullConsumer,
+    messages: Subscriber,
+    /// Answers to request number n come to `<inbox>.<n>`.
+    inbox: String,
+    request: u64,
+    /// Messages that the standing request may still bring.
+    standing: usize,
+    delivered: bool,
+    silent_until: Instant,
+    connects: watch::Receiver<u64>,
+    leave_at: Option<Instant>,
+}
+
+/// The consumer brings no more messages and has to be opened anew.
+#[derive(Debug, Error)]
+pub enum Lost {
+    /// The broker refuses its requests.
+    #[error("the broker answered {0}")]
+    Refused(String),
+    /// There are messages and room for them, and none came.
+    #[error("{pending} messages are pending and none was delivered")]
+    Stuck {
+        /// Messages that it should have delivered.
+        pending: u64,
+    },
+    /// The connection is closed for good.
+    #[error("the connection is closed")]
+    Closed,
+}
+
+#[derive(Serialize)]
+struct Request {
+    batch: usize,
+    /// Nanoseconds, as the next.
+    expires: u128,
+    idle_heartbeat: u128,
+}
+
+impl Consumer {
+    /// Opens the consumer, making it if it is missing.
+    pub async fn open(connection: &Connection, config: &ConsumerConfig) -> Result<Self, async_nats::Error> {
+        let durable = pull::Config {
+            durable_name: Some(config.name.to_owned()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: config.ack_wait,
+            max_ack_pending: ACK_PENDING_MAX,
+            filter_subjects: config.events.iter().map(|kind| subjects::kind(*kind)).collect(),
+            ..pull::Config::default()
+        };
+        let mut connects = connection.connects();
+        connects.mark_unchanged();
+        let client = connection.client.clone();
+        let inbox = client.new_inbox();
+        let messages = client.subscribe(format!("{inbox}.*")).await?;
+        let stream = connection.jetstream.get_stream_no_info(ORDERS).await?;
+        let consumer = stream.create_consumer(durable).await?;
+        Ok(Self {
+            name: config.name,
+            client,
+            jetstream: connection.jetstream.clone(),
+            consumer,
+            messages,
+            inbox,
+            request: 0,
+            standing: 0,
+            delivered: false,
+            silent_until: Instant::now(),
+            connects,
+            leave_at: None,
+        })
+    }
+
+    /// The next message, for a reader that can take up to `wanted` more. A request that stands already may
+    /// bring more than that, if less is wanted than was before. Cancel-safe.
+    pub async fn next(&mut self, wanted: usize) -> Result<Message, Lost> {
+        loop {
+            if self.standing == 0 {
+                if wanted == 0 {
+                    return std::future::pending().await;
+                }
+                self.ask(wanted).await?;
+            }
+            let message = select! {
+                message = self.messages.next() => message.ok_or(Lost::Closed)?,
+                // The broker forgets requests with the connection that they came by.
+                _ = self.connects.changed() => {
+                    self.standing = 0;
+                    continue;
+                }
+                () = sleep_until(self.silent_until) => {
+                    debug!(consumer = self.name, "no sign of life from the broker, asked again");
+                    self.standing = 0;
+                    continue;
+                }
+            };
+            self.silent_until = Instant::now() + 2 * HEARTBEAT;
+            match message.status {
+                None => {
+                    self.standing = self.standing.saturating_sub(1);
+                    self.delivered = true;
+                    return Ok(self.delivery(message));
+                }
+                Some(status) if status.as_u16() == IDLE_HEARTBEAT => {}
+                // About a request that was given up.
+                Some(_) if *message.subject != *self.reply() => {}
+                Some(StatusCode::TIMEOUT) => {
+                    self.standing = 0;
+                    if !self.delivered {
+                        self.check().await?;
+                    }
+                }
+                Some(status) => {
+                    let description = message.description.unwrap_or_default();
+                    return Err(Lost::Refused(format!("{status} {description}")));
+                }
+            }
+        }
+    }
+
+    /// Messages that may come although no more are asked for.
+    pub fn standing(&self) -> usize {
+        self.standing
+    }
+
+    /// Asks for no more, and gives out what is on its way already: the message, or `None` when that was all.
+    pub async fn last(&mut self) -> Option<Message> {
+        let leave_at = *self.leave_at.get_or_insert_with(|| Instant::now() + LAST_MESSAGES_TIMEOUT);
+        loop {
+            // Messages that wait in the stream come at once; if none has come, there are none.
+            if self.standing > 0
+                && let Ok(message) = timeout_at(leave_at, self.messages.next()).await
+            {
+                let message = message?;
+                if message.status.is_none() {
+                    self.standing -= 1;
+                    return Some(self.delivery(message));
+                }
+            } else {
+                self.standing = 0;
+                // With a connection that is closed, leaving is all that is left to do.
+                self.messages.unsubscribe().await.ok()?;
+                let message = self.messages.next().await?;
+                if message.status.is_none() {
+                    return Some(self.delivery(message));
+                }
+            }
+        }
+    }
+
+    fn delivery(&self, message: async_nats::Message) -> Message {
+        Message { message, context: self.jetstream.clone() }
+    }
+
+    async fn ask(&mut self, wanted: usize) -> Result<(), Lost> {
+        self.request += 1;
+        self.connects.mark_unchanged();
+        let request = Request {
+            batch: wanted,
+            expires: REQUEST_EXPIRY.as_nanos(),
+            idle_heartbeat: HEARTBEAT.as_nanos(),
+        };
+        let payload = serde_json::to_vec(&request).map_err(|error| Lost::Refused(error.to_string()))?;
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{ORDERS}.{}", self.name);
+        self.client
+            .publish_with_reply(subject, self.reply(), payload.into())
+            .await
+            .map_err(|_| Lost::Closed)?;
+        self.standing = wanted;
+        self.delivered = false;
+        self.silent_until = Instant::now() + 2 * HEARTBEAT;
+        Ok(())
+    }
+
+    fn reply(&self) -> String {
+        format!("{}.{}", self.inbox, self.request)
+    }
+
+    /// Finds out whether nothing came because there is nothing.
+    async fn check(&mut self) -> Result<(), Lost> {
+        // Without an answer the next request tells.
+        let Ok(info) = self.consumer.info().await else { return Ok(()) };
+        let room = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX) < ACK_PENDING_MAX;
+        if info.num_pending > 0 && room && !info.paused {
+            return Err(Lost::Stuck { pending: info.num_pending });
+        }
+        Ok(())
+    }
+}

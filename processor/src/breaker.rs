@@ -1,0 +1,175 @@
+//! Sparing a dependency that is away. Pure: it is told the time.
+//!
+//! Closed, the pool works as wide as it is. After some failures in a row that were no order's own fault it is open:
+//! nothing is begun for a while. Then one order probes; if that goes well, each success lets one more begin, until
+//! the pool is as wide as before. A failure on the way opens it again, for longer.
+
+use std::time::Duration;
+
+use backbone::backoff::Backoff;
+use tokio::time::Instant;
+
+/// Failures in a row, with no success between them, that are taken for an outage.
+const OUTAGE_FAILURES: u32 = 5;
+const PAUSE: Backoff = Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(10) };
+
+/// How wide the pool may work at the moment.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    pool_size: usize,
+    /// Orders that may be worked on at a time.
+    width: usize,
+    failures: u32,
+    /// Times that it opened since it was last closed.
+    pauses: u64,
+    probe_at: Option<Instant>,
+}
+
+/// What a failure or a success did to the breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    None,
+    /// Nothing begins until then.
+    Opened(Duration),
+    /// The pool is as wide again as it is configured.
+    Closed,
+}
+
+impl Breaker {
+    pub(crate) fn new(pool_size: usize) -> Self {
+        Self { pool_size, width: pool_size, failures: 0, pauses: 0, probe_at: None }
+    }
+
+    /// How many orders may be worked on at a time.
+    pub(crate) fn width(&self, now: Instant) -> usize {
+        match self.probe_at {
+            Some(probe_at) if now < probe_at => 0,
+            Some(_) => 1,
+            None => self.width,
+        }
+    }
+
+    /// When the next probe may begin, while it is open.
+    pub(crate) fn probe_at(&self) -> Option<Instant> {
+        self.probe_at
+    }
+
+    /// The dependency answered.
+    pub(crate) fn succeeded(&mut self, now: Instant) -> Change {
+        self.failures = 0;
+        if let Some(probe_at) = self.probe_at {
+            // Begun before it opened: says nothing about now.
+            if now < probe_at {
+                return Change::None;
+            }
+            self.probe_at = None;
+            self.width = 1;
+        }
+        if self.width == self.pool_size {
+            return Change::None;
+        }
+        self.width += 1;
+        if self.width < self.pool_size {
+            return Change::None;
+        }
+        self.pauses = 0;
+        Change::Closed
+    }
+
+    /// The dependency was away.
+    pub(crate) fn failed(&mut self, now: Instant) -> Change {
+        self.failures += 1;
+        // One failure is enough while it is not known to be back.
+        let recovering = self.pauses > 0 && self.width < self.pool_size;
+        let waiting = self.probe_at.is_some_and(|probe_at| now < probe_at);
+        if waiting || (self.failures < OUTAGE_FAILURES && !recovering) {
+            return Change::None;
+        }
+        self.pauses += 1;
+        self.width = 0;
+        let pause = PAUSE.after(self.pauses);
+        self.probe_at = Some(now + pause);
+        Change::Opened(pause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POOL: usize = 4;
+
+    fn opened(now: Instant) -> Breaker {
+        let mut breaker = Breaker::new(POOL);
+        for _ in 1..OUTAGE_FAILURES {
+            assert_eq!(breaker.failed(now), Change::None);
+        }
+        assert!(matches!(breaker.failed(now), Change::Opened(_)));
+        breaker
+    }
+
+    #[test]
+    fn failures_among_successes_open_nothing() {
+        let (mut breaker, now) = (Breaker::new(POOL), Instant::now());
+        for _ in 0..100 {
+            assert_eq!(breaker.failed(now), Change::None);
+            assert_eq!(breaker.succeeded(now), Change::None);
+        }
+        assert_eq!(breaker.width(now), POOL);
+    }
+
+    #[test]
+    fn an_outage_is_probed_by_one_and_resumed_one_more_at_a_time() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        assert_eq!(breaker.width(now), 0);
+        let probe_at = breaker.probe_at().unwrap();
+        assert_eq!(breaker.width(probe_at), 1);
+        let widths: Vec<_> = (0..POOL)
+            .map(|_| {
+                breaker.succeeded(probe_at);
+                breaker.width(probe_at)
+            })
+            .collect();
+        assert_eq!(widths, [2, 3, 4, 4]);
+        assert_eq!(breaker.probe_at(), None);
+    }
+
+    #[test]
+    fn a_failing_probe_waits_longer() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            let probe_at = breaker.probe_at().unwrap();
+            let Change::Opened(pause) = breaker.failed(probe_at) else { panic!("stays open") };
+            pauses.push(pause);
+        }
+        assert!(pauses[7] >= PAUSE.max / 2 && pauses.iter().all(|pause| *pause <= PAUSE.max), "{pauses:?}");
+        assert!(pauses[0] < pauses[7]);
+    }
+
+    #[test]
+    fn what_began_before_it_opened_neither_closes_it_nor_prolongs_the_pause() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        let probe_at = breaker.probe_at();
+        assert_eq!(breaker.failed(now), Change::None);
+        assert_eq!(breaker.succeeded(now), Change::None);
+        assert_eq!((breaker.probe_at(), breaker.width(now)), (probe_at, 0));
+    }
+
+    #[test]
+    fn closed_again_it_forgets_how_often_it_was_open() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        let probe_at = breaker.probe_at().unwrap();
+        let changes: Vec<_> = (0..POOL).map(|_| breaker.succeeded(probe_at)).collect();
+        assert_eq!(changes.iter().filter(|change| **change == Change::Closed).count(), 1);
+        for _ in 1..OUTAGE_FAILURES {
+            assert_eq!(breaker.failed(probe_at), Change::None);
+        }
+        let Change::Opened(pause) = breaker.failed(probe_at) else { panic!("opens") };
+        assert!(pause <= PAUSE.initial);
+    }
+}
