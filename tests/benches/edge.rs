@@ -16,7 +16,7 @@ use backbone::ids::OrderId;
 use backbone::stream::ORDERS;
 use backbone::subjects;
 use futures::{StreamExt, stream};
-use harness::measure::{Measured, closed_loop, histogram, resident_kib, spread};
+use harness::measure::{Measured, closed_loop, cpu_time, histogram, resident_kib, spread};
 use harness::{Deployment, Options, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use proto::orders::v1::{
@@ -26,6 +26,8 @@ use proto::orders::v1::{
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 const ROUNDS: usize = 7;
 const TURN: Duration = Duration::from_secs(2);
@@ -54,13 +56,15 @@ async fn gateway_only(rate_limit: u32) -> Deployment {
     Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await
 }
 
-/// GetOrder, and the direct get that it cannot do without, made by this process.
+/// GetOrder, and the two things that it is made of: the direct get, made by this process, and a call that does
+/// nothing.
 async fn reads(waybill: &Deployment) {
     let order = waybill.place(order_of("reader", "", vec![item("widget", 2)])).await.expect("order");
     let subject = subjects::order(&order.order_id.parse::<OrderId>().expect("order id"));
     let stream = waybill.jetstream().await.get_stream_no_info(ORDERS).await.expect("stream");
     let client = waybill.client().await;
-    let (mut raw, mut gateway) = (Vec::new(), Vec::new());
+    let health = HealthClient::new(waybill.channel());
+    let (mut raw, mut empty, mut gateway) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let (stream, subject) = (stream.clone(), subject.clone());
         let direct = closed_loop(1, TURN, move |_, _| {
@@ -68,6 +72,12 @@ async fn reads(waybill: &Deployment) {
             async move { drop(stream.direct_get_last_for_subject(subject).await.expect("message")) }
         });
         raw.push(direct.await.percentile_ms(50.0));
+        let health = health.clone();
+        let check = closed_loop(1, TURN, move |_, _| {
+            let mut health = health.clone();
+            async move { drop(health.check(HealthCheckRequest::default()).await.expect("health")) }
+        });
+        empty.push(check.await.percentile_ms(50.0));
         let (client, order_id) = (client.clone(), order.order_id.clone());
         let get = closed_loop(1, TURN, move |_, _| {
             let (mut client, order_id) = (client.clone(), order_id.clone());
@@ -77,11 +87,17 @@ async fn reads(waybill: &Deployment) {
     }
     let ratios: Vec<_> = gateway.iter().zip(&raw).map(|(gateway, raw)| gateway / raw).collect();
     println!("\nGetOrder, 1 in flight, {ROUNDS} turns of {TURN:?} each: median [lowest-highest] of the p50");
-    for (name, values, unit) in
-        [("raw direct get", &raw, " ms"), ("gateway", &gateway, " ms"), ("gateway / raw", &ratios, "")]
-    {
+    let both = gateway.iter().zip(raw.iter().zip(&empty));
+    let both: Vec<_> = both.map(|(gateway, (raw, empty))| gateway / (raw + empty)).collect();
+    for (name, values, unit) in [
+        ("raw direct get", &raw, " ms"),
+        ("health check", &empty, " ms"),
+        ("gateway", &gateway, " ms"),
+        ("gateway / raw", &ratios, ""),
+        ("gateway / (raw + check)", &both, ""),
+    ] {
         let (median, lowest, highest) = spread(values);
-        println!("  {name:<15} {median:.2} [{lowest:.2}-{highest:.2}]{unit}");
+        println!("  {name:<23} {median:.2} [{lowest:.2}-{highest:.2}]{unit}");
     }
 }
 
@@ -162,9 +178,23 @@ async fn watch(
 async fn refusals() {
     let waybill = gateway_only(PERMITTED_PER_SECOND).await;
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    let (mut of_accepted_us, mut of_refused_us) = (Vec::new(), Vec::new());
+    let pid = waybill.gateway.process.pid();
+    let spent_us = async |per_second| {
+        let before = cpu_time(pid);
+        let turn = paced(&waybill, per_second).await;
+        (turn, (cpu_time(pid) - before).as_micros() as f64)
+    };
     for _ in 0..ROUNDS {
-        alone.push(paced(&waybill, PERMITTED_PER_SECOND).await);
-        beside.push(paced(&waybill, OVERLOAD * PERMITTED_PER_SECOND).await);
+        let (turn, spent) = spent_us(PERMITTED_PER_SECOND).await;
+        let of_accepted = spent / turn.latencies_us.len() as f64;
+        of_accepted_us.push(of_accepted);
+        alone.push(turn);
+        let (turn, spent) = spent_us(OVERLOAD * PERMITTED_PER_SECOND).await;
+        let accepted = turn.latencies_us.len() as f64;
+        let offered = f64::from(OVERLOAD * PERMITTED_PER_SECOND) * turn.elapsed.as_secs_f64();
+        of_refused_us.push((spent - accepted * of_accepted) / (offered - accepted));
+        beside.push(turn);
     }
     println!(
         "\nCreateOrder at {PERMITTED_PER_SECOND} permitted calls/s, {ROUNDS} turns of {TURN:?} each: median [lowest-highest]"
@@ -183,6 +213,10 @@ async fn refusals() {
         let (median, lowest, highest) = spread(&ratios);
         format!("{median:.2} [{lowest:.2}-{highest:.2}]")
     };
+    for (name, values) in [("an accepted", &of_accepted_us), ("a refused", &of_refused_us)] {
+        let (median, lowest, highest) = spread(values);
+        println!("  the gateway's CPU time for {name} call: {median:.0} [{lowest:.0}-{highest:.0}] us");
+    }
     println!("  ratio: accepted {}, p99 {}", ratio(Measured::rate), ratio(|turn| turn.percentile_ms(99.0)));
 }
 

@@ -78,3 +78,14 @@ pub fn resident_kib(pid: u32) -> f64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
     line.trim().trim_end_matches(" kB").parse().expect("number")
 }
+
+/// Processor time that a process has used since it was started.
+pub fn cpu_time(pid: u32) -> Duration {
+    /// The unit of the two fields, for every program that reads them (proc_pid_stat(5)).
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("process");
+    // The name, in parentheses, may hold spaces; user and system time are fields 14 and 15.
+    let (_, fields) = stat.rsplit_once(')').expect("name");
+    let ticks = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u32>().expect("ticks"));
+    TICK * ticks.sum::<u32>()
+}
