@@ -11,6 +11,7 @@ use tonic::transport::Uri;
 
 use crate::credential::Credential;
 use crate::render;
+use crate::tls::Tls;
 
 /// Orders that never get lost: run Waybill on this machine, place orders and watch them.
 #[derive(Debug, Parser)]
@@ -26,8 +27,8 @@ pub(crate) enum Command {
     ///
     /// Gateway and processors take the settings that are not listed here from the environment. Not so those that
     /// follow from how they are run: NATS_URL, LOG_FORMAT (their logs are read) and DRAIN_TIMEOUT are set, and
-    /// NATS_CREDS, NATS_TLS_CA, NATS_TLS_CERT, NATS_TLS_KEY and ORDERS_REPLICAS unset. Whatever RUST_LOG says, they
-    /// log that they have started.
+    /// NATS_CREDS, NATS_TLS_CA, NATS_TLS_CERT, NATS_TLS_KEY, ORDERS_REPLICAS, TLS_CERT, TLS_KEY, TLS_CLIENT_CA,
+    /// TLS_CLIENT_OPTIONAL and TLS_CLIENTS_FILE unset. Whatever RUST_LOG says, they log that they have started.
     Dev(DevArgs),
     /// Place, read, list, watch and cancel orders.
     Order(OrderArgs),
@@ -76,6 +77,8 @@ pub(crate) struct OrderArgs {
     #[arg(long, env = "WAYBILL_GATEWAY", default_value = "http://127.0.0.1:50051", global = true,
           value_name = "URL", value_parser = parse_gateway)]
     pub(crate) gateway: Uri,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     #[command(flatten)]
     pub(crate) credential: Credential,
     #[command(subcommand)]
@@ -188,12 +191,9 @@ fn status_parser() -> impl TypedValueParser<Value = OrderStatus> {
 
 fn parse_gateway(text: &str) -> Result<Uri, String> {
     match text.parse::<Uri>() {
-        Ok(uri) if uri.scheme_str() == Some("http") && uri.authority().is_some() => Ok(uri),
-        Ok(uri) if uri.scheme_str() == Some("https") => {
-            Err("waybill does not speak TLS yet: write it as http://HOST:PORT".to_owned())
-        }
-        Ok(_) => Err("write it as http://HOST:PORT".to_owned()),
-        Err(error) => Err(format!("write it as http://HOST:PORT ({error})")),
+        Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some() => Ok(uri),
+        Ok(_) => Err("write it as http://HOST:PORT or https://HOST:PORT".to_owned()),
+        Err(error) => Err(format!("write it as http://HOST:PORT or https://HOST:PORT ({error})")),
     }
 }
 
@@ -222,12 +222,13 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_is_reached_by_http_alone() {
-        assert!(parse_gateway("http://127.0.0.1:50051").is_ok());
-        for other in ["127.0.0.1:50051", "ftp://127.0.0.1:50051", "/run/gateway", "https://127.0.0.1:50051"] {
+    fn a_gateway_is_reached_by_http_or_https() {
+        for good in ["http://127.0.0.1:50051", "https://waybill.example.org", "https://127.0.0.1:50051"] {
+            assert!(parse_gateway(good).is_ok(), "{good}");
+        }
+        for other in ["127.0.0.1:50051", "ftp://127.0.0.1:50051", "/run/gateway", "https://"] {
             assert!(parse_gateway(other).unwrap_err().contains("http://HOST:PORT"), "{other}");
         }
-        assert!(parse_gateway("https://127.0.0.1:50051").unwrap_err().contains("TLS"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tonic_types::StatusExt;
 
 use crate::called::called;
 use crate::credential::Credential;
+use crate::tls::Tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,8 +35,8 @@ pub(crate) fn endpoint(gateway: Uri) -> Endpoint {
 }
 
 /// Connects to a gateway that is expected to be there.
-pub(crate) async fn connect(gateway: Uri, credential: Credential) -> anyhow::Result<Orders> {
-    let channel = endpoint(gateway.clone()).connect().await.with_context(|| {
+pub(crate) async fn connect(gateway: Uri, tls: &Tls, credential: Credential) -> anyhow::Result<Orders> {
+    let channel = tls.apply(endpoint(gateway.clone()))?.connect().await.with_context(|| {
         format!(
             "cannot reach a gateway at {gateway}: start one with `{} dev`, or name another with --gateway",
             called()

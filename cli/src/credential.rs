@@ -1,4 +1,4 @@
-//! Who calls: the API key that goes with every call. It is never shown, not even when it is no good.
+//! Who calls: the API key or the token that goes with every call. It is never shown, not even when it is no good.
 
 use std::ffi::OsStr;
 
@@ -11,48 +11,60 @@ use tonic::{Request, Status};
 
 /// Metadata that carries an API key.
 const API_KEY: &str = "x-api-key";
+/// Metadata that carries a token (RFC 6750).
+const TOKEN: &str = "authorization";
 
-/// The API key, if the gateway asks for one.
+/// What the gateway is shown, if it asks for something.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Credential {
     /// The API key, for a gateway that asks for one. Other users of this machine can read a flag, but not the
     /// variable.
     #[arg(long, env = "WAYBILL_API_KEY", hide_env_values = true, global = true, value_name = "KEY",
-          value_parser = ApiKeyParser)]
+          value_parser = SecretParser { prefix: "", rule: "--api-key or WAYBILL_API_KEY: an API key is" })]
     api_key: Option<AsciiMetadataValue>,
+    /// The token (JWT), for a gateway that asks for one. The same goes for it.
+    #[arg(long, env = "WAYBILL_TOKEN", hide_env_values = true, global = true, value_name = "TOKEN",
+          value_parser = SecretParser { prefix: "Bearer ", rule: "--token or WAYBILL_TOKEN: a token is" })]
+    token: Option<AsciiMetadataValue>,
 }
 
 impl Interceptor for Credential {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(key) = &self.api_key {
-            request.metadata_mut().insert(API_KEY, key.clone());
+        for (name, value) in [(API_KEY, &self.api_key), (TOKEN, &self.token)] {
+            if let Some(value) = value {
+                request.metadata_mut().insert(name, value.clone());
+            }
         }
         Ok(request)
     }
 }
 
-/// Not a function: clap would quote the key in the error.
+/// Not a function: clap would quote the secret in the error.
 #[derive(Clone)]
-struct ApiKeyParser;
+struct SecretParser {
+    /// What stands before it in the metadata.
+    prefix: &'static str,
+    /// How the error begins.
+    rule: &'static str,
+}
 
-impl TypedValueParser for ApiKeyParser {
+impl TypedValueParser for SecretParser {
     type Value = AsciiMetadataValue;
 
     fn parse_ref(
         &self,
         command: &Command,
         _: Option<&Arg>,
-        key: &OsStr,
+        secret: &OsStr,
     ) -> Result<AsciiMetadataValue, clap::Error> {
-        let is_key = |key: &&str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
-        let key = key.to_str().filter(is_key);
-        let Some(Ok(mut key)) = key.map(str::parse::<AsciiMetadataValue>) else {
-            let message =
-                "--api-key or WAYBILL_API_KEY: an API key is visible ASCII characters, without spaces\n";
+        let is_good = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let value = secret.to_str().filter(is_good).map(|text| format!("{}{text}", self.prefix));
+        let Some(Ok(mut value)) = value.map(|value| value.parse::<AsciiMetadataValue>()) else {
+            let message = format!("{} visible ASCII characters, without spaces\n", self.rule);
             return Err(clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command));
         };
         // Also keeps it out of every {:?}.
-        key.set_sensitive(true);
-        Ok(key)
+        value.set_sensitive(true);
+        Ok(value)
     }
 }

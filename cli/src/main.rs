@@ -10,6 +10,7 @@ mod fault;
 mod order;
 mod render;
 mod tether;
+mod tls;
 mod usage;
 mod watch;
 

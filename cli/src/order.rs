@@ -23,7 +23,7 @@ pub(crate) async fn run(args: OrderArgs) -> anyhow::Result<()> {
 }
 
 async fn obey(args: OrderArgs) -> anyhow::Result<()> {
-    let orders = client::connect(args.gateway, args.credential).await?;
+    let orders = client::connect(args.gateway, &args.tls, args.credential).await?;
     match args.command {
         OrderCommand::Place(place_args) => place(orders, place_args).await,
         OrderCommand::Get { order_id } => get(orders, order_id).await,

@@ -21,6 +21,8 @@ use crate::client;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// What would have the gateway speak TLS, which `dev` does not.
+const OF_TLS: [&str; 5] = ["TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "TLS_CLIENT_OPTIONAL", "TLS_CLIENTS_FILE"];
 const NAME: &str = "gateway";
 
 /// The gateway, as soon as it takes orders.
@@ -49,6 +51,9 @@ pub(super) async fn start(
 ) -> anyhow::Result<Gateway> {
     let mut command = broker.command_of_client(&programs.gateway)?;
     command.env("GRPC_ADDR", args.grpc_addr.to_string()).env("OPS_ADDR", args.ops_addr.to_string());
+    for variable in OF_TLS {
+        command.env_remove(variable);
+    }
     children.start(NAME, command)?;
 
     let log = children.log_of(NAME);

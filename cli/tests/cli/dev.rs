@@ -184,7 +184,7 @@ async fn what_the_environment_says_holds_unless_the_children_would_not_start_wit
         .env("STOCK", "teapot=1")
         .env("RUST_LOG", "off")
         .env("RATE_LIMIT", "7");
-    for variable in ["NATS_URL", "NATS_CREDS", "NATS_TLS_CA", "ORDERS_REPLICAS"] {
+    for variable in ["NATS_URL", "NATS_CREDS", "NATS_TLS_CA", "ORDERS_REPLICAS", "TLS_CERT"] {
         dev.env(variable, "3");
     }
     let output = output_of(&mut dev).await;
@@ -194,7 +194,7 @@ async fn what_the_environment_says_holds_unless_the_children_would_not_start_wit
     assert_eq!(gateway("RATE_LIMIT").as_deref(), Some("7"));
     assert_eq!(gateway("NATS_URL").as_deref(), Some("nats://127.0.0.1:1"));
     assert_eq!(gateway("LOG_FORMAT").as_deref(), Some("json"));
-    for variable in ["NATS_CREDS", "NATS_TLS_CA", "ORDERS_REPLICAS"] {
+    for variable in ["NATS_CREDS", "NATS_TLS_CA", "ORDERS_REPLICAS", "TLS_CERT"] {
         assert_eq!(gateway(variable), None, "{variable}");
     }
     let log = gateway("RUST_LOG").unwrap();
@@ -217,7 +217,16 @@ async fn without_a_word_from_the_environment_there_is_stock_for_the_sample_order
 #[tokio::test]
 async fn the_help_names_every_variable_that_is_not_left_alone() {
     let output = output_of(Stage::new().dev().arg("--help")).await;
-    for variable in ["NATS_URL", "NATS_TLS_KEY", "ORDERS_REPLICAS", "LOG_FORMAT", "DRAIN_TIMEOUT", "STOCK"] {
+    let variables = [
+        "NATS_URL",
+        "NATS_TLS_KEY",
+        "ORDERS_REPLICAS",
+        "LOG_FORMAT",
+        "DRAIN_TIMEOUT",
+        "STOCK",
+        "TLS_CLIENT_CA",
+    ];
+    for variable in variables {
         assert!(stdout(&output).contains(variable), "{variable}");
     }
 }

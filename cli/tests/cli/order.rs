@@ -194,7 +194,7 @@ async fn events_are_lines_of_time_kind_status_revision_and_trace() {
 }
 
 #[tokio::test]
-async fn every_command_shows_the_api_key_to_the_gateway_and_to_nobody_else() {
+async fn every_command_shows_the_credential_to_the_gateway_and_to_nobody_else() {
     let (addr, seen) = shop::open(Script::default()).await;
     let place = ["place", "--customer", "a", "--item", "w:1:1"];
     let commands: [&[&str]; 6] =
@@ -203,10 +203,12 @@ async fn every_command_shows_the_api_key_to_the_gateway_and_to_nobody_else() {
         let output = output_of(waybill_order(addr).args(command).env("WAYBILL_API_KEY", "sesame")).await;
         assert!(!format!("{output:?}").contains("sesame"));
         output_of(waybill_order(addr).args(command).args(["--api-key", "other"])).await;
+        let output = output_of(waybill_order(addr).args(command).env("WAYBILL_TOKEN", "a.sesame.c")).await;
+        assert!(!format!("{output:?}").contains("sesame"));
         output_of(waybill_order(addr).args(command)).await;
     }
-    let keys = seen.api_keys.lock().unwrap();
-    assert_eq!(*keys, ["sesame", "other", ""].repeat(commands.len()));
+    let credentials = seen.credentials.lock().unwrap();
+    assert_eq!(*credentials, ["sesame", "other", "Bearer a.sesame.c", ""].repeat(commands.len()));
 }
 
 #[tokio::test]

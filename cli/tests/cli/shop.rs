@@ -55,8 +55,8 @@ pub(crate) struct Seen {
     pub(crate) cancels: Arc<Mutex<Vec<CancelOrderRequest>>>,
     pub(crate) lists: Arc<Mutex<Vec<ListOrdersRequest>>>,
     pub(crate) watches: Arc<Mutex<Vec<WatchOrderRequest>>>,
-    /// The API key of each call, whatever it was for; empty if there was none.
-    pub(crate) api_keys: Arc<Mutex<Vec<String>>>,
+    /// The API key or token of each call, whatever it was for; empty if there was none.
+    pub(crate) credentials: Arc<Mutex<Vec<String>>>,
 }
 
 /// Opens the shop on a free port; it closes with the test's runtime.
@@ -65,12 +65,13 @@ pub(crate) async fn open(script: Script) -> (SocketAddr, Seen) {
     let addr = listener.local_addr().unwrap();
     let seen = Seen::default();
     let (_, health) = tonic_health::server::health_reporter();
-    let api_keys = seen.api_keys.clone();
+    let credentials = seen.credentials.clone();
     let shop = OrderServiceServer::with_interceptor(
         Shop { script, seen: seen.clone() },
         move |request: Request<()>| {
-            let key = request.metadata().get("x-api-key").map_or("", |key| key.to_str().unwrap());
-            note(&api_keys, key.to_owned());
+            let metadata = request.metadata();
+            let credential = metadata.get("x-api-key").or_else(|| metadata.get("authorization"));
+            note(&credentials, credential.map_or("", |value| value.to_str().unwrap()).to_owned());
             Ok(request)
         },
     );

@@ -28,33 +28,46 @@ async fn a_bad_variable_is_named() {
 }
 
 #[tokio::test]
-async fn a_bad_api_key_is_refused_without_being_shown() {
-    for key in ["", "se\u{301}same", "sesame\n"] {
-        let get = ["order", "get", "x"];
-        let by_flag = output_of(waybill().args(get).args(["--api-key", key])).await;
-        let by_variable = output_of(waybill().args(get).env("WAYBILL_API_KEY", key)).await;
-        for output in [by_flag, by_variable] {
-            assert_eq!(output.status.code(), Some(64), "{key:?}");
-            assert!(stderr(&output).contains("WAYBILL_API_KEY"), "{}", stderr(&output));
-            assert!(!stderr(&output).contains("same"), "{}", stderr(&output));
+async fn a_bad_secret_is_refused_without_being_shown() {
+    for (flag, variable) in [("--api-key", "WAYBILL_API_KEY"), ("--token", "WAYBILL_TOKEN")] {
+        for secret in ["", "se\u{301}same", "sesame\n"] {
+            let get = ["order", "get", "x"];
+            let by_flag = output_of(waybill().args(get).args([flag, secret])).await;
+            let by_variable = output_of(waybill().args(get).env(variable, secret)).await;
+            for output in [by_flag, by_variable] {
+                assert_eq!(output.status.code(), Some(64), "{secret:?}");
+                assert!(stderr(&output).contains(variable), "{}", stderr(&output));
+                assert!(!stderr(&output).contains("same"), "{}", stderr(&output));
+            }
         }
     }
 }
 
 #[tokio::test]
-async fn help_does_not_show_the_api_key() {
+async fn help_does_not_show_secrets() {
     for command in ["order", "dev"] {
-        let output = output_of(waybill().args([command, "--help"]).env("WAYBILL_API_KEY", "sesame")).await;
-        assert!(stdout(&output).contains("WAYBILL_API_KEY") && !stdout(&output).contains("sesame"));
+        for variable in ["WAYBILL_API_KEY", "WAYBILL_TOKEN"] {
+            let output = output_of(waybill().args([command, "--help"]).env(variable, "sesame")).await;
+            assert!(stdout(&output).contains(variable) && !stdout(&output).contains("sesame"));
+        }
     }
 }
 
 #[tokio::test]
-async fn a_gateway_behind_anything_but_plain_http_is_a_usage_error() {
-    for (url, remedy) in [("https://127.0.0.1:1", "TLS"), ("ftp://127.0.0.1:1", "http://HOST:PORT")] {
-        let output = output_of(waybill().args(["order", "--gateway", url, "get", "x"])).await;
-        assert_eq!(output.status.code(), Some(64));
-        assert!(stderr(&output).contains(remedy), "{}", stderr(&output));
+async fn a_gateway_behind_anything_but_http_is_a_usage_error() {
+    let output = output_of(waybill().args(["order", "--gateway", "ftp://127.0.0.1:1", "get", "x"])).await;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("http://HOST:PORT"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn certificates_that_would_go_unused_or_do_not_go_together_are_refused() {
+    for (gateway, flag) in [("http://127.0.0.1:1", "--ca"), ("https://127.0.0.1:1", "--cert")] {
+        let path = env!("CARGO_MANIFEST_PATH");
+        let output = output_of(waybill().args(["order", "--gateway", gateway, "get", "x", flag, path])).await;
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains(flag), "{}", stderr(&output));
+        assert!(!stderr(&output).contains("cannot reach"), "{}", stderr(&output));
     }
 }
 

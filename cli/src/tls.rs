@@ -1,0 +1,48 @@
+//! Whom a connection trusts, and what it shows of itself, where the gateway speaks TLS.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+
+/// The files.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Tls {
+    /// Certificate authorities to trust (PEM), in place of the system's own.
+    #[arg(long, env = "WAYBILL_CA", global = true, value_name = "PATH")]
+    ca: Option<PathBuf>,
+    /// Client certificate (PEM), for a gateway that asks for one.
+    #[arg(long, env = "WAYBILL_CERT", global = true, value_name = "PATH")]
+    cert: Option<PathBuf>,
+    /// Key of the client certificate (PEM).
+    #[arg(long, env = "WAYBILL_KEY", global = true, value_name = "PATH")]
+    key: Option<PathBuf>,
+}
+
+impl Tls {
+    /// The same endpoint, with TLS if it is an `https` one.
+    pub(crate) fn apply(&self, endpoint: Endpoint) -> anyhow::Result<Endpoint> {
+        if endpoint.uri().scheme_str() != Some("https") {
+            // Whoever names certificates does not expect to talk in the clear.
+            if self.ca.is_some() || self.cert.is_some() || self.key.is_some() {
+                bail!("--ca, --cert and --key are for a gateway at https://, not {}", endpoint.uri());
+            }
+            return Ok(endpoint);
+        }
+        let tls = match &self.ca {
+            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        let tls = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
+            (None, None) => tls,
+            (Some(_), None) | (None, Some(_)) => bail!("--cert and --key only go together"),
+        };
+        endpoint.tls_config(tls).context("the certificates cannot be used")
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
