@@ -9,12 +9,13 @@ use backbone::access::BrokerConfig;
 use backbone::config::{DAY, duration};
 use backbone::stream::StreamConfig;
 use backbone::telemetry::TelemetryConfig;
-use clap::Parser;
+use clap::{ArgAction, Parser};
 use governor::Quota;
 use http::HeaderValue;
 
 use crate::admission::{COST_MAX, RateLimits};
-use crate::auth::{ApiKeys, Authentication};
+use crate::auth::{Authentication, Directory};
+use crate::tls::TlsConfig;
 
 const COUNT_MAX: usize = 1_000_000_000;
 
@@ -33,13 +34,22 @@ pub(crate) struct Config {
     /// Where to serve /livez, /readyz and /health over HTTP.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
     pub(crate) ops_addr: SocketAddr,
-    /// File of API keys: a line each of SHA-256, tenant and roles. Read again when it changes. Unset: nobody is
-    /// asked who they are.
-    #[arg(long, env = "API_KEYS_FILE", value_parser = ApiKeys::read)]
-    pub(crate) api_keys_file: Option<ApiKeys>,
+    /// File of API keys: a line each of SHA-256, tenant and roles. Read again when it changes. Without this and
+    /// TLS_CLIENTS_FILE nobody is asked who they are.
+    #[arg(long, env = "API_KEYS_FILE", value_parser = Directory::of_api_keys)]
+    pub(crate) api_keys_file: Option<Directory>,
+    #[command(flatten)]
+    pub(crate) tls: TlsConfig,
+    /// File of client certificates: a line each of a name in the certificate (URI or DNS), tenant and roles. Read
+    /// again when it changes. Unset: a certificate lets a client connect, and says nothing of who it is.
+    #[arg(long, env = "TLS_CLIENTS_FILE", requires = "tls_client_ca", value_parser = Directory::of_clients)]
+    pub(crate) tls_clients_file: Option<Directory>,
     /// Serve other machines although nobody is asked who they are.
     #[arg(long, env = "ALLOW_ANONYMOUS")]
     pub(crate) allow_anonymous: bool,
+    /// Serve gRPC reflection, which asks for no credential.
+    #[arg(long, env = "REFLECTION", default_value = "true", action = ArgAction::Set)]
+    pub(crate) reflection: bool,
     /// Calls per second that one caller (tenant, or else peer address) may make, sustained. A list counts as 10, a watch of a customer
     /// as 5, a watch of an order or a list of its events as 2.
     #[arg(long, env = "RATE_LIMIT", default_value = "10000")]
@@ -97,17 +107,15 @@ pub(crate) struct Config {
 impl Config {
     /// How callers prove who they are, or why nobody may be served.
     pub(crate) fn authentication(&self) -> Result<Authentication, String> {
-        match &self.api_keys_file {
-            Some(keys) => Ok(Authentication::ApiKeys(keys.clone())),
-            None if self.allow_anonymous || self.grpc_addr.ip().is_loopback() => {
-                Ok(Authentication::Anonymous)
-            }
-            None => Err(format!(
+        let authentication = Authentication::new(self.api_keys_file.clone(), self.tls_clients_file.clone());
+        if authentication.is_anonymous() && !self.allow_anonymous && !self.grpc_addr.ip().is_loopback() {
+            return Err(format!(
                 "GRPC_ADDR: {} can be reached from other machines, and nobody would be asked who they are; set \
-                 API_KEYS_FILE, or ALLOW_ANONYMOUS=true if everybody may do everything",
+                 API_KEYS_FILE or TLS_CLIENTS_FILE, or ALLOW_ANONYMOUS=true if everybody may do everything",
                 self.grpc_addr
-            )),
+            ));
         }
+        Ok(authentication)
     }
 
     /// How often callers may call.

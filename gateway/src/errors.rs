@@ -139,10 +139,10 @@ pub(crate) fn not_cancellable(id: &OrderId, ended_as: OrderStatus) -> Status {
     status(Reason::NotCancellable, &description, metadata, details)
 }
 
-/// The call shows no credential.
-pub(crate) fn credential_missing() -> Status {
-    let message = "this gateway asks for a credential: send an API key as x-api-key";
-    status(Reason::CredentialMissing, message, HashMap::new(), ErrorDetails::new())
+/// The call shows no credential; `accepted` says which ones it may show, and how.
+pub(crate) fn credential_missing(accepted: &str) -> Status {
+    let message = format!("this gateway asks for a credential: send {accepted}");
+    status(Reason::CredentialMissing, &message, HashMap::new(), ErrorDetails::new())
 }
 
 /// The credential is none of those that are good.

@@ -20,6 +20,7 @@ use crate::auth::Authentication;
 use crate::config::Config;
 use crate::orders::Orders;
 use crate::readiness::{Readiness, State};
+use crate::tls::Tls;
 use crate::{browser, connections, panics};
 
 /// Largest request; the contract says so in `OrderService`.
@@ -41,6 +42,7 @@ pub(crate) async fn serve(
     log: OrderLog,
     readiness: Readiness,
     authentication: Authentication,
+    tls: Option<Tls>,
     config: Config,
 ) -> anyhow::Result<()> {
     let draining = readiness.draining();
@@ -48,11 +50,8 @@ pub(crate) async fn serve(
     let orders = Orders::new(log, config.request_timeout, draining.clone(), streams);
     let orders = OrderServiceServer::new(orders).max_decoding_message_size(REQUEST_BYTES_MAX);
     let rate_limit = RateLimit::new(config.rate_limits());
-    let _following = if let Authentication::ApiKeys(keys) = &authentication {
-        Some(AbortOnDropHandle::new(tokio::spawn(keys.clone().follow())))
-    } else {
-        None
-    };
+    let _following = AbortOnDropHandle::new(tokio::spawn(authentication.clone().follow()));
+    let _renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.follow())));
     let _forgetting = AbortOnDropHandle::new(tokio::spawn(rate_limit.clone().forget_idle_callers()));
 
     let orders = ServiceBuilder::new()
@@ -90,11 +89,11 @@ pub(crate) async fn serve(
         // One call that panics must not look like a broken connection.
         .layer(panics::layer())
         .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
+        .add_optional_service(config.reflection.then(|| reflection().build_v1()).transpose()?)
+        .add_optional_service(config.reflection.then(|| reflection().build_v1alpha()).transpose()?)
         .add_service(orders)
         .serve_with_incoming_shutdown(
-            connections::accept(listener, config.max_connections, draining.clone()),
+            connections::accept(listener, config.max_connections, tls, draining.clone()),
             draining.cancelled_owned(),
         )
         .await?;

@@ -7,12 +7,14 @@ mod config;
 mod connections;
 mod deadline;
 mod errors;
+mod files;
 mod grpc;
 mod ops;
 mod orders;
 mod page_token;
 mod panics;
 mod readiness;
+mod tls;
 mod validation;
 
 use std::process::ExitCode;
@@ -29,6 +31,7 @@ use tracing::{error, info, warn};
 use crate::auth::Authentication;
 use crate::config::Config;
 use crate::readiness::Readiness;
+use crate::tls::Tls;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -36,12 +39,16 @@ async fn main() -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
+    let tls = match Tls::read(&config.tls) {
+        Ok(tls) => tls,
+        Err(reason) => return backbone::config::refuse(&reason),
+    };
     let authentication = match config.authentication() {
         Ok(authentication) => authentication,
         Err(reason) => return backbone::config::refuse(&reason),
     };
     telemetry::start(&config.telemetry);
-    match run(config, authentication).await {
+    match run(config, tls, authentication).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = format!("{error:#}"), "gateway stopped");
@@ -50,7 +57,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(config: Config, authentication: Authentication) -> anyhow::Result<()> {
+async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -> anyhow::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let connection = Connection::open(&config.broker, "waybill-gateway").await?;
     let log = OrderLog::new(connection.clone(), "waybill-gateway").await?;
@@ -70,6 +77,7 @@ async fn run(config: Config, authentication: Authentication) -> anyhow::Result<(
         log.clone(),
         readiness.clone(),
         authentication,
+        tls,
         config.clone(),
     ));
     let mut watching = tokio::spawn(readiness.clone().keep(log, config.stream));

@@ -55,6 +55,7 @@ impl Orders {
 
     fn end_of_stream<T>(&self, request: &Request<T>) -> Result<EndOfStream, Status> {
         Ok(EndOfStream {
+            principal: principal_of(request)?.clone(),
             draining: self.draining.clone(),
             caller_gone: deadline::of_stream(request.metadata()),
             _place: self.streams.take(Caller::of(request.extensions()))?,
@@ -190,10 +191,13 @@ impl OrderService for Orders {
     }
 }
 
-/// The tenant of the principal whom the layers before have let in.
+/// The principal whom the layers before have let in.
+fn principal_of<T>(request: &Request<T>) -> Result<&Arc<Principal>, Status> {
+    request.extensions().get().ok_or_else(errors::internal)
+}
+
 fn tenant_of<T>(request: &Request<T>) -> Result<Arc<str>, Status> {
-    let principal = request.extensions().get::<Principal>().ok_or_else(errors::internal)?;
-    Ok(principal.tenant.clone())
+    Ok(principal_of(request)?.tenant.clone())
 }
 
 /// Whether the order is one of `tenant`'s. The id is made of the tenant and the customer, so it tells.
@@ -224,6 +228,7 @@ async fn watch_by<W>(
 
 /// What ends a stream from outside.
 struct EndOfStream {
+    principal: Arc<Principal>,
     draining: CancellationToken,
     caller_gone: Option<Instant>,
     _place: StreamPlace,
@@ -253,6 +258,7 @@ impl EndOfStream {
         };
         select! {
             () = self.draining.cancelled() => errors::draining(),
+            status = self.principal.ended() => status,
             () = time_out => errors::timed_out(),
         }
     }

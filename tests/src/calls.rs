@@ -10,8 +10,10 @@ use proto::orders::v1::{
     OrderStatus, WatchOrderRequest, WatchOrderResponse,
 };
 use tokio::time::timeout;
-use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, ClientTlsConfig};
+use tonic::{Request, Status, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -29,11 +31,15 @@ impl Gateway {
         endpoint.connect_timeout(Duration::from_secs(5)).connect_lazy()
     }
 
+    /// A channel with TLS, which connects when it is used.
+    pub fn secure_channel(&self, tls: ClientTlsConfig) -> Channel {
+        let endpoint = Channel::from_shared(format!("https://{}", self.grpc_addr)).expect("address");
+        endpoint.connect_timeout(Duration::from_secs(5)).tls_config(tls).expect("TLS").connect_lazy()
+    }
+
     /// What it answers to a health check, if it answers.
     pub async fn health(&self, service: &str) -> Option<ServingStatus> {
-        let request = HealthCheckRequest { service: service.to_owned() };
-        let response = HealthClient::new(self.channel()).check(request).await.ok()?;
-        Some(response.into_inner().status())
+        health(self.channel(), service).await
     }
 
     /// Waits until it says that it is ready.
@@ -118,6 +124,43 @@ impl Deployment {
         let request = WatchOrderRequest { order_id: order_id.to_owned(), after_revision };
         let stream = self.client().await.watch_order(request).await?.into_inner();
         Ok(Watcher { stream })
+    }
+}
+
+/// What the server at the end of a channel answers to a health check, if it answers.
+pub async fn health(channel: Channel, service: &str) -> Option<ServingStatus> {
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let response = HealthClient::new(channel).check(request).await.ok()?;
+    Some(response.into_inner().status())
+}
+
+/// A caller that shows a credential with every call: none, or one in the metadata.
+#[derive(Clone, Debug, Default)]
+pub struct Shows(Option<(&'static str, String)>);
+
+impl Shows {
+    /// An API key.
+    pub fn key(key: &str) -> Self {
+        Self(Some(("x-api-key", key.to_owned())))
+    }
+
+    /// A token.
+    pub fn token(token: &str) -> Self {
+        Self(Some(("authorization", format!("Bearer {token}"))))
+    }
+
+    /// A client that shows it on a channel.
+    pub fn on(self, channel: Channel) -> OrderServiceClient<InterceptedService<Channel, Self>> {
+        OrderServiceClient::with_interceptor(channel, self)
+    }
+}
+
+impl Interceptor for Shows {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some((name, value)) = &self.0 {
+            request.metadata_mut().insert(*name, value.parse().expect("metadata"));
+        }
+        Ok(request)
     }
 }
 

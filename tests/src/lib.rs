@@ -5,14 +5,16 @@
 
 mod broker;
 mod calls;
+pub mod certificates;
 mod deployment;
+pub mod issuer;
 mod load;
 pub mod measure;
 mod process;
 mod records;
 
 pub use broker::Broker;
-pub use calls::{Watcher, item, order_of};
+pub use calls::{Shows, Watcher, health, item, order_of};
 pub use deployment::{Deployment, Gateway, Options};
 pub use load::Load;
 pub use process::{Process, binary};

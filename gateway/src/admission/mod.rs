@@ -24,10 +24,10 @@ use tokio::time::timeout;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
-use tonic::transport::server::TcpConnectInfo;
 use tower::{Layer, Service};
 
 use crate::auth::Principal;
+use crate::connections::Peer;
 
 /// Most of a refused call's message that is waited for, and for how long.
 const UNREAD_BYTES_MAX: usize = 64 * 1024;
@@ -127,12 +127,9 @@ pub(crate) enum Caller {
 
 impl Caller {
     pub(crate) fn of(extensions: &Extensions) -> Self {
-        match extensions.get::<Principal>() {
+        match extensions.get::<Arc<Principal>>() {
             Some(principal) if !principal.tenant.is_empty() => Self::Tenant(principal.tenant.clone()),
-            Some(_) | None => {
-                let connection = extensions.get::<TcpConnectInfo>();
-                Self::Peer(connection.and_then(TcpConnectInfo::remote_addr).map(|addr| addr.ip()))
-            }
+            Some(_) | None => Self::Peer(extensions.get::<Peer>().and_then(|peer| peer.addr)),
         }
     }
 

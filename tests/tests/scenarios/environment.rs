@@ -3,7 +3,8 @@
 use std::net::TcpListener;
 use std::process::Output;
 
-use harness::{Broker, PATIENCE, binary};
+use harness::certificates::{Authority, replace};
+use harness::{Broker, PATIENCE, Process, binary};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -71,10 +72,69 @@ async fn the_gateway_refuses_settings_that_cannot_be_used() {
         ("REQUEST_TIMEOUT", "5"),
         ("REQUEST_TIMEOUT", "0s"),
         ("REQUEST_TIMEOUT", "18446744073709551615s"),
+        ("API_KEYS_FILE", NO_FILE),
+        ("TLS_CERT", NO_PEM),
+        ("TLS_KEY", NO_PEM),
+        ("TLS_CLIENT_CA", NO_PEM),
+        ("TLS_CLIENTS_FILE", NO_FILE),
+        ("REFLECTION", "perhaps"),
     ];
     for (variable, value) in settings {
         refuses("waybill-gateway", variable, value).await;
     }
+}
+
+/// The one that is at fault is named, with the reason, though others have to be there.
+#[tokio::test]
+async fn the_gateway_refuses_files_that_cannot_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str, text: &str| replace(dir.path(), name, text).display().to_string();
+    let authority = Authority::new();
+    let (of_gateway, other) = (authority.gateway(), authority.gateway());
+    let (cert, key) = (path("cert", &of_gateway.cert), path("key", &of_gateway.key));
+    let other_key = path("other", &other.key);
+    for (cert, key, client_ca, named) in [
+        (NO_FILE, key.as_str(), None, "TLS_CERT: /no/such/file cannot be read"),
+        (NO_PEM, &key, None, "TLS_CERT: "),
+        (&cert, NO_FILE, None, "TLS_KEY: /no/such/file cannot be read"),
+        (&cert, NO_PEM, None, "TLS_KEY: "),
+        (&cert, &other_key, None, "TLS_CERT and TLS_KEY: "),
+        (&cert, &key, Some(NO_PEM), "TLS_CLIENT_CA: "),
+    ] {
+        let mut environment = vec![("TLS_CERT", cert), ("TLS_KEY", key)];
+        environment.extend(client_ca.map(|path| ("TLS_CLIENT_CA", path)));
+        refuses_with(&environment, named).await;
+    }
+}
+
+#[tokio::test]
+async fn other_machines_are_served_only_if_callers_are_asked_who_they_are() {
+    let everywhere = ("GRPC_ADDR", "0.0.0.0:0");
+    refuses_with(&[everywhere], "GRPC_ADDR: 0.0.0.0:0 can be reached from other machines").await;
+    // TLS alone asks nobody.
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Authority::new().gateway().settings(dir.path());
+    let mut environment: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    environment.push(everywhere);
+    refuses_with(&environment, "GRPC_ADDR: ").await;
+
+    let keys = replace(dir.path(), "keys", "").display().to_string();
+    let mut command = std::process::Command::new(binary("waybill-gateway"));
+    command
+        .env_clear()
+        .env("GRPC_ADDR", "0.0.0.0:0")
+        .env("OPS_ADDR", "127.0.0.1:0")
+        .env("LOG_FORMAT", "json");
+    command.env("API_KEYS_FILE", keys);
+    let mut gateway = Process::start("gateway", command, dir.path());
+    gateway.logged("its address", |fields| fields["grpc_addr"].as_str().map(str::to_owned)).await;
+}
+
+async fn refuses_with(environment: &[(&str, &str)], said: &str) {
+    let output = run("waybill-gateway", environment).await;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{environment:?}: {errors}");
+    assert!(errors.contains(said), "{environment:?}: {errors}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use harness::{Deployment, PATIENCE};
+use harness::{Deployment, Options, PATIENCE};
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -88,4 +88,14 @@ async fn a_refusal_is_shown_with_its_details() {
     for part in ["InvalidArgument", "google.rpc.BadRequest", "fieldViolations", "customer_id", "items"] {
         assert!(said.contains(part), "{part} not in {said}");
     }
+}
+
+#[tokio::test]
+async fn reflection_can_be_turned_off() {
+    let gateway = vec![("REFLECTION", "false".to_owned())];
+    let waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
+    let Some(grpcurl) = Grpcurl::of(&waybill) else { return };
+    let output = grpcurl.run(None, &["list"]).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("does not support the reflection API"), "{said}");
 }

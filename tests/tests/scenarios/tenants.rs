@@ -4,17 +4,17 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
-use harness::{Deployment, Options, eventually, item, order_of};
+use harness::{Deployment, Options, PATIENCE, Shows, eventually, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use proto::orders::v1::{
     CancelOrderRequest, GetOrderRequest, ListOrderEventsRequest, ListOrdersRequest, Order, WatchOrderRequest,
     WatchOrdersRequest,
 };
 use sha2::{Digest, Sha256};
-use tonic::metadata::MetadataValue;
+use tokio::time::timeout;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
 
@@ -36,22 +36,10 @@ async fn with_keys(path: &Path) -> Deployment {
     Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await
 }
 
-type Client = OrderServiceClient<InterceptedService<Channel, WithKey>>;
+type Client = OrderServiceClient<InterceptedService<Channel, Shows>>;
 
-#[derive(Clone)]
-struct WithKey(Option<&'static str>);
-
-impl tonic::service::Interceptor for WithKey {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(key) = self.0 {
-            request.metadata_mut().insert("x-api-key", MetadataValue::from_static(key));
-        }
-        Ok(request)
-    }
-}
-
-fn client(waybill: &Deployment, key: Option<&'static str>) -> Client {
-    OrderServiceClient::with_interceptor(waybill.channel(), WithKey(key))
+fn client(waybill: &Deployment, key: Option<&str>) -> Client {
+    key.map_or_else(Shows::default, Shows::key).on(waybill.channel())
 }
 
 async fn place(client: &mut Client, request_id: &str) -> Result<Order, Status> {
@@ -164,8 +152,20 @@ async fn keys_come_and_go_without_a_restart() {
         .await;
     place(&mut client(&waybill, Some("old")), "r-2").await.unwrap();
 
+    let watch = WatchOrdersRequest { customer_id: "ada".to_owned(), after_revision: 0 };
+    let mut watch = client(&waybill, Some("old")).watch_orders(watch).await.unwrap().into_inner();
     write_keys(&path, &[("new", "shop", BOTH)]);
     eventually("the new key", async || place(&mut client(&waybill, Some("new")), "r-3").await.ok()).await;
     let status = place(&mut client(&waybill, Some("old")), "r-4").await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
+    // What was opened with the old key ends too.
+    let end = async {
+        loop {
+            if let Err(status) = watch.message().await.map(|event| event.expect("an end with a status")) {
+                return status;
+            }
+        }
+    };
+    let end = timeout(PATIENCE, end).await.expect("an end");
+    assert_eq!(end.code(), Code::Unauthenticated);
 }

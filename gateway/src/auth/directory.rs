@@ -1,0 +1,264 @@
+//! A file of who may call: one credential a line, with its tenant and roles. Read again when it changes.
+//!
+//! API keys and client certificates have a file each. For a key it holds the hexadecimal SHA-256: a key is a
+//! random text of 32 bytes or more, so a hash without salt tells nothing about it, and the key itself is
+//! nowhere. For a certificate it holds one of its names.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use thiserror::Error;
+use tracing::{error, info};
+
+use super::{Principal, Role, is_tenant};
+use crate::files::Watched;
+
+const HASH_BYTES: usize = 32;
+/// Where in the table a hash is looked for; what lies there is then compared in constant time.
+const SLOT_BYTES: usize = 8;
+
+type Hash = [u8; HASH_BYTES];
+type Slot = [u8; SLOT_BYTES];
+
+/// What the lines of a file begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The hash of an API key.
+    ApiKeys,
+    /// A name in a client certificate.
+    Clients,
+}
+
+/// The credentials of one file that are good at the moment. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Directory {
+    kind: Kind,
+    path: PathBuf,
+    watched: Watched,
+    table: Arc<RwLock<Arc<Table>>>,
+}
+
+/// Principals by the hash of what is shown for them: for a certificate, of its name.
+#[derive(Debug, Default)]
+struct Table(HashMap<Slot, Vec<(Hash, Arc<Principal>)>>);
+
+/// A file that cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum DirectoryError {
+    #[error("{path} cannot be read: {1}", path = .0.display())]
+    Unreadable(PathBuf, std::io::Error),
+    #[error("{path}, line {line}: {problem}", path = .path.display())]
+    Line { path: PathBuf, line: usize, problem: &'static str },
+}
+
+impl Directory {
+    /// Reads the API keys of the file at `path`.
+    pub(crate) fn of_api_keys(path: &str) -> Result<Self, DirectoryError> {
+        Self::read(Kind::ApiKeys, path.into())
+    }
+
+    /// Reads the client certificates of the file at `path`.
+    pub(crate) fn of_clients(path: &str) -> Result<Self, DirectoryError> {
+        Self::read(Kind::Clients, path.into())
+    }
+
+    fn read(kind: Kind, path: PathBuf) -> Result<Self, DirectoryError> {
+        let watched = Watched::new(vec![path.clone()]);
+        let table = Arc::new(RwLock::new(Arc::new(Table::read(kind, &path)?)));
+        Ok(Self { kind, path, watched, table })
+    }
+
+    /// Whose key, or whose certificate's name, `shown` is.
+    pub(crate) fn find(&self, shown: &[u8]) -> Option<Arc<Principal>> {
+        self.current().get(&Sha256::digest(shown).into()).cloned()
+    }
+
+    fn current(&self) -> Arc<Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the file again whenever it has changed. A file that cannot be used changes nothing. Runs for as
+    /// long as the server does.
+    pub(crate) async fn follow(mut self) {
+        let kind = self.kind;
+        loop {
+            self.watched.changed().await;
+            match Table::read(kind, &self.path) {
+                Ok(table) => {
+                    info!(?kind, credentials = table.len(), "file of credentials read again");
+                    self.replace(table);
+                }
+                Err(error) => {
+                    error!(?kind, %error, "file of credentials not read again; those from before stay good");
+                }
+            }
+        }
+    }
+
+    /// Who is as before stays the same principal, and keeps its streams; the others are withdrawn.
+    fn replace(&self, mut table: Table) {
+        let before = self.current();
+        for (hash, principal) in table.0.values_mut().flatten() {
+            if let Some(same) = before.get(hash).filter(|before| before.is_like(principal)) {
+                *principal = same.clone();
+            }
+        }
+        let table = Arc::new(table);
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table.clone();
+        for (hash, principal) in before.0.values().flatten() {
+            if !table.get(hash).is_some_and(|now| Arc::ptr_eq(now, principal)) {
+                principal.withdraw();
+            }
+        }
+    }
+}
+
+impl Table {
+    fn read(kind: Kind, path: &Path) -> Result<Self, DirectoryError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| DirectoryError::Unreadable(path.to_owned(), error))?;
+        Self::parse(kind, &text).map_err(|(line, problem)| DirectoryError::Line {
+            path: path.to_owned(),
+            line,
+            problem,
+        })
+    }
+
+    /// Reads the text of a file, or says in which line something is wrong.
+    fn parse(kind: Kind, text: &str) -> Result<Self, (usize, &'static str)> {
+        let mut table = Self::default();
+        for (i, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let (hash, principal) = parse_line(kind, line).map_err(|problem| (i + 1, problem))?;
+            if table.get(&hash).is_some() {
+                return Err((i + 1, "an earlier line is for the same credential"));
+            }
+            table.0.entry(slot(&hash)).or_default().push((hash, Arc::new(principal)));
+        }
+        Ok(table)
+    }
+
+    fn get(&self, hash: &Hash) -> Option<&Arc<Principal>> {
+        let candidates = self.0.get(&slot(hash))?;
+        candidates.iter().find(|(known, _)| known.ct_eq(hash).into()).map(|(_, principal)| principal)
+    }
+
+    fn len(&self) -> usize {
+        self.0.values().map(Vec::len).sum()
+    }
+}
+
+fn parse_line(kind: Kind, line: &str) -> Result<(Hash, Principal), &'static str> {
+    let fields: Vec<_> = line.split_whitespace().collect();
+    let [shown, tenant, roles] = fields[..] else {
+        return Err(match kind {
+            Kind::ApiKeys => "must be the SHA-256 of a key, a tenant, and roles separated by commas",
+            Kind::Clients => "must be a certificate's name, a tenant, and roles separated by commas",
+        });
+    };
+    let hash = match kind {
+        Kind::ApiKeys => {
+            let hash = HEXLOWER.decode(shown.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+            hash.ok_or("the SHA-256 must be 64 digits of 0-9 and a-f")?
+        }
+        Kind::Clients => Sha256::digest(shown).into(),
+    };
+    if !is_tenant(tenant) {
+        return Err("the tenant must be 1-64 characters of A-Z, a-z, 0-9 and \"-_.\"");
+    }
+    let roles: Option<Vec<_>> = roles.split(',').map(Role::parse).collect();
+    let roles = roles.ok_or("the roles must be of orders:write, orders:read, operations")?;
+    Ok((hash, Principal::new(tenant, roles)))
+}
+
+fn slot(hash: &Hash) -> Slot {
+    std::array::from_fn(|i| hash[i])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn line(key: &str, rest: &str) -> String {
+        format!("{} {rest}", HEXLOWER.encode(&Sha256::digest(key)))
+    }
+
+    fn directory(kind: Kind, text: &str) -> Directory {
+        let table = Table::parse(kind, text).unwrap();
+        let watched = Watched::new(Vec::new());
+        Directory { kind, path: PathBuf::new(), watched, table: Arc::new(RwLock::new(Arc::new(table))) }
+    }
+
+    #[test]
+    fn a_key_belongs_to_its_tenant_and_no_other_text_is_a_key() {
+        let text = format!(
+            "# shops\n\n{}\n{}\n",
+            line("one", "shop-1 orders:write,orders:read"),
+            line("two", "shop-2 orders:read")
+        );
+        let keys = directory(Kind::ApiKeys, &text);
+        assert_eq!(&*keys.find(b"one").unwrap().tenant, "shop-1");
+        assert_eq!(keys.find(b"two").unwrap().roles, [Role::Read]);
+        for other in ["", "on", "one ", "One", &HEXLOWER.encode(&Sha256::digest("one"))] {
+            assert!(keys.find(other.as_bytes()).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_found_by_a_name_as_it_stands() {
+        let text = "spiffe://example.org/shop shop-1 orders:read\nshop.example.org shop-2 orders:read";
+        let clients = directory(Kind::Clients, text);
+        assert_eq!(&*clients.find(b"spiffe://example.org/shop").unwrap().tenant, "shop-1");
+        assert_eq!(&*clients.find(b"shop.example.org").unwrap().tenant, "shop-2");
+        for other in ["spiffe://example.org/", "example.org", "a.shop.example.org", ""] {
+            assert!(clients.find(other.as_bytes()).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_wrong_is_named() {
+        let good = line("one", "shop orders:read");
+        let short = "abc shop orders:read".to_owned();
+        let again = line("one", "other orders:read");
+        let bad =
+            [short, again, line("k", "shop"), line("k", "a/b orders:read"), line("k", "shop everything")];
+        for bad in bad {
+            assert_eq!(Table::parse(Kind::ApiKeys, &format!("{good}\n{bad}")).unwrap_err().0, 2, "{bad}");
+        }
+        assert_eq!(Table::parse(Kind::Clients, "a.b shop orders:read\na.b").unwrap_err().0, 2);
+    }
+
+    #[test]
+    fn only_who_changes_is_withdrawn() {
+        let lines = |roles_of_two: &str| {
+            let lines = [line("one", "shop orders:read"), line("two", &format!("shop {roles_of_two}"))];
+            Table::parse(Kind::ApiKeys, &lines.join("\n")).unwrap()
+        };
+        let keys = directory(Kind::ApiKeys, "");
+        keys.replace(lines("orders:read"));
+        let [one, two] = [b"one", b"two"].map(|key| keys.find(key).unwrap());
+        keys.replace(lines("orders:read"));
+        assert!(!one.is_withdrawn() && !two.is_withdrawn());
+        keys.replace(lines("orders:write"));
+        assert!(!one.is_withdrawn() && two.is_withdrawn());
+        assert!(!keys.find(b"two").unwrap().is_withdrawn());
+        keys.replace(Table::default());
+        assert!(one.is_withdrawn());
+    }
+
+    proptest! {
+        #[test]
+        fn no_file_panics(text in "(?s).{0,200}") {
+            drop(Table::parse(Kind::ApiKeys, &text));
+            drop(Table::parse(Kind::Clients, &text));
+        }
+    }
+}
