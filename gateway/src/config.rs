@@ -14,7 +14,7 @@ use governor::Quota;
 use http::HeaderValue;
 
 use crate::admission::{COST_MAX, RateLimits};
-use crate::auth::{Authentication, Directory};
+use crate::auth::{Authentication, Directory, TokenConfig, Tokens};
 use crate::tls::TlsConfig;
 
 const COUNT_MAX: usize = 1_000_000_000;
@@ -34,10 +34,12 @@ pub(crate) struct Config {
     /// Where to serve /livez, /readyz and /health over HTTP.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
     pub(crate) ops_addr: SocketAddr,
-    /// File of API keys: a line each of SHA-256, tenant and roles. Read again when it changes. Without this and
-    /// TLS_CLIENTS_FILE nobody is asked who they are.
+    /// File of API keys: a line each of SHA-256, tenant and roles. Read again when it changes. Without this, JWT_JWKS
+    /// and TLS_CLIENTS_FILE nobody is asked who they are.
     #[arg(long, env = "API_KEYS_FILE", value_parser = Directory::of_api_keys)]
     pub(crate) api_keys_file: Option<Directory>,
+    #[command(flatten)]
+    pub(crate) tokens: TokenConfig,
     #[command(flatten)]
     pub(crate) tls: TlsConfig,
     /// File of client certificates: a line each of a name in the certificate (URI or DNS), tenant and roles. Read
@@ -107,11 +109,13 @@ pub(crate) struct Config {
 impl Config {
     /// How callers prove who they are, or why nobody may be served.
     pub(crate) fn authentication(&self) -> Result<Authentication, String> {
-        let authentication = Authentication::new(self.api_keys_file.clone(), self.tls_clients_file.clone());
+        let tokens = Tokens::read(&self.tokens).map_err(|error| format!("JWT_JWKS: {error}"))?;
+        let authentication =
+            Authentication::new(self.api_keys_file.clone(), tokens, self.tls_clients_file.clone());
         if authentication.is_anonymous() && !self.allow_anonymous && !self.grpc_addr.ip().is_loopback() {
             return Err(format!(
                 "GRPC_ADDR: {} can be reached from other machines, and nobody would be asked who they are; set \
-                 API_KEYS_FILE or TLS_CLIENTS_FILE, or ALLOW_ANONYMOUS=true if everybody may do everything",
+                 API_KEYS_FILE, JWT_JWKS or TLS_CLIENTS_FILE, or ALLOW_ANONYMOUS=true if everybody may do everything",
                 self.grpc_addr
             ));
         }

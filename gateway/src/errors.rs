@@ -20,6 +20,8 @@ const DOMAIN: &str = "orders.waybill";
 pub(crate) enum Reason {
     CredentialMissing,
     CredentialInvalid,
+    CredentialExpired,
+    CredentialUnchecked,
     RoleMissing,
     RequestIdReused,
     RateLimited,
@@ -37,9 +39,11 @@ pub(crate) enum Reason {
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
     #[cfg(test)]
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::CredentialMissing,
         Self::CredentialInvalid,
+        Self::CredentialExpired,
+        Self::CredentialUnchecked,
         Self::RoleMissing,
         Self::RequestIdReused,
         Self::RateLimited,
@@ -58,6 +62,8 @@ impl Reason {
         match self {
             Self::CredentialMissing => "CREDENTIAL_MISSING",
             Self::CredentialInvalid => "CREDENTIAL_INVALID",
+            Self::CredentialExpired => "CREDENTIAL_EXPIRED",
+            Self::CredentialUnchecked => "CREDENTIAL_UNCHECKED",
             Self::RoleMissing => "ROLE_MISSING",
             Self::RequestIdReused => "REQUEST_ID_REUSED",
             Self::RateLimited => "RATE_LIMITED",
@@ -75,13 +81,17 @@ impl Reason {
 
     fn code(self) -> Code {
         match self {
-            Self::CredentialMissing | Self::CredentialInvalid => Code::Unauthenticated,
+            Self::CredentialMissing | Self::CredentialInvalid | Self::CredentialExpired => {
+                Code::Unauthenticated
+            }
             Self::RoleMissing => Code::PermissionDenied,
             Self::RequestIdReused => Code::AlreadyExists,
             Self::RateLimited | Self::TooManyStreams => Code::ResourceExhausted,
-            Self::Overloaded | Self::BrokerUnavailable | Self::StorageFull | Self::Draining => {
-                Code::Unavailable
-            }
+            Self::CredentialUnchecked
+            | Self::Overloaded
+            | Self::BrokerUnavailable
+            | Self::StorageFull
+            | Self::Draining => Code::Unavailable,
             Self::OutcomeUnknown | Self::TimedOut => Code::DeadlineExceeded,
             Self::NotCancellable => Code::FailedPrecondition,
             Self::Internal => Code::Internal,
@@ -149,6 +159,18 @@ pub(crate) fn credential_missing(accepted: &str) -> Status {
 pub(crate) fn credential_invalid() -> Status {
     let message = "the credential is not, or no longer, good";
     status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
+}
+
+/// The credential was good until its time was over.
+pub(crate) fn credential_expired() -> Status {
+    let message = "the token has expired; get a new one";
+    status(Reason::CredentialExpired, message, HashMap::new(), ErrorDetails::new())
+}
+
+/// The key that the credential would be checked with is not known, or not yet.
+pub(crate) fn credential_unchecked() -> Status {
+    let message = "the token cannot be checked at the moment; nothing was accepted, try again";
+    come_back(Reason::CredentialUnchecked, message, RETRY_DELAY)
 }
 
 /// The principal may not do this.

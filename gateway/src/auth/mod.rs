@@ -1,13 +1,19 @@
 //! Who calls, and what they may do.
 
 mod directory;
+mod jwks;
+mod tokens;
 
 pub(crate) use directory::Directory;
+pub(crate) use tokens::{TokenConfig, Tokens};
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use futures::future::{OptionFuture, join};
-use http::Request;
+use futures::future::{OptionFuture, join3};
+use http::{HeaderMap, Request, header};
+use tokio::select;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
@@ -18,6 +24,8 @@ use crate::errors;
 
 /// Metadata that carries an API key.
 const API_KEY: &str = "x-api-key";
+/// How a token is marked in the metadata `authorization` (RFC 6750), in any case.
+const BEARER: &str = "bearer ";
 /// Longest tenant name, in characters.
 const TENANT_CHARS_MAX: usize = 64;
 
@@ -26,6 +34,8 @@ const TENANT_CHARS_MAX: usize = 64;
 pub(crate) struct Principal {
     pub(crate) tenant: Arc<str>,
     roles: Vec<Role>,
+    /// From when on the credential is no longer good, if it says so itself.
+    expires: Option<SystemTime>,
     /// Cancelled when the credential is taken away.
     withdrawn: CancellationToken,
 }
@@ -67,13 +77,23 @@ impl Role {
 
 impl Principal {
     fn new(tenant: &str, roles: Vec<Role>) -> Self {
-        Self { tenant: tenant.into(), roles, withdrawn: CancellationToken::new() }
+        Self { tenant: tenant.into(), roles, expires: None, withdrawn: CancellationToken::new() }
     }
 
     /// Waits until the credential is no longer good; says why.
     pub(crate) async fn ended(&self) -> Status {
-        self.withdrawn.cancelled().await;
-        errors::credential_invalid()
+        let expired = OptionFuture::from(self.expires.map(|at| {
+            // None is left of a time that is past.
+            sleep(at.duration_since(SystemTime::now()).unwrap_or_default())
+        }));
+        select! {
+            Some(()) = expired => errors::credential_expired(),
+            () = self.withdrawn.cancelled() => errors::credential_invalid(),
+        }
+    }
+
+    fn has_expired(&self) -> bool {
+        self.expires.is_some_and(|at| at <= SystemTime::now())
     }
 
     fn withdraw(&self) {
@@ -101,26 +121,32 @@ fn is_tenant(text: &str) -> bool {
 #[derive(Clone, Debug)]
 pub(crate) struct Authentication {
     api_keys: Option<Directory>,
+    tokens: Option<Tokens>,
     clients: Option<Directory>,
     /// Whoever calls a gateway that asks for no credential: one tenant without a name.
     anonymous: Arc<Principal>,
 }
 
 impl Authentication {
-    pub(crate) fn new(api_keys: Option<Directory>, clients: Option<Directory>) -> Self {
+    pub(crate) fn new(
+        api_keys: Option<Directory>,
+        tokens: Option<Tokens>,
+        clients: Option<Directory>,
+    ) -> Self {
         let anonymous = Arc::new(Principal::new("", vec![Role::Write, Role::Read]));
-        Self { api_keys, clients, anonymous }
+        Self { api_keys, tokens, clients, anonymous }
     }
 
     /// Whether nobody is asked who they are.
     pub(crate) fn is_anonymous(&self) -> bool {
-        self.api_keys.is_none() && self.clients.is_none()
+        self.api_keys.is_none() && self.tokens.is_none() && self.clients.is_none()
     }
 
     /// Keeps what credentials are checked with up to date. Runs for as long as the server does.
     pub(crate) async fn follow(self) {
-        join(
+        join3(
             OptionFuture::from(self.api_keys.map(Directory::follow)),
+            OptionFuture::from(self.tokens.map(Tokens::follow)),
             OptionFuture::from(self.clients.map(Directory::follow)),
         )
         .await;
@@ -133,6 +159,11 @@ impl Authentication {
             && let Some(key) = headers.get(API_KEY)
         {
             return keys.find(key.as_bytes()).ok_or_else(errors::credential_invalid);
+        }
+        if let Some(tokens) = &self.tokens
+            && let Some(token) = bearer(headers)
+        {
+            return tokens.check(token);
         }
         if let Some(clients) = &self.clients
             && let Some(names) = request.extensions().get::<Peer>().and_then(Peer::certificate_names)
@@ -149,10 +180,18 @@ impl Authentication {
     fn accepted(&self) -> String {
         let ways = [
             self.api_keys.as_ref().map(|_| "an API key as x-api-key"),
+            self.tokens.as_ref().map(|_| "a token as authorization: Bearer"),
             self.clients.as_ref().map(|_| "a client certificate"),
         ];
         ways.into_iter().flatten().collect::<Vec<_>>().join(", or ")
     }
+}
+
+/// The token of a call, if it shows one.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_at_checked(BEARER.len())?;
+    scheme.eq_ignore_ascii_case(BEARER).then(|| token.trim())
 }
 
 impl Admit for Authentication {
@@ -166,5 +205,38 @@ impl Admit for Authentication {
         }
         request.extensions_mut().insert(principal);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_what_follows_bearer_in_any_case() {
+        let of = |value: &str| {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+            bearer(&headers).map(str::to_owned)
+        };
+        assert_eq!(of("Bearer a.b.c").as_deref(), Some("a.b.c"));
+        assert_eq!(of("bearer  a.b.c").as_deref(), Some("a.b.c"));
+        for other in ["", "Bearer", "Basic a.b.c", "a.b.c"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_principal_ends_when_its_time_is_over_or_it_is_withdrawn() {
+        let principal = |expires| Principal { expires, ..Principal::new("shop", vec![Role::Read]) };
+        let past = SystemTime::now() - std::time::Duration::from_secs(1);
+        let future = SystemTime::now() + std::time::Duration::from_secs(1);
+        for (expires, expected) in [(past, true), (future, false)] {
+            assert_eq!(principal(Some(expires)).has_expired(), expected);
+            let ended = principal(Some(expires)).ended().await;
+            assert_eq!(ended.message(), errors::credential_expired().message());
+        }
+        let withdrawn = principal(None);
+        withdrawn.withdraw();
+        assert_eq!(withdrawn.ended().await.message(), errors::credential_invalid().message());
     }
 }

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::process::Output;
 
 use harness::certificates::{Authority, replace};
+use harness::issuer::{SigningKey, key_set};
 use harness::{Broker, PATIENCE, Process, binary};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -77,6 +78,11 @@ async fn the_gateway_refuses_settings_that_cannot_be_used() {
         ("TLS_KEY", NO_PEM),
         ("TLS_CLIENT_CA", NO_PEM),
         ("TLS_CLIENTS_FILE", NO_FILE),
+        ("JWT_JWKS", "http://example.org/jwks"),
+        ("JWT_ISSUER", "https://example.org"),
+        ("JWT_AUDIENCE", "waybill"),
+        ("JWT_ALGORITHMS", "HS256"),
+        ("JWT_ALGORITHMS", "RS256,none"),
         ("REFLECTION", "perhaps"),
     ];
     for (variable, value) in settings {
@@ -105,6 +111,10 @@ async fn the_gateway_refuses_files_that_cannot_be_used() {
         environment.extend(client_ca.map(|path| ("TLS_CLIENT_CA", path)));
         refuses_with(&environment, named).await;
     }
+    for (jwks, named) in [(NO_FILE, "cannot be read"), (NO_PEM, "is no set of keys")] {
+        let environment = [("JWT_JWKS", jwks), ("JWT_ISSUER", "issuer"), ("JWT_AUDIENCE", "waybill")];
+        refuses_with(&environment, &format!("JWT_JWKS: {jwks} {named}")).await;
+    }
 }
 
 #[tokio::test]
@@ -118,14 +128,15 @@ async fn other_machines_are_served_only_if_callers_are_asked_who_they_are() {
     environment.push(everywhere);
     refuses_with(&environment, "GRPC_ADDR: ").await;
 
-    let keys = replace(dir.path(), "keys", "").display().to_string();
+    let ec = SigningKey::ec("key");
+    let jwks = replace(dir.path(), "jwks", &key_set(&[&ec])).display().to_string();
     let mut command = std::process::Command::new(binary("waybill-gateway"));
     command
         .env_clear()
         .env("GRPC_ADDR", "0.0.0.0:0")
         .env("OPS_ADDR", "127.0.0.1:0")
         .env("LOG_FORMAT", "json");
-    command.env("API_KEYS_FILE", keys);
+    command.env("JWT_JWKS", jwks).env("JWT_ISSUER", "issuer").env("JWT_AUDIENCE", "waybill");
     let mut gateway = Process::start("gateway", command, dir.path());
     gateway.logged("its address", |fields| fields["grpc_addr"].as_str().map(str::to_owned)).await;
 }

@@ -29,6 +29,7 @@ mod storage_full;
 mod stream_setup;
 mod tenants;
 mod tls;
+mod tokens;
 mod watching;
 mod watching_customers;
 mod worker_pool;

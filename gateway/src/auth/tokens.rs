@@ -1,0 +1,305 @@
+//! Tokens: JWTs (RFC 7519) of one issuer, checked with that issuer's public keys.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use backbone::backoff::Backoff;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, AlgorithmFamily, Validation, decode, decode_header};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use tokio::select;
+use tokio::time::{Instant, sleep};
+use tonic::Status;
+use tracing::{debug, error, info, warn};
+
+use super::jwks::{FETCH_INTERVAL_MIN, Key, KeySet, Remote, Source};
+use super::{Principal, Role, is_tenant};
+use crate::errors;
+use crate::files::Watched;
+
+/// How much the clocks of issuer and gateway may differ.
+const LEEWAY: Duration = Duration::from_secs(30);
+/// How often a URL is asked for its keys.
+const FETCH_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// Pauses while it does not answer.
+const FETCH_BACKOFF: Backoff = Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(30) };
+/// Most tokens that are remembered as good.
+const VERIFIED_MAX: usize = 10_000;
+
+/// Which tokens are good.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct TokenConfig {
+    /// Public keys (JWKS) of whoever issues tokens (JWT): a file, read again when it changes, or an https:// URL,
+    /// asked again every 5 minutes, and when a token names another key. Unset: no token is taken.
+    #[arg(long, env = "JWT_JWKS", requires_all = ["jwt_issuer", "jwt_audience"], value_parser = Source::parse)]
+    pub(crate) jwt_jwks: Option<Source>,
+    /// Who issues tokens, as they say it (`iss`).
+    #[arg(long, env = "JWT_ISSUER", requires = "jwt_jwks")]
+    pub(crate) jwt_issuer: Option<String>,
+    /// Whom tokens are for, as they say it (`aud`).
+    #[arg(long, env = "JWT_AUDIENCE", requires = "jwt_jwks")]
+    pub(crate) jwt_audience: Option<String>,
+    /// How tokens may be signed, separated by commas: of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384,
+    /// EdDSA.
+    #[arg(long, env = "JWT_ALGORITHMS", default_value = "RS256,ES256", value_delimiter = ',',
+          value_parser = algorithm)]
+    pub(crate) jwt_algorithms: Vec<Algorithm>,
+    /// The claim that names the tenant.
+    #[arg(long, env = "JWT_TENANT_CLAIM", default_value = "tenant")]
+    pub(crate) jwt_tenant_claim: String,
+}
+
+/// An algorithm with a public key: with a shared secret the gateway could issue tokens itself.
+fn algorithm(text: &str) -> Result<Algorithm, String> {
+    let algorithm =
+        text.parse().ok().filter(|algorithm: &Algorithm| algorithm.family() != AlgorithmFamily::Hmac);
+    algorithm
+        .ok_or_else(|| "must be of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA".to_owned())
+}
+
+/// Checks tokens. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Tokens {
+    rules: Arc<Rules>,
+    source: Following,
+    state: Arc<RwLock<Arc<State>>>,
+}
+
+/// How keys are kept up to date.
+#[derive(Clone, Debug)]
+enum Following {
+    File(PathBuf, Watched),
+    Url(Arc<Remote>),
+}
+
+#[derive(Debug)]
+struct Rules {
+    issuer: String,
+    audience: String,
+    algorithms: Vec<Algorithm>,
+    tenant_claim: String,
+}
+
+/// The keys, and the tokens that have been found good with them, by their hashes: looking one up takes a
+/// fraction of the time that verifying its signature does.
+#[derive(Debug, Default)]
+struct State {
+    keys: KeySet,
+    verified: Mutex<HashMap<[u8; 32], Arc<Principal>>>,
+}
+
+/// Why a token is not taken. Only the log is told all of it.
+#[derive(Debug, Error)]
+enum Refusal {
+    #[error("it has expired")]
+    Expired,
+    #[error("the key that it names may be one that was not fetched yet")]
+    Unchecked,
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Expired => errors::credential_expired(),
+            Refusal::Unchecked => errors::credential_unchecked(),
+            Refusal::Invalid(_) => errors::credential_invalid(),
+        }
+    }
+}
+
+impl Tokens {
+    /// Reads a file of keys; a URL is asked later. `None` if no tokens are configured.
+    pub(crate) fn read(config: &TokenConfig) -> Result<Option<Self>, String> {
+        let (Some(source), Some(issuer), Some(audience)) =
+            (&config.jwt_jwks, &config.jwt_issuer, &config.jwt_audience)
+        else {
+            return Ok(None);
+        };
+        let rules = Rules {
+            issuer: issuer.clone(),
+            audience: audience.clone(),
+            algorithms: config.jwt_algorithms.clone(),
+            tenant_claim: config.jwt_tenant_claim.clone(),
+        };
+        let (source, keys) = match source {
+            Source::File(path) => {
+                let following = Following::File(path.clone(), Watched::new(vec![path.clone()]));
+                (following, read_keys(path, &rules)?)
+            }
+            Source::Url(uri) => (Following::Url(Arc::new(Remote::new(uri.clone())?)), KeySet::default()),
+        };
+        let state = Arc::new(RwLock::new(Arc::new(State { keys, ..State::default() })));
+        Ok(Some(Self { rules: Arc::new(rules), source, state }))
+    }
+
+    /// Whose token it is.
+    pub(crate) fn check(&self, token: &str) -> Result<Arc<Principal>, Status> {
+        self.principal(token).map_err(|refusal| {
+            debug!(reason = %refusal, "token refused");
+            refusal.into()
+        })
+    }
+
+    fn principal(&self, token: &str) -> Result<Arc<Principal>, Refusal> {
+        let state = self.current();
+        let hash = Sha256::digest(token).into();
+        let principal = match state.known(&hash) {
+            Some(principal) => principal,
+            None => {
+                let principal = Arc::new(self.verify(&state.keys, token)?);
+                state.remember(hash, principal.clone());
+                principal
+            }
+        };
+        if principal.has_expired() { Err(Refusal::Expired) } else { Ok(principal) }
+    }
+
+    fn verify(&self, keys: &KeySet, token: &str) -> Result<Principal, Refusal> {
+        let header = decode_header(token).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        if header.crit.is_some() {
+            return Err(Refusal::Invalid("it asks for an extension (crit)".to_owned()));
+        }
+        let id = header.kid.ok_or_else(|| Refusal::Invalid("it names no key (kid)".to_owned()))?;
+        let key = keys.get(&id).ok_or_else(|| self.unknown_key(&id))?;
+        let claims = decode::<Map<String, Value>>(token, &key.decoding, &self.rules.validation(key));
+        let claims = claims.map_err(|error| {
+            let expired = matches!(error.kind(), ErrorKind::ExpiredSignature);
+            if expired { Refusal::Expired } else { Refusal::Invalid(error.to_string()) }
+        })?;
+        self.rules.principal(&claims.claims, key)
+    }
+
+    fn unknown_key(&self, id: &str) -> Refusal {
+        match &self.source {
+            Following::Url(remote) if !remote.is_fresh() => {
+                remote.wanted.notify_one();
+                Refusal::Unchecked
+            }
+            Following::Url(_) | Following::File(..) => Refusal::Invalid(format!("no key has the id {id:?}")),
+        }
+    }
+
+    fn current(&self) -> Arc<State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps the keys up to date; those from before stay in use while there are no new ones. Runs for as long
+    /// as the server does.
+    pub(crate) async fn follow(self) {
+        match self.source.clone() {
+            Following::File(path, watched) => self.follow_file(path, watched).await,
+            Following::Url(remote) => self.follow_url(&remote).await,
+        }
+    }
+
+    async fn follow_file(&self, path: PathBuf, mut watched: Watched) {
+        loop {
+            watched.changed().await;
+            match read_keys(&path, &self.rules) {
+                Ok(keys) => self.replace(keys),
+                Err(error) => error!(error, "keys of tokens not read again; those from before stay good"),
+            }
+        }
+    }
+
+    async fn follow_url(&self, remote: &Remote) {
+        let mut failures = 0;
+        loop {
+            let asked = Instant::now();
+            let fetched = remote.fetch().await;
+            let read = fetched.and_then(|text| Ok(KeySet::parse(&text, &self.rules.algorithms)?));
+            match read {
+                Ok(keys) => {
+                    failures = 0;
+                    self.replace(keys);
+                    remote.has_fetched(asked);
+                    sleep(FETCH_INTERVAL_MIN).await;
+                    select! {
+                        () = sleep(FETCH_INTERVAL) => {}
+                        () = remote.wanted.notified() => {}
+                    }
+                }
+                Err(error) => {
+                    failures += 1;
+                    let error = format!("{error:#}");
+                    warn!(error, "keys of tokens not fetched; those from before stay good");
+                    sleep(FETCH_BACKOFF.after(failures)).await;
+                }
+            }
+        }
+    }
+
+    fn replace(&self, mut keys: KeySet) {
+        let before = self.current();
+        if keys.is_same(&before.keys) {
+            return;
+        }
+        info!(keys = keys.len(), "keys of tokens read");
+        keys.continue_from(&before.keys);
+        let state = Arc::new(State { keys, ..State::default() });
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state.clone();
+        before.keys.withdraw_what_is_not_in(&state.keys);
+    }
+}
+
+impl Rules {
+    fn validation(&self, key: &Key) -> Validation {
+        let mut validation = Validation::default();
+        validation.algorithms.clone_from(&key.algorithms);
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_audience(&[&self.audience]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        validation.validate_nbf = true;
+        validation.leeway = LEEWAY.as_secs();
+        validation
+    }
+
+    /// What checked claims say of who calls. Roles come from `scope` (RFC 8693, section 4.2) and `roles` (RFC
+    /// 9068, section 2.2.3); those that are not ours are for somebody else.
+    fn principal(&self, claims: &Map<String, Value>, key: &Key) -> Result<Principal, Refusal> {
+        let invalid = |problem: String| Refusal::Invalid(problem);
+        let tenant = claims.get(&self.tenant_claim).and_then(Value::as_str).filter(|text| is_tenant(text));
+        let tenant = tenant.ok_or_else(|| invalid(format!("no tenant in claim {:?}", self.tenant_claim)))?;
+        let scope = claims.get("scope").and_then(Value::as_str).unwrap_or_default();
+        let roles = claims.get("roles").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let roles = scope.split(' ').chain(roles.iter().filter_map(Value::as_str));
+        let expires = claims.get("exp").and_then(Value::as_f64);
+        let expires = expires.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let expires =
+            expires.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since.checked_add(LEEWAY)?));
+        Ok(Principal {
+            expires: Some(expires.ok_or_else(|| invalid("no time of expiry".to_owned()))?),
+            withdrawn: key.withdrawn.clone(),
+            ..Principal::new(tenant, roles.filter_map(Role::parse).collect())
+        })
+    }
+}
+
+impl State {
+    fn known(&self, hash: &[u8; 32]) -> Option<Arc<Principal>> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+    }
+
+    fn remember(&self, hash: [u8; 32], principal: Arc<Principal>) {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified.len() >= VERIFIED_MAX {
+            verified.retain(|_, principal| !principal.has_expired());
+        }
+        if verified.len() >= VERIFIED_MAX {
+            verified.clear();
+        }
+        verified.insert(hash, principal);
+    }
+}
+
+fn read_keys(path: &PathBuf, rules: &Rules) -> Result<KeySet, String> {
+    let said = |error: &dyn std::fmt::Display, problem| format!("{} {problem}: {error}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| said(&error, "cannot be read"))?;
+    KeySet::parse(&text, &rules.algorithms).map_err(|error| said(&error, "is no set of keys (JWKS)"))
+}
