@@ -34,7 +34,7 @@ pub(crate) struct TlsConfig {
     #[arg(long, env = "TLS_CLIENT_CA", requires = "tls_cert")]
     pub(crate) tls_client_ca: Option<PathBuf>,
     /// Let in clients without a certificate too, for health checks and for calls with another credential.
-    #[arg(long, env = "TLS_CLIENT_OPTIONAL", requires = "tls_client_ca")]
+    #[arg(long, env = "TLS_CLIENT_OPTIONAL")]
     pub(crate) tls_client_optional: bool,
 }
 

@@ -1,5 +1,6 @@
 //! TLS on the gRPC port, and certificates that change under what is open.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +25,8 @@ async fn deployment(authority: &Authority, dir: &Path, more: &[(&'static str, &s
 
 /// Whether somebody who trusts this authority alone gets an answer over a new connection.
 async fn is_trusted(waybill: &Deployment, authority: &Authority) -> bool {
-    health(waybill.gateway.secure_channel(authority.trusting()), "").await == Some(ServingStatus::Serving)
+    let health = health(waybill.gateway.secure_channel(authority.trusting()), "");
+    timeout(PATIENCE, health).await == Ok(Some(ServingStatus::Serving))
 }
 
 async fn logged(waybill: &mut Deployment, text: &str) {
@@ -100,20 +102,26 @@ async fn a_handshake_that_stalls_holds_up_nobody_and_takes_up_a_place() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     let mut waybill = deployment(&authority, dir.path(), &[("MAX_CONNECTIONS", "3")]).await;
-    let mut stalled = TcpStream::connect(&waybill.gateway.grpc_addr).await.unwrap();
     // A ClientHello that does not go on.
-    stalled.write_all(&[22, 3, 1, 2, 0]).await.unwrap();
-    assert!(is_trusted(&waybill, &authority).await);
+    let stall = async || {
+        let mut stalled = TcpStream::connect(&waybill.gateway.grpc_addr).await.unwrap();
+        stalled.write_all(&[22, 3, 1, 2, 0]).await.unwrap();
+        stalled
+    };
+    eventually("a call beside a handshake that stalls", async || {
+        let stalled = stall().await;
+        // Answered while the other was still there, and not once it had been sent away.
+        let answered = is_trusted(&waybill, &authority).await;
+        let waits = stalled.try_read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        (answered && waits).then_some(())
+    })
+    .await;
 
-    let _stalled: Vec<_> = [
-        TcpStream::connect(&waybill.gateway.grpc_addr).await.unwrap(),
-        TcpStream::connect(&waybill.gateway.grpc_addr).await.unwrap(),
-    ]
-    .into();
+    let mut stalled = [stall().await, stall().await, stall().await];
     logged(&mut waybill, "as many connections as there may be").await;
     // Once the stalled ones have been sent away.
     eventually("a place", async || is_trusted(&waybill, &authority).await.then_some(())).await;
-    drop(timeout(PATIENCE, stalled.read_to_end(&mut Vec::new())).await.expect("an end in time"));
+    drop(timeout(PATIENCE, stalled[0].read_to_end(&mut Vec::new())).await.expect("an end in time"));
 }
 
 #[tokio::test]
