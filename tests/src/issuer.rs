@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeySize, PublicKeyComponents};
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PKCS1_SHA512, RsaEncoding,
+    RsaKeyPair,
 };
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
@@ -65,16 +66,25 @@ impl SigningKey {
 
     /// Its signature of a message.
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
-        let random = SystemRandom::new();
         match &self.pair {
-            Pair::Rsa(pair) => {
-                let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).expect("signature");
-                signature
-            }
-            Pair::Ec(pair) => pair.sign(&random, message).expect("signature").as_ref().to_vec(),
+            Pair::Rsa(pair) => sign_rsa(pair, &RSA_PKCS1_SHA256, message),
+            Pair::Ec(pair) => pair.sign(&SystemRandom::new(), message).expect("signature").as_ref().to_vec(),
         }
     }
+
+    /// Its signature of a message by RS512, if it is an RSA key.
+    pub fn sign_rs512(&self, message: &[u8]) -> Vec<u8> {
+        match &self.pair {
+            Pair::Rsa(pair) => sign_rsa(pair, &RSA_PKCS1_SHA512, message),
+            Pair::Ec(_) => panic!("no RSA key"),
+        }
+    }
+}
+
+fn sign_rsa(pair: &RsaKeyPair, encoding: &'static dyn RsaEncoding, message: &[u8]) -> Vec<u8> {
+    let mut signature = vec![0; pair.public_modulus_len()];
+    pair.sign(encoding, &SystemRandom::new(), message, &mut signature).expect("signature");
+    signature
 }
 
 /// A set of public keys.
