@@ -15,6 +15,8 @@ use crate::ids::Revision;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most messages that one request asks for.
 const BATCH_MESSAGES_MAX: u32 = 256;
+/// How much one request asks for; the message that goes beyond it is the last one.
+const BATCH_BYTES_MAX: u32 = 128 * 1024;
 /// The server's end-of-batch status.
 const END_OF_BATCH: u16 = 204;
 
@@ -55,7 +57,7 @@ impl ReadError {
 #[serde(untagged)]
 enum Request<'a> {
     Last { multi_last: &'a [String] },
-    Next { seq: u64, next_by_subj: &'a str, batch: u32 },
+    Next { seq: u64, next_by_subj: &'a str, batch: u32, max_bytes: u32 },
 }
 
 /// The last message on each subject that matches one of `filters`, by sequence.
@@ -103,7 +105,8 @@ impl Batch {
     }
 }
 
-/// The first `messages_max` messages on subjects that match `filter`, from sequence `from` on.
+/// The first `messages_max` messages on subjects that match `filter`, from sequence `from` on; fewer if they
+/// are large, but at least one.
 pub async fn batch_from(
     client: &Client,
     stream: &str,
@@ -111,7 +114,12 @@ pub async fn batch_from(
     from: Revision,
     messages_max: u32,
 ) -> Result<Batch, ReadError> {
-    let request = Request::Next { seq: from.0.max(1), next_by_subj: filter, batch: messages_max };
+    let request = Request::Next {
+        seq: from.0.max(1),
+        next_by_subj: filter,
+        batch: messages_max,
+        max_bytes: BATCH_BYTES_MAX,
+    };
     get(client, stream, &request).await
 }
 

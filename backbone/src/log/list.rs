@@ -1,22 +1,26 @@
 //! Listing a customer's orders, newest first. There is no index: the subjects of their first events are one,
 //! and the stream counts what lies on them.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
+use prost::Message;
 use proto::orders::v1::Order;
 use tokio::time::sleep;
 
 use super::OrderLog;
 use super::read::{decode_all, read_error};
 use crate::direct_get::{Batch, ReadError, batch_from};
-use crate::event::Recorded;
-use crate::ids::{CustomerKey, Revision};
+use crate::ids::{CustomerKey, OrderId, Revision};
 use crate::stream::ORDERS;
 use crate::subjects::{self, EventKind};
 
 /// Most orders that one call looks at; when few of them are wanted, its page is not full.
 const EXAMINED_MAX: usize = 2_000;
+/// How large a page may grow, encoded; the order that goes beyond it is the last one. Clients take messages of
+/// 4 MiB unless they are told otherwise.
+const PAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Orders that are looked at side by side.
 const LOADS_AT_ONCE: usize = 32;
 /// Messages that a window may hold beyond those asked for: finding a closer one would cost more than to read
@@ -39,6 +43,12 @@ pub struct Page {
     pub next: Option<Revision>,
 }
 
+/// All that a list needs of an order's first event.
+struct Created {
+    id: OrderId,
+    revision: Revision,
+}
+
 /// How many messages there are from somewhere in the stream on.
 #[derive(Clone, Copy)]
 struct Mark {
@@ -55,7 +65,8 @@ struct Window {
 
 impl OrderLog {
     /// Lists `customer`'s orders that `wanted` accepts: at most `size` of them, and only those created before
-    /// `before` if that is given. May leave a page short, and even empty, although there is a next one.
+    /// `before` if that is given. May leave a page short, and even empty, although there is a next one: when
+    /// few of the orders are wanted, or they are large.
     pub async fn list(
         &self,
         customer: CustomerKey,
@@ -64,7 +75,7 @@ impl OrderLog {
         wanted: impl Fn(&Order) -> bool,
     ) -> Result<Page, ReadError> {
         let filter = subjects::created_by(customer);
-        let (mut orders, mut before, mut examined) = (Vec::new(), before, 0);
+        let (mut orders, mut before, mut examined, mut bytes) = (Vec::new(), before, 0, 0);
         loop {
             let missing = size - orders.len();
             // One more than is missing tells whether there are older ones.
@@ -75,10 +86,18 @@ impl OrderLog {
             }
             examined += created.len();
             before = created.first().map(|oldest| oldest.revision);
-            let loads =
-                stream::iter(created.into_iter().rev()).map(async |created| self.load(&created.id).await);
-            let found: Vec<_> = loads.buffered(LOADS_AT_ONCE).try_collect().await?;
-            orders.extend(found.into_iter().flatten().map(|found| found.order).filter(&wanted));
+            let loads = stream::iter(created.into_iter().rev())
+                .map(async |created| Ok((created.revision, self.load(&created.id).await?)));
+            let mut loads = pin!(loads.buffered(LOADS_AT_ONCE));
+            while let Some((created_at, found)) = loads.try_next().await? {
+                let Some(order) = found.map(|found| found.order).filter(&wanted) else { continue };
+                bytes += order.encoded_len();
+                orders.push(order);
+                if bytes >= PAGE_BYTES_MAX {
+                    let older = more || before.is_some_and(|oldest| oldest < created_at);
+                    return Ok(Page { orders, next: Some(created_at).filter(|_| older) });
+                }
+            }
             if !more || orders.len() >= size || examined >= EXAMINED_MAX {
                 return Ok(Page { orders, next: before.filter(|_| more) });
             }
@@ -91,7 +110,7 @@ impl OrderLog {
         filter: &str,
         before: Option<Revision>,
         count: usize,
-    ) -> Result<Vec<Recorded>, ReadError> {
+    ) -> Result<Vec<Created>, ReadError> {
         let (mut created, mut before, mut looks) = (Vec::new(), before, 0);
         loop {
             let window = self.window(filter, before, (count - created.len()) as u64).await?;
@@ -171,7 +190,7 @@ impl OrderLog {
         filter: &str,
         from: Revision,
         before: Option<Revision>,
-    ) -> Result<(Vec<Recorded>, bool), ReadError> {
+    ) -> Result<(Vec<Created>, bool), ReadError> {
         let (mut created, mut from) = (Vec::new(), from);
         loop {
             let Batch { mut messages, remaining } =
@@ -183,7 +202,8 @@ impl OrderLog {
             }
             let reached = messages.len() < read;
             let events = decode_all(messages).into_iter();
-            created.extend(events.filter(|event| event.kind() == EventKind::Created));
+            let events = events.filter(|event| event.kind() == EventKind::Created);
+            created.extend(events.map(|event| Created { id: event.id, revision: event.revision }));
             if reached || remaining == 0 {
                 return Ok((created, reached));
             }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use backbone::lifecycle::is_finished;
 use harness::{Deployment, Load, Options, item, order_of};
+use prost::Message;
 use proto::orders::v1::{
     CreateOrderRequest, ListOrderEventsRequest, ListOrdersRequest, ListOrdersResponse, Order, OrderStatus,
 };
@@ -42,6 +43,12 @@ async fn all_pages(waybill: &Deployment, mut request: ListOrdersRequest) -> Vec<
         }
         request.page_token = page.next_page_token;
     }
+}
+
+/// An order as large as the rules allow.
+fn large(customer_id: &str, request_id: &str) -> CreateOrderRequest {
+    let items = (0..100).map(|i| item(&format!("{:s<64}", format!("sku-{i}-")), 1_000_000)).collect();
+    order_of(customer_id, request_id, items)
 }
 
 fn ids<'a>(orders: impl IntoIterator<Item = &'a Order>) -> Vec<String> {
@@ -192,4 +199,22 @@ async fn an_orders_events_are_listed_with_their_traces() {
     let unknown = "aaaaaaaaaaaaaaaa-aaaaaaaaaaaaaaaaaaaaaaaaaa";
     assert_eq!(list(unknown).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(list("ORDER.>").await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_page_of_large_orders_ends_before_it_is_too_large_for_a_message() {
+    let waybill = without_processors().await;
+    let requests = (0..250).map(|i| large("ada", &format!("r-{i}"))).collect();
+    let placed = Load::start(waybill.channel(), requests).all().await;
+    let pages = all_pages(&waybill, request("ada", 1_000)).await;
+    assert!(pages.len() > 1, "{} pages", pages.len());
+    for page in &pages {
+        let bytes: usize = page.iter().map(Message::encoded_len).sum();
+        assert!(bytes < 2 * 1024 * 1024, "{bytes} bytes");
+    }
+    let listed: Vec<_> = pages.into_iter().flatten().collect();
+    assert!(listed.is_sorted_by(|newer, older| newer.revision > older.revision));
+    let listed: HashSet<_> = ids(&listed).into_iter().collect();
+    assert_eq!(listed, ids(&placed).into_iter().collect());
+    assert_eq!(listed.len(), placed.len());
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use backbone::subjects::EventKind;
-use harness::{Deployment, Load, PATIENCE, item, order_of};
+use harness::{Deployment, Load, Options, PATIENCE, item, order_of};
 use proto::orders::v1::{CreateOrderRequest, OrderEvent, WatchOrdersRequest, WatchOrdersResponse};
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
@@ -102,4 +102,15 @@ async fn a_watch_that_cannot_begin_says_why() {
     let order = waybill.finished(&order.order_id).await;
     assert_eq!(refused("ada", order.revision + 1).await, "after_revision");
     watch(&waybill, "ada", order.revision).await.unwrap();
+}
+
+#[tokio::test]
+async fn large_events_are_watched_like_small_ones() {
+    let waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
+    let items: Vec<_> = (0..100).map(|i| item(&format!("{:s<64}", format!("sku-{i}-")), 1)).collect();
+    // More than one look at the log brings.
+    let requests = (0..ORDERS).map(|i| order_of("ada", &format!("r-{i}"), items.clone())).collect();
+    Load::start(waybill.channel(), requests).all().await;
+    let events = take(&mut watch(&waybill, "ada", 0).await.unwrap(), ORDERS).await;
+    assert!(revisions(&events).is_sorted_by(|one, next| one < next));
 }
