@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method};
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use tonic::body::Body;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 /// How long a browser may remember what it was told.
@@ -35,6 +37,21 @@ pub(crate) fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
         .expose_headers(RESPONSE_HEADERS)
         .max_age(PREFLIGHT_MAX_AGE);
     (!origins.is_empty()).then_some(cors)
+}
+
+/// Refuses what does not say that it is gRPC or gRPC-Web. Browsers let every page send a form, or plain text,
+/// without asking whether it may.
+#[allow(clippy::result_large_err, reason = "the layer that asks takes a response")]
+pub(crate) fn only_grpc<B>(request: &mut Request<B>) -> Result<(), Response<Body>> {
+    let content_type = request.headers().get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    match content_type.strip_prefix(b"application/grpc") {
+        Some([] | [b'+' | b'-' | b';', ..]) => Ok(()),
+        Some(_) | None => {
+            let mut refusal = Response::new(Body::empty());
+            *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            Err(refusal)
+        }
+    }
 }
 
 /// Reads an origin: scheme, host and port, and nothing else.

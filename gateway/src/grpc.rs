@@ -14,6 +14,7 @@ use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
+use tower_http::validate_request::ValidateRequestHeaderLayer;
 
 use crate::admission::{Gate, LoadShed, RateLimit, StreamPlaces};
 use crate::auth::Authentication;
@@ -85,6 +86,8 @@ pub(crate) async fn serve(
         .max_connection_age_grace(config.max_connection_age_grace)
         .accept_http1(true)
         .layer(option_layer(browser::cors(&config.cors_allowed_origins)))
+        // A page of anybody's may send other types without asking first.
+        .layer(ValidateRequestHeaderLayer::custom(browser::only_grpc))
         .layer(GrpcWebLayer::new())
         // One call that panics must not look like a broken connection.
         .layer(panics::layer())
