@@ -68,6 +68,9 @@ pub(crate) struct Config {
     /// Calls under way at a time; further ones are refused.
     #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value = "4096", value_parser = count)]
     pub(crate) max_concurrent_requests: usize,
+    /// Calls that one caller may have under way at a time; further ones are refused.
+    #[arg(long, env = "MAX_CONCURRENT_REQUESTS_PER_CALLER", default_value = "1024", value_parser = count)]
+    pub(crate) max_concurrent_requests_per_caller: usize,
     /// Streams open at a time.
     #[arg(long, env = "MAX_STREAMS", default_value = "100000", value_parser = count)]
     pub(crate) max_streams: usize,

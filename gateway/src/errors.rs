@@ -26,6 +26,7 @@ pub(crate) enum Reason {
     RequestIdReused,
     RateLimited,
     TooManyStreams,
+    TooManyCalls,
     Overloaded,
     BrokerUnavailable,
     StorageFull,
@@ -39,7 +40,7 @@ pub(crate) enum Reason {
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
     #[cfg(test)]
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::CredentialMissing,
         Self::CredentialInvalid,
         Self::CredentialExpired,
@@ -48,6 +49,7 @@ impl Reason {
         Self::RequestIdReused,
         Self::RateLimited,
         Self::TooManyStreams,
+        Self::TooManyCalls,
         Self::Overloaded,
         Self::BrokerUnavailable,
         Self::StorageFull,
@@ -68,6 +70,7 @@ impl Reason {
             Self::RequestIdReused => "REQUEST_ID_REUSED",
             Self::RateLimited => "RATE_LIMITED",
             Self::TooManyStreams => "TOO_MANY_STREAMS",
+            Self::TooManyCalls => "TOO_MANY_CALLS",
             Self::Overloaded => "OVERLOADED",
             Self::BrokerUnavailable => "BROKER_UNAVAILABLE",
             Self::StorageFull => "STORAGE_FULL",
@@ -86,7 +89,7 @@ impl Reason {
             }
             Self::RoleMissing => Code::PermissionDenied,
             Self::RequestIdReused => Code::AlreadyExists,
-            Self::RateLimited | Self::TooManyStreams => Code::ResourceExhausted,
+            Self::RateLimited | Self::TooManyStreams | Self::TooManyCalls => Code::ResourceExhausted,
             Self::CredentialUnchecked
             | Self::Overloaded
             | Self::BrokerUnavailable
@@ -189,6 +192,12 @@ pub(crate) fn rate_limited(subject: &str, wait: Duration) -> Status {
 pub(crate) fn too_many_streams(subject: &str, streams_max: usize) -> Status {
     let description = format!("at most {streams_max} open streams of this {subject}");
     over_quota(Reason::TooManyStreams, subject, &description, RETRY_DELAY)
+}
+
+/// The caller has as many calls under way as it may.
+pub(crate) fn too_many_calls(subject: &str, calls_max: usize) -> Status {
+    let description = format!("at most {calls_max} calls under way of this {subject}");
+    over_quota(Reason::TooManyCalls, subject, &description, RETRY_DELAY)
 }
 
 fn over_quota(reason: Reason, subject: &str, description: &str, wait: Duration) -> Status {

@@ -16,16 +16,23 @@ use tower::ServiceBuilder;
 use tower::util::option_layer;
 use tower_http::validate_request::ValidateRequestHeaderLayer;
 
-use crate::admission::{Gate, LoadShed, RateLimit, StreamPlaces};
+use crate::admission::{Calls, Gate, Places, RateLimit};
 use crate::auth::Authentication;
 use crate::config::Config;
 use crate::orders::Orders;
 use crate::readiness::{Readiness, State};
 use crate::tls::Tls;
-use crate::{browser, connections, panics};
+use crate::{browser, connections, errors, panics};
 
 /// Largest request; the contract says so in `OrderService`.
-const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+const REQUEST_BYTES_MAX: usize = 64 * 1024;
+/// Methods that answer with a stream, which is counted as such.
+const STREAMS: &[&str] = &["WatchOrder", "WatchOrders"];
+/// Calls of health and reflection at a time, streams among them, and those of one peer address.
+const PROBES_MAX: usize = 8192;
+const PROBES_PER_PEER_MAX: usize = 1024;
+/// Largest request to health and reflection: names.
+const PROBE_BYTES_MAX: usize = 4 * 1024;
 /// Streams that one connection may have open at once.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 /// Headers of one request.
@@ -47,7 +54,7 @@ pub(crate) async fn serve(
     config: Config,
 ) -> anyhow::Result<()> {
     let draining = readiness.draining();
-    let streams = StreamPlaces::new(config.max_streams, config.max_streams_per_caller);
+    let streams = Places::new(config.max_streams, config.max_streams_per_caller, errors::too_many_streams);
     let orders = Orders::new(log, config.request_timeout, draining.clone(), streams);
     let orders = OrderServiceServer::new(orders).max_decoding_message_size(REQUEST_BYTES_MAX);
     let rate_limit = RateLimit::new(config.rate_limits());
@@ -55,14 +62,30 @@ pub(crate) async fn serve(
     let _renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.follow())));
     let _forgetting = AbortOnDropHandle::new(tokio::spawn(rate_limit.clone().forget_idle_callers()));
 
+    let calls = Calls {
+        places: Places::new(
+            config.max_concurrent_requests,
+            config.max_concurrent_requests_per_caller,
+            errors::too_many_calls,
+        ),
+        message_timeout: Some(config.request_timeout),
+        streams: STREAMS,
+    };
     let orders = ServiceBuilder::new()
-        // More calls at once than can be answered in time would make all of them late.
-        .layer(Gate(LoadShed::new(config.max_concurrent_requests)))
         // From here on it is known whose call it is.
         .layer(Gate(authentication))
         // One caller that calls without end must not keep the others out.
         .layer(Gate(rate_limit))
+        // More calls at once than can be answered in time would make all of them late.
+        .layer(calls)
         .service(orders);
+    let probes = Calls {
+        places: Places::new(PROBES_MAX, PROBES_PER_PEER_MAX, errors::too_many_calls),
+        message_timeout: None,
+        streams: &[],
+    };
+    // Whoever asks has no quota, and no end.
+    let probes = ServiceBuilder::new().layer(probes);
 
     let (reporter, health) = tonic_health::server::health_reporter();
     let _reporting = AbortOnDropHandle::new(tokio::spawn(report(reporter, readiness.follow())));
@@ -72,6 +95,13 @@ pub(crate) async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             // Error details, so that grpcurl shows them readable.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    let (reflection_v1, reflection_v1alpha) = if config.reflection {
+        let v1 = reflection().build_v1()?.max_decoding_message_size(PROBE_BYTES_MAX);
+        let v1alpha = reflection().build_v1alpha()?.max_decoding_message_size(PROBE_BYTES_MAX);
+        (Some(probes.service(v1)), Some(probes.service(v1alpha)))
+    } else {
+        (None, None)
     };
 
     Server::builder()
@@ -91,9 +121,9 @@ pub(crate) async fn serve(
         .layer(GrpcWebLayer::new())
         // One call that panics must not look like a broken connection.
         .layer(panics::layer())
-        .add_service(health)
-        .add_optional_service(config.reflection.then(|| reflection().build_v1()).transpose()?)
-        .add_optional_service(config.reflection.then(|| reflection().build_v1alpha()).transpose()?)
+        .add_service(probes.service(health.max_decoding_message_size(PROBE_BYTES_MAX)))
+        .add_optional_service(reflection_v1)
+        .add_optional_service(reflection_v1alpha)
         .add_service(orders)
         .serve_with_incoming_shutdown(
             connections::accept(listener, config.max_connections, tls, draining.clone()),

@@ -26,7 +26,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use tracing::debug;
 
-use crate::admission::{Caller, StreamPlace, StreamPlaces};
+use crate::admission::{Caller, Place, Places};
 use crate::auth::Principal;
 use crate::{deadline, errors, validation};
 
@@ -36,7 +36,7 @@ pub(crate) struct Orders {
     log: OrderLog,
     request_timeout: Duration,
     draining: CancellationToken,
-    streams: StreamPlaces,
+    streams: Places,
 }
 
 impl Orders {
@@ -44,7 +44,7 @@ impl Orders {
         log: OrderLog,
         request_timeout: Duration,
         draining: CancellationToken,
-        streams: StreamPlaces,
+        streams: Places,
     ) -> Self {
         Self { log, request_timeout, draining, streams }
     }
@@ -231,7 +231,7 @@ struct EndOfStream {
     principal: Arc<Principal>,
     draining: CancellationToken,
     caller_gone: Option<Instant>,
-    _place: StreamPlace,
+    _place: Place,
 }
 
 impl EndOfStream {

@@ -1,25 +1,23 @@
 //! Who is let in: the layers that a call passes before its handler sees it, each of which can refuse it.
 
-mod load_shed;
+mod calls;
+mod places;
 mod rate_limit;
-mod streams;
 
-pub(crate) use load_shed::LoadShed;
+pub(crate) use calls::Calls;
+pub(crate) use places::{Place, Places};
 pub(crate) use rate_limit::{COST_MAX, RateLimit, RateLimits};
-pub(crate) use streams::{StreamPlace, StreamPlaces};
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Either};
 use http::{Extensions, Request, Response};
 use http_body_util::{BodyExt, Limited};
-use pin_project_lite::pin_project;
 use tokio::time::timeout;
 use tonic::Status;
 use tonic::body::Body;
@@ -35,11 +33,8 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One reason to refuse a call.
 pub(crate) trait Admit {
-    /// Held until the call is answered.
-    type Pass;
-
     /// Lets the call in, or says why not. Must not wait.
-    fn admit(&self, request: &mut Request<Body>) -> Result<Self::Pass, Status>;
+    fn admit(&self, request: &mut Request<Body>) -> Result<(), Status>;
 }
 
 /// The layer that asks an [`Admit`].
@@ -68,8 +63,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future =
-        Either<Admitted<S::Future, A::Pass>, BoxFuture<'static, Result<Response<Body>, Infallible>>>;
+    type Future = Either<S::Future, Refusal>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -77,43 +71,30 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         match self.admit.admit(&mut request) {
-            Ok(pass) => Either::Left(Admitted { answer: self.inner.call(request), pass: Some(pass) }),
-            Err(status) => Either::Right(refuse(request, status).boxed()),
+            Ok(()) => Either::Left(self.inner.call(request)),
+            Err(status) => Either::Right(refuse(request, status)),
         }
     }
 }
 
+/// The answer to a call that is not let in.
+type Refusal = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
 /// Answers a call that is not let in. Its message is taken off the connection first: what arrived for a call
 /// that is over already would count as a fault of the client, and many of those close its connection.
-async fn refuse(request: Request<Body>, status: Status) -> Result<Response<Body>, Infallible> {
-    let message = Limited::new(request.into_body(), UNREAD_BYTES_MAX);
-    // However it ends, the answer is the same.
-    drop(timeout(UNREAD_TIMEOUT, message.collect()).await);
-    Ok(status.into_http())
+fn refuse(request: Request<Body>, status: Status) -> Refusal {
+    let mut message = Limited::new(request.into_body(), UNREAD_BYTES_MAX);
+    async move {
+        // However it ends, the answer is the same.
+        let taken_off = async { while let Some(Ok(_)) = message.frame().await {} };
+        timeout(UNREAD_TIMEOUT, taken_off).await.ok();
+        Ok(status.into_http())
+    }
+    .boxed()
 }
 
 impl<A, S: NamedService> NamedService for Gated<A, S> {
     const NAME: &'static str = S::NAME;
-}
-
-pin_project! {
-    /// A call that was let in.
-    pub(crate) struct Admitted<F, P> {
-        #[pin]
-        answer: F,
-        pass: Option<P>,
-    }
-}
-
-impl<F: Future, P> Future for Admitted<F, P> {
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let answer = ready!(this.answer.poll(cx));
-        *this.pass = None;
-        Poll::Ready(answer)
-    }
 }
 
 /// Whose quota a call uses.

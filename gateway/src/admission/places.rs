@@ -1,4 +1,5 @@
-//! How many streams may be open at once: each costs memory for as long as its client wants.
+//! Places for what may be open at once: calls under way, and streams. Each costs memory for as long as its
+//! client wants.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,13 +9,17 @@ use tonic::Status;
 use super::Caller;
 use crate::errors;
 
-/// Bounds on open streams, of one caller and of all.
+/// A bound on what one caller has open, and all of them together.
 #[derive(Clone, Debug)]
-pub(crate) struct StreamPlaces {
+pub(crate) struct Places {
     open: Arc<Mutex<Open>>,
-    per_caller_max: usize,
     total_max: usize,
+    per_caller_max: usize,
+    refusal_of_caller: Refuse,
 }
+
+/// What a caller is told that has too much open: what kind of caller it is, and how much it may have.
+type Refuse = fn(&str, usize) -> Status;
 
 #[derive(Debug, Default)]
 struct Open {
@@ -22,32 +27,32 @@ struct Open {
     of_caller: HashMap<Caller, usize>,
 }
 
-/// One open stream.
+/// One place, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct StreamPlace {
-    places: StreamPlaces,
+pub(crate) struct Place {
+    places: Places,
     caller: Caller,
 }
 
-impl StreamPlaces {
-    pub(crate) fn new(total_max: usize, per_caller_max: usize) -> Self {
-        Self { open: Arc::default(), per_caller_max, total_max }
+impl Places {
+    pub(crate) fn new(total_max: usize, per_caller_max: usize, refusal_of_caller: Refuse) -> Self {
+        Self { open: Arc::default(), total_max, per_caller_max, refusal_of_caller }
     }
 
-    /// Takes a place for a stream of `caller`, or says why there is none.
-    pub(crate) fn take(&self, caller: Caller) -> Result<StreamPlace, Status> {
+    /// Takes a place for `caller`, or says why there is none.
+    pub(crate) fn take(&self, caller: Caller) -> Result<Place, Status> {
         let mut open = self.lock();
         if open.total >= self.total_max {
             return Err(errors::overloaded());
         }
         let of_caller = open.of_caller.entry(caller.clone()).or_default();
         if *of_caller >= self.per_caller_max {
-            return Err(errors::too_many_streams(caller.kind(), self.per_caller_max));
+            return Err((self.refusal_of_caller)(caller.kind(), self.per_caller_max));
         }
         *of_caller += 1;
         open.total += 1;
         drop(open);
-        Ok(StreamPlace { places: self.clone(), caller })
+        Ok(Place { places: self.clone(), caller })
     }
 
     /// Nothing panics while it is held, so poison would mean nothing.
@@ -56,7 +61,7 @@ impl StreamPlaces {
     }
 }
 
-impl Drop for StreamPlace {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.places.lock();
         open.total -= 1;
@@ -75,8 +80,8 @@ mod tests {
     use tonic::Code;
 
     #[test]
-    fn a_place_is_free_again_when_its_stream_has_ended() {
-        let places = StreamPlaces::new(3, 2);
+    fn a_place_is_free_again_when_its_holder_has_ended() {
+        let places = Places::new(3, 2, errors::too_many_streams);
         let caller = |last| Caller::Peer(Some([10, 0, 0, last].into()));
         let held = [places.take(caller(1)).unwrap(), places.take(caller(1)).unwrap()];
         assert_eq!(places.take(caller(1)).unwrap_err().code(), Code::ResourceExhausted);

@@ -86,8 +86,6 @@ impl RateLimit {
 }
 
 impl Admit for RateLimit {
-    type Pass = ();
-
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
         self.check(&Caller::of(request.extensions()), cost(request.uri().path()))
     }

@@ -195,8 +195,6 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 impl Admit for Authentication {
-    type Pass = ();
-
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
         let principal = self.principal(request)?;
         let role = Role::of_method(request.uri().path());

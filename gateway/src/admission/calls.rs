@@ -1,0 +1,170 @@
+//! Calls under way. More at once than can be answered in time would make all of them late, and each holds
+//! memory for as long as its client is slow: with its message, or with taking the answer.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::Either;
+use http::{Request, Response};
+use http_body::Frame;
+use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower::{Layer, Service};
+
+use super::{Caller, Place, Places, Refusal, refuse};
+use crate::errors;
+
+/// The layer that gives each call a place, from before its message has come until its answer is taken.
+#[derive(Clone, Debug)]
+pub(crate) struct Calls {
+    /// The places.
+    pub(crate) places: Places,
+    /// How long a message may take to come. `None` where it has no end of its own.
+    pub(crate) message_timeout: Option<Duration>,
+    /// Methods whose calls give their place back when their answer begins: others count their streams.
+    pub(crate) streams: &'static [&'static str],
+}
+
+impl<S> Layer<S> for Calls {
+    type Service = Placed<S>;
+
+    fn layer(&self, inner: S) -> Placed<S> {
+        Placed { calls: self.clone(), inner }
+    }
+}
+
+/// A service behind [`Calls`].
+#[derive(Clone, Debug)]
+pub(crate) struct Placed<S> {
+    calls: Calls,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Placed<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<UnderWay<S::Future>, Refusal>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let place = match self.calls.places.take(Caller::of(request.extensions())) {
+            Ok(place) => place,
+            Err(status) => return Either::Right(refuse(request, status)),
+        };
+        let method = request.uri().path().rsplit('/').next();
+        let is_stream = method.is_some_and(|method| self.calls.streams.contains(&method));
+        let request = match self.calls.message_timeout {
+            Some(timeout) => request.map(|body| Body::new(Coming { body, timeout, left: None })),
+            None => request,
+        };
+        let answer = self.inner.call(request);
+        Either::Left(UnderWay { answer, place: Some(place), is_stream })
+    }
+}
+
+impl<S: NamedService> NamedService for Placed<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+pin_project! {
+    /// A call that has a place.
+    pub(crate) struct UnderWay<F> {
+        #[pin]
+        answer: F,
+        place: Option<Place>,
+        is_stream: bool,
+    }
+}
+
+impl<F> Future for UnderWay<F>
+where
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let Ok(answer) = ready!(this.answer.poll(cx));
+        let place = this.place.take().filter(|_| !*this.is_stream);
+        Poll::Ready(Ok(match place {
+            Some(place) => answer.map(|body| Body::new(Going { body, _place: place })),
+            None => answer,
+        }))
+    }
+}
+
+pin_project! {
+    /// A message that has to come within a time.
+    struct Coming {
+        #[pin]
+        body: Body,
+        timeout: Duration,
+        // Most messages are there at once, and need none.
+        #[pin]
+        left: Option<Sleep>,
+    }
+}
+
+impl http_body::Body for Coming {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut this = self.project();
+        if let Poll::Ready(frame) = this.body.poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        if this.left.is_none() {
+            this.left.set(Some(sleep(*this.timeout)));
+        }
+        let Some(left) = this.left.as_pin_mut() else { return Poll::Pending };
+        ready!(left.poll(cx));
+        Poll::Ready(Some(Err(errors::timed_out())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+pin_project! {
+    /// An answer that holds its call's place until it is taken, or its stream is gone.
+    struct Going {
+        #[pin]
+        body: Body,
+        _place: Place,
+    }
+}
+
+impl http_body::Body for Going {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
