@@ -3,15 +3,19 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::eventually;
+
+/// More open files than any test needs.
+const FILES_MAX: u64 = 65_536;
 
 /// A running child process. Killed and reaped when dropped.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub struct Process {
 impl Process {
     /// Starts `command`, with its output in `<dir>/<name>.log`.
     pub fn start(name: &str, mut command: Command, dir: &Path) -> Self {
+        static FILES: Once = Once::new();
+        FILES.call_once(allow_open_files);
         let log = dir.join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log).expect("log file");
         let errors = output.try_clone().expect("log file");
@@ -113,6 +119,13 @@ impl Drop for Process {
             eprintln!("--- {} ---\n{}", self.name, output.get(from..).unwrap_or(&output));
         }
     }
+}
+
+/// Thousands of connections need as many open files, here and in the gateway, which
+/// inherits the limit.
+fn allow_open_files() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("limit of open files");
+    setrlimit(Resource::RLIMIT_NOFILE, most.min(FILES_MAX), most).expect("limit of open files");
 }
 
 /// Path of one of the workspace's binaries, built by the profile that this test was built by.

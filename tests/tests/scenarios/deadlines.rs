@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
-use harness::{Deployment, Options, item, order_of};
+use bytes::Bytes;
+use futures::stream;
+use harness::{Deployment, Options, PATIENCE, item, order_of};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use proto::orders::v1::{GetOrderRequest, WatchOrderRequest};
-use tokio::time::Instant;
-use tonic::{Code, Request};
+use tokio::time::{Instant, timeout};
+use tonic::body::Body;
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
+use tower::{Service, ServiceExt};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -49,4 +55,20 @@ async fn a_watch_ends_when_its_caller_stops_listening() {
     assert!(watch.message().await.unwrap().is_some());
     let status = watch.message().await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+}
+
+#[tokio::test]
+async fn a_request_has_to_come_in_time_as_well() {
+    let gateway = vec![("REQUEST_TIMEOUT", "500ms".to_owned())];
+    let waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
+    let request = http::Request::post("http://gateway/orders.v1.OrderService/CreateOrder")
+        .header("content-type", "application/grpc")
+        .body(Body::new(StreamBody::new(stream::pending::<Result<Frame<Bytes>, Status>>())))
+        .unwrap();
+    let mut channel = waybill.channel();
+    let answer = timeout(PATIENCE, channel.ready().await.unwrap().call(request)).await;
+    let answer = answer.expect("an answer in time").unwrap();
+    let status = Status::from_header_map(answer.headers()).expect("a refusal");
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    assert_eq!(status.get_details_error_info().unwrap().reason, "TIMED_OUT");
 }

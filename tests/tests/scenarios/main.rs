@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod abuse;
 mod accounting;
 mod bad_input;
 mod broker_away;
@@ -18,6 +19,7 @@ mod events;
 mod foreign_messages;
 mod getting_in;
 mod grpcurl;
+mod http2;
 mod idempotency;
 mod listing;
 mod order_path;
