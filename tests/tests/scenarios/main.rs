@@ -19,6 +19,7 @@ mod events;
 mod foreign_messages;
 mod getting_in;
 mod grpcurl;
+mod health;
 mod http2;
 mod idempotency;
 mod listing;
