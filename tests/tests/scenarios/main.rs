@@ -23,6 +23,7 @@ mod health;
 mod http2;
 mod idempotency;
 mod listing;
+mod many_streams;
 mod order_path;
 mod rate_limit;
 mod redelivery;
