@@ -29,6 +29,7 @@ mod rate_limit;
 mod redelivery;
 mod replicas;
 mod retention;
+mod slow_readers;
 mod storage_full;
 mod stream_setup;
 mod tenants;
