@@ -15,6 +15,7 @@ mod crashes;
 mod deadlines;
 mod draining;
 mod environment;
+mod errors;
 mod events;
 mod foreign_messages;
 mod getting_in;

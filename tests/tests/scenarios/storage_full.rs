@@ -10,7 +10,7 @@ use tonic_types::StatusExt;
 use crate::accounting::each_is_carried_out_once;
 
 /// Bounds the stream to so many messages; -1 lifts the bound.
-async fn room_for(waybill: &Deployment, max_messages: i64) {
+pub(crate) async fn room_for(waybill: &Deployment, max_messages: i64) {
     let jetstream = waybill.jetstream().await;
     let config = jetstream.get_stream(ORDERS).await.unwrap().cached_info().config.clone();
     let config = async_nats::jetstream::stream::Config { max_messages, ..config };

@@ -18,9 +18,9 @@ use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
 
-const BOTH: &str = "orders:write,orders:read";
+pub(crate) const BOTH: &str = "orders:write,orders:read";
 
-fn write_keys(path: &Path, keys: &[(&str, &str, &str)]) {
+pub(crate) fn write_keys(path: &Path, keys: &[(&str, &str, &str)]) {
     let mut lines = String::new();
     for (key, tenant, roles) in keys {
         for byte in Sha256::digest(key) {
@@ -36,9 +36,9 @@ async fn with_keys(path: &Path) -> Deployment {
     Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await
 }
 
-type Client = OrderServiceClient<InterceptedService<Channel, Shows>>;
+pub(crate) type Client = OrderServiceClient<InterceptedService<Channel, Shows>>;
 
-fn client(waybill: &Deployment, key: Option<&str>) -> Client {
+pub(crate) fn client(waybill: &Deployment, key: Option<&str>) -> Client {
     key.map_or_else(Shows::default, Shows::key).on(waybill.channel())
 }
 
