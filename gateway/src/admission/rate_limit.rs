@@ -79,9 +79,13 @@ impl RateLimit {
     pub(crate) async fn forget_idle_callers(self) {
         loop {
             tokio::time::sleep(FORGET_INTERVAL).await;
-            self.callers.retain_recent();
-            self.callers.shrink_to_fit();
+            self.forget();
         }
+    }
+
+    fn forget(&self) {
+        self.callers.retain_recent();
+        self.callers.shrink_to_fit();
     }
 }
 
@@ -94,6 +98,8 @@ impl Admit for RateLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::IpAddr;
+    use std::time::Instant;
     use tonic::Code;
     use tonic_types::StatusExt;
 
@@ -141,5 +147,29 @@ mod tests {
         call(&limit, "10.0.0.2", LIST).unwrap();
         let wait = call(&limit, "10.0.0.3", LIST).unwrap_err();
         assert!(wait > Duration::from_secs(9) && wait <= Duration::from_secs(10), "{wait:?}");
+    }
+
+    #[test]
+    fn a_million_callers_cost_nothing_once_they_are_idle() {
+        const CALLERS: u32 = 1_000_000;
+        // Half a second after its one call a caller has its burst again.
+        let limit = RateLimit::new(RateLimits { of_caller: quota(2, 10), of_all: quota(u32::MAX, u32::MAX) });
+        let caller = |number: u32| Caller::Peer(Some(IpAddr::V4(number.into())));
+        let busy = caller(CALLERS);
+        for number in 0..CALLERS {
+            limit.check(&caller(number), cost(CREATE)).unwrap();
+        }
+        while limit.check(&busy, cost(CREATE)).is_ok() {}
+
+        let start = Instant::now();
+        while limit.callers.len() > 1 {
+            assert!(start.elapsed() < Duration::from_secs(60), "{} callers", limit.callers.len());
+            std::thread::yield_now();
+            limit.forget();
+            // Who is not idle is not let off.
+            while limit.check(&busy, cost(CREATE)).is_ok() {}
+        }
+        let callers = Arc::into_inner(limit.callers).unwrap().into_state_store();
+        assert!(callers.capacity() < 10_000, "room for {} callers is kept", callers.capacity());
     }
 }
