@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream;
-use harness::{Deployment, Options, PATIENCE, item, order_of};
+use harness::{Deployment, Options, PATIENCE, eventually, item, order_of};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use proto::orders::v1::{GetOrderRequest, WatchOrderRequest};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
@@ -16,26 +16,39 @@ use tower::{Service, ServiceExt};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The gateway's own answer to a call whose time runs out. On a busy machine the caller may have stopped
+/// listening a moment before, and is then told by its own library.
+pub(crate) async fn in_time(call: impl AsyncFn() -> Result<(), Status>) -> Status {
+    eventually("an answer before the caller stops listening", async || {
+        call().await.err().filter(|status| status.get_details_error_info().is_some())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_call_whose_time_runs_out_says_what_is_known() {
     let waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
     let order = waybill.place(order_of("ada", "r-1", vec![item("widget", 1)])).await.unwrap();
-    let mut client = waybill.client().await;
+    let client = waybill.client().await;
     waybill.broker.pause();
 
-    let start = Instant::now();
-    let mut request = Request::new(order_of("ada", "r-2", vec![item("widget", 1)]));
-    request.set_timeout(TIMEOUT);
-    let status = client.create_order(request).await.unwrap_err();
+    let status = in_time(async || {
+        let mut request = Request::new(order_of("ada", "r-2", vec![item("widget", 1)]));
+        request.set_timeout(TIMEOUT);
+        client.clone().create_order(request).await.map(drop)
+    })
+    .await;
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     let info = status.get_details_error_info().unwrap();
     assert_eq!(info.reason, "OUTCOME_UNKNOWN");
     assert!(status.message().contains("request_id"), "{}", status.message());
-    assert!(start.elapsed() < TIMEOUT);
 
-    let mut request = Request::new(GetOrderRequest { order_id: order.order_id.clone() });
-    request.set_timeout(TIMEOUT);
-    let status = client.get_order(request).await.unwrap_err();
+    let status = in_time(async || {
+        let mut request = Request::new(GetOrderRequest { order_id: order.order_id.clone() });
+        request.set_timeout(TIMEOUT);
+        client.clone().get_order(request).await.map(drop)
+    })
+    .await;
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     assert_eq!(status.get_details_error_info().unwrap().reason, "TIMED_OUT");
 

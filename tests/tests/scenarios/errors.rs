@@ -17,6 +17,7 @@ use proto::orders::v1::{
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorInfo, StatusExt};
 
+use crate::deadlines::in_time;
 use crate::storage_full::room_for;
 use crate::tenants::{BOTH, Client, client, write_keys};
 
@@ -26,6 +27,9 @@ const SUBJECTS_READ_MAX: usize = 1_024;
 
 /// Calls that a caller may have under way.
 const CALLS_MAX: usize = 8;
+
+/// How long a caller waits while the broker stands still.
+const CALLER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The refusals seen so far: reason and code.
 #[derive(Default)]
@@ -69,6 +73,12 @@ async fn place(client: &mut Client, request: CreateOrderRequest) -> Result<Order
 async fn get(client: &mut Client, order_id: &str) -> Result<Order, Status> {
     let request = GetOrderRequest { order_id: order_id.to_owned() };
     Ok(client.get_order(request).await?.into_inner().order.unwrap())
+}
+
+async fn place_by(client: &mut Client, request: CreateOrderRequest) -> Result<(), Status> {
+    let mut late = Request::new(request);
+    late.set_timeout(CALLER_TIMEOUT);
+    client.create_order(late).await.map(drop)
 }
 
 async fn watch(
@@ -153,13 +163,15 @@ async fn every_documented_reason_is_given_with_its_code_and_details() {
     room_for(&waybill, -1).await;
 
     waybill.broker.pause();
-    let mut late = Request::new(widget("r-4", 1));
-    late.set_timeout(Duration::from_secs(1));
-    let info = seen.refused(one.create_order(late).await);
+    let create = async || place_by(&mut one.clone(), widget("r-4", 1)).await;
+    let info = seen.refused(Err::<(), _>(in_time(create).await));
     let unknown = info.metadata["order_id"].clone();
-    let mut late = Request::new(GetOrderRequest { order_id: done.clone() });
-    late.set_timeout(Duration::from_secs(1));
-    seen.refused(one.get_order(late).await);
+    let read = async || {
+        let mut late = Request::new(GetOrderRequest { order_id: done.clone() });
+        late.set_timeout(CALLER_TIMEOUT);
+        one.clone().get_order(late).await.map(drop)
+    };
+    seen.refused(Err::<(), _>(in_time(read).await));
     let many = client(&waybill, Some("three"));
     let calls = (0..=CALLS_MAX).map(async |_| get(&mut many.clone(), &done).await.err());
     let answers = futures::future::join_all(calls).await;
