@@ -1,0 +1,111 @@
+//! The gateway: takes orders over gRPC and answers once they are durable.
+//!
+//! A library only so that the fuzz targets reach its parsers; the program is [`main`].
+
+mod admission;
+mod auth;
+mod browser;
+mod config;
+mod connections;
+mod deadline;
+mod errors;
+mod files;
+mod grpc;
+mod ops;
+mod orders;
+mod page_token;
+mod panics;
+mod readiness;
+mod tls;
+mod validation;
+
+use std::process::ExitCode;
+
+use backbone::connection::Connection;
+use backbone::log::OrderLog;
+use backbone::shutdown::Shutdown;
+use backbone::telemetry;
+use tokio::net::TcpListener;
+use tokio::select;
+use tokio::time::{sleep, timeout};
+use tracing::{error, info, warn};
+
+use crate::auth::Authentication;
+use crate::config::Config;
+use crate::readiness::Readiness;
+use crate::tls::Tls;
+
+/// The whole program: reads its settings, and serves until it is told to stop.
+#[tokio::main]
+pub async fn main() -> ExitCode {
+    let config: Config = match backbone::config::parse() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let tls = match Tls::read(&config.tls) {
+        Ok(tls) => tls,
+        Err(reason) => return backbone::config::refuse(&reason),
+    };
+    let authentication = match config.authentication() {
+        Ok(authentication) => authentication,
+        Err(reason) => return backbone::config::refuse(&reason),
+    };
+    telemetry::start(&config.telemetry);
+    match run(config, tls, authentication).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(error = format!("{error:#}"), "gateway stopped");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -> anyhow::Result<()> {
+    let mut shutdown = Shutdown::listen()?;
+    let connection = Connection::open(&config.broker, "waybill-gateway").await?;
+    let log = OrderLog::new(connection.clone(), "waybill-gateway").await?;
+
+    let grpc_listener = TcpListener::bind(config.grpc_addr)
+        .await
+        .map_err(config::cannot_bind("GRPC_ADDR", config.grpc_addr))?;
+    let ops_listener =
+        TcpListener::bind(config.ops_addr).await.map_err(config::cannot_bind("OPS_ADDR", config.ops_addr))?;
+    let pid = std::process::id();
+    info!(pid, grpc_addr = %grpc_listener.local_addr()?, ops_addr = %ops_listener.local_addr()?, "listening");
+
+    let readiness = Readiness::new();
+    let drain = readiness.draining();
+    let mut serving = tokio::spawn(grpc::serve(
+        grpc_listener,
+        log.clone(),
+        readiness.clone(),
+        authentication,
+        tls,
+        config.clone(),
+    ));
+    let mut watching = tokio::spawn(readiness.clone().keep(log, config.stream));
+    let mut answering = tokio::spawn(ops::serve(ops_listener, readiness.clone()));
+
+    let outcome = select! {
+        signal = shutdown.requested() => {
+            info!(signal, drain_delay = ?config.drain_delay, "leaving");
+            readiness.leave();
+            // Until load balancers and clients know, calls that come are still answered.
+            sleep(config.drain_delay).await;
+            Ok(())
+        }
+        ended = &mut serving => ended?,
+        ended = &mut answering => ended?.map_err(Into::into),
+        ended = &mut watching => ended?.map_err(Into::into),
+    };
+    readiness.leave();
+    drain.cancel();
+    if !serving.is_finished() && timeout(config.drain_timeout, &mut serving).await.is_err() {
+        warn!(drain_timeout = ?config.drain_timeout, "calls were still open at the end of the drain");
+    }
+    answering.abort();
+    watching.abort();
+    connection.flush().await;
+    info!("stopped");
+    outcome
+}
