@@ -107,14 +107,12 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// When to come back while the stream has no room: somebody has to make some.
 const RETRY_DELAY_FULL: Duration = Duration::from_secs(30);
 /// Most violations in one answer: error details travel in a header, and clients bound those.
-const VIOLATIONS_MAX: usize = 32;
+pub(crate) const VIOLATIONS_MAX: usize = 32;
 /// Most violations spelled out in the message, for people; the details name them all.
 const VIOLATIONS_SAID_MAX: usize = 3;
 
-/// Fields that break rules, all of them at once.
-pub(crate) fn invalid(mut violations: Vec<FieldViolation>) -> Status {
-    let left_out = violations.len().saturating_sub(VIOLATIONS_MAX);
-    violations.truncate(VIOLATIONS_MAX);
+/// Fields that break rules, at most [`VIOLATIONS_MAX`] of them, and how many more there are.
+pub(crate) fn invalid(violations: Vec<FieldViolation>, left_out: usize) -> Status {
     let said: Vec<_> = violations
         .iter()
         .take(VIOLATIONS_SAID_MAX)
@@ -267,7 +265,7 @@ pub(crate) fn read(read_error: &ReadError) -> Status {
 /// A status for a watch behind a revision that is not there yet.
 pub(crate) fn beyond(last: Revision) -> Status {
     let description = format!("is beyond the last revision, {last}; send the last one that you saw, or 0");
-    invalid(vec![FieldViolation::new("after_revision", description)])
+    invalid(vec![FieldViolation::new("after_revision", description)], 0)
 }
 
 fn come_back(reason: Reason, message: &str, retry_delay: Duration) -> Status {

@@ -11,7 +11,7 @@ use proto::orders::v1::{
 use tonic::Status;
 use tonic_types::FieldViolation;
 
-use crate::errors;
+use crate::errors::{self, VIOLATIONS_MAX};
 use crate::page_token::List;
 
 /// Longest customer_id and request_id, in characters.
@@ -66,7 +66,7 @@ pub(crate) fn order_id(text: &str) -> Result<OrderId, Status> {
     let id = violations.check_order_id(text);
     violations.into_result()?;
     // Without an id there was a violation.
-    id.ok_or_else(|| errors::invalid(Vec::new()))
+    id.ok_or_else(|| errors::invalid(Vec::new(), 0))
 }
 
 /// Checks a CancelOrderRequest.
@@ -75,12 +75,13 @@ pub(crate) fn cancel(request: CancelOrderRequest) -> Result<(OrderId, OrderCance
     let mut violations = Violations::default();
     let id = violations.check_order_id(&order_id);
     if message.chars().count() > MESSAGE_CHARS_MAX || message.chars().any(char::is_control) {
-        let rule =
-            format!("must be at most {MESSAGE_CHARS_MAX} characters, none of them a control character");
-        violations.add("message", rule);
+        violations.add(
+            "message",
+            format_args!("must be at most {MESSAGE_CHARS_MAX} characters, none of them a control character"),
+        );
     }
     violations.into_result()?;
-    let id = id.ok_or_else(|| errors::invalid(Vec::new()))?;
+    let id = id.ok_or_else(|| errors::invalid(Vec::new(), 0))?;
     Ok((id, OrderCancelled { message }))
 }
 
@@ -118,8 +119,13 @@ pub(crate) fn page(tenant: &str, request: &ListOrdersRequest) -> Result<PageRequ
         Ok(0) => PAGE_SIZE_DEFAULT,
         Ok(size) if size <= PAGE_SIZE_MAX => size,
         Ok(_) | Err(_) => {
-            let rule = format!("must be 1-{PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}");
-            violations.add("page_size", format!("{rule}, not {}", request.page_size));
+            violations.add(
+                "page_size",
+                format_args!(
+                    "must be 1-{PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}, not {}",
+                    request.page_size
+                ),
+            );
             PAGE_SIZE_DEFAULT
         }
     };
@@ -127,7 +133,8 @@ pub(crate) fn page(tenant: &str, request: &ListOrdersRequest) -> Result<PageRequ
     for (i, status) in request.statuses.iter().enumerate() {
         match OrderStatus::try_from(*status) {
             Ok(OrderStatus::Unspecified) | Err(_) => {
-                violations.add(format_args!("statuses[{i}]"), format!("is not a status of orders: {status}"));
+                violations
+                    .add(format_args!("statuses[{i}]"), format_args!("is not a status of orders: {status}"));
             }
             Ok(status) => statuses.push(status),
         }
@@ -149,16 +156,25 @@ pub(crate) fn page(tenant: &str, request: &ListOrdersRequest) -> Result<PageRequ
     Ok(page)
 }
 
+/// What a request breaks. A request can break a million rules at once, so those beyond what is told are only
+/// counted.
 #[derive(Default)]
-struct Violations(Vec<FieldViolation>);
+struct Violations {
+    told: Vec<FieldViolation>,
+    left_out: usize,
+}
 
 impl Violations {
-    fn add(&mut self, field: impl Display, description: impl Into<String>) {
-        self.0.push(FieldViolation::new(field.to_string(), description));
+    fn add(&mut self, field: impl Display, description: impl Display) {
+        if self.told.len() < VIOLATIONS_MAX {
+            self.told.push(FieldViolation::new(field.to_string(), description.to_string()));
+        } else {
+            self.left_out += 1;
+        }
     }
 
     fn into_result(self) -> Result<(), Status> {
-        if self.0.is_empty() { Ok(()) } else { Err(errors::invalid(self.0)) }
+        if self.told.is_empty() { Ok(()) } else { Err(errors::invalid(self.told, self.left_out)) }
     }
 
     fn check_order_id(&mut self, text: &str) -> Option<OrderId> {
@@ -166,7 +182,7 @@ impl Violations {
             Ok(id) => Some(id),
             Err(error) => {
                 let problem = if text.is_empty() { "is required" } else { "is malformed" };
-                self.add("order_id", format!("{problem}: {error}"));
+                self.add("order_id", format_args!("{problem}: {error}"));
                 None
             }
         }
@@ -179,27 +195,26 @@ impl Violations {
         } else if text.chars().count() > chars_max || !text.chars().all(allowed) {
             self.add(
                 field,
-                format!("must be 1-{chars_max} characters of A-Z, a-z, 0-9 and \"{punctuation}\""),
+                format_args!("must be 1-{chars_max} characters of A-Z, a-z, 0-9 and \"{punctuation}\""),
             );
         }
     }
 
     fn check_items(&mut self, items: &[OrderItem]) {
         if items.is_empty() || items.len() > ITEMS_MAX {
-            self.add("items", format!("must be 1-{ITEMS_MAX} items, not {}", items.len()));
+            self.add("items", format_args!("must be 1-{ITEMS_MAX} items, not {}", items.len()));
         }
-        // More than so many violations are never told.
         for (i, item) in items.iter().enumerate().take(ITEMS_MAX) {
             self.check_text(format_args!("items[{i}].sku"), &item.sku, SKU_CHARS_MAX, "-_");
             if !(1..=QUANTITY_MAX).contains(&item.quantity) {
                 self.add(
-                    format!("items[{i}].quantity"),
-                    format!("must be 1-{QUANTITY_MAX}, not {}", item.quantity),
+                    format_args!("items[{i}].quantity"),
+                    format_args!("must be 1-{QUANTITY_MAX}, not {}", item.quantity),
                 );
             }
             match &item.unit_price {
                 Some(price) => self.check_price(i, price),
-                None => self.add(format!("items[{i}].unit_price"), "is required"),
+                None => self.add(format_args!("items[{i}].unit_price"), "is required"),
             }
         }
         self.check_currencies(items);
@@ -208,12 +223,16 @@ impl Violations {
 
     fn check_price(&mut self, i: usize, price: &Money) {
         if !is_currency(&price.currency_code) {
-            let field = format!("items[{i}].unit_price.currency_code");
-            self.add(field, "must be an ISO 4217 code: three upper-case letters, such as EUR");
+            self.add(
+                format_args!("items[{i}].unit_price.currency_code"),
+                "must be an ISO 4217 code: three upper-case letters, such as EUR",
+            );
         }
         if price.minor_units < 0 {
-            let field = format!("items[{i}].unit_price.minor_units");
-            self.add(field, format!("must be 0 or more, not {}", price.minor_units));
+            self.add(
+                format_args!("items[{i}].unit_price.minor_units"),
+                format_args!("must be 0 or more, not {}", price.minor_units),
+            );
         }
     }
 
@@ -226,15 +245,17 @@ impl Violations {
         };
         for (i, item) in items.iter().enumerate().take(ITEMS_MAX) {
             if let Some(own) = currency(item).filter(|own| *own != of_order) {
-                let rule = format!("must be {of_order} like that of items[{first}], not {own}");
-                self.add(format!("items[{i}].unit_price.currency_code"), rule);
+                self.add(
+                    format_args!("items[{i}].unit_price.currency_code"),
+                    format_args!("must be {of_order} like that of items[{first}], not {own}"),
+                );
             }
         }
     }
 
     /// Of an order that breaks a rule, what can be counted is: more would only make it more.
     fn check_total(&mut self, items: &[OrderItem]) {
-        let total = if self.0.is_empty() {
+        let total = if self.told.is_empty() {
             lifecycle::total(items)
         } else {
             let of_order = items.iter().find_map(currency);
@@ -243,10 +264,10 @@ impl Violations {
                     && currency(item) == of_order
                     && item.unit_price.as_ref().is_some_and(|price| price.minor_units >= 0)
             };
-            lifecycle::total(&items.iter().filter(countable).cloned().collect::<Vec<_>>())
+            lifecycle::total(&items.iter().take(ITEMS_MAX).filter(countable).cloned().collect::<Vec<_>>())
         };
         match total {
-            Err(error @ TotalError::Overflow) => self.add("items", error.to_string()),
+            Err(error @ TotalError::Overflow) => self.add("items", error),
             // Said of the items one by one.
             Ok(_) | Err(TotalError::MixedCurrencies | TotalError::Unpriced) => {}
         }
@@ -359,6 +380,15 @@ mod tests {
         assert_eq!(status.get_details_bad_request().unwrap().field_violations.len(), 32);
         assert!(status.details().len() < 5 * 1024, "{} bytes", status.details().len());
         assert!(status.message().contains("left out"), "{}", status.message());
+    }
+
+    #[test]
+    fn rules_broken_a_million_times_are_told_as_far_as_they_fit() {
+        let statuses = vec![0; 1_000_000];
+        let request = ListOrdersRequest { customer_id: "c".into(), statuses, ..Default::default() };
+        let status = page("", &request).unwrap_err();
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations.len(), 32);
+        assert!(status.message().contains("999968 further violations"), "{}", status.message());
     }
 
     proptest! {
