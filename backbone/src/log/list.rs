@@ -74,12 +74,11 @@ impl OrderLog {
         size: usize,
         wanted: impl Fn(&Order) -> bool,
     ) -> Result<Page, ReadError> {
-        let filter = subjects::created_by(customer);
         let (mut orders, mut before, mut examined, mut bytes) = (Vec::new(), before, 0, 0);
         loop {
             let missing = size - orders.len();
             // One more than is missing tells whether there are older ones.
-            let mut created = self.created_before(&filter, before, missing + 1).await?;
+            let mut created = self.created_before(customer, before, missing + 1).await?;
             let more = created.len() > missing;
             if more {
                 created.remove(0);
@@ -104,22 +103,23 @@ impl OrderLog {
         }
     }
 
-    /// The newest `count` first events on `filter`, of those before `before`, oldest first.
+    /// The newest `count` first events of `customer`'s orders, of those before `before`, oldest first.
     async fn created_before(
         &self,
-        filter: &str,
+        customer: CustomerKey,
         before: Option<Revision>,
         count: usize,
     ) -> Result<Vec<Created>, ReadError> {
+        let filter = &subjects::created_by(customer);
         let (mut created, mut before, mut looks) = (Vec::new(), before, 0);
         loop {
             let window = self.window(filter, before, (count - created.len()) as u64).await?;
             let (mut older, reached) = self.created_between(filter, window.from, before).await?;
-            // A replica that is behind would leave out what the page before has not shown. The message that
-            // the token names tells, unless it is no longer kept.
+            // A replica that is behind would leave out what the page before has not shown. The event that the
+            // token names tells, unless it is no longer kept, or the token is made up.
             if let Some(before) = before
                 && !reached
-                && self.is_kept(before).await?
+                && self.is_created_at(customer, before).await?
             {
                 looks += 1;
                 if looks == REPLICA_LOOKS_MAX {

@@ -11,9 +11,9 @@ use tracing::warn;
 use super::{OrderLog, OrderState};
 use crate::direct_get::{self, ReadError, Stored};
 use crate::event::Recorded;
-use crate::ids::{OrderId, Revision};
+use crate::ids::{CustomerKey, OrderId, Revision};
 use crate::stream::ORDERS;
-use crate::subjects;
+use crate::subjects::{self, EventKind};
 
 /// What lies on an order's subjects.
 pub(super) enum Latest {
@@ -68,9 +68,15 @@ impl OrderLog {
         kept(self.stream.get_last_raw_message_by_subject(filter).await)
     }
 
-    /// Whether the stream's leader has a message at `revision`.
-    pub(super) async fn is_kept(&self, revision: Revision) -> Result<bool, ReadError> {
-        Ok(kept(self.stream.get_raw_message(revision.0).await)?.is_some())
+    /// Whether the stream's leader has the first event of one of `customer`'s orders at `revision`.
+    pub(super) async fn is_created_at(
+        &self,
+        customer: CustomerKey,
+        revision: Revision,
+    ) -> Result<bool, ReadError> {
+        let message = kept(self.stream.get_raw_message(revision.0).await)?;
+        let event = message.and_then(|message| subjects::parse(&message.subject));
+        Ok(event.is_some_and(|(kind, id)| kind == EventKind::Created && id.customer == customer))
     }
 
     /// The order's events after `after`, oldest first. Any replica may answer, so the latest may be missing;
