@@ -110,7 +110,10 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
         EventKind::Failed => {
             (status != OrderStatus::Failed && !is_finished(order)).then_some(OrderStatus::Failed)
         }
-        EventKind::Redriven => (status == OrderStatus::Failed).then_some(order.parked_status()),
+        // A foreign event may have parked it with none.
+        EventKind::Redriven => (status == OrderStatus::Failed)
+            .then_some(order.parked_status())
+            .filter(|parked| *parked != OrderStatus::Unspecified),
     }
     .ok_or(refused)?;
 

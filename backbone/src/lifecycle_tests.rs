@@ -149,3 +149,9 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_order_parked_without_a_status_is_not_redriven_to_none() {
+    let parked = Order { status: OrderStatus::Failed.into(), ..Order::default() };
+    assert_eq!(allowed(&parked), [] as [&str; 0]);
+}
