@@ -9,6 +9,8 @@ pub mod connection;
 pub mod consumer;
 pub mod direct_get;
 pub mod event;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod ids;
 pub mod lifecycle;
 pub mod log;

@@ -10,6 +10,8 @@ mod connections;
 mod deadline;
 mod errors;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod grpc;
 mod ops;
 mod orders;

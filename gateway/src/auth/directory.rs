@@ -66,6 +66,13 @@ impl Directory {
         Self::read(Kind::Clients, path.into())
     }
 
+    /// Reads the text of a file, or says in which line something is wrong.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of(kind: Kind, text: &str) -> Result<Self, (usize, &'static str)> {
+        let table = Arc::new(RwLock::new(Arc::new(Table::parse(kind, text)?)));
+        Ok(Self { kind, path: PathBuf::new(), watched: Watched::new(Vec::new()), table })
+    }
+
     fn read(kind: Kind, path: PathBuf) -> Result<Self, DirectoryError> {
         let watched = Watched::new(vec![path.clone()]);
         let table = Arc::new(RwLock::new(Arc::new(Table::read(kind, &path)?)));
@@ -191,12 +198,6 @@ mod tests {
         format!("{} {rest}", HEXLOWER.encode(&Sha256::digest(key)))
     }
 
-    fn directory(kind: Kind, text: &str) -> Directory {
-        let table = Table::parse(kind, text).unwrap();
-        let watched = Watched::new(Vec::new());
-        Directory { kind, path: PathBuf::new(), watched, table: Arc::new(RwLock::new(Arc::new(table))) }
-    }
-
     #[test]
     fn a_key_belongs_to_its_tenant_and_no_other_text_is_a_key() {
         let text = format!(
@@ -204,7 +205,7 @@ mod tests {
             line("one", "shop-1 orders:write,orders:read"),
             line("two", "shop-2 orders:read")
         );
-        let keys = directory(Kind::ApiKeys, &text);
+        let keys = Directory::of(Kind::ApiKeys, &text).unwrap();
         assert_eq!(&*keys.find(b"one").unwrap().tenant, "shop-1");
         assert_eq!(keys.find(b"two").unwrap().roles, [Role::Read]);
         for other in ["", "on", "one ", "One", &HEXLOWER.encode(&Sha256::digest("one"))] {
@@ -215,7 +216,7 @@ mod tests {
     #[test]
     fn a_certificate_is_found_by_a_name_as_it_stands() {
         let text = "spiffe://example.org/shop shop-1 orders:read\nshop.example.org shop-2 orders:read";
-        let clients = directory(Kind::Clients, text);
+        let clients = Directory::of(Kind::Clients, text).unwrap();
         assert_eq!(&*clients.find(b"spiffe://example.org/shop").unwrap().tenant, "shop-1");
         assert_eq!(&*clients.find(b"shop.example.org").unwrap().tenant, "shop-2");
         for other in ["spiffe://example.org/", "example.org", "a.shop.example.org", ""] {
@@ -242,7 +243,7 @@ mod tests {
             let lines = [line("one", "shop orders:read"), line("two", &format!("shop {roles_of_two}"))];
             Table::parse(Kind::ApiKeys, &lines.join("\n")).unwrap()
         };
-        let keys = directory(Kind::ApiKeys, "");
+        let keys = Directory::of(Kind::ApiKeys, "").unwrap();
         keys.replace(lines("orders:read"));
         let [one, two] = [b"one", b"two"].map(|key| keys.find(key).unwrap());
         keys.replace(lines("orders:read"));

@@ -5,6 +5,8 @@ mod jwks;
 mod tokens;
 
 pub(crate) use directory::Directory;
+#[cfg(any(test, fuzzing))]
+pub(crate) use directory::Kind;
 pub(crate) use tokens::{TokenConfig, Tokens};
 
 use std::sync::Arc;

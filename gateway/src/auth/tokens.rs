@@ -138,6 +138,28 @@ impl Tokens {
         Ok(Some(Self { rules: Arc::new(rules), source, state }))
     }
 
+    /// Takes tokens that are signed with one of `keys`, a JWKS.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of(keys: &str) -> Option<Self> {
+        use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
+        let rules = Rules {
+            issuer: "https://idp.example.org".to_owned(),
+            audience: "waybill".to_owned(),
+            algorithms: vec![RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA],
+            tenant_claim: "tenant".to_owned(),
+        };
+        let keys = KeySet::parse(keys, &rules.algorithms).ok()?;
+        let source = Following::File(PathBuf::new(), Watched::new(Vec::new()));
+        let state = Arc::new(RwLock::new(Arc::new(State { keys, ..State::default() })));
+        Some(Self { rules: Arc::new(rules), source, state })
+    }
+
+    /// Who would call with these claims, if the key `id` had signed them.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn claimed(&self, id: &str, claims: &Map<String, Value>) -> Option<Principal> {
+        self.rules.principal(claims, self.current().keys.get(id)?).ok()
+    }
+
     /// Whose token it is.
     pub(crate) fn check(&self, token: &str) -> Result<Arc<Principal>, Status> {
         self.principal(token).map_err(|refusal| {

@@ -1,0 +1,135 @@
+//! What has to hold of any bytes that come from outside. Each function takes the bytes, and panics where a promise
+//! is broken. The fuzz targets in `fuzz/` call them with what libFuzzer makes up; the test below, with the seeds
+//! that libFuzzer begins with.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "it tells by panicking")]
+
+use async_nats::HeaderMap;
+use prost::Message;
+use prost_types::Timestamp;
+use proto::orders::v1::order_event::Detail;
+use proto::orders::v1::{Order, OrderEvent, OrderStatus};
+
+use crate::event::{Draft, Recorded};
+use crate::ids::{OrderId, Revision};
+use crate::lifecycle::{self, is_finished};
+use crate::subjects::{self, EventKind};
+use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+
+/// A text is the id of one order or of none, and so is a subject.
+pub fn order_id(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    if let Ok(id) = text.parse::<OrderId>() {
+        assert_eq!(id.to_string(), text);
+        for kind in EventKind::ALL {
+            let subject = subjects::event(kind, &id);
+            assert_eq!(subjects::parse(&subject), Some((kind, id)));
+            assert!(subject.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.'), "{subject}");
+        }
+    }
+    if let Some((kind, id)) = subjects::parse(text) {
+        assert_eq!(subjects::event(kind, &id), text);
+    }
+}
+
+/// A message of the log is a whole event or passed over; what is made of an event can be read like it. Takes
+/// three lines, of a subject, a traceparent and a tracestate, and a payload.
+pub fn event(bytes: &[u8]) {
+    let mut parts = bytes.splitn(4, |byte| *byte == b'\n');
+    let mut part = || parts.next();
+    let (Some(subject), Some(parent), Some(state), Some(payload)) = (part(), part(), part(), part()) else {
+        return;
+    };
+    let text = |bytes| str::from_utf8(bytes).unwrap_or_default();
+    // The client of the broker has no header with a line end in it.
+    let header = |bytes| text(bytes).replace('\r', "");
+    let mut headers = HeaderMap::new();
+    headers.insert(TRACEPARENT, header(parent));
+    headers.insert(TRACESTATE, header(state));
+    let decode =
+        |subject: &str| Recorded::decode(subject, Revision(9), Some(&headers), payload.to_vec().into());
+
+    if let Ok(event) = decode(text(subject)) {
+        assert_eq!(subjects::event(event.kind(), &event.id), text(subject));
+        check(&event);
+    }
+    // Where it would be an event, if it is one at all.
+    let Ok(OrderEvent { event_id, order: Some(order), detail: Some(detail), .. }) =
+        OrderEvent::decode(payload)
+    else {
+        return;
+    };
+    let Ok(id) = order.order_id.parse::<OrderId>() else { return };
+    let event = decode(&subjects::event(EventKind::of(&detail), &id));
+    let is_whole = !event_id.is_empty() && order.status() != OrderStatus::Unspecified;
+    assert_eq!(event.is_ok(), is_whole, "{event:?}");
+    if let Ok(event) = event {
+        check(&event);
+    }
+}
+
+fn check(event: &Recorded) {
+    assert_eq!((event.revision, event.order.revision), (Revision(9), 9));
+    assert_eq!(event.order.order_id, event.id.to_string());
+    assert_ne!(event.order.status(), OrderStatus::Unspecified);
+    let shown = event.clone().into_proto();
+    assert_eq!(OrderEvent::decode(shown.encode_to_vec().as_slice()), Ok(shown.clone()));
+    let trace = event.trace.clone();
+    assert_eq!(shown.trace_id, trace.as_ref().map(TraceContext::trace_id).unwrap_or_default());
+
+    let trace = trace.unwrap_or_else(TraceContext::root);
+    for next in [event.detail.clone()].into_iter().chain(details()) {
+        let now = Timestamp { seconds: 1_800_000_000, nanos: 0 };
+        let Ok(after) = lifecycle::apply(&event.order, &next, now) else { continue };
+        assert!(!is_finished(&event.order), "{next:?} after {event:?}");
+        read_back(&event.id, after, next, &trace);
+    }
+}
+
+/// What this program would append is an event for every reader.
+fn read_back(id: &OrderId, mut order: Order, detail: Detail, trace: &TraceContext) {
+    let draft = Draft::new(id, Revision(9), &mut order, detail.clone(), trace, "fuzzing");
+    let headers = draft.headers();
+    let read = Recorded::decode(&draft.subject, Revision(10), Some(&headers), draft.payload.clone());
+    let read = read.unwrap();
+    assert_eq!((read.id, read.previous, read.trace.as_ref()), (*id, Revision(9), Some(trace)));
+    assert_eq!((&read.event_id, &read.detail), (&draft.event_id, &detail));
+    assert_eq!(read.order, Order { revision: 10, ..order });
+}
+
+/// One event of each kind.
+fn details() -> [Detail; 10] {
+    [
+        Detail::Created(Default::default()),
+        Detail::Reserved(Default::default()),
+        Detail::Paid(Default::default()),
+        Detail::Fulfilled(Default::default()),
+        Detail::Rejected(Default::default()),
+        Detail::Cancelled(Default::default()),
+        Detail::Released(Default::default()),
+        Detail::Refunded(Default::default()),
+        Detail::Failed(Default::default()),
+        Detail::Redriven(Default::default()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn every_seed_passes(name: &str, target: fn(&[u8])) {
+        let folder = format!("{}/../fuzz/seeds/{name}", env!("CARGO_MANIFEST_DIR"));
+        let seeds: Vec<_> = std::fs::read_dir(folder).unwrap().map(|seed| seed.unwrap().path()).collect();
+        assert!(!seeds.is_empty(), "{name}");
+        for seed in seeds {
+            eprintln!("{}", seed.display());
+            target(&std::fs::read(seed).unwrap());
+        }
+    }
+
+    #[test]
+    fn every_seed_of_the_fuzz_targets_keeps_the_promises() {
+        every_seed_passes("order_id", order_id);
+        every_seed_passes("event", event);
+    }
+}

@@ -1,0 +1,295 @@
+//! What has to hold of any bytes that come from outside. Each function takes the bytes, and panics where a promise
+//! is broken. The fuzz targets in `fuzz/` call them with what libFuzzer makes up; the test below, with the seeds
+//! that libFuzzer begins with.
+//!
+//! The rules are written here a second time, from the comments of the `.proto` files and docs/security.md.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "it tells by panicking")]
+
+use backbone::ids::{CustomerKey, OrderId, OrderKey, Revision};
+use backbone::lifecycle;
+use data_encoding::HEXLOWER;
+use http::HeaderMap;
+use prost::Message;
+use proto::orders::v1::{
+    CancelOrderRequest, CreateOrderRequest, GetOrderRequest, ListOrderEventsRequest, ListOrdersRequest,
+    OrderItem, OrderStatus, WatchOrderRequest, WatchOrdersRequest,
+};
+use sha2::{Digest, Sha256};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::auth::{Directory, Kind, Tokens};
+use crate::page_token::List;
+use crate::validation;
+
+const TENANT: &str = "shop-1";
+const OTHER_TENANT: &str = "shop-2";
+
+/// Error details that every client takes; some refuse headers of 8 KiB in all.
+const DETAILS_BYTES_MAX: usize = 5 * 1024;
+const HEADERS_BYTES_MAX: usize = 8 * 1024;
+
+/// A CreateOrderRequest is accepted if it keeps every rule, and its total is the sum of its items.
+pub fn create_order(bytes: &[u8]) {
+    let Ok(request) = CreateOrderRequest::decode(bytes) else { return };
+    let CreateOrderRequest { request_id, customer_id, items } = &request;
+    let sum: i128 = items.iter().map(|item| i128::from(item.quantity) * i128::from(price(item))).sum();
+    if let Ok(total) = lifecycle::total(items) {
+        assert_eq!(i128::from(total.minor_units), sum);
+    }
+    let keeps_the_rules = (request_id.is_empty() || is_text(request_id, 128, "-_.:"))
+        && is_text(customer_id, 128, "-_.:@")
+        && (1..=100).contains(&items.len())
+        && items.iter().all(is_item)
+        && items.windows(2).all(|pair| code(&pair[0]) == code(&pair[1]))
+        && sum <= i128::from(i64::MAX);
+    match validation::new_order(TENANT, request.clone()) {
+        Ok(new) => {
+            assert!(keeps_the_rules, "accepted: {request:?}");
+            assert_eq!(new.id.customer, CustomerKey::of(TENANT, customer_id));
+            let of_request = OrderKey::of_request(TENANT, customer_id, request_id);
+            assert_eq!(new.id.order == of_request, !request_id.is_empty());
+            assert_eq!(new.created.order_id, new.id.to_string());
+            let order = lifecycle::create(&new.created, Default::default()).unwrap();
+            assert_eq!(i128::from(order.total.unwrap().minor_units), sum);
+            assert_eq!((&order.items, &order.customer_id), (items, customer_id));
+        }
+        Err(refusal) => {
+            assert!(!keeps_the_rules, "refused: {request:?}: {refusal:?}");
+            let fields = [
+                "request_id",
+                "customer_id",
+                "items",
+                "items[].sku",
+                "items[].quantity",
+                "items[].unit_price",
+                "items[].unit_price.currency_code",
+                "items[].unit_price.minor_units",
+            ];
+            check_refusal(&refusal, &fields, items.len());
+        }
+    }
+}
+
+/// A CancelOrderRequest is accepted if its order_id is one, and its message keeps the rule.
+pub fn cancel_order(bytes: &[u8]) {
+    let Ok(request) = CancelOrderRequest::decode(bytes) else { return };
+    let CancelOrderRequest { order_id, message } = &request;
+    let is_message = message.chars().count() <= 256 && !message.chars().any(char::is_control);
+    match validation::cancel(request.clone()) {
+        Ok((id, cancelled)) => {
+            assert!(is_message, "accepted: {message:?}");
+            assert_eq!((&id.to_string(), &cancelled.message), (order_id, message));
+        }
+        Err(refusal) => {
+            assert!(!is_message || order_id.parse::<OrderId>().is_err(), "refused: {request:?}");
+            check_refusal(&refusal, &["order_id", "message"], 0);
+        }
+    }
+}
+
+/// A ListOrdersRequest is accepted if it keeps every rule, and a page_token only where it is of the same list.
+pub fn list_orders(bytes: &[u8]) {
+    let Ok(request) = ListOrdersRequest::decode(bytes) else { return };
+    let ListOrdersRequest { customer_id, page_size, page_token, statuses } = &request;
+    let keeps_the_rules = is_text(customer_id, 128, "-_.:@")
+        && (0..=1000).contains(page_size)
+        && statuses.iter().all(|status| (1..=7).contains(status));
+    match validation::page(TENANT, &request) {
+        Ok(page) => {
+            assert!(keeps_the_rules, "accepted: {request:?}");
+            assert_eq!(page.customer, CustomerKey::of(TENANT, customer_id));
+            assert_eq!(page.size as i32, if *page_size == 0 { 50 } else { *page_size });
+            assert!(page.statuses.is_sorted_by(|one, next| one < next), "{:?}", page.statuses);
+            let asked_for = |status: &OrderStatus| statuses.contains(&i32::from(*status));
+            assert!(page.statuses.iter().all(asked_for) && page.statuses.is_empty() == statuses.is_empty());
+            assert_eq!(page.before.map(|before| page.list().token(before)).unwrap_or_default(), *page_token);
+        }
+        Err(refusal) => {
+            assert!(!keeps_the_rules || !page_token.is_empty(), "refused: {request:?}");
+            let fields = ["customer_id", "page_size", "page_token", "statuses[]"];
+            check_refusal(&refusal, &fields, statuses.len());
+        }
+    }
+}
+
+/// GetOrder, ListOrderEvents, WatchOrder and WatchOrders name an order or a customer, and nothing else of theirs
+/// can be wrong.
+pub fn reads(bytes: &[u8]) {
+    let named = [
+        GetOrderRequest::decode(bytes).map(|request| request.order_id),
+        ListOrderEventsRequest::decode(bytes).map(|request| request.order_id),
+        WatchOrderRequest::decode(bytes).map(|request| request.order_id),
+    ];
+    for order_id in named.into_iter().flatten() {
+        match validation::order_id(&order_id) {
+            Ok(id) => assert_eq!(id.to_string(), order_id),
+            Err(refusal) => check_refusal(&refusal, &["order_id"], 0),
+        }
+    }
+    let Ok(WatchOrdersRequest { customer_id, .. }) = WatchOrdersRequest::decode(bytes) else { return };
+    match validation::customer(TENANT, &customer_id) {
+        Ok(customer) => {
+            assert!(is_text(&customer_id, 128, "-_.:@"), "accepted: {customer_id:?}");
+            assert_eq!(customer, CustomerKey::of(TENANT, &customer_id));
+            assert_ne!(customer, CustomerKey::of(OTHER_TENANT, &customer_id));
+        }
+        Err(refusal) => {
+            assert!(!is_text(&customer_id, 128, "-_.:@"), "refused: {customer_id:?}");
+            check_refusal(&refusal, &["customer_id"], 0);
+        }
+    }
+}
+
+/// A page token leads back to its place in its list, and to none in any other. Takes a revision, a byte of
+/// statuses, and a text that may be a token.
+pub fn page_token(bytes: &[u8]) {
+    let Some((revision, [statuses, text @ ..])) = bytes.split_first_chunk() else { return };
+    let revision = Revision(u64::from_be_bytes(*revision));
+    let chosen = |status: &OrderStatus| statuses >> i32::from(*status) & 1 == 1;
+    let statuses: Vec<_> =
+        (1..=7).filter_map(|n| OrderStatus::try_from(n).ok()).filter(|status| chosen(status)).collect();
+    let list = List { customer: CustomerKey::of(TENANT, "c"), statuses: &statuses };
+
+    let token = list.token(revision);
+    assert_eq!(list.parse(&token), Some(revision).filter(|revision| *revision > Revision::NONE));
+    let of_another_tenant = List { customer: CustomerKey::of(OTHER_TENANT, "c"), ..list };
+    assert_eq!(of_another_tenant.parse(&token), None);
+    let of_fewer_statuses = statuses.split_last().map(|(_, fewer)| List { statuses: fewer, ..list });
+    assert_eq!(of_fewer_statuses.and_then(|list| list.parse(&token)), None);
+
+    let Ok(text) = str::from_utf8(text) else { return };
+    if let Some(revision) = list.parse(text) {
+        assert_eq!(list.token(revision), text);
+    }
+}
+
+/// A file of API keys or of certificates is good for those that are in it, each for the tenant of its line. Takes a
+/// key or a name, a zero byte, and a file; as in a request and as on disk, either may be any bytes.
+pub fn credentials(bytes: &[u8]) {
+    let mut parts = bytes.splitn(2, |byte| *byte == 0);
+    let (Some(shown), Some(file)) = (parts.next(), parts.next()) else { return };
+    let Ok(text) = str::from_utf8(file) else { return };
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let counts = |line: &str| !line.is_empty() && !line.starts_with('#');
+    for kind in [Kind::ApiKeys, Kind::Clients] {
+        let directory = match Directory::of(kind, text) {
+            Ok(directory) => directory,
+            Err((line, problem)) => {
+                assert!(counts(lines[line - 1]), "line {line}: {problem}");
+                continue;
+            }
+        };
+        for shown in [shown, b"one", b"two"] {
+            let written = match kind {
+                Kind::ApiKeys => HEXLOWER.encode(&Sha256::digest(shown)),
+                Kind::Clients => String::from_utf8_lossy(shown).into_owned(),
+            };
+            let fields = lines.iter().filter(|line| counts(line)).map(|line| line.split_whitespace());
+            let mut tenants = fields.filter_map(|mut fields| {
+                (fields.next()? == written).then(|| fields.next().unwrap().to_owned())
+            });
+            let tenant = tenants.next();
+            assert_eq!(tenants.next(), None, "in two lines");
+            assert!(tenant.as_ref().is_none_or(|tenant| is_text(tenant, 64, "-_.")), "{tenant:?}");
+            let found = directory.find(shown);
+            // Bytes that are no text are no name of a certificate.
+            if kind == Kind::ApiKeys || str::from_utf8(shown).is_ok() {
+                assert_eq!(found.map(|principal| principal.tenant.to_string()), tenant);
+            } else {
+                assert!(found.is_none());
+            }
+        }
+    }
+}
+
+/// No token is taken without the signature that nobody here can make, and signed claims say whose it is. Takes a
+/// JWKS, a zero byte, a token, a zero byte, and claims of a token signed with the key "k".
+pub fn token(bytes: &[u8]) {
+    let mut parts = bytes.splitn(3, |byte| *byte == 0).map(|part| str::from_utf8(part).unwrap_or_default());
+    let mut part = || parts.next().unwrap_or_default();
+    let (keys, token, claims) = (part(), part(), part());
+    let Some(tokens) = Tokens::of(keys) else { return };
+    assert_eq!(tokens.check(token).unwrap_err().code(), Code::Unauthenticated);
+    let Ok(claims) = serde_json::from_str(claims) else { return };
+    if let Some(principal) = tokens.claimed("k", &claims) {
+        assert!(is_text(&principal.tenant, 64, "-_."));
+        assert_eq!(claims["tenant"], *principal.tenant);
+        assert!(claims["exp"].as_f64().unwrap() >= 0.0);
+    }
+}
+
+fn is_text(text: &str, bytes_max: usize, punctuation: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || punctuation.as_bytes().contains(&byte);
+    (1..=bytes_max).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+fn is_item(item: &OrderItem) -> bool {
+    let is_code = |code: &[u8]| matches!(code, [b'A'..=b'Z', b'A'..=b'Z', b'A'..=b'Z']);
+    is_text(&item.sku, 64, "-_")
+        && (1..=1_000_000).contains(&item.quantity)
+        && code(item).is_some_and(|code| is_code(code.as_bytes()))
+        && price(item) >= 0
+}
+
+fn code(item: &OrderItem) -> Option<&str> {
+    Some(&item.unit_price.as_ref()?.currency_code)
+}
+
+fn price(item: &OrderItem) -> i64 {
+    item.unit_price.as_ref().map_or(0, |price| price.minor_units)
+}
+
+/// A refusal says what is wrong, with fields that are there, and in so few bytes that every client can read it.
+/// `[]` among `fields` stands for an index below `length`.
+fn check_refusal(refusal: &Status, fields: &[&str], length: usize) {
+    assert_eq!(refusal.code(), Code::InvalidArgument);
+    let violations = refusal.get_details_bad_request().unwrap().field_violations;
+    assert!((1..=32).contains(&violations.len()), "{refusal:?}");
+    for violation in &violations {
+        let (field, index) = without_index(&violation.field);
+        assert!(fields.contains(&field.as_str()), "{violation:?}");
+        assert!(index.is_none_or(|index| index < length), "{violation:?}");
+        assert!(!violation.description.is_empty(), "{violation:?}");
+    }
+    assert!(refusal.message().contains(&violations[0].field), "{refusal:?}");
+    assert!(refusal.details().len() <= DETAILS_BYTES_MAX, "{} bytes", refusal.details().len());
+    let mut headers = HeaderMap::new();
+    refusal.add_header(&mut headers).unwrap();
+    let header_bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    assert!(header_bytes <= HEADERS_BYTES_MAX, "{header_bytes} bytes");
+}
+
+/// A path such as `items[3].sku` as `items[].sku` and 3.
+fn without_index(path: &str) -> (String, Option<usize>) {
+    let parts = path.split_once('[').and_then(|(before, rest)| Some((before, rest.split_once(']')?)));
+    let Some((before, (index, after))) = parts else { return (path.to_owned(), None) };
+    (format!("{before}[]{after}"), Some(index.parse().unwrap()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn every_seed_passes(name: &str, target: fn(&[u8])) {
+        let folder = format!("{}/../fuzz/seeds/{name}", env!("CARGO_MANIFEST_DIR"));
+        let seeds: Vec<_> = std::fs::read_dir(folder).unwrap().map(|seed| seed.unwrap().path()).collect();
+        assert!(!seeds.is_empty(), "{name}");
+        for seed in seeds {
+            eprintln!("{}", seed.display());
+            target(&std::fs::read(seed).unwrap());
+        }
+    }
+
+    #[test]
+    fn every_seed_of_the_fuzz_targets_keeps_the_promises() {
+        every_seed_passes("create_order", create_order);
+        every_seed_passes("cancel_order", cancel_order);
+        every_seed_passes("list_orders", list_orders);
+        every_seed_passes("reads", reads);
+        every_seed_passes("page_token", page_token);
+        every_seed_passes("credentials", credentials);
+        every_seed_passes("token", token);
+    }
+}
