@@ -21,6 +21,9 @@ pub use process::{Process, binary};
 
 use std::time::{Duration, Instant};
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
 /// How long a test waits for something that has to happen.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -37,4 +40,14 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
         assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Random numbers. The seed is printed; the variable SEED brings the same ones again.
+pub fn randomness() -> StdRng {
+    let seed = match std::env::var("SEED") {
+        Ok(seed) => seed.parse().expect("a number in SEED"),
+        Err(_) => rand::random(),
+    };
+    eprintln!("SEED={seed}");
+    StdRng::seed_from_u64(seed)
 }

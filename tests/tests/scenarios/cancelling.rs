@@ -1,24 +1,16 @@
 //! A client may cancel until its order is shipped; whatever was done for the order is then undone.
 
-use std::collections::HashMap;
-
-use backbone::event::Recorded;
-use backbone::ids::Revision;
 use backbone::subjects::EventKind::{self, Cancelled, Created, Paid, Refunded, Released, Reserved};
-use futures::{StreamExt, stream};
-use harness::{Deployment, Options, eventually, item, order_of};
+use harness::{Deployment, eventually, item, order_of};
 use processor::inventory::ReservationState;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderEvent, OrderStatus, PaymentRefunded, StockReleased};
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::accounting::{STOCK, WHOLE_WAY, widgets};
+use crate::accounting::{STOCK, WHOLE_WAY};
 use crate::events::{kind, kinds};
 use crate::redelivery::take_and_die;
-
-/// Orders placed and cancelled side by side.
-const ORDERS_AT_ONCE: usize = 64;
 
 /// A deployment in which a step has died after it was set up.
 async fn without(step: &'static str) -> Deployment {
@@ -153,74 +145,4 @@ async fn an_order_that_is_shipped_can_not_be_cancelled() {
     assert!(violations[0].subject.contains(&order.order_id), "{violations:?}");
     assert_eq!(status.get_details_error_info().unwrap().reason, "NOT_CANCELLABLE");
     assert_eq!(waybill.history(&order.order_id).await, WHOLE_WAY);
-}
-
-/// Each order with its events, checked to be one line.
-async fn histories(waybill: &Deployment) -> HashMap<String, Vec<Recorded>> {
-    let mut histories = HashMap::<_, Vec<Recorded>>::new();
-    for message in waybill.messages().await {
-        let event =
-            Recorded::decode(&message.subject, message.sequence, Some(&message.headers), message.payload);
-        let event = event.unwrap();
-        let history = histories.entry(event.id.to_string()).or_default();
-        let last = history.last().map_or(Revision::NONE, |last| last.revision);
-        assert_eq!(event.previous, last, "{event:?} after {history:?}");
-        history.push(event);
-    }
-    histories
-}
-
-#[tokio::test]
-async fn cancels_that_race_the_steps_leave_each_order_either_shipped_or_undone() {
-    // So that the orders queue up before each step, and cancels find some of every status.
-    let mut options = Options::default();
-    options.processors.push(("WORKER_POOL_SIZE", "2".to_owned()));
-    let waybill = Deployment::start_with(options).await;
-    let racing = stream::iter(widgets(200).into_iter().enumerate()).map(async |(i, request)| {
-        let order = waybill.place(request).await.unwrap();
-        // Half of them at once; of the others half each while it is being paid or shipped.
-        if i % 2 == 1 {
-            let mut watch = waybill.watch(&order.order_id, 0).await.unwrap();
-            while kind(&watch.event().await) != [Reserved, Paid][i / 2 % 2] {}
-        }
-        match waybill.cancel(&order.order_id).await {
-            Ok(cancelled) => assert_eq!(cancelled.status(), OrderStatus::Cancelled),
-            Err(status) => assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}"),
-        }
-        order.order_id
-    });
-    let ids: Vec<_> = racing.buffer_unordered(ORDERS_AT_ONCE).collect().await;
-    let statuses = waybill.statuses(&ids).await;
-    let fulfilled = statuses.get(&OrderStatus::Fulfilled).copied().unwrap_or(0);
-    let cancelled = statuses.get(&OrderStatus::Cancelled).copied().unwrap_or(0);
-    assert_eq!(fulfilled + cancelled, ids.len(), "{statuses:?}");
-    for step in ["inventory", "payment", "fulfilment"] {
-        waybill.idle(step).await;
-    }
-
-    let histories = histories(&waybill).await;
-    assert_eq!(histories.len(), ids.len());
-    for history in histories.values() {
-        let times = |kind| history.iter().filter(|event| event.kind() == kind).count();
-        let has = |kind| times(kind) == 1;
-        assert!(history.iter().all(|event| has(event.kind())), "twice: {history:?}");
-        let end = &history.last().unwrap().order;
-        assert!(backbone::lifecycle::is_finished(end), "{history:?}");
-        if end.status() == OrderStatus::Fulfilled {
-            assert_eq!(history.iter().map(Recorded::kind).collect::<Vec<_>>(), WHOLE_WAY);
-            continue;
-        }
-        assert!(has(Cancelled) && has(Released), "{history:?}");
-        assert_eq!(has(Refunded), has(Reserved), "{history:?}");
-        for event in history {
-            if let Detail::Refunded(refunded) = &event.detail
-                && has(Paid)
-            {
-                assert_eq!(refunded.amount, end.total, "{history:?}");
-            }
-        }
-    }
-    let held = waybill.held("widget").await;
-    assert_eq!(held, fulfilled as u64);
-    assert_eq!(waybill.available("widget").await, STOCK - held);
 }

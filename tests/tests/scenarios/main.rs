@@ -8,6 +8,7 @@ mod accounting;
 mod bad_input;
 mod broker_away;
 mod browsers;
+mod cancel_races;
 mod cancelling;
 mod client_certificates;
 mod connections;

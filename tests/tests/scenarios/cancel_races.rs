@@ -1,0 +1,227 @@
+//! A cancel races a step: whoever appends first has won, and the order's history is one line.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use backbone::lifecycle::is_finished;
+use backbone::subjects::EventKind::{self, Cancelled, Fulfilled, Paid, Refunded, Released, Reserved};
+use futures::{StreamExt, stream};
+use harness::{Deployment, randomness};
+use proto::orders::v1::order_event::Detail;
+use proto::orders::v1::order_service_client::OrderServiceClient;
+use proto::orders::v1::{
+    CancelOrderRequest, CreateOrderRequest, ListOrderEventsRequest, Money, Order, OrderEvent, OrderItem,
+    OrderStatus, StockLine,
+};
+use rand::Rng;
+use rand::rngs::StdRng;
+use tokio::time::sleep;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::accounting::{STOCK, WHOLE_WAY, widgets};
+use crate::events::{after, kind, kinds, revisions};
+
+/// Orders raced for by each step.
+const ORDERS: usize = 1_000;
+/// Races side by side.
+const RACES_AT_ONCE: usize = 16;
+/// Of each step's orders, so many at least go to the cancel, and as many to the step.
+const WON_MIN: usize = ORDERS / 20;
+
+/// How long cancels wait so as to come when the step acts, on whatever machine: longer after one that was early,
+/// shorter after one that was late.
+struct Aim<'a> {
+    pause_s: f64,
+    random: &'a mut StdRng,
+}
+
+impl Aim<'_> {
+    fn pause(&mut self) -> Duration {
+        Duration::from_secs_f64(self.pause_s * self.random.random_range(0.5..1.5))
+    }
+
+    fn adjust(&mut self, early: bool) {
+        let factor = if early { 1.1 } else { 1.0 / 1.1 };
+        self.pause_s = (self.pause_s * factor).clamp(1e-5, 1.0);
+    }
+}
+
+/// An order, and what its canceller was told.
+struct Raced {
+    order: Order,
+    answer: Result<Order, Status>,
+}
+
+type Client = OrderServiceClient<Channel>;
+
+async fn events(mut client: Client, order_id: &str) -> Vec<OrderEvent> {
+    let request = ListOrderEventsRequest { order_id: order_id.to_owned() };
+    client.list_order_events(request).await.unwrap().into_inner().events
+}
+
+/// Places orders and cancels each at about the time when its step appends `won`.
+async fn race(
+    client: &Client,
+    requests: Vec<CreateOrderRequest>,
+    won: EventKind,
+    random: &mut StdRng,
+) -> Vec<Raced> {
+    let aim = RefCell::new(Aim { pause_s: 0.001, random });
+    let races = stream::iter(requests).map(async |request| {
+        let mut client = client.clone();
+        let order = client.create_order(request).await.unwrap().into_inner().order.unwrap();
+        let pause = aim.borrow_mut().pause();
+        sleep(pause).await;
+        let cancel = CancelOrderRequest { order_id: order.order_id.clone(), message: String::new() };
+        let answer = client.cancel_order(cancel).await;
+        let answer = answer.map(|response| response.into_inner().order.unwrap());
+        let early = !kinds(&events(client, &order.order_id).await).contains(&won);
+        aim.borrow_mut().adjust(early);
+        (Raced { order, answer }, early)
+    });
+    let (raced, early): (Vec<_>, Vec<_>) = races.buffer_unordered(RACES_AT_ONCE).collect().await;
+    let cancels = early.into_iter().filter(|early| *early).count();
+    eprintln!("{won:?}: {cancels} cancels came before it, {} after it", raced.len() - cancels);
+    assert!((WON_MIN..=ORDERS - WON_MIN).contains(&cancels), "{won:?}: no race, {cancels} cancels first");
+    raced
+}
+
+#[tokio::test]
+async fn of_a_cancel_and_the_step_that_it_races_exactly_one_wins() {
+    let waybill = Deployment::start().await;
+    let client = waybill.client().await;
+    let (mut all, mut random) = (Vec::new(), randomness());
+    let requests = widgets(3 * ORDERS);
+    for (requests, won) in requests.chunks(ORDERS).zip([Reserved, Paid, Fulfilled]) {
+        all.extend(race(&client, requests.to_vec(), won, &mut random).await);
+    }
+    // In the order in which they hand orders on: who is idle then stays so.
+    for step in ["inventory", "payment", "fulfilment"] {
+        waybill.idle(step).await;
+    }
+
+    let mut books = Books::default();
+    let histories = stream::iter(all).map(|raced| async {
+        let events = events(client.clone(), &raced.order.order_id).await;
+        (raced, events)
+    });
+    let mut histories = histories.buffer_unordered(RACES_AT_ONCE);
+    while let Some((Raced { order, answer }, events)) = histories.next().await {
+        check_line(&events);
+        match answer {
+            Ok(cancelled) => check_cancelled(&cancelled, &events),
+            Err(status) => check_fulfilled(&order, &status, &events),
+        }
+        books.enter(&events);
+    }
+    eprintln!("{books:?}");
+    assert_eq!(books.orders, 3 * ORDERS);
+    assert_eq!(books.captured - books.refunded, books.owed, "money kept is that of the shipped orders");
+    assert_eq!(waybill.held("widget").await, books.shipped);
+    assert_eq!(waybill.available("widget").await, STOCK - books.shipped);
+}
+
+/// Each event follows the one that it names, and none is there twice.
+fn check_line(events: &[OrderEvent]) {
+    let mut previous = 0;
+    for (event, revision) in events.iter().zip(revisions(events)) {
+        assert_eq!(event.previous_revision, previous, "{events:?}");
+        assert!(revision > previous, "{events:?}");
+        previous = revision;
+    }
+    for (i, event) in events.iter().enumerate() {
+        assert!(!kinds(&events[..i]).contains(&kind(event)), "twice: {events:?}");
+    }
+    assert!(is_finished(after(events.last().unwrap())), "{events:?}");
+}
+
+/// It went some of its way, then no further, and what it owed from then on was undone.
+fn check_cancelled(cancelled: &Order, events: &[OrderEvent]) {
+    let kinds = kinds(events);
+    let at = kinds.iter().position(|kind| *kind == Cancelled).expect("a cancel that was answered");
+    assert_eq!(kinds[..at], WHOLE_WAY[..at], "{events:?}");
+    assert!((1..=3).contains(&at), "{events:?}");
+    assert_eq!(after(&events[at]), cancelled, "the answer is the order as the cancel left it");
+    assert_eq!(cancelled.status(), OrderStatus::Cancelled);
+    let mut undone = kinds[at + 1..].to_vec();
+    undone.sort_by_key(|kind| kind.as_str());
+    let owed: &[_] = if at == 1 { &[Released] } else { &[Refunded, Released] };
+    assert_eq!(undone, owed, "{events:?}");
+
+    let released = released(events).unwrap();
+    let money = refunded(events);
+    // A step that was overtaken may have acted all the same; else nothing was to be undone.
+    assert!(released.is_empty() && at == 1 || *released == lines(cancelled), "{events:?}");
+    assert!(money.is_none() && at < 3 || money == cancelled.total.as_ref(), "{events:?}");
+}
+
+fn check_fulfilled(order: &Order, refusal: &Status, events: &[OrderEvent]) {
+    assert_eq!(kinds(events), WHOLE_WAY, "{refusal:?}");
+    assert_eq!(refusal.code(), Code::FailedPrecondition, "{refusal:?}");
+    let info = refusal.get_details_error_info().unwrap();
+    assert_eq!(
+        (info.reason.as_str(), info.metadata["order_status"].as_str()),
+        ("NOT_CANCELLABLE", "FULFILLED")
+    );
+    assert_eq!(info.metadata["order_id"], order.order_id);
+}
+
+fn lines(order: &Order) -> Vec<StockLine> {
+    let line = |item: &OrderItem| StockLine { sku: item.sku.clone(), quantity: i64::from(item.quantity) };
+    order.items.iter().map(line).collect()
+}
+
+fn released(events: &[OrderEvent]) -> Option<&Vec<StockLine>> {
+    events.iter().find_map(|event| {
+        let Some(Detail::Released(released)) = &event.detail else { return None };
+        Some(&released.lines)
+    })
+}
+
+fn refunded(events: &[OrderEvent]) -> Option<&Money> {
+    events.iter().find_map(|event| {
+        let Some(Detail::Refunded(refunded)) = &event.detail else { return None };
+        refunded.amount.as_ref()
+    })
+}
+
+fn captured(events: &[OrderEvent]) -> Option<&Money> {
+    events.iter().find_map(|event| {
+        let Some(Detail::Paid(paid)) = &event.detail else { return None };
+        paid.amount.as_ref()
+    })
+}
+
+/// What all orders come to.
+#[derive(Debug, Default)]
+struct Books {
+    orders: usize,
+    shipped: u64,
+    /// Totals of the shipped orders.
+    owed: i64,
+    captured: i64,
+    refunded: i64,
+    /// Effects of steps that the cancel overtook between effect and append.
+    undone_in_the_act: usize,
+}
+
+impl Books {
+    fn enter(&mut self, events: &[OrderEvent]) {
+        let kinds = kinds(events);
+        let minor_units = |money: Option<&Money>| money.map_or(0, |money| money.minor_units);
+        self.orders += 1;
+        if kinds.contains(&Fulfilled) {
+            self.shipped += 1;
+            self.owed += minor_units(after(&events[0]).total.as_ref());
+        }
+        // What was refunded without a capture in the log was captured by a step that then was too late.
+        self.captured += minor_units(captured(events).or(refunded(events)));
+        self.refunded += minor_units(refunded(events));
+        let reserved_late =
+            !kinds.contains(&Reserved) && released(events).is_some_and(|lines| !lines.is_empty());
+        let captured_late = !kinds.contains(&Paid) && refunded(events).is_some();
+        self.undone_in_the_act += usize::from(reserved_late) + usize::from(captured_late);
+    }
+}
