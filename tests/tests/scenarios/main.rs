@@ -24,6 +24,7 @@ mod grpcurl;
 mod health;
 mod http2;
 mod idempotency;
+mod isolation;
 mod listing;
 mod many_streams;
 mod order_path;
