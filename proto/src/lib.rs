@@ -1,4 +1,4 @@
-//! The contract: message types, client and server made of the `.proto` files beside this crate.
+//! The contract: message types, clients and servers made of the `.proto` files beside this crate.
 //! What a field means, and its limits, is said there.
 
 /// Orders: the public service, the order and its stored events.
@@ -15,5 +15,21 @@ pub mod orders {
     }
 }
 
-/// The compiled `FileDescriptorSet` of every proto, for gRPC reflection.
-pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor_set.bin"));
+/// Payments: what the payment step calls, and how the sandbox that stands in for it is told what to do.
+pub mod payments {
+    /// Version 1 of what the payment step calls.
+    #[allow(
+        missing_docs,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        reason = "generated; documented in payments/v1/*.proto"
+    )]
+    pub mod v1 {
+        tonic::include_proto!("payments.v1");
+    }
+}
+
+/// The compiled `FileDescriptorSet` of what the gateway serves, for gRPC reflection.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/orders.bin"));
+/// The compiled `FileDescriptorSet` of what the payment sandbox serves, for gRPC reflection.
+pub const PAYMENTS_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/payments.bin"));
