@@ -8,6 +8,7 @@ pub mod fulfilment;
 pub mod incarnation;
 pub mod inventory;
 pub mod payment;
+pub mod payment_sandbox;
 pub mod program;
 pub mod step;
 

@@ -8,6 +8,7 @@ use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderStatus, PaymentCaptured, PaymentRefunded, Undo};
 
 pub use provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
+pub(crate) use sandbox::DECLINED_PREFIX;
 pub use sandbox::Sandbox;
 
 use crate::incarnation::Incarnation;

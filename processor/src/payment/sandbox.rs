@@ -8,7 +8,7 @@ use proto::orders::v1::Money;
 use super::provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
 
 /// Customers whose id begins so are declined.
-const DECLINED_PREFIX: &str = "declined";
+pub(crate) const DECLINED_PREFIX: &str = "declined";
 /// Payments remembered, some 200 bytes each; then the oldest are forgotten.
 const PAYMENTS_MAX: usize = 100_000;
 
