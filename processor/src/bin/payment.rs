@@ -4,14 +4,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use processor::config::ProcessorConfig;
-use processor::payment::{Payment, Sandbox};
+use processor::payment::{Payment, PaymentConfig};
 use processor::program;
 
-/// Captures the total of reserved orders, and refunds cancelled ones. For now with the built-in sandbox, which
-/// moves no money, and remembers what it captured only until this process ends.
+/// Captures the total of reserved orders, and refunds cancelled ones.
 #[derive(Debug, Parser)]
 #[command(name = "waybill-payment", version)]
 struct Config {
+    #[command(flatten)]
+    payment: PaymentConfig,
     #[command(flatten)]
     processor: ProcessorConfig,
 }
@@ -24,5 +25,8 @@ impl processor::config::Config for Config {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    program::run(async |_: Config, _| Ok(Payment::new(Sandbox::default()))).await
+    program::run(async |config: Config, _| {
+        Ok(Payment::new(config.payment.provider(config.processor.attempt_timeout)))
+    })
+    .await
 }

@@ -1,13 +1,17 @@
 //! Payment: captures the total of a reserved order, and refunds what was captured for a cancelled one.
 
+mod config;
 mod provider;
+mod remote;
 mod sandbox;
 
 use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderStatus, PaymentCaptured, PaymentRefunded, Undo};
 
+pub use config::{ConfiguredProvider, PaymentConfig};
 pub use provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
+pub use remote::Remote;
 pub(crate) use sandbox::DECLINED_PREFIX;
 pub use sandbox::Sandbox;
 
@@ -43,6 +47,7 @@ impl<P: PaymentProvider> Step for Payment<P> {
                     .ok_or_else(|| StepError::Unexpected("order without a total".to_owned()))?;
                 let capture = Capture {
                     idempotency_key: &idempotency_key(order)?,
+                    order_id: &order.order_id,
                     customer_id: &order.customer_id,
                     amount: &amount,
                 };
@@ -106,7 +111,10 @@ impl From<CaptureError> for StepError {
 
 impl From<NoAnswer> for StepError {
     fn from(error: NoAnswer) -> Self {
-        Self::Unavailable(error.to_string())
+        match error {
+            NoAnswer::Unavailable(_) => Self::Unavailable(error.to_string()),
+            NoAnswer::Unusable(_) => Self::Unexpected(error.to_string()),
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use thiserror::Error;
 pub struct Capture<'a> {
     /// The same key always means the same capture.
     pub idempotency_key: &'a str,
+    /// What is paid for.
+    pub order_id: &'a str,
     /// Who pays.
     pub customer_id: &'a str,
     /// How much.
@@ -25,10 +27,16 @@ pub struct Refund {
     pub amount: Money,
 }
 
-/// The provider gave no answer.
+/// The provider gave no answer that says what happened.
 #[derive(Clone, Debug, Error)]
-#[error("no answer: {0}")]
-pub struct NoAnswer(pub String);
+pub enum NoAnswer {
+    /// It is away, or serves nobody at the moment: no fault of the order.
+    #[error("no answer: {0}")]
+    Unavailable(String),
+    /// It answered what makes no sense, or refused what it should not have.
+    #[error("an answer of no use: {0}")]
+    Unusable(String),
+}
 
 /// Why no money was captured.
 #[derive(Clone, Debug, Error)]

@@ -1,4 +1,4 @@
-//! A payment provider that moves no money: for first steps and benchmarks.
+//! A payment provider that moves no money and needs no other process: for first steps and benchmarks.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,7 +62,7 @@ impl Memory {
 
 impl PaymentProvider for Sandbox {
     async fn capture(&self, capture: Capture<'_>) -> Result<String, CaptureError> {
-        let Capture { idempotency_key, customer_id, amount } = capture;
+        let Capture { idempotency_key, customer_id, amount, .. } = capture;
         if customer_id.starts_with(DECLINED_PREFIX) {
             return Err(CaptureError::Declined(format!(
                 "the sandbox declines customers whose id begins with \"{DECLINED_PREFIX}\""
@@ -99,7 +99,9 @@ mod tests {
 
     async fn capture(sandbox: &Sandbox, key: &str, amount: i64) -> Result<String, CaptureError> {
         let amount = &euros(amount);
-        sandbox.capture(Capture { idempotency_key: key, customer_id: "customer", amount }).await
+        sandbox
+            .capture(Capture { idempotency_key: key, order_id: "order", customer_id: "customer", amount })
+            .await
     }
 
     #[tokio::test]
