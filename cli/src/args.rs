@@ -23,11 +23,11 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run broker, gateway and processors on this machine, and place sample orders.
+    /// Run broker, gateway, processors and a payment sandbox on this machine, and place sample orders.
     ///
-    /// Gateway and processors take the settings that are not listed here from the environment. Not so those that
-    /// follow from how they are run: NATS_URL, LOG_FORMAT (their logs are read) and DRAIN_TIMEOUT are set, and
-    /// NATS_CREDS, NATS_TLS_CA, NATS_TLS_CERT, NATS_TLS_KEY, ORDERS_REPLICAS, TLS_CERT, TLS_KEY, TLS_CLIENT_CA,
+    /// The programs take the settings that are not listed here from the environment. Not so those that follow from
+    /// how they are run: NATS_URL, LOG_FORMAT (their logs are read), DRAIN_TIMEOUT and PAYMENT_SANDBOX_DATA are set,
+    /// and NATS_CREDS, NATS_TLS_CA, NATS_TLS_CERT, NATS_TLS_KEY, ORDERS_REPLICAS, TLS_CERT, TLS_KEY, TLS_CLIENT_CA,
     /// TLS_CLIENT_OPTIONAL and TLS_CLIENTS_FILE unset. Whatever RUST_LOG says, they log that they have started.
     Dev(DevArgs),
     /// Place, read, list, watch and cancel orders.
@@ -49,7 +49,7 @@ pub(crate) struct DevArgs {
     /// How long the sample orders may take.
     #[arg(long, env = "WAYBILL_TIMEOUT", default_value = "60s")]
     pub(crate) timeout: humantime::Duration,
-    /// Where the broker's data and all logs are kept, also between runs.
+    /// Where the broker's data, the payment sandbox's and all logs are kept, also between runs.
     #[arg(long, env = "WAYBILL_DATA_DIR", default_value = ".waybill")]
     pub(crate) data_dir: PathBuf,
     /// The nats-server to run, 2.12 or newer: a path, or a name on PATH.
@@ -64,6 +64,12 @@ pub(crate) struct DevArgs {
     /// Where the gateway serves its health over HTTP. Port 0 takes a free one.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
     pub(crate) ops_addr: SocketAddr,
+    /// Where the payment sandbox serves gRPC. Port 0 takes a free one.
+    #[arg(long, env = "PAYMENT_SANDBOX_ADDR", default_value = "127.0.0.1:50052")]
+    pub(crate) payment_sandbox_addr: SocketAddr,
+    /// The payment service to use instead of a payment sandbox.
+    #[arg(long, env = "PAYMENT_URL", value_name = "URL")]
+    pub(crate) payment_url: Option<String>,
     /// The stock to begin with. SKUs that exist keep the count they have. Unset: that of the sample orders.
     #[arg(long, env = "STOCK", value_name = "SKU=COUNT,...")]
     pub(crate) stock: Option<String>,

@@ -1,6 +1,5 @@
 //! The broker: a nats-server that is new enough, with its streams in the data folder.
 
-use std::env;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -12,10 +11,10 @@ use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-use super::children::{Children, STOP_TIMEOUT};
+use super::children::Children;
 use super::data_dir::DataDir;
 use super::log::last_words;
-use super::programs::Programs;
+use super::programs::{self, Programs};
 use crate::args::DevArgs;
 use crate::tether;
 
@@ -24,11 +23,6 @@ const OLDEST: (u32, u32) = (2, 12);
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// What our own programs get for their drain: a little less than the time after which they are killed.
-const DRAIN_TIMEOUT: Duration = STOP_TIMEOUT.saturating_sub(Duration::from_secs(2));
-/// The lines by which our programs say that they have started, and which `dev` reads, in the words of RUST_LOG:
-/// "listening" of the gateway and "processing" of the processors.
-const START_LINES: &str = "waybill_gateway[{grpc_addr}]=info,processor::runtime[{workers}]=info";
 /// What would lead to another broker than ours, which is a single server that lets everybody in.
 const OF_OTHER_BROKERS: [&str; 5] =
     ["NATS_CREDS", "NATS_TLS_CA", "NATS_TLS_CERT", "NATS_TLS_KEY", "ORDERS_REPLICAS"];
@@ -42,21 +36,13 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    /// The command for one of our own programs, which then works with this broker. What is set here stands in the
-    /// help of `dev`.
+    /// The command for one of our own programs that works with this broker. What is set here stands in the help of
+    /// `dev`.
     pub(super) fn command_of_client(&self, program: &Path) -> io::Result<Command> {
-        let mut command = tether::command(program)?;
-        command
-            .env("NATS_URL", &self.url)
-            .env("LOG_FORMAT", "json")
-            .env("DRAIN_TIMEOUT", humantime::format_duration(DRAIN_TIMEOUT).to_string());
+        let mut command = programs::command_of_ours(program)?;
+        command.env("NATS_URL", &self.url);
         for variable in OF_OTHER_BROKERS {
             command.env_remove(variable);
-        }
-        if let Some(mut log) = env::var_os("RUST_LOG") {
-            log.push(",");
-            log.push(START_LINES);
-            command.env("RUST_LOG", log);
         }
         Ok(command)
     }
@@ -110,7 +96,7 @@ pub(super) async fn start(
         .arg(data.jetstream())
         .arg("--ports_file_dir")
         .arg(&ports);
-    children.start(NAME, command)?;
+    children.start_for_others(NAME, command)?;
 
     let log = children.log_of(NAME);
     let url = children

@@ -30,6 +30,8 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Children {
     logs: PathBuf,
     running: Vec<Running>,
+    /// How many of the first are there for the others.
+    for_others: usize,
 }
 
 #[derive(Debug)]
@@ -42,12 +44,19 @@ struct Running {
 impl Children {
     /// No children yet; each will log to a file of its name in `logs`.
     pub(super) fn new(logs: PathBuf) -> Self {
-        Self { logs, running: Vec::new() }
+        Self { logs, running: Vec::new(), for_others: 0 }
     }
 
     /// Where the child of this name logs.
     pub(super) fn log_of(&self, name: &str) -> PathBuf {
         self.logs.join(name).with_extension("log")
+    }
+
+    /// Starts a child that the others need to finish what they are at. All of these are started before the others.
+    pub(super) fn start_for_others(&mut self, name: &'static str, command: Command) -> anyhow::Result<()> {
+        self.start(name, command)?;
+        self.for_others = self.running.len();
+        Ok(())
     }
 
     /// Starts a child with a fresh log. It leads its own process group: Ctrl-C in a terminal reaches this process
@@ -90,7 +99,7 @@ impl Children {
         }
     }
 
-    /// Asks every child to stop, the broker last, and waits until all are gone. Another signal kills them.
+    /// Asks every child to stop, those that the others need last, and waits until all are gone. Another signal kills them.
     pub(super) async fn stop(&mut self, signals: &mut Signals) {
         select! {
             () = self.stop_in_order() => return,
@@ -100,11 +109,9 @@ impl Children {
     }
 
     async fn stop_in_order(&mut self) {
-        // The broker was the first to be started. The others need it to finish what they are at.
-        let brokers = self.running.len().min(1);
-        let (broker, its_clients) = self.running.split_at_mut(brokers);
-        stop_together(its_clients).await;
-        stop_together(broker).await;
+        let (for_others, others) = self.running.split_at_mut(self.for_others);
+        stop_together(others).await;
+        stop_together(for_others).await;
     }
 }
 

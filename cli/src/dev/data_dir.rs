@@ -40,6 +40,11 @@ impl DataDir {
         self.root.join("jetstream")
     }
 
+    /// Where the payment sandbox keeps what it captured.
+    pub(super) fn payments(&self) -> PathBuf {
+        self.root.join("payments.jsonl")
+    }
+
     /// Where each child writes its log.
     pub(super) fn logs(&self) -> PathBuf {
         self.root.join("logs")

@@ -102,7 +102,7 @@ async fn addresses(args: &DevArgs, log: &Path) -> anyhow::Result<Gateway> {
 }
 
 /// One can listen on all addresses at once, but connect to one only.
-fn reachable(mut addr: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(mut addr: SocketAddr) -> SocketAddr {
     if addr.ip().is_unspecified() {
         addr.set_ip(match addr {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),

@@ -7,6 +7,7 @@ mod children;
 mod data_dir;
 mod gateway;
 mod log;
+mod payment_sandbox;
 mod ports;
 mod processors;
 mod programs;
@@ -56,8 +57,12 @@ async fn play(
     children: &mut Children,
 ) -> anyhow::Result<()> {
     let broker = broker::start(args, data, programs, children).await?;
+    let payment_url = match &args.payment_url {
+        Some(payment_url) => payment_url.clone(),
+        None => payment_sandbox::start(args, data, programs, children).await?,
+    };
     let gateway = gateway::start(args, programs, &broker, children).await?;
-    processors::start(args, programs, &broker, children).await?;
+    processors::start(args, programs, &broker, &payment_url, children).await?;
 
     let orders = client::orders(client::endpoint(gateway.uri()?).connect_lazy(), args.credential.clone());
     let summary = children.while_alive(samples::run(args, orders)).await?;
@@ -67,7 +72,7 @@ async fn play(
     if args.exit {
         return verdict(summary.as_ref());
     }
-    console::tell(&how_to_try(args, &broker, &gateway, summary.as_ref()));
+    console::tell(&how_to_try(args, &broker, &payment_url, &gateway, summary.as_ref()));
     Err(children.death().await)
 }
 
@@ -86,7 +91,13 @@ fn verdict(summary: Option<&Summary>) -> anyhow::Result<()> {
     }
 }
 
-fn how_to_try(args: &DevArgs, broker: &Broker, gateway: &Gateway, summary: Option<&Summary>) -> String {
+fn how_to_try(
+    args: &DevArgs,
+    broker: &Broker,
+    payment_url: &str,
+    gateway: &Gateway,
+    summary: Option<&Summary>,
+) -> String {
     let addr = gateway.grpc_addr;
     let order_id = summary.and_then(Summary::an_order_id).unwrap_or("ORDER_ID");
     let order = catalogue::example_json();
@@ -94,7 +105,7 @@ fn how_to_try(args: &DevArgs, broker: &Broker, gateway: &Gateway, summary: Optio
     let waybill = called();
     format!(
         "
-Waybill is up: gRPC on {addr}, health on http://{ops}/health, {nats}, logs in {logs}.
+Waybill is up: gRPC on {addr}, health on http://{ops}/health, {nats}, payments at {payment_url}, logs in {logs}.
 Try it:
 
   grpcurl -plaintext {addr} list

@@ -10,14 +10,19 @@ use crate::args::DevArgs;
 /// Fails, naming the port, its purpose and the flag, if something else listens on one of them.
 pub(super) fn check_free(args: &DevArgs) -> anyhow::Result<()> {
     let nats_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, args.nats_port));
-    // All are held at once, so that two of them cannot be the same.
-    let held = [
+    let mut wanted = vec![
         (nats_addr, "nats-server", "--nats-port"),
         (args.grpc_addr, "the gateway's gRPC", "--grpc-addr"),
         (args.ops_addr, "the gateway's health", "--ops-addr"),
-    ]
-    .map(|(addr, purpose, flag)| TcpListener::bind(addr).map_err(|error| taken(addr, purpose, flag, &error)));
-    held.into_iter().collect::<anyhow::Result<Vec<_>>>().map(drop)
+    ];
+    if args.payment_url.is_none() {
+        wanted.push((args.payment_sandbox_addr, "the payment sandbox", "--payment-sandbox-addr"));
+    }
+    // All are held at once, so that two of them cannot be the same.
+    let held = wanted.into_iter().map(|(addr, purpose, flag)| {
+        TcpListener::bind(addr).map_err(|error| taken(addr, purpose, flag, &error))
+    });
+    held.collect::<anyhow::Result<Vec<_>>>().map(drop)
 }
 
 fn taken(addr: SocketAddr, purpose: &str, flag: &str, error: &io::Error) -> anyhow::Error {

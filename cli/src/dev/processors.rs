@@ -15,18 +15,19 @@ use crate::args::DevArgs;
 /// keeps their start out of the times that are shown, so it is no error if one does not say that it works.
 const START_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Starts the processors, with the stock to begin with.
+/// Starts the processors, with the stock to begin with, and the payment service to call.
 pub(super) async fn start(
     args: &DevArgs,
     programs: &Programs,
     broker: &Broker,
+    payment_url: &str,
     children: &mut Children,
 ) -> anyhow::Result<()> {
     let processors = programs.processors();
     let stock = args.stock.clone().unwrap_or_else(catalogue::stock);
     for (name, program) in processors {
         let mut command = broker.command_of_client(program)?;
-        command.env("STOCK", &stock);
+        command.env("STOCK", &stock).env("PAYMENT_URL", payment_url);
         children.start(name, command)?;
     }
     let logs = processors.map(|(name, _)| children.log_of(name));

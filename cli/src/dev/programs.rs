@@ -2,10 +2,23 @@
 
 use std::env;
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use tokio::process::Command;
+
+use super::children::STOP_TIMEOUT;
+use crate::tether;
+
+/// What our own programs get for their drain: a little less than the time after which they are killed.
+const DRAIN_TIMEOUT: Duration = STOP_TIMEOUT.saturating_sub(Duration::from_secs(2));
+/// The lines by which our programs say that they have started, and which `dev` reads, in the words of RUST_LOG:
+/// "listening" of the gateway and the payment sandbox, and "processing" of the processors.
+const START_LINES: &str = "waybill_gateway[{grpc_addr}]=info,waybill_payment_sandbox[{grpc_addr}]=info,\
+                           processor::runtime[{workers}]=info";
 
 /// Every program, found before the first is started.
 #[derive(Debug)]
@@ -14,6 +27,7 @@ pub(super) struct Programs {
     pub(super) gateway: PathBuf,
     inventory: PathBuf,
     payment: PathBuf,
+    pub(super) payment_sandbox: PathBuf,
     fulfilment: PathBuf,
 }
 
@@ -33,6 +47,7 @@ impl Programs {
             gateway: ours("waybill-gateway", here)?,
             inventory: ours("waybill-inventory", here)?,
             payment: ours("waybill-payment", here)?,
+            payment_sandbox: ours("waybill-payment-sandbox", here)?,
             fulfilment: ours("waybill-fulfilment", here)?,
         })
     }
@@ -41,6 +56,20 @@ impl Programs {
     pub(super) fn processors(&self) -> [(&'static str, &Path); 3] {
         [("inventory", &self.inventory), ("payment", &self.payment), ("fulfilment", &self.fulfilment)]
     }
+}
+
+/// The command for one of our own programs, whose log is read here. What is set here stands in the help of `dev`.
+pub(super) fn command_of_ours(program: &Path) -> io::Result<Command> {
+    let mut command = tether::command(program)?;
+    command
+        .env("LOG_FORMAT", "json")
+        .env("DRAIN_TIMEOUT", humantime::format_duration(DRAIN_TIMEOUT).to_string());
+    if let Some(mut log) = env::var_os("RUST_LOG") {
+        log.push(",");
+        log.push(START_LINES);
+        command.env("RUST_LOG", log);
+    }
+    Ok(command)
 }
 
 fn ours(name: &str, here: &Path) -> anyhow::Result<PathBuf> {

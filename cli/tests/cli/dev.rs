@@ -16,7 +16,7 @@ use crate::stage::{PATIENCE, Stage, is_gone, output_of, send, stderr, stdout, un
 #[tokio::test]
 async fn a_missing_program_is_named_before_anything_starts() {
     for (program, remedy) in
-        [("waybill-payment", "cargo build --workspace"), ("nats-server", "--nats-server")]
+        [("waybill-payment-sandbox", "cargo build --workspace"), ("nats-server", "--nats-server")]
     {
         let stage = Stage::new();
         stage.remove(program);
@@ -41,7 +41,12 @@ async fn a_busy_port_is_named_with_the_flag_that_changes_it() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let addr = format!("127.0.0.1:{port}");
-    for (flag, value) in [("--nats-port", &port), ("--grpc-addr", &addr), ("--ops-addr", &addr)] {
+    for (flag, value) in [
+        ("--nats-port", &port),
+        ("--grpc-addr", &addr),
+        ("--ops-addr", &addr),
+        ("--payment-sandbox-addr", &addr),
+    ] {
         let stage = Stage::new();
         let output = output_of(stage.dev().args([flag, value])).await;
         assert_eq!(output.status.code(), Some(1));
@@ -215,6 +220,31 @@ async fn without_a_word_from_the_environment_there_is_stock_for_the_sample_order
 }
 
 #[tokio::test]
+async fn payments_are_made_by_a_sandbox_whose_record_is_kept() {
+    let (addr, _) = shop::open(Script::default()).await;
+    let stage = Stage::new();
+    let output = output_of(stage.dev_with_gateway(addr).args(["--orders", "0", "--exit"])).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let url = stage.variable_of("waybill-payment", "PAYMENT_URL");
+    assert_eq!(url.as_deref(), Some("http://127.0.0.1:2"));
+    let data = stage.variable_of("waybill-payment-sandbox", "PAYMENT_SANDBOX_DATA").unwrap();
+    assert_eq!(data, stage.path("data/payments.jsonl").to_str().unwrap());
+    assert!(stage.pids_so_far().into_iter().all(is_gone));
+}
+
+#[tokio::test]
+async fn a_payment_service_of_the_users_own_takes_the_place_of_the_sandbox() {
+    let (addr, _) = shop::open(Script::default()).await;
+    let stage = Stage::new();
+    let mut dev = stage.dev_with_gateway(addr);
+    dev.args(["--orders", "0", "--exit"]).env("PAYMENT_URL", "http://payments:1");
+    assert_eq!(output_of(&mut dev).await.status.code(), Some(0));
+    let url = stage.variable_of("waybill-payment", "PAYMENT_URL");
+    assert_eq!(url.as_deref(), Some("http://payments:1"));
+    assert!(!stage.path("pids/waybill-payment-sandbox").exists());
+}
+
+#[tokio::test]
 async fn the_help_names_every_variable_that_is_not_left_alone() {
     let output = output_of(Stage::new().dev().arg("--help")).await;
     let variables = [
@@ -225,6 +255,8 @@ async fn the_help_names_every_variable_that_is_not_left_alone() {
         "DRAIN_TIMEOUT",
         "STOCK",
         "TLS_CLIENT_CA",
+        "PAYMENT_URL",
+        "PAYMENT_SANDBOX_DATA",
     ];
     for variable in variables {
         assert!(stdout(&output).contains(variable), "{variable}");

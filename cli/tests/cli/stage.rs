@@ -16,8 +16,14 @@ use tokio::time::{sleep, timeout};
 /// Far more than anything here takes: a test that needs it has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-const FAKES: [&str; 5] =
-    ["nats-server", "waybill-gateway", "waybill-inventory", "waybill-payment", "waybill-fulfilment"];
+const FAKES: [&str; 6] = [
+    "nats-server",
+    "waybill-gateway",
+    "waybill-inventory",
+    "waybill-payment",
+    "waybill-payment-sandbox",
+    "waybill-fulfilment",
+];
 
 pub(crate) struct Stage {
     folder: TempDir,
@@ -55,6 +61,8 @@ impl Stage {
             .arg("dev")
             .env("GRPC_ADDR", "127.0.0.1:0")
             .env("OPS_ADDR", "127.0.0.1:0")
+            .env("PAYMENT_SANDBOX_ADDR", "127.0.0.1:0")
+            .env_remove("PAYMENT_URL")
             .env("WAYBILL_NATS_PORT", "0")
             .env("WAYBILL_DATA_DIR", self.path("data"))
             .env("NATS_SERVER", self.path("nats-server"))
