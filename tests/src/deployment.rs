@@ -7,6 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::broker::Broker;
+use crate::payments::PaymentSandbox;
 use crate::process::{Process, binary};
 
 /// The three steps, by the names of their binaries.
@@ -20,6 +21,8 @@ pub struct Options {
     pub stock: Vec<(&'static str, u64)>,
     /// Processes of each step.
     pub replicas: usize,
+    /// Payments by a payment sandbox of its own; else by the one inside of each payment process.
+    pub payment_sandbox: bool,
     /// What the broker asks of everybody.
     pub password: Option<&'static str>,
     /// Further environment of the gateway.
@@ -33,6 +36,7 @@ impl Default for Options {
         Self {
             stock: vec![("widget", 1_000_000), ("gadget", 1_000_000)],
             replicas: 1,
+            payment_sandbox: false,
             password: None,
             gateway: Vec::new(),
             // Redelivery after a kill would else take the default of 10 s.
@@ -59,6 +63,8 @@ pub struct Deployment {
     pub gateway: Gateway,
     /// The steps' processes by step.
     pub processors: HashMap<&'static str, Vec<Process>>,
+    /// Who moves the money, if that is a process of its own.
+    pub payment_sandbox: Option<PaymentSandbox>,
     /// The broker.
     pub broker: Broker,
     options: Options,
@@ -90,7 +96,13 @@ impl Deployment {
 
     async fn start_around(broker: Broker, options: Options, dir: TempDir) -> Self {
         let gateway = start_gateway(&dir, &broker, &options, "gateway", FREE_PORT).await;
-        let mut deployment = Self { gateway, processors: HashMap::new(), broker, options, dir };
+        let payment_sandbox = if options.payment_sandbox {
+            Some(PaymentSandbox::start(dir.path(), FREE_PORT).await)
+        } else {
+            None
+        };
+        let mut deployment =
+            Self { gateway, processors: HashMap::new(), payment_sandbox, broker, options, dir };
         for step in STEPS {
             for _ in 0..deployment.options.replicas {
                 deployment.start_processor(step);
@@ -108,6 +120,9 @@ impl Deployment {
             .env("NATS_URL", self.broker.url())
             .env("LOG_FORMAT", "json")
             .envs(self.options.processors.iter().cloned());
+        if let Some(sandbox) = &self.payment_sandbox {
+            command.env("PAYMENT_URL", sandbox.url());
+        }
         if step == "inventory" {
             let stock: Vec<_> =
                 self.options.stock.iter().map(|(sku, units)| format!("{sku}={units}")).collect();
@@ -127,6 +142,11 @@ impl Deployment {
     /// The process of `step` that was started last.
     pub fn processor(&mut self, step: &str) -> &mut Process {
         self.processors.get_mut(step).and_then(|processes| processes.last_mut()).expect("processor")
+    }
+
+    /// The payment sandbox of a deployment that has one.
+    pub fn sandbox(&mut self) -> &mut PaymentSandbox {
+        self.payment_sandbox.as_mut().expect("a payment sandbox")
     }
 
     /// Starts the gateway anew, at the same address; the old process is killed if it still runs.

@@ -10,6 +10,7 @@ mod deployment;
 pub mod issuer;
 mod load;
 pub mod measure;
+mod payments;
 mod process;
 mod records;
 
@@ -17,6 +18,7 @@ pub use broker::Broker;
 pub use calls::{Shows, Watcher, health, item, order_of};
 pub use deployment::{Deployment, Gateway, Options};
 pub use load::Load;
+pub use payments::PaymentSandbox;
 pub use process::{Process, binary};
 
 use std::time::{Duration, Instant};

@@ -11,6 +11,8 @@ use tokio::time::timeout;
 
 const PROCESSORS: [&str; 3] = ["waybill-inventory", "waybill-payment", "waybill-fulfilment"];
 
+const PAYMENT_SANDBOX: &str = "waybill-payment-sandbox";
+
 const NO_FILE: &str = "/no/such/file";
 /// A file that is there and holds neither a certificate nor a key.
 const NO_PEM: &str = env!("CARGO_MANIFEST_PATH");
@@ -165,9 +167,32 @@ async fn processors_refuse_settings_that_cannot_be_used() {
             refuses(program, variable, value).await;
         }
     }
+    for value in ["", "payments:1", "ftp://payments", "http://payments/v1", "http://me:secret@payments"] {
+        refuses("waybill-payment", "PAYMENT_URL", value).await;
+    }
+    for value in ["0s", "soon", "2d"] {
+        refuses("waybill-payment", "PAYMENT_TIMEOUT", value).await;
+    }
     for value in ["widget", "widget=", "=1", "wid get=1", "widget=-1"] {
         refuses("waybill-inventory", "STOCK", value).await;
     }
+}
+
+#[tokio::test]
+async fn the_payment_sandbox_refuses_settings_that_cannot_be_used() {
+    for (variable, value) in [
+        ("PAYMENT_SANDBOX_ADDR", "nonsense"),
+        ("PAYMENT_SANDBOX_DATA", ""),
+        ("DRAIN_TIMEOUT", "soon"),
+        ("RUST_LOG", "infoo"),
+        ("LOG_FORMAT", "xml"),
+    ] {
+        refuses(PAYMENT_SANDBOX, variable, value).await;
+    }
+    let output = run(PAYMENT_SANDBOX, &[("PAYMENT_SANDBOX_DATA", "/no/such/folder/file")]).await;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("PAYMENT_SANDBOX_DATA") && said.contains("/no/such/folder/file"), "{said}");
 }
 
 #[tokio::test]
@@ -185,6 +210,8 @@ async fn help_names_every_variable() {
     for (program, variables) in [
         ("waybill-gateway", &["GRPC_ADDR", "OPS_ADDR", "RATE_LIMIT", "NATS_URL", "RUST_LOG"][..]),
         ("waybill-inventory", &["STOCK", "WORKER_POOL_SIZE", "ACK_WAIT", "NATS_URL", "LOG_FORMAT"]),
+        ("waybill-payment", &["PAYMENT_URL", "PAYMENT_TIMEOUT", "WORKER_POOL_SIZE"]),
+        (PAYMENT_SANDBOX, &["PAYMENT_SANDBOX_ADDR", "PAYMENT_SANDBOX_DATA", "DRAIN_TIMEOUT", "RUST_LOG"]),
     ] {
         let output = Command::new(binary(program)).arg("--help").output().await.unwrap();
         let help = String::from_utf8_lossy(&output.stdout);

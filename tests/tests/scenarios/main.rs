@@ -28,6 +28,7 @@ mod isolation;
 mod listing;
 mod many_streams;
 mod order_path;
+mod paying;
 mod rate_limit;
 mod redelivery;
 mod replicas;

@@ -1,0 +1,96 @@
+//! The payment sandbox as a process of its own, told what to do and asked what it has on record.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use proto::payments::v1::payment_service_client::PaymentServiceClient;
+use proto::payments::v1::sandbox_control_service_client::SandboxControlServiceClient;
+use proto::payments::v1::{
+    Behaviour, Fault, GetLedgerRequest, GetLedgerResponse, ResetBehaviourRequest, SetBehaviourRequest,
+};
+use serde_json::Value;
+use tonic::transport::Channel;
+
+use crate::process::{Process, binary};
+
+const DATA: &str = "payments.jsonl";
+
+/// A running payment sandbox.
+#[derive(Debug)]
+pub struct PaymentSandbox {
+    /// The process.
+    pub process: Process,
+    /// Its gRPC address.
+    pub grpc_addr: String,
+    dir: PathBuf,
+}
+
+impl PaymentSandbox {
+    /// Starts one, whose record is kept in `dir`, at an address.
+    pub async fn start(dir: &Path, grpc_addr: &str) -> Self {
+        let mut command = Command::new(binary("waybill-payment-sandbox"));
+        command
+            .env_clear()
+            .env("PAYMENT_SANDBOX_ADDR", grpc_addr)
+            .env("PAYMENT_SANDBOX_DATA", dir.join(DATA))
+            .env("LOG_FORMAT", "json");
+        let mut process = Process::start("payment-sandbox", command, dir);
+        // An earlier one of this test wrote to the same file: its address is not this one's.
+        let pid = process.pid();
+        let listening = |fields: &Value| {
+            (fields["pid"] == pid).then(|| fields["grpc_addr"].as_str().map(str::to_owned))?
+        };
+        let grpc_addr = process.logged("the payment sandbox's address", listening).await;
+        Self { process, grpc_addr, dir: dir.to_owned() }
+    }
+
+    /// Starts it anew, at the same address; the old process is killed if it still runs.
+    pub async fn restart(&mut self) {
+        self.process.kill();
+        let grpc_addr = self.grpc_addr.clone();
+        *self = Self::start(&self.dir.clone(), &grpc_addr).await;
+    }
+
+    /// What PAYMENT_URL has to be.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.grpc_addr)
+    }
+
+    /// A client such as the payment step is one.
+    pub fn client(&self) -> PaymentServiceClient<Channel> {
+        PaymentServiceClient::new(self.channel())
+    }
+
+    /// Lets so many calls for a customer go wrong; 0 for all of them, and the empty id for all customers.
+    pub async fn fail(&self, customer_id: &str, fault: Fault, calls: i32) {
+        let behaviour = Behaviour { fault: fault.into(), calls, latency: None };
+        let request = SetBehaviourRequest { customer_id: customer_id.to_owned(), behaviour: Some(behaviour) };
+        self.control().set_behaviour(request).await.expect("behaviour");
+    }
+
+    /// From now on nothing goes wrong.
+    pub async fn recover(&self) {
+        self.control().reset_behaviour(ResetBehaviourRequest {}).await.expect("behaviour");
+    }
+
+    /// What it has on record for an order, or for all if it is empty.
+    pub async fn ledger(&self, order_id: &str) -> GetLedgerResponse {
+        let request = GetLedgerRequest { order_id: order_id.to_owned() };
+        self.control().get_ledger(request).await.expect("ledger").into_inner()
+    }
+
+    /// The lines of its file: what it has ever decided, whichever process it was.
+    pub fn records(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.dir.join(DATA)).expect("records");
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// A client of its control.
+    pub fn control(&self) -> SandboxControlServiceClient<Channel> {
+        SandboxControlServiceClient::new(self.channel())
+    }
+
+    fn channel(&self) -> Channel {
+        Channel::from_shared(self.url()).expect("address").connect_lazy()
+    }
+}
