@@ -9,7 +9,7 @@ CARGO_OUT := $${CARGO_TARGET_DIR:-target}
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
 
-run: ## start broker, gateway and processors; ARGS goes to `waybill dev`
+run: ## start the whole system on this machine; ARGS goes to `waybill dev`
 	@$(NATS) && \
 	cargo build --workspace --release --locked && \
 	exec "$(CARGO_OUT)/release/waybill" dev $(ARGS)
