@@ -104,7 +104,7 @@ impl Connection {
     pub async fn up(&self) {
         let mut connects = self.connects.clone();
         while !self.is_up() {
-            // The sender lives as long as the client, which we hold.
+            // A client that has died is noticed by whoever waits for that.
             if connects.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -115,6 +115,14 @@ impl Connection {
     /// came before the latest.
     pub fn connects(&self) -> watch::Receiver<u64> {
         self.connects.clone()
+    }
+
+    /// Waits until the client has died, as it does of a message that it cannot read. Nothing but a new process
+    /// brings it back.
+    pub async fn died(&self) {
+        let mut connects = self.connects.clone();
+        // Its sender lives in the client's own task.
+        while connects.changed().await.is_ok() {}
     }
 
     /// The JetStream context, for records that are not orders.

@@ -23,6 +23,7 @@ mod validation;
 
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use backbone::connection::Connection;
 use backbone::log::OrderLog;
 use backbone::shutdown::Shutdown;
@@ -99,6 +100,7 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
         ended = &mut serving => ended?,
         ended = &mut answering => ended?.map_err(Into::into),
         ended = &mut watching => ended?.map_err(Into::into),
+        () = connection.died() => Err(anyhow!("the client of the broker has died")),
     };
     readiness.leave();
     drain.cancel();

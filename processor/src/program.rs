@@ -4,6 +4,7 @@ use std::future::Future;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::bail;
 use backbone::connection::Connection;
 use backbone::log::OrderLog;
 use backbone::shutdown::Shutdown;
@@ -68,6 +69,7 @@ where
     select! {
         // Ends by itself only with an error.
         ended = &mut processing => return ended,
+        () = connection.died() => bail!("the client of the broker has died"),
         signal = shutdown.requested() => info!(step = S::NAME, signal, "draining"),
     }
     drain.cancel();

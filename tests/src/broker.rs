@@ -1,6 +1,6 @@
 //! A nats-server with JetStream on file storage.
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -84,6 +84,11 @@ impl Broker {
 
     fn running(&self) -> &Process {
         self.process.as_ref().expect("a broker that runs")
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
     /// Where it is, and how to get in.

@@ -270,7 +270,9 @@ async fn messages_that_never_come_whole() {
     for byte in begun {
         let step: Vec<u8> = stream_ids().take(STREAMS).flat_map(|id| frame(DATA, 0, id, &[byte])).collect();
         for raw in &mut held {
-            assert!(raw.flood(&step).await);
+            // The gateway may have had enough: it waits for a request as long as any call may take, and hangs up
+            // on a client that then goes on sending.
+            raw.flood(&step).await;
         }
         for _ in 0..CALLS / 5 {
             others.call().await;

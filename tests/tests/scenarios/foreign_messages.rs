@@ -7,6 +7,8 @@ use backbone::trace::TraceContext;
 use harness::{Deployment, Load, PATIENCE, item, order_of};
 use proto::orders::v1::{CreateOrderRequest, Order, OrderCreated, OrderStatus};
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::accounting::{STOCK, WHOLE_WAY, each_is_carried_out_once, ids, widgets};
@@ -179,4 +181,19 @@ async fn a_watcher_passes_over_what_others_publish_on_live_subjects() {
     client.flush().await.unwrap();
     waybill.start_processor("fulfilment");
     assert_eq!(kinds(&watcher.rest().await), [EventKind::Fulfilled]);
+}
+
+#[tokio::test]
+async fn a_program_whose_client_of_the_broker_dies_ends_and_says_so() {
+    let mut waybill = Deployment::start().await;
+    let mut broker = TcpStream::connect(waybill.broker.address()).await.unwrap();
+    // async-nats 0.51 takes no lone carriage return in a header.
+    let (headers, subject) = ("NATS/1.0\r\nname: a\rb\r\n\r\n", subjects::event(EventKind::Created, &id()));
+    let length = headers.len();
+    let message =
+        format!("CONNECT {{\"headers\":true}}\r\nHPUB {subject} {length} {length}\r\n{headers}\r\nPING\r\n");
+    broker.write_all(message.as_bytes()).await.unwrap();
+    let inventory = waybill.processor("inventory");
+    assert_eq!(inventory.ended().await.code(), Some(1));
+    assert!(inventory.output().contains("the client of the broker has died"), "{}", inventory.output());
 }
