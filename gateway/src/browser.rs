@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use tonic::Status;
 use tonic::body::Body;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+
+use crate::admission::Admit;
 
 /// How long a browser may remember what it was told.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(60 * 60);
@@ -39,18 +42,25 @@ pub(crate) fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     (!origins.is_empty()).then_some(cors)
 }
 
-/// Refuses what does not say that it is gRPC or gRPC-Web. Browsers let every page send a form, or plain text,
-/// without asking whether it may.
-#[allow(clippy::result_large_err, reason = "the layer that asks takes a response")]
-pub(crate) fn only_grpc<B>(request: &mut Request<B>) -> Result<(), Response<Body>> {
-    let content_type = request.headers().get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
-    match content_type.strip_prefix(b"application/grpc") {
-        Some([] | [b'+' | b'-' | b';', ..]) => Ok(()),
-        Some(_) | None => {
-            let mut refusal = Response::new(Body::empty());
-            *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-            Err(refusal)
+/// Lets in what says that it is gRPC or gRPC-Web. Browsers let every page send a form, or plain text, without
+/// asking whether it may.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OnlyGrpc;
+
+impl Admit for OnlyGrpc {
+    fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
+        let content_type = request.headers().get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+        match content_type.strip_prefix(b"application/grpc") {
+            Some([] | [b'+' | b'-' | b';', ..]) => Ok(()),
+            Some(_) | None => Err(Status::unknown("not gRPC")),
         }
+    }
+
+    /// Whoever does not speak gRPC reads no gRPC status.
+    fn answer(&self, _: Status) -> Response<Body> {
+        let mut answer = Response::new(Body::empty());
+        *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        answer
     }
 }
 

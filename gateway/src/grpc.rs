@@ -14,7 +14,6 @@ use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
-use tower_http::validate_request::ValidateRequestHeaderLayer;
 
 use crate::admission::{Calls, Gate, Places, RateLimit};
 use crate::auth::Authentication;
@@ -117,7 +116,7 @@ pub(crate) async fn serve(
         .accept_http1(true)
         .layer(option_layer(browser::cors(&config.cors_allowed_origins)))
         // A page of anybody's may send other types without asking first.
-        .layer(ValidateRequestHeaderLayer::custom(browser::only_grpc))
+        .layer(Gate(browser::OnlyGrpc))
         .layer(GrpcWebLayer::new())
         // One call that panics must not look like a broken connection.
         .layer(panics::layer())

@@ -61,7 +61,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let place = match self.calls.places.take(Caller::of(request.extensions())) {
             Ok(place) => place,
-            Err(status) => return Either::Right(refuse(request, status)),
+            Err(status) => return Either::Right(refuse(request, status.into_http())),
         };
         let method = request.uri().path().rsplit('/').next();
         let is_stream = method.is_some_and(|method| self.calls.streams.contains(&method));

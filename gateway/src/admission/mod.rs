@@ -35,6 +35,11 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) trait Admit {
     /// Lets the call in, or says why not. Must not wait.
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Status>;
+
+    /// What a call that is not let in is answered.
+    fn answer(&self, refusal: Status) -> Response<Body> {
+        refusal.into_http()
+    }
 }
 
 /// The layer that asks an [`Admit`].
@@ -72,7 +77,7 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         match self.admit.admit(&mut request) {
             Ok(()) => Either::Left(self.inner.call(request)),
-            Err(status) => Either::Right(refuse(request, status)),
+            Err(status) => Either::Right(refuse(request, self.admit.answer(status))),
         }
     }
 }
@@ -82,13 +87,13 @@ type Refusal = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
 /// Answers a call that is not let in. Its message is taken off the connection first: what arrived for a call
 /// that is over already would count as a fault of the client, and many of those close its connection.
-fn refuse(request: Request<Body>, status: Status) -> Refusal {
+fn refuse(request: Request<Body>, answer: Response<Body>) -> Refusal {
     let mut message = Limited::new(request.into_body(), UNREAD_BYTES_MAX);
     async move {
         // However it ends, the answer is the same.
         let taken_off = async { while let Some(Ok(_)) = message.frame().await {} };
         timeout(UNREAD_TIMEOUT, taken_off).await.ok();
-        Ok(status.into_http())
+        Ok(answer)
     }
     .boxed()
 }
