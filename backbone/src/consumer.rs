@@ -1,8 +1,8 @@
 //! A durable pull consumer of the order log, shared by all replicas of whoever reads under its name.
 //!
-//! Nothing is fetched ahead: the broker sends only as many messages as the reader has said it can take. One
-//! request stands at a time. While it is on its way, workers get free, so that the next one asks for several: a
-//! busy reader makes few requests, and an idle one waits for no timer.
+//! Nothing is fetched ahead: the broker sends only as many messages as the reader has said it can take. The reader
+//! asks for more when nothing stands, or when it could take twice as many as do: so a busy one asks for several at
+//! a time, and none waits for a timer.
 
 use std::time::Duration;
 
@@ -55,9 +55,12 @@ pub struct Consumer {
     /// Answers to request number n come to `<inbox>.<n>`.
     inbox: String,
     request: u64,
-    /// Messages that the standing request may still bring.
+    /// Requests up to this one were given up.
+    given_up: u64,
+    /// The latest request before a message came.
+    served: u64,
+    /// Messages that the requests since then may still bring.
     standing: usize,
-    delivered: bool,
     silent_until: Instant,
     connects: watch::Receiver<u64>,
     leave_at: Option<Instant>,
@@ -114,8 +117,9 @@ impl Consumer {
             messages,
             inbox,
             request: 0,
+            given_up: 0,
+            served: 0,
             standing: 0,
-            delivered: false,
             silent_until: Instant::now(),
             connects,
             leave_at: None,
@@ -126,22 +130,21 @@ impl Consumer {
     /// bring more than that, if less is wanted than was before. Cancel-safe.
     pub async fn next(&mut self, wanted: usize) -> Result<Message, Lost> {
         loop {
-            if self.standing == 0 {
-                if wanted == 0 {
-                    return std::future::pending().await;
-                }
-                self.ask(wanted).await?;
+            if wanted > 0 && wanted >= 2 * self.standing {
+                self.ask(wanted - self.standing).await?;
+            } else if self.standing == 0 {
+                return std::future::pending().await;
             }
             let message = select! {
                 message = self.messages.next() => message.ok_or(Lost::Closed)?,
                 // The broker forgets requests with the connection that they came by.
                 _ = self.connects.changed() => {
-                    self.standing = 0;
+                    self.give_up();
                     continue;
                 }
                 () = sleep_until(self.silent_until) => {
                     debug!(consumer = self.name, "no sign of life from the broker, asked again");
-                    self.standing = 0;
+                    self.give_up();
                     continue;
                 }
             };
@@ -149,21 +152,23 @@ impl Consumer {
             match message.status {
                 None => {
                     self.standing = self.standing.saturating_sub(1);
-                    self.delivered = true;
+                    self.served = self.request;
                     return Ok(self.delivery(message));
                 }
                 Some(status) if status.as_u16() == IDLE_HEARTBEAT => {}
-                // About a request that was given up.
-                Some(_) if *message.subject != *self.reply() => {}
-                Some(StatusCode::TIMEOUT) => {
-                    self.standing = 0;
-                    if !self.delivered {
+                Some(status) => {
+                    let Some(request) = self.request_of(&message).filter(|request| *request > self.given_up)
+                    else {
+                        continue;
+                    };
+                    if status != StatusCode::TIMEOUT {
+                        let description = message.description.unwrap_or_default();
+                        return Err(Lost::Refused(format!("{status} {description}")));
+                    }
+                    self.standing = self.standing.saturating_sub(unserved(&message));
+                    if self.served < request {
                         self.check().await?;
                     }
-                }
-                Some(status) => {
-                    let description = message.description.unwrap_or_default();
-                    return Err(Lost::Refused(format!("{status} {description}")));
                 }
             }
         }
@@ -204,8 +209,10 @@ impl Consumer {
     }
 
     async fn ask(&mut self, wanted: usize) -> Result<(), Lost> {
+        if self.standing == 0 {
+            self.connects.mark_unchanged();
+        }
         self.request += 1;
-        self.connects.mark_unchanged();
         let request = Request {
             batch: wanted,
             expires: REQUEST_EXPIRY.as_nanos(),
@@ -213,18 +220,21 @@ impl Consumer {
         };
         let payload = serde_json::to_vec(&request).map_err(|error| Lost::Refused(error.to_string()))?;
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{ORDERS}.{}", self.name);
-        self.client
-            .publish_with_reply(subject, self.reply(), payload.into())
-            .await
-            .map_err(|_| Lost::Closed)?;
-        self.standing = wanted;
-        self.delivered = false;
+        let reply = format!("{}.{}", self.inbox, self.request);
+        self.client.publish_with_reply(subject, reply, payload.into()).await.map_err(|_| Lost::Closed)?;
+        self.standing += wanted;
         self.silent_until = Instant::now() + 2 * HEARTBEAT;
         Ok(())
     }
 
-    fn reply(&self) -> String {
-        format!("{}.{}", self.inbox, self.request)
+    fn give_up(&mut self) {
+        self.given_up = self.request;
+        self.standing = 0;
+    }
+
+    /// The request that a status is about.
+    fn request_of(&self, status: &async_nats::Message) -> Option<u64> {
+        status.subject.strip_prefix(&self.inbox)?.strip_prefix('.')?.parse().ok()
     }
 
     /// Finds out whether nothing came because there is nothing.
@@ -237,4 +247,10 @@ impl Consumer {
         }
         Ok(())
     }
+}
+
+/// How many messages a request that has expired did not bring.
+fn unserved(expired: &async_nats::Message) -> usize {
+    let header = expired.headers.as_ref().and_then(|headers| headers.get("Nats-Pending-Messages"));
+    header.and_then(|value| value.as_str().parse().ok()).unwrap_or(0)
 }
