@@ -1,18 +1,19 @@
 //! Compiles the protos with protox (no protoc) into message types, clients, servers, and the descriptor sets that
-//! gRPC reflection serves: one for each program that serves a part of them.
+//! gRPC reflection serves: one for each address that serves a part of them.
 
 use std::error::Error;
 use std::path::PathBuf;
 
 /// Descriptor sets, and what is in them.
-const SETS: [(&str, &[&str]); 2] = [
+const SETS: [(&str, &[&str]); 3] = [
     ("orders.bin", &["orders/v1/order_service.proto"]),
+    ("operations.bin", &["operations/v1/dead_letter_service.proto"]),
     ("payments.bin", &["payments/v1/payment_service.proto", "payments/v1/sandbox_control_service.proto"]),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out_dir = PathBuf::from(std::env::var("OUT_DIR")?);
-    for folder in ["orders", "payments"] {
+    for folder in ["orders", "operations", "payments"] {
         println!("cargo::rerun-if-changed={folder}");
     }
     for (name, protos) in SETS {

@@ -29,7 +29,23 @@ pub mod payments {
     }
 }
 
-/// The compiled `FileDescriptorSet` of what the gateway serves, for gRPC reflection.
+/// Operations: dead letters, and what operators do about them.
+pub mod operations {
+    /// Version 1 of the operators' API.
+    #[allow(
+        missing_docs,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        reason = "generated; documented in operations/v1/*.proto"
+    )]
+    pub mod v1 {
+        tonic::include_proto!("operations.v1");
+    }
+}
+
+/// The compiled `FileDescriptorSet` of what the gateway serves to clients, for gRPC reflection.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/orders.bin"));
+/// The compiled `FileDescriptorSet` of what the gateway serves to operators, for gRPC reflection.
+pub const OPERATIONS_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/operations.bin"));
 /// The compiled `FileDescriptorSet` of what the payment sandbox serves, for gRPC reflection.
 pub const PAYMENTS_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/payments.bin"));
