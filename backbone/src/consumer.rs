@@ -39,7 +39,7 @@ pub struct ConsumerConfig {
     /// The durable name.
     pub name: &'static str,
     /// Events that it reads.
-    pub events: &'static [EventKind],
+    pub events: Vec<EventKind>,
     /// How long the broker waits for a sign of life about a message before it delivers it again.
     pub ack_wait: Duration,
 }

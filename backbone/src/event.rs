@@ -156,6 +156,16 @@ impl Recorded {
         EventKind::of(&self.detail)
     }
 
+    /// The dead letter that the order was parked by, if that is what happened.
+    pub fn parked_by(&self) -> Option<&str> {
+        if let Detail::Failed(failed) = &self.detail { Some(&failed.dead_letter_id) } else { None }
+    }
+
+    /// The dead letter that the order was redriven from, if that is what happened.
+    pub fn redriven_from(&self) -> Option<&str> {
+        if let Detail::Redriven(redriven) = &self.detail { Some(&redriven.dead_letter_id) } else { None }
+    }
+
     /// The event as clients see it.
     pub fn into_proto(self) -> OrderEvent {
         OrderEvent {

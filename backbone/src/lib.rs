@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod config;
 pub mod connection;
 pub mod consumer;
+pub mod dead_letters;
 pub mod direct_get;
 pub mod event;
 #[cfg(any(test, fuzzing))]
@@ -19,3 +20,5 @@ pub mod stream;
 pub mod subjects;
 pub mod telemetry;
 pub mod trace;
+
+mod publish;

@@ -136,6 +136,7 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
                 vec![Undo::Release.into(), Undo::Refund.into()]
             };
             after.set_parked_status(OrderStatus::Unspecified);
+            after.dead_letter_id.clear();
         }
         Detail::Released(_) => after.undo_pending.retain(|undo| *undo != i32::from(Undo::Release)),
         Detail::Refunded(_) => after.undo_pending.retain(|undo| *undo != i32::from(Undo::Refund)),
@@ -145,12 +146,14 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
                 after.reason.clone_from(&failed.reason);
             }
             after.set_parked_status(status);
+            after.dead_letter_id.clone_from(&failed.dead_letter_id);
         }
         Detail::Redriven(_) => {
             if is_open(next) {
                 after.reason.clear();
             }
             after.set_parked_status(OrderStatus::Unspecified);
+            after.dead_letter_id.clear();
         }
     }
     Ok(after)

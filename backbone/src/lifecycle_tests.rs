@@ -18,7 +18,11 @@ fn detail(kind: EventKind) -> Detail {
         EventKind::Cancelled => Detail::Cancelled(OrderCancelled::default()),
         EventKind::Released => Detail::Released(StockReleased::default()),
         EventKind::Refunded => Detail::Refunded(PaymentRefunded::default()),
-        EventKind::Failed => Detail::Failed(OrderFailed { reason: "BROKEN".into(), ..Default::default() }),
+        EventKind::Failed => Detail::Failed(OrderFailed {
+            reason: "BROKEN".into(),
+            dead_letter_id: "step-7".into(),
+            ..Default::default()
+        }),
         EventKind::Redriven => Detail::Redriven(OrderRedriven::default()),
     }
 }
@@ -133,6 +137,7 @@ proptest! {
                     prop_assert_eq!(&next.order_id, &order.order_id);
                     prop_assert!(next.update_time.unwrap().seconds >= order.update_time.unwrap().seconds);
                     prop_assert_eq!(next.status() == OrderStatus::Failed, next.parked_status() != OrderStatus::Unspecified);
+                    prop_assert_eq!(next.status() == OrderStatus::Failed, !next.dead_letter_id.is_empty());
                     order = next;
                 }
             }

@@ -3,16 +3,13 @@
 //! A publish whose acknowledgement does not come may have been stored, or may yet be. So it is repeated
 //! with the same event id until the broker answers: if it was stored, the repeat meets its own event.
 
-use std::error::Error as _;
 use std::time::Duration;
 
-use async_nats::jetstream;
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderCreated};
 use thiserror::Error;
-use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{debug, warn};
+use tokio::time::{Instant, sleep};
+use tracing::debug;
 
 use super::read::Latest;
 use super::{OrderLog, OrderState};
@@ -21,12 +18,10 @@ use crate::direct_get::ReadError;
 use crate::event::{Draft, now};
 use crate::ids::{OrderId, Revision};
 use crate::lifecycle::{self, Refused};
-use crate::stream::is_full;
+use crate::publish::{Outcome, publish};
 use crate::subjects;
 use crate::trace::TraceContext;
 
-const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
-const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(500) };
 
 /// How an append went that the broker decided on.
@@ -52,16 +47,6 @@ pub enum AppendError {
     Full,
     /// Whether the event is in the log is not known. Only a repeat can tell.
     #[error("no answer in time whether the event was stored: {0}")]
-    Unknown(String),
-}
-
-/// What one publish brought.
-enum Outcome {
-    Stored(Revision),
-    Conflict,
-    /// Not stored by this publish.
-    NotStored(AppendError),
-    /// Perhaps stored.
     Unknown(String),
 }
 
@@ -121,7 +106,11 @@ impl OrderLog {
         // Set once a publish went unanswered: from then on, no error means that the event is not stored.
         let mut unknown: Option<String> = None;
         for attempts in 1.. {
-            let error = match self.publish(&draft, &id, expected, deadline).await {
+            let (subject, payload) = (draft.subject.clone(), draft.payload.clone());
+            let expectation = (subjects::order(&id), expected);
+            let published =
+                publish(&self.connection, subject, draft.headers(), payload, expectation, deadline);
+            let error = match published.await {
                 Outcome::Stored(revision) => return Ok(stored(order, revision)),
                 Outcome::Conflict => {
                     match self.settle(&id, previous, &draft.event_id, unknown.is_some()).await {
@@ -135,7 +124,8 @@ impl OrderLog {
                         Err(error) => AppendError::Unknown(error.to_string()),
                     }
                 }
-                Outcome::NotStored(error) => error,
+                Outcome::Unavailable(error) => AppendError::Unavailable(error),
+                Outcome::Full => AppendError::Full,
                 Outcome::Unknown(error) => AppendError::Unknown(error),
             };
             if let AppendError::Unknown(reason) = &error {
@@ -150,32 +140,6 @@ impl OrderLog {
             sleep(pause).await;
         }
         Err(AppendError::Unknown("gave up".to_owned()))
-    }
-
-    /// Publishes once and waits for the acknowledgement. While the broker is away nothing is sent: what the
-    /// client would buffer could be stored long after its writer gave up.
-    async fn publish(
-        &self,
-        draft: &Draft<'_>,
-        id: &OrderId,
-        expected: Revision,
-        deadline: Instant,
-    ) -> Outcome {
-        if !self.connection.is_up() {
-            return Outcome::NotStored(AppendError::Unavailable("the broker is away".to_owned()));
-        }
-        let (subject, mut headers) = (draft.subject.clone(), draft.headers());
-        headers.insert(EXPECTED_SEQUENCE, expected.to_string());
-        headers.insert(EXPECTED_SUBJECT, subjects::order(id));
-        let published = async {
-            let ack = self.connection.jetstream.publish_with_headers(subject, headers, draft.payload.clone());
-            ack.await?.await
-        };
-        match timeout_at(deadline, published).await {
-            Ok(Ok(ack)) => Outcome::Stored(Revision(ack.sequence)),
-            Ok(Err(error)) => outcome(&error),
-            Err(_) => Outcome::Unknown("no acknowledgement before the deadline".to_owned()),
-        }
     }
 
     /// After a conflict: what was in the way.
@@ -197,28 +161,5 @@ impl OrderLog {
         let history = if tried_before { self.history(id, Revision::NONE).await? } else { Vec::new() };
         let mine = history.iter().find(|event| event.event_id == event_id);
         Ok(mine.map_or(Settled::Overtaken(current), |event| Settled::Mine(event.revision)))
-    }
-}
-
-fn outcome(error: &PublishError) -> Outcome {
-    let unavailable = || Outcome::NotStored(AppendError::Unavailable(error.to_string()));
-    match error.kind() {
-        PublishErrorKind::WrongLastSequence => Outcome::Conflict,
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => Outcome::Unknown(error.to_string()),
-        PublishErrorKind::StreamNotFound
-        | PublishErrorKind::MaxAckPending
-        | PublishErrorKind::MaxPayloadExceeded
-        | PublishErrorKind::WrongLastMessageId => unavailable(),
-        PublishErrorKind::Other => {
-            match error.source().and_then(|source| source.downcast_ref::<jetstream::Error>()) {
-                Some(refusal) if is_full(refusal) => Outcome::NotStored(AppendError::Full),
-                Some(refusal) => {
-                    warn!(code = refusal.error_code().0, error = %refusal, "the broker refused an event");
-                    unavailable()
-                }
-                // Not an answer of the broker.
-                None => Outcome::Unknown(error.to_string()),
-            }
-        }
     }
 }

@@ -147,7 +147,9 @@ fn is_whole(events: &[Recorded]) -> bool {
     events.iter().all(|event| std::mem::replace(&mut previous, event.revision) == event.previous)
 }
 
-fn kept(answer: Result<StreamMessage, LastRawMessageError>) -> Result<Option<StreamMessage>, ReadError> {
+pub(crate) fn kept(
+    answer: Result<StreamMessage, LastRawMessageError>,
+) -> Result<Option<StreamMessage>, ReadError> {
     let error = match answer {
         Ok(message) => return Ok(Some(message)),
         Err(error) => error,

@@ -1,0 +1,222 @@
+//! Dead letters: the messages of the order log that a step has given up, and what it had tried before.
+//!
+//! They lie in a stream of their own. A letter has one subject for each state, and its latest message, on whichever of
+//! them, is the letter as it stands. Each is published with the expectation of the one before, as events are; so of
+//! two writers one wins, and nothing happens to a letter twice.
+
+mod fingerprint;
+mod id;
+
+use std::time::{Duration, SystemTime};
+
+use async_nats::jetstream::stream::Stream;
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use prost::Message;
+use proto::operations::v1::{DeadLetter, DeadLetterState, Header, Resolution};
+use thiserror::Error;
+use tokio::time::Instant;
+use tracing::warn;
+
+pub use fingerprint::fingerprint;
+pub use id::{ALL_DEAD_LETTERS, LetterId, MalformedLetterId, is_step};
+
+use crate::connection::Connection;
+use crate::direct_get::{self, ReadError};
+use crate::ids::Revision;
+use crate::log::kept;
+use crate::publish::{Outcome, publish};
+use crate::stream::DEAD_LETTERS;
+
+/// How long the attempts at a message are remembered after the latest of them.
+const ATTEMPTS_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// How long a letter that is resolved stays readable.
+const RESOLVED_TTL: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a message of the broker needs beside a letter.
+const HEADER_BYTES_MAX: usize = 4 * 1024;
+/// Letters read at once.
+const READ_LETTERS_MAX: u32 = 64;
+/// Longest text of an error, in characters.
+pub const ERROR_CHARS_MAX: usize = 512;
+
+/// The dead letters, as one program sees them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct DeadLetters {
+    connection: Connection,
+    stream: Stream<()>,
+}
+
+/// A letter as it lies in the stream, or what was tried before there is one.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Whose it is.
+    pub id: LetterId,
+    /// The letter. Its state is unspecified as long as it is but a record of attempts.
+    pub letter: DeadLetter,
+    /// Where its latest message lies.
+    head: Revision,
+}
+
+/// A letter that was not stored.
+#[derive(Debug, Error)]
+pub enum PutError {
+    /// Somebody else has changed the letter.
+    #[error("the dead letter has changed meanwhile")]
+    Conflict,
+    /// The broker is away, or the stream has no room; nothing was stored.
+    #[error("the dead letter was not stored: {0}")]
+    Unavailable(String),
+    /// Perhaps stored; finding the letter tells.
+    #[error("no answer in time whether the dead letter was stored: {0}")]
+    Unknown(String),
+}
+
+/// Some open letters, and whether there are more behind them.
+#[derive(Debug)]
+pub struct Letters {
+    /// The oldest first.
+    pub letters: Vec<Kept>,
+    /// Where to go on; `None` after the last.
+    pub next: Option<Revision>,
+}
+
+impl DeadLetters {
+    /// The dead letters behind `connection`. Does not touch the broker.
+    pub async fn new(connection: Connection) -> Result<Self, ReadError> {
+        let stream = connection.jetstream.get_stream_no_info(DEAD_LETTERS).await;
+        let stream = stream.map_err(|error| ReadError::Broker(error.to_string()))?;
+        Ok(Self { connection, stream })
+    }
+
+    /// The letter as the stream's leader has it.
+    pub async fn find(&self, id: &LetterId) -> Result<Option<Kept>, ReadError> {
+        let Some(last) = kept(self.stream.get_last_raw_message_by_subject(&id.filter()).await)? else {
+            return Ok(None);
+        };
+        let letter = DeadLetter::decode(last.payload).unwrap_or_else(|error| {
+            warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, passed over");
+            DeadLetter::default()
+        });
+        Ok(Some(Kept { id: id.clone(), letter, head: Revision(last.sequence) }))
+    }
+
+    /// Stores what was not there before.
+    pub async fn put(&self, id: &LetterId, letter: DeadLetter) -> Result<Kept, PutError> {
+        self.publish(id, letter, Revision::NONE).await
+    }
+
+    /// Stores the letter anew, provided that it is still as it was when `before` was read.
+    pub async fn replace(&self, before: &Kept, letter: DeadLetter) -> Result<Kept, PutError> {
+        let after = self.publish(&before.id, letter, before.head).await?;
+        if before.letter.state() == DeadLetterState::Open && after.letter.state() != DeadLetterState::Open {
+            self.delete(&before.id, before.head).await;
+        }
+        Ok(after)
+    }
+
+    /// Ends an open letter in `state`.
+    pub async fn resolve(
+        &self,
+        open: &Kept,
+        state: DeadLetterState,
+        operator: &str,
+        reason: &str,
+    ) -> Result<Kept, PutError> {
+        let resolution = Resolution {
+            operator: operator.to_owned(),
+            time: Some(SystemTime::now().into()),
+            reason: reason.to_owned(),
+        };
+        let letter = DeadLetter { state: state.into(), resolution: Some(resolution), ..open.letter.clone() };
+        self.replace(open, letter).await
+    }
+
+    /// Removes what a writer that died has left of the time when the letter was open.
+    pub async fn sweep(&self, resolved: &Kept) -> Result<(), ReadError> {
+        let open = resolved.id.subject(DeadLetterState::Open);
+        if let Some(left) = kept(self.stream.get_last_raw_message_by_subject(&open).await)?
+            && left.sequence < resolved.head.0
+        {
+            self.delete(&resolved.id, Revision(left.sequence)).await;
+        }
+        Ok(())
+    }
+
+    /// Some open letters of `step`, or of all steps, from `from` on.
+    pub async fn open_from(&self, step: Option<&str>, from: Revision) -> Result<Letters, ReadError> {
+        let client = &self.connection.client;
+        let batch =
+            direct_get::batch_from(client, DEAD_LETTERS, &id::open(step), from, READ_LETTERS_MAX).await?;
+        let last = batch.messages.last().map(|last| Revision(last.sequence.0 + 1));
+        let letters = batch.messages.into_iter().filter_map(|message| {
+            let letter = DeadLetter::decode(message.payload).ok()?;
+            let id = letter.dead_letter_id.parse::<LetterId>().ok()?;
+            // Else it is none of ours.
+            (*message.subject == *id.subject(DeadLetterState::Open)).then_some(Kept {
+                id,
+                letter,
+                head: message.sequence,
+            })
+        });
+        Ok(Letters { letters: letters.collect(), next: last.filter(|_| batch.remaining > 0) })
+    }
+
+    async fn publish(
+        &self,
+        id: &LetterId,
+        mut letter: DeadLetter,
+        expected: Revision,
+    ) -> Result<Kept, PutError> {
+        letter.dead_letter_id = id.to_string();
+        letter.step = id.step().to_owned();
+        letter.sequence = id.sequence().0;
+        letter.attempt_count = i32::try_from(letter.attempts.len()).unwrap_or(i32::MAX);
+        if letter.encoded_len() + HEADER_BYTES_MAX > self.connection.client.server_info().max_payload {
+            letter.headers = Vec::new();
+            letter.payload = Vec::new();
+            letter.content_omitted = true;
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", "application/protobuf");
+        let ttl = match letter.state() {
+            DeadLetterState::Unspecified => Some(ATTEMPTS_TTL),
+            DeadLetterState::Open => None,
+            DeadLetterState::Redriven | DeadLetterState::Discarded => Some(RESOLVED_TTL),
+        };
+        if let Some(ttl) = ttl {
+            headers.insert("Nats-TTL", format!("{}s", ttl.as_secs()));
+        }
+        let (subject, payload) = (id.subject(letter.state()), letter.encode_to_vec().into());
+        let deadline = Instant::now() + PUBLISH_TIMEOUT;
+        let expectation = (id.filter(), expected);
+        match publish(&self.connection, subject, headers, payload, expectation, deadline).await {
+            Outcome::Stored(head) => Ok(Kept { id: id.clone(), letter, head }),
+            Outcome::Conflict => Err(PutError::Conflict),
+            Outcome::Unavailable(error) => Err(PutError::Unavailable(error)),
+            Outcome::Full => Err(PutError::Unavailable("the stream is full".to_owned())),
+            Outcome::Unknown(error) => Err(PutError::Unknown(error)),
+        }
+    }
+
+    /// Removes the message by which a letter was open. If that fails, the letter is listed until somebody looks at it
+    /// again, and nothing else.
+    async fn delete(&self, id: &LetterId, open: Revision) {
+        if let Err(error) = self.stream.delete_message(open.0).await {
+            warn!(dead_letter_id = %id, %error, "a dead letter that is resolved is still listed");
+        }
+    }
+}
+
+/// The headers of a message as a letter has them.
+pub fn headers_of(headers: Option<&HeaderMap>) -> Vec<Header> {
+    let header = |(name, values): (&HeaderName, &Vec<HeaderValue>)| {
+        let name = name.to_string();
+        values.iter().map(|value| Header { name: name.clone(), value: value.to_string() }).collect::<Vec<_>>()
+    };
+    headers.into_iter().flat_map(HeaderMap::iter).flat_map(header).collect()
+}
+
+/// The text of an error, no longer than a letter holds.
+pub fn error_text(error: &impl ToString) -> String {
+    error.to_string().chars().take(ERROR_CHARS_MAX).collect()
+}
