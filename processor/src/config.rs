@@ -27,6 +27,10 @@ pub struct ProcessorConfig {
     #[arg(long, env = "ATTEMPT_TIMEOUT", default_value = "30s",
           value_parser = duration(ATTEMPT_TIMEOUT_MIN..=DAY))]
     pub attempt_timeout: Duration,
+    /// Attempts at an order that may fail before it is parked as a dead letter, 1-100. One that fails because what
+    /// the step depends on is away for every order does not count.
+    #[arg(long, env = "MAX_ATTEMPTS", default_value = "10", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub max_attempts: u8,
     /// How long running work may take to end after SIGTERM, 0s-1d.
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_parser = duration(Duration::ZERO..=DAY))]
     pub drain_timeout: Duration,

@@ -1,7 +1,7 @@
 //! Processors: what carries an order from one status to the next.
 //!
 //! A [`step`] says what it consumes and what it does for an order; the runtime does the rest: consuming,
-//! retrying, appending, acknowledging, draining.
+//! retrying, appending, acknowledging, giving up, draining.
 
 pub mod config;
 pub mod fulfilment;
@@ -13,5 +13,7 @@ pub mod program;
 pub mod step;
 
 mod breaker;
+mod failures;
+mod parking;
 mod runtime;
 mod worker;

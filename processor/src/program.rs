@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use backbone::connection::Connection;
+use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use backbone::shutdown::Shutdown;
 use backbone::stream::provision;
@@ -49,6 +50,7 @@ where
     let mut shutdown = Shutdown::listen()?;
     let connection = Connection::open(&settings.broker, S::NAME).await?;
     let log = OrderLog::new(connection.clone(), S::NAME).await?;
+    let dead_letters = DeadLetters::new(connection.clone()).await?;
     let drain = CancellationToken::new();
 
     let processing = async {
@@ -62,7 +64,7 @@ where
             // Nothing has begun that would have to be finished.
             () = drain.cancelled() => return Ok(()),
         };
-        runtime::process(step, log, &settings, &drain).await;
+        runtime::process(step, log, dead_letters, &settings, &drain).await;
         Ok(())
     };
     tokio::pin!(processing);

@@ -7,7 +7,9 @@ use std::time::Duration;
 use async_nats::jetstream::Message;
 use backbone::backoff::Backoff;
 use backbone::consumer::{Consumer, ConsumerConfig, Lost};
+use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
+use backbone::subjects::EventKind;
 use tokio::select;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -27,14 +29,17 @@ const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) async fn process<S: Step>(
     step: Arc<S>,
     log: OrderLog,
+    dead_letters: DeadLetters,
     config: &ProcessorConfig,
     drain: &CancellationToken,
 ) {
-    let consumer = ConsumerConfig { name: S::NAME, events: S::EVENTS, ack_wait: config.ack_wait };
+    // A redriven order stands where it did, so whichever step has work for it has work again.
+    let events = S::EVENTS.iter().copied().chain([EventKind::Redriven]).collect();
+    let consumer = ConsumerConfig { name: S::NAME, events, ack_wait: config.ack_wait };
     let pool_size = usize::from(config.worker_pool_size.unwrap_or(S::WORKER_POOL_SIZE));
     let leave = CancellationToken::new();
     let mut pool = Pool {
-        worker: Arc::new(Worker::new(step, log.clone(), config, leave.clone())),
+        worker: Arc::new(Worker::new(step, log.clone(), dead_letters, config, leave.clone())),
         running: JoinSet::new(),
         size: pool_size,
         breaker: Breaker::new(pool_size),

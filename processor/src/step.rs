@@ -14,7 +14,8 @@ use thiserror::Error;
 pub trait Step: Send + Sync + 'static {
     /// Name of the step: its durable consumer, its log lines, the `step` of its rejections.
     const NAME: &'static str;
-    /// Events after which an order may have work for this step.
+    /// Events after which an order may have work for this step. That an order was redriven is one for every step,
+    /// and need not be named.
     const EVENTS: &'static [EventKind];
     /// Orders that one process works on at the same time, unless it is configured otherwise.
     const WORKER_POOL_SIZE: u16 = 10;

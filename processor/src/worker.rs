@@ -4,18 +4,20 @@
 //! redelivery, which finds the effect and the event already there.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::Message;
-use backbone::backoff::Backoff;
+use backbone::dead_letters::{DeadLetters, LetterId};
 use backbone::direct_get::ReadError;
 use backbone::event::Recorded;
 use backbone::ids::{OrderId, Revision};
 use backbone::log::{AppendError, Appended, OrderLog, OrderState};
 use backbone::trace::TraceContext;
 use futures::FutureExt;
+use prost_types::Timestamp;
 use thiserror::Error;
 use tokio::select;
 use tokio::time::{Instant, sleep, timeout};
@@ -23,11 +25,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use crate::config::ProcessorConfig;
+use crate::failures::Failures;
+use crate::parking::{About, Delivery, Fate, Parking, ParkingError, RETRY};
 use crate::step::{Step, StepError};
 
 /// How long an append may take; the attempt is repeated afterwards.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
-const RETRY: Backoff = Backoff { initial: Duration::from_millis(200), max: Duration::from_secs(30) };
 
 /// What working on a message has shown of the step's dependencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +43,7 @@ pub(crate) enum Found {
     Nothing,
 }
 
-/// Why an order could not be finished this time; it is tried again later.
+/// Why an order could not be finished this time.
 #[derive(Debug, Error)]
 enum Unfinished {
     #[error(transparent)]
@@ -80,6 +83,8 @@ impl Unfinished {
 pub(crate) struct Worker<S> {
     step: Arc<S>,
     log: OrderLog,
+    parking: Parking,
+    failures: Mutex<Failures>,
     ack_wait: Duration,
     attempt_timeout: Duration,
     /// Cancelled when what still runs has to be given back.
@@ -90,63 +95,114 @@ impl<S: Step> Worker<S> {
     pub(crate) fn new(
         step: Arc<S>,
         log: OrderLog,
+        dead_letters: DeadLetters,
         config: &ProcessorConfig,
         leave: CancellationToken,
     ) -> Self {
-        Self { step, log, ack_wait: config.ack_wait, attempt_timeout: config.attempt_timeout, leave }
+        let attempts_max = usize::from(config.max_attempts);
+        let parking = Parking { letters: dead_letters, log: log.clone(), step: S::NAME, attempts_max };
+        let (ack_wait, attempt_timeout) = (config.ack_wait, config.attempt_timeout);
+        Self { step, log, parking, failures: Mutex::default(), ack_wait, attempt_timeout, leave }
     }
 
     /// Brings one message to its end.
     pub(crate) async fn handle(&self, message: Message) -> Found {
-        let (sequence, deliveries) = match message.info() {
-            Ok(info) => (Revision(info.stream_sequence), info.delivered),
+        let delivery = match delivery::<S>(&message) {
+            Ok(delivery) => delivery,
             Err(error) => {
-                error!(step = S::NAME, subject = %message.subject, %error, "not a message of a consumer");
+                error!(step = S::NAME, subject = %message.subject, error, "not a message of a consumer");
                 return Found::Nothing;
             }
         };
-        let decoded =
-            Recorded::decode(&message.subject, sequence, message.headers.as_ref(), message.payload.clone());
-        let event = match decoded {
-            Ok(event) => event,
-            Err(reason) => {
-                // Redelivering it would change nothing. It stays in the stream, where its sequence finds it.
-                error!(step = S::NAME, sequence = sequence.0, subject = %message.subject, %reason, "undecodable message set aside");
-                acknowledge::<S>(&message, AckKind::Term).await;
-                return Found::Nothing;
-            }
-        };
-
-        let (id, trace) =
-            (event.id, event.trace.as_ref().map_or_else(TraceContext::root, TraceContext::child));
-        // A step that panics has failed with this order, and goes on with others.
-        let attempt = AssertUnwindSafe(self.attempt(event, deliveries, &trace)).catch_unwind();
-        let attempt = timeout(self.attempt_timeout, attempt);
-        let outcome = select! {
+        let work = self.work(&delivery);
+        let (fate, found) = select! {
             biased;
             () = self.leave.cancelled() => {
                 give_back::<S>(&message).await;
                 return Found::Nothing;
             }
-            outcome = self.keep_alive(&message, attempt) => match outcome {
-                Ok(Ok(outcome)) => outcome,
-                Ok(Err(_)) => Err(Unfinished::Panicked),
-                Err(_) => Err(Unfinished::TimedOut(self.attempt_timeout)),
-            },
+            ended = self.keep_alive(&message, work) => ended,
         };
-        match outcome {
-            Ok(()) => {
-                acknowledge::<S>(&message, AckKind::Ack).await;
-                Found::Served
-            }
+        let kind = match fate {
+            None => AckKind::Ack,
+            Some(Fate::Terminate) => AckKind::Term,
+            Some(Fate::Again(delay)) => AckKind::Nak(Some(delay)),
+        };
+        acknowledge::<S>(&message, kind).await;
+        found
+    }
+
+    /// What becomes of the message, if it is not done with, and what was found out on the way.
+    async fn work(&self, delivery: &Delivery<'_>) -> (Option<Fate>, Found) {
+        let (message, sequence) = (delivery.message, delivery.id.sequence());
+        let decoded =
+            Recorded::decode(&message.subject, sequence, message.headers.as_ref(), message.payload.clone());
+        let event = match decoded {
+            Ok(event) => event,
             Err(reason) => {
-                let delay = RETRY.after(u64::try_from(deliveries).unwrap_or(1));
-                let trace_id = trace.trace_id();
-                warn!(step = S::NAME, order_id = %id, trace_id, deliveries, %reason, ?delay, "order tried again later");
-                acknowledge::<S>(&message, AckKind::Nak(Some(delay))).await;
-                if reason.is_away() { Found::Away } else { Found::Nothing }
+                // Redelivering it would change nothing.
+                let fate = self.parking.set_aside(delivery, &reason).await;
+                if fate.is_ok() {
+                    error!(step = S::NAME, sequence = sequence.0, subject = %message.subject, %reason, "undecodable message set aside");
+                }
+                return (Some(self.or_again(delivery, fate)), Found::Nothing);
+            }
+        };
+        let trace = event.trace.as_ref().map_or_else(TraceContext::root, TraceContext::child);
+        let redriven_from = event.redriven_from().unwrap_or_default().to_owned();
+        let about = About { order_id: event.id, trace: &trace, redriven_from };
+        if delivery.deliveries > 1 {
+            match self.parking.before_attempt(delivery, &about).await {
+                Ok(None) => {}
+                Ok(Some(fate)) => return (Some(fate), Found::Nothing),
+                Err(error) => return (Some(self.or_again(delivery, Err(error))), Found::Nothing),
             }
         }
+
+        let seen = AtomicU64::new(event.revision.0);
+        // A step that panics has failed with this order, and goes on with others.
+        let attempt =
+            AssertUnwindSafe(self.attempt(event, delivery.deliveries, &trace, &seen)).catch_unwind();
+        let outcome = match timeout(self.attempt_timeout, attempt).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Unfinished::Panicked),
+            Err(_) => Err(Unfinished::TimedOut(self.attempt_timeout)),
+        };
+        let reason = match outcome {
+            Ok(true) => {
+                self.failures().served(sequence, Instant::now());
+                return (None, Found::Served);
+            }
+            Ok(false) => return (None, Found::Nothing),
+            Err(reason) => reason,
+        };
+        let is_away = reason.is_away();
+        let counts = !is_away || self.failures().is_alone(sequence, Instant::now());
+        let fate = if counts {
+            let seen = Revision(seen.into_inner());
+            self.parking.after_attempt(delivery, &about, seen, &reason).await
+        } else {
+            Ok(Fate::Again(pause(delivery)))
+        };
+        let fate = self.or_again(delivery, fate);
+        if let Fate::Again(delay) = fate {
+            let (order_id, trace_id, deliveries) = (about.order_id, trace.trace_id(), delivery.deliveries);
+            warn!(step = S::NAME, %order_id, trace_id, deliveries, counts, %reason, ?delay, "order tried again later");
+        }
+        (Some(fate), if is_away { Found::Away } else { Found::Nothing })
+    }
+
+    /// What could not be given up comes again.
+    fn or_again(&self, delivery: &Delivery<'_>, fate: Result<Fate, ParkingError>) -> Fate {
+        fate.unwrap_or_else(|error| {
+            warn!(step = S::NAME, dead_letter_id = %delivery.id, %error, "dead letter or its order not stored yet");
+            Fate::Again(pause(delivery))
+        })
+    }
+
+    /// Nothing panics while it is held, so poison would mean nothing.
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the broker again and again that the message is being worked on, while it is.
@@ -162,13 +218,15 @@ impl<S: Step> Worker<S> {
     }
 
     /// One attempt at the order of `event`: effect, then append. Loses no effect to a race: when the order has
-    /// changed in between, it is looked at again, and what is no longer wanted is compensated.
+    /// changed in between, it is looked at again, and what is no longer wanted is compensated. Tells whether the step
+    /// had anything to do. `seen` is the order's revision that was worked on last.
     async fn attempt(
         &self,
         event: Recorded,
         deliveries: i64,
         trace: &TraceContext,
-    ) -> Result<(), Unfinished> {
+        seen: &AtomicU64,
+    ) -> Result<bool, Unfinished> {
         // Another worker may have been at it before; then the event tells less than the log.
         let redelivered = deliveries > 1;
         let mut current = if redelivered {
@@ -178,25 +236,44 @@ impl<S: Step> Worker<S> {
         };
         // A worker that died may have acted for it, and not have lived to append.
         let mut acted = redelivered;
+        let mut served = false;
         loop {
+            seen.store(current.revision().0, Ordering::Relaxed);
             let fact = match self.step.handle(&current.order).await {
                 Ok(Some(fact)) => fact,
-                Ok(None) if acted => return Ok(self.step.compensate(&current.order).await?),
-                Ok(None) => return Ok(()),
+                Ok(None) if acted => {
+                    self.step.compensate(&current.order).await?;
+                    return Ok(served);
+                }
+                Ok(None) => return Ok(served),
                 Err(error) => error.into_rejection(S::NAME)?,
             };
-            acted = true;
+            (acted, served) = (true, true);
             match self.log.append(&current, fact, trace, Instant::now() + APPEND_TIMEOUT).await? {
                 Appended::Stored(order) => {
                     let (order_id, revision) = (order.id, order.order.revision);
                     let status = order.order.status().as_str_name();
                     debug!(step = S::NAME, %order_id, trace_id = trace.trace_id(), revision, status, "done");
-                    return Ok(());
+                    return Ok(true);
                 }
                 Appended::Overtaken(now) => current = now,
             }
         }
     }
+}
+
+/// What the broker says of a message.
+fn delivery<S: Step>(message: &Message) -> Result<Delivery<'_>, String> {
+    let info = message.info().map_err(|error| error.to_string())?;
+    let id = LetterId::new(S::NAME, Revision(info.stream_sequence)).map_err(|error| error.to_string())?;
+    let (seconds, nanos) = (info.published.unix_timestamp(), info.published.nanosecond());
+    let published = Timestamp { seconds, nanos: i32::try_from(nanos).unwrap_or_default() };
+    Ok(Delivery { message, id, deliveries: info.delivered, published })
+}
+
+/// How long a message waits that failed through no fault of its order.
+fn pause(delivery: &Delivery<'_>) -> Duration {
+    RETRY.after(u64::try_from(delivery.deliveries).unwrap_or(1))
 }
 
 /// Sends the last word on a message. A word that is lost leads to a redelivery, which finds the work done.

@@ -1,0 +1,286 @@
+//! Giving up: what has been tried is counted, and what cannot be done is put where an operator finds it.
+//!
+//! First the dead letter is stored, then the order becomes FAILED, and only then is the message terminated. Each of
+//! these can be repeated: a message that is delivered again after a crash finds how far it had come.
+
+use std::time::{Duration, SystemTime};
+
+use async_nats::jetstream::Message;
+use backbone::backoff::Backoff;
+use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError, error_text, fingerprint, headers_of};
+use backbone::direct_get::ReadError;
+use backbone::event::Undecodable;
+use backbone::ids::{OrderId, Revision};
+use backbone::log::{AppendError, Appended, OrderLog};
+use backbone::subjects;
+use backbone::trace::TraceContext;
+use prost_types::Timestamp;
+use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};
+use proto::orders::v1::OrderFailed;
+use proto::orders::v1::order_event::Detail;
+use thiserror::Error;
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+/// Reason of an order that a step has given up.
+pub(crate) const RETRIES_EXHAUSTED: &str = "RETRIES_EXHAUSTED";
+/// Growing pauses before a message is tried again.
+pub(crate) const RETRY: Backoff =
+    Backoff { initial: Duration::from_millis(200), max: Duration::from_secs(30) };
+/// How long the append of `failed` may take; it is repeated when the message comes again.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is to become of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is given up, and all about that is stored.
+    Terminate,
+    /// It comes again after so long.
+    Again(Duration),
+}
+
+/// Not given up, or not known to be: the message has to come again.
+#[derive(Debug, Error)]
+pub(crate) enum ParkingError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Put(#[from] PutError),
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// A message that is worked on.
+#[derive(Debug)]
+pub(crate) struct Delivery<'a> {
+    pub(crate) message: &'a Message,
+    /// The name of its letter, should there be one.
+    pub(crate) id: LetterId,
+    pub(crate) deliveries: i64,
+    /// When it was stored. With the subject it tells messages apart that had the same sequence, one after the other,
+    /// in a stream that was made anew.
+    pub(crate) published: Timestamp,
+}
+
+/// What is known of a message that could be decoded.
+#[derive(Debug)]
+pub(crate) struct About<'a> {
+    pub(crate) order_id: OrderId,
+    pub(crate) trace: &'a TraceContext,
+    /// The letter that the order was redriven from, if that is what the message says.
+    pub(crate) redriven_from: String,
+}
+
+/// Keeps count of attempts, and gives up.
+#[derive(Debug)]
+pub(crate) struct Parking {
+    pub(crate) letters: DeadLetters,
+    pub(crate) log: OrderLog,
+    pub(crate) step: &'static str,
+    pub(crate) attempts_max: usize,
+}
+
+impl Parking {
+    /// Before an attempt at a message that has come before: what is to become of it without one, if it was given up
+    /// already, or has to be.
+    pub(crate) async fn before_attempt(
+        &self,
+        delivery: &Delivery<'_>,
+        about: &About<'_>,
+    ) -> Result<Option<Fate>, ParkingError> {
+        let Some(record) = self.record(delivery).await? else { return Ok(None) };
+        match record.letter.state() {
+            DeadLetterState::Open | DeadLetterState::Redriven | DeadLetterState::Discarded => {
+                Ok(Some(self.fail(about, record).await?))
+            }
+            DeadLetterState::Unspecified if record.letter.attempts.len() < self.attempts_max => Ok(None),
+            DeadLetterState::Unspecified => {
+                let current = self.log.load_latest(&about.order_id).await?;
+                // What was tried was tried at the order as it stood then.
+                if current.is_some_and(|current| current.revision().0 != record.letter.order_revision) {
+                    return Ok(None);
+                }
+                Ok(Some(self.park(delivery, about, record).await?))
+            }
+        }
+    }
+
+    /// Counts an attempt that has failed on the order as it stood at `seen`, and gives up after the last one.
+    pub(crate) async fn after_attempt(
+        &self,
+        delivery: &Delivery<'_>,
+        about: &About<'_>,
+        seen: Revision,
+        error: &impl ToString,
+    ) -> Result<Fate, ParkingError> {
+        let record = self.record(delivery).await?;
+        let mut attempts = match &record {
+            Some(record) if record.letter.state() != DeadLetterState::Unspecified => {
+                return self.fail(about, record.clone()).await;
+            }
+            Some(record) if record.letter.order_revision == seen.0 => record.letter.attempts.clone(),
+            Some(_) | None => Vec::new(),
+        };
+        attempts.push(Attempt { time: Some(now()), error: error_text(error) });
+        let letter = DeadLetter { order_revision: seen.0, attempts, ..self.of_message(delivery) };
+        let record = self.store(&delivery.id, record.as_ref(), letter).await?;
+        let attempts = record.letter.attempts.len();
+        if attempts < self.attempts_max {
+            return Ok(Fate::Again(RETRY.after(attempts as u64)));
+        }
+        self.park(delivery, about, record).await
+    }
+
+    /// Gives up a message that cannot be decoded.
+    pub(crate) async fn set_aside(
+        &self,
+        delivery: &Delivery<'_>,
+        reason: &Undecodable,
+    ) -> Result<Fate, ParkingError> {
+        let record = self.record(delivery).await?;
+        let state = record.as_ref().map_or(DeadLetterState::Unspecified, |record| record.letter.state());
+        if state != DeadLetterState::Unspecified {
+            return Ok(Fate::Terminate);
+        }
+        let error = error_text(reason);
+        let letter = DeadLetter {
+            order_id: subjects::parse(&delivery.message.subject)
+                .map(|(_, id)| id.to_string())
+                .unwrap_or_default(),
+            fingerprint: fingerprint(self.step, DeadLetterReason::Undecodable, &error),
+            attempts: vec![Attempt { time: Some(now()), error }],
+            ..self.open(delivery, DeadLetterReason::Undecodable)
+        };
+        self.store(&delivery.id, record.as_ref(), letter).await?;
+        Ok(Fate::Terminate)
+    }
+
+    /// What is stored about the message so far.
+    async fn record(&self, delivery: &Delivery<'_>) -> Result<Option<Kept>, ReadError> {
+        let found = self.letters.find(&delivery.id).await?;
+        Ok(found.map(|mut kept| {
+            let letter = &kept.letter;
+            let same = *letter.subject == *delivery.message.subject
+                && letter.publish_time == Some(delivery.published);
+            if !same {
+                kept.letter = DeadLetter::default();
+            }
+            kept
+        }))
+    }
+
+    async fn store(
+        &self,
+        id: &LetterId,
+        record: Option<&Kept>,
+        letter: DeadLetter,
+    ) -> Result<Kept, PutError> {
+        match record {
+            Some(record) => self.letters.replace(record, letter).await,
+            None => self.letters.put(id, letter).await,
+        }
+    }
+
+    /// Makes the record of all attempts a letter, and then the order FAILED.
+    async fn park(
+        &self,
+        delivery: &Delivery<'_>,
+        about: &About<'_>,
+        record: Kept,
+    ) -> Result<Fate, ParkingError> {
+        let reason = DeadLetterReason::RetriesExhausted;
+        let letter = DeadLetter {
+            fingerprint: fingerprint(self.step, reason, last_error(&record.letter)),
+            order_id: about.order_id.to_string(),
+            order_revision: record.letter.order_revision,
+            attempts: record.letter.attempts.clone(),
+            trace_id: about.trace.trace_id(),
+            previous_dead_letter_id: about.redriven_from.clone(),
+            ..self.open(delivery, reason)
+        };
+        let open = self.letters.replace(&record, letter).await?;
+        self.fail(about, open).await
+    }
+
+    /// Makes the order FAILED that the letter is about, unless it is so already or has gone on.
+    async fn fail(&self, about: &About<'_>, kept: Kept) -> Result<Fate, ParkingError> {
+        let (id, letter, dead_letter_id) = (about.order_id, &kept.letter, kept.id.to_string());
+        let Some(current) = self.log.load_latest(&id).await? else {
+            if letter.state() == DeadLetterState::Open {
+                let reason = "the order is no longer kept";
+                self.letters.resolve(&kept, DeadLetterState::Discarded, self.step, reason).await?;
+            }
+            return Ok(Fate::Terminate);
+        };
+        if current.order.dead_letter_id == dead_letter_id {
+            return Ok(Fate::Terminate);
+        }
+        if current.revision().0 != letter.order_revision {
+            // Parked once, and redriven or cancelled since?
+            let history = self.log.history(&id, Revision(letter.order_revision)).await?;
+            let parked = history.iter().any(|event| event.parked_by() == Some(&dead_letter_id));
+            return if parked { Ok(Fate::Terminate) } else { self.withdraw(&kept).await };
+        }
+        let failed = OrderFailed {
+            reason: RETRIES_EXHAUSTED.to_owned(),
+            message: last_error(letter).to_owned(),
+            step: self.step.to_owned(),
+            attempts: letter.attempt_count,
+            dead_letter_id: dead_letter_id.clone(),
+        };
+        let attempts = letter.attempts.len();
+        let deadline = Instant::now() + APPEND_TIMEOUT;
+        match self.log.append(&current, Detail::Failed(failed), about.trace, deadline).await {
+            Ok(Appended::Stored(_)) => {
+                let (step, trace_id) = (self.step, about.trace.trace_id());
+                error!(step, order_id = %id, trace_id, dead_letter_id, attempts, "order parked");
+                Ok(Fate::Terminate)
+            }
+            Ok(Appended::Overtaken(_)) => self.withdraw(&kept).await,
+            // It has ended, and what the step could not take back is for an operator.
+            Err(AppendError::Refused(refused)) => {
+                error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter of an order that is not parked");
+                Ok(Fate::Terminate)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes the letter back: the order is no longer as it was when the attempts at it failed, and gets new ones.
+    async fn withdraw(&self, kept: &Kept) -> Result<Fate, ParkingError> {
+        let DeadLetter { subject, publish_time, .. } = kept.letter.clone();
+        let record = DeadLetter { subject, publish_time, ..DeadLetter::default() };
+        self.letters.replace(kept, record).await?;
+        warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, the order has gone on");
+        Ok(Fate::Again(RETRY.initial))
+    }
+
+    /// What every record about the message says.
+    fn of_message(&self, delivery: &Delivery<'_>) -> DeadLetter {
+        DeadLetter {
+            subject: delivery.message.subject.to_string(),
+            publish_time: Some(delivery.published),
+            ..DeadLetter::default()
+        }
+    }
+
+    /// What every open letter says.
+    fn open(&self, delivery: &Delivery<'_>, reason: DeadLetterReason) -> DeadLetter {
+        DeadLetter {
+            state: DeadLetterState::Open.into(),
+            reason: reason.into(),
+            headers: headers_of(delivery.message.headers.as_ref()),
+            payload: delivery.message.payload.to_vec(),
+            create_time: Some(now()),
+            ..self.of_message(delivery)
+        }
+    }
+}
+
+fn last_error(letter: &DeadLetter) -> &str {
+    letter.attempts.last().map_or("", |attempt| &attempt.error)
+}
+
+fn now() -> Timestamp {
+    SystemTime::now().into()
+}
