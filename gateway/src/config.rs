@@ -34,6 +34,10 @@ pub(crate) struct Config {
     /// Where to serve /livez, /readyz and /health over HTTP.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
     pub(crate) ops_addr: SocketAddr,
+    /// Where to serve operators (operations.v1.DeadLetterService) over gRPC. Unset: nowhere. While nobody is asked who
+    /// they are, only a loopback address.
+    #[arg(long, env = "OPERATIONS_ADDR")]
+    pub(crate) operations_addr: Option<SocketAddr>,
     /// File of API keys: a line each of SHA-256, tenant and roles. Read again when it changes. Without this, JWT_JWKS
     /// and TLS_CLIENTS_FILE nobody is asked who they are.
     #[arg(long, env = "API_KEYS_FILE", value_parser = Directory::of_api_keys)]
@@ -115,6 +119,14 @@ impl Config {
         let tokens = Tokens::read(&self.tokens).map_err(|error| format!("JWT_JWKS: {error}"))?;
         let authentication =
             Authentication::new(self.api_keys_file.clone(), tokens, self.tls_clients_file.clone());
+        if let Some(addr) = self.operations_addr.filter(|addr| !addr.ip().is_loopback())
+            && authentication.is_anonymous()
+        {
+            return Err(format!(
+                "OPERATIONS_ADDR: {addr} can be reached from other machines, and operators would not be asked who they \
+                 are; set API_KEYS_FILE, JWT_JWKS or TLS_CLIENTS_FILE, or choose a loopback address"
+            ));
+        }
         if authentication.is_anonymous() && !self.allow_anonymous && !self.grpc_addr.ip().is_loopback() {
             return Err(format!(
                 "GRPC_ADDR: {} can be reached from other machines, and nobody would be asked who they are; set \

@@ -87,7 +87,10 @@ pub(crate) async fn serve(
     let probes = ServiceBuilder::new().layer(probes);
 
     let (reporter, health) = tonic_health::server::health_reporter();
-    let _reporting = AbortOnDropHandle::new(tokio::spawn(report(reporter, readiness.follow())));
+    let _reporting = AbortOnDropHandle::new(tokio::spawn(report::<OrderServiceServer<Orders>>(
+        reporter,
+        readiness.follow(),
+    )));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
@@ -132,14 +135,14 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// Passes the state on to grpc.health.v1, for the server as a whole and for the service.
-async fn report(reporter: HealthReporter, mut state: watch::Receiver<State>) {
+/// Passes the state on to grpc.health.v1, for the server as a whole and for its service.
+pub(crate) async fn report<S: NamedService>(reporter: HealthReporter, mut state: watch::Receiver<State>) {
     loop {
         let serving = match *state.borrow_and_update() {
             State::Ready => ServingStatus::Serving,
             State::BrokerAway(_) | State::Draining => ServingStatus::NotServing,
         };
-        for service in ["", <OrderServiceServer<Orders> as NamedService>::NAME] {
+        for service in ["", S::NAME] {
             reporter.set_service_status(service, serving).await;
         }
         if state.changed().await.is_err() {

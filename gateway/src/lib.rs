@@ -13,6 +13,7 @@ mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod grpc;
+mod operations;
 mod ops;
 mod orders;
 mod page_token;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use backbone::connection::Connection;
+use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use backbone::shutdown::Shutdown;
 use backbone::telemetry;
@@ -35,6 +37,7 @@ use tracing::{error, info, warn};
 
 use crate::auth::Authentication;
 use crate::config::Config;
+use crate::operations::Operations;
 use crate::readiness::Readiness;
 use crate::tls::Tls;
 
@@ -67,17 +70,53 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
     let mut shutdown = Shutdown::listen()?;
     let connection = Connection::open(&config.broker, "waybill-gateway").await?;
     let log = OrderLog::new(connection.clone(), "waybill-gateway").await?;
+    let letters = DeadLetters::new(connection.clone()).await?;
 
     let grpc_listener = TcpListener::bind(config.grpc_addr)
         .await
         .map_err(config::cannot_bind("GRPC_ADDR", config.grpc_addr))?;
     let ops_listener =
         TcpListener::bind(config.ops_addr).await.map_err(config::cannot_bind("OPS_ADDR", config.ops_addr))?;
+    let operations_listener = match config.operations_addr {
+        Some(addr) => {
+            let bound = TcpListener::bind(addr).await;
+            Some(bound.map_err(config::cannot_bind("OPERATIONS_ADDR", addr))?)
+        }
+        None => None,
+    };
+    let operations_addr = operations_listener.as_ref().map(TcpListener::local_addr).transpose()?;
     let pid = std::process::id();
-    info!(pid, grpc_addr = %grpc_listener.local_addr()?, ops_addr = %ops_listener.local_addr()?, "listening");
+    info!(
+        pid,
+        grpc_addr = %grpc_listener.local_addr()?,
+        ops_addr = %ops_listener.local_addr()?,
+        operations_addr = operations_addr.map(tracing::field::display),
+        "listening"
+    );
 
     let readiness = Readiness::new();
     let drain = readiness.draining();
+    let operations = operations_listener.map(|listener| {
+        let service = Operations::new(log.clone(), letters, config.request_timeout, drain.clone());
+        operations::serve(
+            listener,
+            service,
+            readiness.clone(),
+            authentication.clone(),
+            tls.clone(),
+            config.reflection,
+        )
+    });
+    let nobody = drain.clone();
+    let mut operating = tokio::spawn(async move {
+        match operations {
+            Some(serving) => serving.await,
+            None => {
+                nobody.cancelled().await;
+                Ok(())
+            }
+        }
+    });
     let mut serving = tokio::spawn(grpc::serve(
         grpc_listener,
         log.clone(),
@@ -98,13 +137,22 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
             Ok(())
         }
         ended = &mut serving => ended?,
+        ended = &mut operating => ended?,
         ended = &mut answering => ended?.map_err(Into::into),
         ended = &mut watching => ended?.map_err(Into::into),
         () = connection.died() => Err(anyhow!("the client of the broker has died")),
     };
     readiness.leave();
     drain.cancel();
-    if !serving.is_finished() && timeout(config.drain_timeout, &mut serving).await.is_err() {
+    let last_calls = async {
+        for served in [&mut serving, &mut operating] {
+            // One that is finished has been heard already, or has nothing to say.
+            if !served.is_finished() {
+                drop(served.await);
+            }
+        }
+    };
+    if timeout(config.drain_timeout, last_calls).await.is_err() {
         warn!(drain_timeout = ?config.drain_timeout, "calls were still open at the end of the drain");
     }
     answering.abort();

@@ -192,7 +192,7 @@ impl OrderService for Orders {
 }
 
 /// The principal whom the layers before have let in.
-fn principal_of<T>(request: &Request<T>) -> Result<&Arc<Principal>, Status> {
+pub(crate) fn principal_of<T>(request: &Request<T>) -> Result<&Arc<Principal>, Status> {
     request.extensions().get().ok_or_else(errors::internal)
 }
 
@@ -206,7 +206,7 @@ fn owns(tenant: &str, order: &Order, id: &OrderId) -> bool {
 }
 
 /// What a read of the log gave, unless time ran out.
-async fn read_by<T>(
+pub(crate) async fn read_by<T>(
     deadline: Instant,
     read: impl Future<Output = Result<T, ReadError>>,
 ) -> Result<T, Status> {
@@ -265,7 +265,7 @@ impl EndOfStream {
 }
 
 /// The caller's trace, or a new one.
-fn trace_of(metadata: &MetadataMap) -> TraceContext {
+pub(crate) fn trace_of(metadata: &MetadataMap) -> TraceContext {
     let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
     text(TRACEPARENT)
         .and_then(|traceparent| TraceContext::parse(traceparent, text(TRACESTATE)))

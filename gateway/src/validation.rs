@@ -159,13 +159,13 @@ pub(crate) fn page(tenant: &str, request: &ListOrdersRequest) -> Result<PageRequ
 /// What a request breaks. A request can break a million rules at once, so those beyond what is told are only
 /// counted.
 #[derive(Default)]
-struct Violations {
+pub(crate) struct Violations {
     told: Vec<FieldViolation>,
     left_out: usize,
 }
 
 impl Violations {
-    fn add(&mut self, field: impl Display, description: impl Display) {
+    pub(crate) fn add(&mut self, field: impl Display, description: impl Display) {
         if self.told.len() < VIOLATIONS_MAX {
             self.told.push(FieldViolation::new(field.to_string(), description.to_string()));
         } else {
@@ -173,7 +173,7 @@ impl Violations {
         }
     }
 
-    fn into_result(self) -> Result<(), Status> {
+    pub(crate) fn into_result(self) -> Result<(), Status> {
         if self.told.is_empty() { Ok(()) } else { Err(errors::invalid(self.told, self.left_out)) }
     }
 

@@ -80,6 +80,13 @@ pub struct Letters {
     pub next: Option<Revision>,
 }
 
+impl Kept {
+    /// Where it lies among the letters.
+    pub fn position(&self) -> Revision {
+        self.head
+    }
+}
+
 impl DeadLetters {
     /// The dead letters behind `connection`. Does not touch the broker.
     pub async fn new(connection: Connection) -> Result<Self, ReadError> {

@@ -31,6 +31,9 @@ const BEARER: &str = "bearer ";
 /// Longest tenant name, in characters.
 const TENANT_CHARS_MAX: usize = 64;
 
+/// Services of this package are for operators.
+const OPERATIONS: &str = "/operations.v1.";
+
 /// On whose behalf a call is made. A tenant sees its own customers and orders, and no others.
 #[derive(Debug)]
 pub(crate) struct Principal {
@@ -68,8 +71,11 @@ impl Role {
         Self::ALL.into_iter().find(|role| role.as_str() == text)
     }
 
-    /// What a method of OrderService asks for. A method that is not known here asks for the most.
+    /// What a method asks for. A method of OrderService that is not known here asks for the most.
     fn of_method(path: &str) -> Self {
+        if path.starts_with(OPERATIONS) {
+            return Self::Operations;
+        }
         match path.rsplit('/').next() {
             Some("GetOrder" | "ListOrders" | "ListOrderEvents" | "WatchOrder" | "WatchOrders") => Self::Read,
             Some(_) | None => Self::Write,
@@ -125,7 +131,7 @@ pub(crate) struct Authentication {
     api_keys: Option<Directory>,
     tokens: Option<Tokens>,
     clients: Option<Directory>,
-    /// Whoever calls a gateway that asks for no credential: one tenant without a name.
+    /// Whoever calls a gateway that asks for no credential: one tenant without a name, that may do everything.
     anonymous: Arc<Principal>,
 }
 
@@ -135,7 +141,7 @@ impl Authentication {
         tokens: Option<Tokens>,
         clients: Option<Directory>,
     ) -> Self {
-        let anonymous = Arc::new(Principal::new("", vec![Role::Write, Role::Read]));
+        let anonymous = Arc::new(Principal::new("", Role::ALL.to_vec()));
         Self { api_keys, tokens, clients, anonymous }
     }
 

@@ -1,0 +1,75 @@
+//! What operators do about orders that are parked, on an address of its own.
+
+mod page;
+mod redrive;
+mod requests;
+mod service;
+
+pub(crate) use service::Operations;
+
+use std::time::Duration;
+
+use proto::operations::v1::dead_letter_service_server::DeadLetterServiceServer;
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::Server;
+use tower::ServiceBuilder;
+
+use crate::admission::Gate;
+use crate::auth::Authentication;
+use crate::readiness::Readiness;
+use crate::tls::Tls;
+use crate::{connections, grpc, panics};
+
+/// Largest request: a thousand ids, with room to spare.
+const REQUEST_BYTES_MAX: usize = 128 * 1024;
+/// Operators are few.
+const CONNECTIONS_MAX: usize = 64;
+const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+const HEADER_BYTES_MAX: u32 = 16 * 1024;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves until the drain begins and the last call has ended.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    service: Operations,
+    readiness: Readiness,
+    authentication: Authentication,
+    tls: Option<Tls>,
+    with_reflection: bool,
+) -> anyhow::Result<()> {
+    let draining = readiness.draining();
+    let service = DeadLetterServiceServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
+    // Nobody without the role gets any further.
+    let service = ServiceBuilder::new().layer(Gate(authentication)).service(service);
+
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reporting = grpc::report::<DeadLetterServiceServer<Operations>>(reporter, readiness.follow());
+    let _reporting = AbortOnDropHandle::new(tokio::spawn(reporting));
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::OPERATIONS_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // Error details, so that grpcurl shows them readable.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        // One call that panics must not look like a broken connection.
+        .layer(panics::layer())
+        .add_service(health)
+        .add_optional_service(with_reflection.then(|| reflection().build_v1()).transpose()?)
+        .add_optional_service(with_reflection.then(|| reflection().build_v1alpha()).transpose()?)
+        .add_service(service)
+        .serve_with_incoming_shutdown(
+            connections::accept(listener, CONNECTIONS_MAX, tls, draining.clone()),
+            draining.cancelled_owned(),
+        )
+        .await?;
+    Ok(())
+}

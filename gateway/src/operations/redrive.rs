@@ -1,0 +1,231 @@
+//! Sending parked orders on their way again.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
+use backbone::ids::{OrderId, Revision};
+use backbone::lifecycle::is_finished;
+use backbone::log::{AppendError, Appended, OrderLog, OrderState, WatchError};
+use backbone::trace::TraceContext;
+use proto::operations::v1::{DeadLetterReason, DeadLetterState, RedriveDeadLettersResponse, RedriveOutcome};
+use proto::orders::v1::order_event::Detail;
+use proto::orders::v1::{OrderRedriven, OrderStatus};
+use tokio::time::{Instant, Interval, timeout};
+use tonic::Status;
+use tracing::{info, warn};
+
+use crate::errors;
+
+/// How long the canary's order may take to its end.
+const CANARY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// What one call redrives, a letter at a time. May be dropped at any moment: what was begun can be repeated.
+pub(super) struct Redrive {
+    pub(super) log: OrderLog,
+    pub(super) letters: DeadLetters,
+    pub(super) ids: VecDeque<LetterId>,
+    pub(super) pace: Interval,
+    pub(super) dry_run: bool,
+    pub(super) operator: String,
+    pub(super) trace: TraceContext,
+    /// How long one letter may take.
+    pub(super) timeout: Duration,
+    pub(super) canary: Canary,
+}
+
+/// The order that goes before the others.
+pub(super) enum Canary {
+    /// There is none, or it has passed.
+    Done,
+    /// The next that can be redriven.
+    Next,
+    /// On its way.
+    Gone(LetterId, OrderId),
+}
+
+type Answer = Result<RedriveDeadLettersResponse, Status>;
+
+impl Redrive {
+    /// Deals with the next letter. An error is the last answer.
+    pub(super) async fn next(&mut self) -> Option<Answer> {
+        let answer = match &self.canary {
+            Canary::Gone(letter, order) => {
+                let (letter, order) = (letter.clone(), *order);
+                self.canary = Canary::Done;
+                self.follow(letter, order).await
+            }
+            Canary::Done | Canary::Next => {
+                let id = self.ids.pop_front()?;
+                self.pace.tick().await;
+                let deadline = Instant::now() + self.timeout;
+                match timeout(self.timeout, self.redrive(&id, deadline)).await {
+                    Ok(answer) => answer,
+                    Err(_) => Err(errors::timed_out()),
+                }
+            }
+        };
+        if answer.is_err() {
+            self.ids.clear();
+        }
+        Some(answer)
+    }
+
+    async fn redrive(&mut self, id: &LetterId, deadline: Instant) -> Answer {
+        use RedriveOutcome::{AlreadyResolved, NotRedrivable, OrderWentOn, Redriven, WouldRedrive};
+        let Some(kept) = self.letters.find(id).await.map_err(|error| errors::read(&error))? else {
+            return Ok(answer(id, "", AlreadyResolved, "the letter is no longer kept"));
+        };
+        let order_id = kept.letter.order_id.clone();
+        let say = |outcome, message: &str| Ok(answer(id, &order_id, outcome, message));
+        match kept.letter.state() {
+            DeadLetterState::Open => {}
+            DeadLetterState::Redriven | DeadLetterState::Discarded => {
+                self.letters.sweep(&kept).await.map_err(|error| errors::read(&error))?;
+                return say(AlreadyResolved, "the letter was resolved before");
+            }
+            DeadLetterState::Unspecified => {
+                return say(NotRedrivable, "the letter was withdrawn: the step tries the order again");
+            }
+        }
+        if kept.letter.reason() == DeadLetterReason::Undecodable {
+            return say(NotRedrivable, errors::UNDECODABLE);
+        }
+        let Ok(order) = order_id.parse::<OrderId>() else {
+            return say(NotRedrivable, "the letter names no order; discard it");
+        };
+
+        let letter = id.to_string();
+        let mut found = self.log.load_latest(&order).await.map_err(|error| errors::read(&error))?;
+        // Each turn lost is an event won by somebody else, and a parked order can only be cancelled or redriven.
+        while let Some(current) = found.take_if(|current| current.order.dead_letter_id == letter) {
+            if self.dry_run {
+                return say(WouldRedrive, "the order is parked and would be redriven");
+            }
+            match self.append(&current, &letter, deadline).await? {
+                Appended::Stored(now) => {
+                    self.resolve(&kept, DeadLetterState::Redriven, "redriven").await;
+                    info!(order_id = %order, dead_letter_id = letter, operator = self.operator, "order redriven");
+                    if matches!(self.canary, Canary::Next) {
+                        self.canary = Canary::Gone(id.clone(), order);
+                    }
+                    let status = status_name(now.order.status());
+                    return say(Redriven, &format!("the order is {status} again"));
+                }
+                Appended::Overtaken(now) => found = Some(now),
+            }
+        }
+        let Some(current) = found else {
+            self.resolve(&kept, DeadLetterState::Discarded, "the order is no longer kept").await;
+            return say(OrderWentOn, "the order is no longer kept");
+        };
+
+        let history = self.log.history(&order, Revision::NONE).await.map_err(|error| errors::read(&error))?;
+        let status = status_name(current.order.status());
+        if history.iter().any(|event| event.redriven_from() == Some(&letter)) {
+            self.resolve(&kept, DeadLetterState::Redriven, "redriven by an earlier request").await;
+            return say(AlreadyResolved, "the order was redriven by an earlier request");
+        }
+        if history.iter().any(|event| event.parked_by() == Some(&letter)) {
+            let message = format!("the order has gone on: it is {status}");
+            self.resolve(&kept, DeadLetterState::Discarded, &message).await;
+            return say(OrderWentOn, &message);
+        }
+        if is_finished(&current.order) {
+            let message = format!(
+                "the order is {status}, and the step could not take back what it had done for it; mend that by hand, \
+                 and discard the letter"
+            );
+            return say(NotRedrivable, &message);
+        }
+        say(NotRedrivable, "the step has not parked the order yet; try again in a moment")
+    }
+
+    async fn append(
+        &self,
+        current: &OrderState,
+        letter: &str,
+        deadline: Instant,
+    ) -> Result<Appended, Status> {
+        let redriven = OrderRedriven { operator: self.operator.clone(), dead_letter_id: letter.to_owned() };
+        let appended = self.log.append(current, Detail::Redriven(redriven), &self.trace, deadline).await;
+        appended.map_err(|error| match error {
+            AppendError::Refused(_)
+            | AppendError::Unavailable(_)
+            | AppendError::Full
+            | AppendError::Unknown(_) => errors::append(&current.id, &error),
+        })
+    }
+
+    /// The order decides; a letter that could not be resolved is resolved when somebody looks at it again.
+    async fn resolve(&self, open: &Kept, state: DeadLetterState, reason: &str) {
+        if self.dry_run {
+            return;
+        }
+        match self.letters.resolve(open, state, &self.operator, reason).await {
+            Ok(_) | Err(PutError::Conflict) => {}
+            Err(error @ (PutError::Unavailable(_) | PutError::Unknown(_))) => {
+                warn!(dead_letter_id = %open.id, %error, "dead letter not resolved yet");
+            }
+        }
+    }
+
+    /// Waits for the end of the canary's order. Nothing else is redriven unless it is a good one.
+    async fn follow(&mut self, letter: LetterId, order: OrderId) -> Answer {
+        let (passed, message) = match timeout(CANARY_TIMEOUT, self.end_of(&order)).await {
+            Ok(Ok(OrderStatus::Failed)) => {
+                (false, "the order has failed again; nothing else is redriven".to_owned())
+            }
+            Ok(Ok(status)) => (true, format!("the order is {} and finished", status_name(status))),
+            Ok(Err(status)) => return Err(status),
+            Err(_) => (
+                false,
+                format!("the order is not finished within {CANARY_TIMEOUT:?}; nothing else is redriven"),
+            ),
+        };
+        if !passed {
+            self.ids.clear();
+        }
+        let outcome = if passed { RedriveOutcome::CanaryPassed } else { RedriveOutcome::CanaryFailed };
+        Ok(answer(&letter, &order.to_string(), outcome, &message))
+    }
+
+    /// The status with which the order is finished, or FAILED.
+    async fn end_of(&self, order: &OrderId) -> Result<OrderStatus, Status> {
+        let current = self.log.load_latest(order).await.map_err(|error| errors::read(&error))?;
+        let current = current.ok_or_else(|| errors::not_found(order))?;
+        let (mut status, revision) = (current.order.status(), current.revision());
+        if status == OrderStatus::Failed {
+            return Ok(status);
+        }
+        let mut watch = self.log.watch(current, revision).await.map_err(|error| match error {
+            WatchError::Beyond { last } => errors::beyond(last),
+            WatchError::Read(error) => errors::read(&error),
+        })?;
+        while let Some(event) = watch.next().await {
+            status = event.order.status();
+            if status == OrderStatus::Failed {
+                break;
+            }
+        }
+        Ok(status)
+    }
+}
+
+fn answer(
+    id: &LetterId,
+    order_id: &str,
+    outcome: RedriveOutcome,
+    message: &str,
+) -> RedriveDeadLettersResponse {
+    RedriveDeadLettersResponse {
+        dead_letter_id: id.to_string(),
+        order_id: order_id.to_owned(),
+        outcome: outcome.into(),
+        message: message.to_owned(),
+    }
+}
+
+fn status_name(status: OrderStatus) -> &'static str {
+    status.as_str_name().trim_start_matches("ORDER_STATUS_")
+}

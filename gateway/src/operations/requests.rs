@@ -1,0 +1,284 @@
+//! The rules of every field of the operators' requests. All that a request breaks is reported at once.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, SystemTime};
+
+use backbone::dead_letters::{LetterId, is_step};
+use backbone::ids::Revision;
+use data_encoding::BASE64URL_NOPAD;
+use proto::operations::v1::{
+    DeadLetter, DeadLetterFilter, DiscardDeadLetterRequest, ListDeadLettersRequest, RedriveDeadLettersRequest,
+};
+use sha2::{Digest, Sha256};
+use tonic::Status;
+
+use super::page::{EXAMINED_MAX, time_of};
+use crate::errors;
+use crate::validation::Violations;
+
+const PAGE_SIZE_DEFAULT: usize = 50;
+const PAGE_SIZE_MAX: usize = 500;
+/// Most letters that a redrive names one by one.
+const IDS_MAX: usize = 1000;
+const RATE_DEFAULT: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
+const RATE_MAX: u32 = 1000;
+/// Longest reason of a discard, in characters.
+const REASON_CHARS_MAX: usize = 512;
+const FINGERPRINT_CHARS: usize = 12;
+/// Told apart, so that a later version can lay page tokens out otherwise.
+const TOKEN_VERSION: u8 = 1;
+const TOKEN_HASH_BYTES: usize = 8;
+
+/// Which open letters are meant.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Filter {
+    step: String,
+    fingerprint: String,
+    older_than: Duration,
+}
+
+impl Filter {
+    /// The step, if only letters of one are meant.
+    pub(super) fn step(&self) -> Option<&str> {
+        (!self.step.is_empty()).then_some(&self.step)
+    }
+
+    pub(super) fn matches(&self, letter: &DeadLetter, now: SystemTime) -> bool {
+        let age = now.duration_since(time_of(letter.create_time)).unwrap_or_default();
+        (self.step.is_empty() || self.step == letter.step)
+            && (self.fingerprint.is_empty() || self.fingerprint == letter.fingerprint)
+            && age >= self.older_than
+    }
+
+    /// The token of the page that begins at `next`.
+    pub(super) fn token(&self, next: Revision) -> String {
+        let mut bytes = vec![TOKEN_VERSION];
+        bytes.extend(next.0.to_be_bytes());
+        bytes.extend(self.name());
+        BASE64URL_NOPAD.encode(&bytes)
+    }
+
+    /// Where a page begins, by a token of this filter.
+    fn parse(&self, token: &str) -> Option<Revision> {
+        let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
+        let (next, name) = bytes.strip_prefix(&[TOKEN_VERSION])?.split_first_chunk()?;
+        (*name == self.name()).then_some(Revision(u64::from_be_bytes(*next)))
+    }
+
+    fn name(&self) -> [u8; TOKEN_HASH_BYTES] {
+        let text = format!("{} {} {:?}", self.step, self.fingerprint, self.older_than);
+        let digest = Sha256::digest(text);
+        std::array::from_fn(|i| digest[i])
+    }
+}
+
+/// A page that may be read.
+#[derive(Debug)]
+pub(super) struct PageRequest {
+    pub(super) filter: Filter,
+    pub(super) size: usize,
+    pub(super) from: Option<Revision>,
+}
+
+/// Which letters to redrive.
+#[derive(Debug)]
+pub(super) enum Which {
+    These(Vec<LetterId>),
+    All(Filter),
+}
+
+/// A redrive that may begin.
+#[derive(Debug)]
+pub(super) struct RedriveRequest {
+    pub(super) which: Which,
+    pub(super) dry_run: bool,
+    pub(super) rate_per_second: NonZeroU32,
+    pub(super) limit: usize,
+    pub(super) canary: bool,
+}
+
+/// Checks the id of a letter.
+pub(super) fn letter_id(text: &str) -> Result<LetterId, Status> {
+    let mut violations = Violations::default();
+    let id = check_id(&mut violations, "dead_letter_id", text);
+    violations.into_result()?;
+    // Without an id there was a violation.
+    id.ok_or_else(errors::internal)
+}
+
+/// Checks a ListDeadLettersRequest.
+pub(super) fn page(request: ListDeadLettersRequest) -> Result<PageRequest, Status> {
+    let mut violations = Violations::default();
+    let filter = check_filter(&mut violations, request.filter.unwrap_or_default());
+    let size = match usize::try_from(request.page_size) {
+        Ok(0) => PAGE_SIZE_DEFAULT,
+        Ok(size) if size <= PAGE_SIZE_MAX => size,
+        Ok(_) | Err(_) => {
+            let rule = format!("must be 1-{PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}");
+            violations.add("page_size", format!("{rule}, not {}", request.page_size));
+            PAGE_SIZE_DEFAULT
+        }
+    };
+    let mut from = None;
+    if !request.page_token.is_empty() {
+        from = filter.parse(&request.page_token);
+        if from.is_none() {
+            let rule = "must be the next_page_token of an answer for the same filter, or empty";
+            violations.add("page_token", rule);
+        }
+    }
+    violations.into_result()?;
+    Ok(PageRequest { filter, size, from })
+}
+
+/// Checks a RedriveDeadLettersRequest.
+pub(super) fn redrive(request: RedriveDeadLettersRequest) -> Result<RedriveRequest, Status> {
+    let mut violations = Violations::default();
+    let RedriveDeadLettersRequest { dead_letter_ids, filter, dry_run, rate_per_second, limit, canary } =
+        request;
+    if dead_letter_ids.is_empty() == filter.is_none() {
+        violations.add(
+            "dead_letter_ids",
+            "either these or a filter is required; an empty filter means every letter",
+        );
+    }
+    if dead_letter_ids.len() > IDS_MAX {
+        violations
+            .add("dead_letter_ids", format!("must be at most {IDS_MAX}, not {}", dead_letter_ids.len()));
+    }
+    let mut ids = Vec::new();
+    for (i, text) in dead_letter_ids.iter().take(IDS_MAX).enumerate() {
+        let id = check_id(&mut violations, &format!("dead_letter_ids[{i}]"), text);
+        // Each once.
+        ids.extend(id.filter(|id| !ids.contains(id)));
+    }
+    let which = match filter {
+        Some(filter) => Which::All(check_filter(&mut violations, filter)),
+        None => Which::These(ids),
+    };
+    let rate = u32::try_from(rate_per_second).ok().filter(|rate| *rate <= RATE_MAX);
+    if rate.is_none() {
+        let rule = format!("must be 1-{RATE_MAX}, or 0 for {RATE_DEFAULT}, not {rate_per_second}");
+        violations.add("rate_per_second", rule);
+    }
+    let limit_checked = usize::try_from(limit).ok().filter(|limit| *limit <= EXAMINED_MAX);
+    if limit_checked.is_none() {
+        let rule = format!("must be 1-{EXAMINED_MAX}, or 0 for {EXAMINED_MAX}, not {limit}");
+        violations.add("limit", rule);
+    }
+    violations.into_result()?;
+    Ok(RedriveRequest {
+        which,
+        dry_run,
+        rate_per_second: rate.and_then(NonZeroU32::new).unwrap_or(RATE_DEFAULT),
+        limit: limit_checked.filter(|limit| *limit > 0).unwrap_or(EXAMINED_MAX),
+        canary,
+    })
+}
+
+/// Checks a DiscardDeadLetterRequest.
+pub(super) fn discard(request: DiscardDeadLetterRequest) -> Result<(LetterId, String), Status> {
+    let mut violations = Violations::default();
+    let id = check_id(&mut violations, "dead_letter_id", &request.dead_letter_id);
+    let reason = request.reason;
+    if reason.trim().is_empty() {
+        violations.add("reason", "is required");
+    } else if reason.chars().count() > REASON_CHARS_MAX || reason.chars().any(char::is_control) {
+        let rule = format!("must be 1-{REASON_CHARS_MAX} characters, none of them a control character");
+        violations.add("reason", rule);
+    }
+    violations.into_result()?;
+    Ok((id.ok_or_else(errors::internal)?, reason))
+}
+
+fn check_id(violations: &mut Violations, field: &str, text: &str) -> Option<LetterId> {
+    match text.parse() {
+        Ok(id) => Some(id),
+        Err(error) => {
+            let problem = if text.is_empty() { "is required" } else { "is malformed" };
+            violations.add(field, format!("{problem}: {error}"));
+            None
+        }
+    }
+}
+
+fn check_filter(violations: &mut Violations, filter: DeadLetterFilter) -> Filter {
+    let DeadLetterFilter { step, fingerprint, older_than } = filter;
+    if !step.is_empty() && !is_step(&step) {
+        violations.add("filter.step", "must be the name of a step, such as inventory, or empty");
+    }
+    let is_hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    if !fingerprint.is_empty() && (fingerprint.len() != FINGERPRINT_CHARS || !fingerprint.chars().all(is_hex))
+    {
+        let rule = format!("must be {FINGERPRINT_CHARS} characters of 0-9 and a-f, or empty");
+        violations.add("filter.fingerprint", rule);
+    }
+    let older_than = Duration::try_from(older_than.unwrap_or_default()).unwrap_or_else(|_| {
+        violations.add("filter.older_than", "must be 0 or more");
+        Duration::ZERO
+    });
+    Filter { step, fingerprint, older_than }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic_types::StatusExt;
+
+    fn fields(status: &Status) -> Vec<String> {
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        violations.into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn every_violation_is_reported_at_once() {
+        let filter = DeadLetterFilter {
+            step: "a.b".to_owned(),
+            fingerprint: "nonsense".to_owned(),
+            older_than: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+        };
+        let list = ListDeadLettersRequest {
+            filter: Some(filter.clone()),
+            page_size: 501,
+            page_token: "?".to_owned(),
+        };
+        assert_eq!(
+            fields(&page(list).unwrap_err()),
+            ["filter.step", "filter.fingerprint", "filter.older_than", "page_size", "page_token"]
+        );
+        let request = RedriveDeadLettersRequest {
+            dead_letter_ids: vec!["inventory-1".to_owned(), "inventory".to_owned()],
+            rate_per_second: 1001,
+            limit: -1,
+            ..RedriveDeadLettersRequest::default()
+        };
+        assert_eq!(
+            fields(&redrive(request).unwrap_err()),
+            ["dead_letter_ids[1]", "rate_per_second", "limit"]
+        );
+        let discarded = discard(DiscardDeadLetterRequest::default());
+        assert_eq!(fields(&discarded.unwrap_err()), ["dead_letter_id", "reason"]);
+    }
+
+    #[test]
+    fn nothing_is_redriven_unless_it_is_said_what() {
+        let refused = redrive(RedriveDeadLettersRequest::default()).unwrap_err();
+        assert_eq!(fields(&refused), ["dead_letter_ids"]);
+        let every = RedriveDeadLettersRequest {
+            filter: Some(DeadLetterFilter::default()),
+            ..RedriveDeadLettersRequest::default()
+        };
+        let request = redrive(every).unwrap();
+        assert!(matches!(request.which, Which::All(_)));
+        assert_eq!((request.rate_per_second.get(), request.limit), (10, EXAMINED_MAX));
+    }
+
+    #[test]
+    fn a_page_token_belongs_to_its_filter() {
+        let filter = Filter { step: "payment".to_owned(), ..Filter::default() };
+        let token = filter.token(Revision(7));
+        assert_eq!(filter.parse(&token), Some(Revision(7)));
+        assert_eq!(Filter::default().parse(&token), None);
+        assert_eq!(filter.parse("AQ"), None);
+    }
+}
