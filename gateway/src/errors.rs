@@ -43,7 +43,7 @@ pub(crate) enum Reason {
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
     #[cfg(test)]
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 19] = [
         Self::CredentialMissing,
         Self::CredentialInvalid,
         Self::CredentialExpired,

@@ -54,6 +54,8 @@ pub struct Gateway {
     pub grpc_addr: String,
     /// Its HTTP address.
     pub ops_addr: String,
+    /// Its gRPC address for operators.
+    pub operations_addr: String,
 }
 
 /// A whole Waybill. Fields are dropped, and so stopped, in this order.
@@ -193,6 +195,7 @@ async fn start_gateway(
         .env("NATS_URL", broker.url())
         .env("GRPC_ADDR", grpc_addr)
         .env("OPS_ADDR", FREE_PORT)
+        .env("OPERATIONS_ADDR", FREE_PORT)
         .env("LOG_FORMAT", "json")
         .envs(options.gateway.iter().cloned());
     let mut process = Process::start(name, command, dir.path());
@@ -201,8 +204,8 @@ async fn start_gateway(
     let listening = |fields: &Value| {
         let text = |field: &str| Some(fields[field].as_str()?.to_owned());
         (fields["pid"] == pid).then_some(())?;
-        Some((text("grpc_addr")?, text("ops_addr")?))
+        Some((text("grpc_addr")?, text("ops_addr")?, text("operations_addr")?))
     };
-    let (grpc_addr, ops_addr) = process.logged("the gateway's addresses", listening).await;
-    Gateway { process, grpc_addr, ops_addr }
+    let (grpc_addr, ops_addr, operations_addr) = process.logged("the gateway's addresses", listening).await;
+    Gateway { process, grpc_addr, ops_addr, operations_addr }
 }

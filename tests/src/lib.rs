@@ -10,6 +10,7 @@ mod deployment;
 pub mod issuer;
 mod load;
 pub mod measure;
+mod operations;
 mod payments;
 mod process;
 mod records;
@@ -18,6 +19,7 @@ pub use broker::Broker;
 pub use calls::{Shows, Watcher, health, item, order_of};
 pub use deployment::{Deployment, Gateway, Options};
 pub use load::Load;
+pub use operations::{every_one, these};
 pub use payments::PaymentSandbox;
 pub use process::{Process, binary};
 

@@ -1,0 +1,86 @@
+//! What an operator does, and what lies in the stream of dead letters.
+
+use backbone::dead_letters::{ALL_DEAD_LETTERS, DeadLetters};
+use backbone::direct_get;
+use backbone::ids::Revision;
+use backbone::stream::DEAD_LETTERS;
+use prost::Message;
+use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
+use proto::operations::v1::{
+    DeadLetter, DeadLetterFilter, GetDeadLetterRequest, ListDeadLettersRequest, RedriveDeadLettersRequest,
+    RedriveOutcome,
+};
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::deployment::Deployment;
+
+impl Deployment {
+    /// A channel to the address for operators, which connects when it is used.
+    pub fn operations_channel(&self) -> Channel {
+        let uri = format!("http://{}", self.gateway.operations_addr);
+        Channel::from_shared(uri).expect("address").connect_lazy()
+    }
+
+    /// An operator's client.
+    pub fn operations(&self) -> DeadLetterServiceClient<Channel> {
+        DeadLetterServiceClient::new(self.operations_channel())
+    }
+
+    /// A letter, by one call.
+    pub async fn letter(&self, dead_letter_id: &str) -> Result<DeadLetter, Status> {
+        let request = GetDeadLetterRequest { dead_letter_id: dead_letter_id.to_owned() };
+        Ok(self.operations().get_dead_letter(request).await?.into_inner().dead_letter.unwrap_or_default())
+    }
+
+    /// The ids of all open letters, as they are listed.
+    pub async fn open_letters(&self) -> Vec<String> {
+        let request = ListDeadLettersRequest { page_size: 500, ..ListDeadLettersRequest::default() };
+        let listed = self.operations().list_dead_letters(request).await.expect("list").into_inner();
+        listed.dead_letters.into_iter().map(|letter| letter.dead_letter_id).collect()
+    }
+
+    /// Everything that the stream of dead letters holds: subjects and letters.
+    pub async fn letters_kept(&self) -> Vec<(String, DeadLetter)> {
+        let client = self.jetstream().await.client();
+        let stored = direct_get::all_from(&client, DEAD_LETTERS, ALL_DEAD_LETTERS, Revision::NONE).await;
+        let letter = |stored: direct_get::Stored| {
+            (stored.subject.to_string(), DeadLetter::decode(stored.payload).expect("letter"))
+        };
+        stored.expect("dead letters").into_iter().map(letter).collect()
+    }
+
+    /// The dead letters as a step has them, for a test that plays one.
+    pub async fn dead_letters(&self) -> DeadLetters {
+        let connection = self.order_log().await.connection().clone();
+        DeadLetters::new(connection).await.expect("dead letters")
+    }
+
+    /// Redrives, and tells for each letter what was done.
+    pub async fn redrive(
+        &self,
+        request: RedriveDeadLettersRequest,
+    ) -> Result<Vec<(String, RedriveOutcome)>, Status> {
+        let mut stream = self.operations().redrive_dead_letters(request).await?.into_inner();
+        let mut answers = Vec::new();
+        while let Some(answer) = stream.message().await? {
+            answers.push((answer.dead_letter_id.clone(), answer.outcome()));
+        }
+        Ok(answers)
+    }
+}
+
+/// A request for these letters, as fast as may be.
+pub fn these(ids: &[&str]) -> RedriveDeadLettersRequest {
+    RedriveDeadLettersRequest {
+        dead_letter_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+        rate_per_second: 1000,
+        ..RedriveDeadLettersRequest::default()
+    }
+}
+
+/// A request for all open letters, as fast as may be.
+pub fn every_one() -> RedriveDeadLettersRequest {
+    let filter = Some(DeadLetterFilter::default());
+    RedriveDeadLettersRequest { filter, rate_per_second: 1000, ..RedriveDeadLettersRequest::default() }
+}

@@ -1,0 +1,220 @@
+//! An order that a step cannot carry further is parked where an operator finds it, with all that was tried; and it
+//! holds up nobody.
+
+use async_nats::HeaderMap;
+use backbone::stream::DEAD_LETTERS;
+use backbone::subjects::EventKind;
+use harness::{Deployment, Load, Options, eventually, item, order_of};
+use processor::inventory::{BUCKET, stock_key};
+use proto::operations::v1::{DeadLetter, DeadLetterReason, DeadLetterState};
+use proto::orders::v1::order_event::Detail;
+use proto::orders::v1::{Order, OrderStatus};
+use serde_json::Value;
+
+use crate::accounting::{STOCK, ids, widgets};
+use crate::events::{kind, kinds};
+
+/// A deployment whose steps give up after so many attempts, and in which no gadgets can be reserved.
+pub(crate) async fn with_damage(attempts_max: u8) -> Deployment {
+    let mut options = Options::default();
+    options.processors.push(("MAX_ATTEMPTS", attempts_max.to_string()));
+    let waybill = Deployment::start_with(options).await;
+    waybill.idle("inventory").await;
+    set_gadgets(&waybill, "damaged").await;
+    waybill
+}
+
+/// Mends what [`with_damage`] has broken.
+pub(crate) async fn mend(waybill: &Deployment) {
+    set_gadgets(waybill, &STOCK.to_string()).await;
+}
+
+async fn set_gadgets(waybill: &Deployment, value: &str) {
+    let value = value.as_bytes().to_vec();
+    eventually("the bucket", async || {
+        let bucket = waybill.jetstream().await.get_key_value(BUCKET).await.ok()?;
+        bucket.put(stock_key("gadget"), value.clone().into()).await.ok()
+    })
+    .await;
+}
+
+/// Places an order that meets the damage.
+pub(crate) async fn place_poison(waybill: &Deployment, request_id: &str) -> Order {
+    waybill.place(order_of("customer", request_id, vec![item("gadget", 1)])).await.unwrap()
+}
+
+/// The order that meets the damage, once it is parked.
+pub(crate) async fn parked(waybill: &Deployment, request_id: &str) -> Order {
+    let order = place_poison(waybill, request_id).await;
+    waybill.reached(&order.order_id, OrderStatus::Failed).await
+}
+
+#[tokio::test]
+async fn a_poison_order_is_parked_with_all_that_was_tried_while_others_pass() {
+    let waybill = with_damage(3).await;
+    let order = place_poison(&waybill, "poison").await;
+    let mut watcher = waybill.watch(&order.order_id, 0).await.unwrap();
+    let created = watcher.event().await;
+    let others = Load::start(waybill.channel(), widgets(20)).all().await;
+    assert_eq!(waybill.statuses(&ids(&others)).await.get(&OrderStatus::Fulfilled), Some(&20));
+
+    let failed = watcher.event().await;
+    let order = waybill.get(&order.order_id).await.unwrap();
+    assert_eq!((order.status(), order.parked_status()), (OrderStatus::Failed, OrderStatus::Accepted));
+    assert_eq!(order.reason, "RETRIES_EXHAUSTED");
+    let Some(Detail::Failed(detail)) = &failed.detail else { panic!("{failed:?}") };
+    assert_eq!(
+        (detail.step.as_str(), detail.attempts, &detail.dead_letter_id),
+        ("inventory", 3, &order.dead_letter_id)
+    );
+    assert!(detail.message.contains("stock.gadget"), "{}", detail.message);
+
+    let letter = waybill.letter(&order.dead_letter_id).await.unwrap();
+    let original = waybill.messages().await.into_iter().find(|message| message.sequence.0 == letter.sequence);
+    let original = original.unwrap();
+    assert_eq!(letter.dead_letter_id, format!("inventory-{}", original.sequence));
+    assert_eq!(
+        (letter.state(), letter.reason()),
+        (DeadLetterState::Open, DeadLetterReason::RetriesExhausted)
+    );
+    assert_eq!((&letter.order_id, letter.subject.as_str()), (&order.order_id, original.subject.as_str()));
+    assert_eq!(letter.payload, original.payload);
+    let ce_type = letter.headers.iter().find(|header| header.name == "ce-type").unwrap();
+    assert_eq!(ce_type.value, "orders.v1.OrderCreated");
+    assert_eq!(letter.trace_id, created.trace_id);
+    assert_eq!(letter.attempts.len(), 3);
+    assert!(letter.attempts.iter().all(|attempt| attempt.error.contains("stock.gadget")), "{letter:?}");
+    let times =
+        |attempt: &proto::operations::v1::Attempt| attempt.time.map(|time| (time.seconds, time.nanos));
+    assert!(letter.attempts.iter().is_sorted_by_key(times), "{letter:?}");
+    // Nobody comes back to it.
+    waybill.idle("inventory").await;
+    assert_eq!(waybill.history(&order.order_id).await, [EventKind::Created, EventKind::Failed]);
+}
+
+/// The record of what was tried, as long as there is no letter.
+async fn attempts(waybill: &Deployment) -> Option<DeadLetter> {
+    let kept = waybill.letters_kept().await.into_iter();
+    kept.map(|(_, letter)| letter).find(|letter| letter.state() == DeadLetterState::Unspecified)
+}
+
+#[tokio::test]
+async fn attempts_are_counted_over_the_death_of_the_step() {
+    let mut waybill = with_damage(5).await;
+    let order = place_poison(&waybill, "poison").await;
+    let before =
+        eventually("attempts", async || attempts(&waybill).await.filter(|record| record.attempts.len() >= 2))
+            .await;
+    waybill.kill_processors("inventory");
+    waybill.start_processor("inventory");
+
+    let order = waybill.reached(&order.order_id, OrderStatus::Failed).await;
+    let letter = waybill.letter(&order.dead_letter_id).await.unwrap();
+    assert_eq!(letter.attempts.len(), 5);
+    assert_eq!(letter.attempts[..2], before.attempts[..2]);
+    let tried_again = waybill.processor("inventory").output().matches("order tried again later").count();
+    assert!(tried_again <= 2, "{tried_again} attempts after the two before, and one to give up");
+}
+
+#[tokio::test]
+async fn an_outage_uses_up_no_attempts() {
+    let mut options = Options::default();
+    options.processors.push(("MAX_ATTEMPTS", "1".to_owned()));
+    let mut waybill = Deployment::start_with(options).await;
+    waybill.idle("inventory").await;
+    waybill.jetstream().await.delete_stream(format!("KV_{BUCKET}")).await.unwrap();
+    let orders = Load::start(waybill.channel(), widgets(10)).all().await;
+    let away = |fields: &Value| {
+        let again = fields["message"] == "order tried again later";
+        (again && fields["reason"].as_str()?.contains("not available")).then(|| fields["counts"].clone())
+    };
+    let counts = waybill.processor("inventory").logged("the outage", away).await;
+    assert_eq!(counts, false);
+    assert!(waybill.letters_kept().await.is_empty());
+
+    waybill.kill_processors("inventory");
+    waybill.start_processor("inventory");
+    assert_eq!(waybill.statuses(&ids(&orders)).await.get(&OrderStatus::Fulfilled), Some(&10));
+    assert!(waybill.letters_kept().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_decoded_is_kept_byte_for_byte() {
+    let waybill = Deployment::start().await;
+    let (jetstream, bytes) = (waybill.jetstream().await, (0..=255).collect::<Vec<u8>>());
+    let mut headers = HeaderMap::new();
+    headers.append("who", "somebody");
+    headers.append("who", "else");
+    let ack = jetstream.publish_with_headers("ORDER.created.x", headers, bytes.clone().into()).await.unwrap();
+    let sequence = ack.await.unwrap().sequence;
+
+    let id = format!("inventory-{sequence}");
+    let letter = eventually("the letter", async || waybill.letter(&id).await.ok()).await;
+    assert_eq!((letter.state(), letter.reason()), (DeadLetterState::Open, DeadLetterReason::Undecodable));
+    assert_eq!((letter.subject.as_str(), letter.sequence), ("ORDER.created.x", sequence));
+    assert_eq!(letter.payload, bytes);
+    let values: Vec<_> = letter.headers.iter().map(|header| header.value.as_str()).collect();
+    assert_eq!(values, ["somebody", "else"]);
+    assert_eq!(letter.attempts.len(), 1);
+    assert!(letter.attempts[0].error.contains("subject"), "{letter:?}");
+    waybill.idle("inventory").await;
+}
+
+#[tokio::test]
+async fn a_message_too_large_for_a_letter_is_named_and_stays_in_the_log() {
+    let waybill = Deployment::start().await;
+    let jetstream = waybill.jetstream().await;
+    let payload = vec![7; jetstream.client().server_info().max_payload];
+    let ack = jetstream.publish("ORDER.created.x", payload.into()).await.unwrap();
+    let id = format!("inventory-{}", ack.await.unwrap().sequence);
+    let letter = eventually("the letter", async || waybill.letter(&id).await.ok()).await;
+    assert!(letter.content_omitted && letter.payload.is_empty(), "{letter:?}");
+    waybill.idle("inventory").await;
+}
+
+#[tokio::test]
+async fn a_parked_order_can_be_cancelled_and_gives_back_what_it_held() {
+    let waybill = with_damage(1).await;
+    let order = parked(&waybill, "poison").await;
+    let watcher = waybill.watch(&order.order_id, 0).await.unwrap();
+    mend(&waybill).await;
+    let cancelled = waybill.cancel(&order.order_id).await.unwrap();
+    assert_eq!((cancelled.status(), cancelled.dead_letter_id.as_str()), (OrderStatus::Cancelled, ""));
+    use EventKind::{Cancelled, Created, Failed, Released};
+    assert_eq!(kinds(&watcher.rest().await), [Created, Failed, Cancelled, Released]);
+    assert_eq!(waybill.available("gadget").await, STOCK);
+}
+
+#[tokio::test]
+async fn what_is_owed_is_tried_and_parked_like_all_else() {
+    let mut waybill = with_damage(1).await;
+    let order = parked(&waybill, "poison").await;
+    mend(&waybill).await;
+    // A reservation that cannot be read stands in the way of the release.
+    let bucket = waybill.inventory().await;
+    let key = processor::inventory::reservation_key(&order.order_id);
+    bucket.put(&key, "damaged".into()).await.unwrap();
+    let mut watcher = waybill.watch(&order.order_id, order.revision).await.unwrap();
+    waybill.cancel(&order.order_id).await.unwrap();
+    assert_eq!(kind(&watcher.event().await), EventKind::Cancelled);
+    assert_eq!(kind(&watcher.event().await), EventKind::Failed);
+    let failed = waybill.get(&order.order_id).await.unwrap();
+    assert_eq!((failed.status(), failed.parked_status()), (OrderStatus::Failed, OrderStatus::Cancelled));
+    assert_eq!(failed.reason, "CLIENT_REQUEST");
+
+    bucket.purge(&key).await.unwrap();
+    waybill.redrive(harness::these(&[&failed.dead_letter_id])).await.unwrap();
+    assert_eq!(kinds(&watcher.rest().await), [EventKind::Redriven, EventKind::Released]);
+    let order = waybill.finished(&order.order_id).await;
+    assert_eq!((order.status(), order.reason.as_str()), (OrderStatus::Cancelled, "CLIENT_REQUEST"));
+    waybill.processor("inventory");
+}
+
+#[tokio::test]
+async fn dead_letters_are_kept_as_safely_as_orders() {
+    let waybill = Deployment::start().await;
+    let stream = waybill.jetstream().await.get_stream(DEAD_LETTERS).await.unwrap();
+    let config = &stream.cached_info().config;
+    assert!(config.max_age.is_zero() && config.allow_direct && config.allow_message_ttl);
+    assert_eq!(config.max_messages_per_subject, 1);
+}

@@ -1,0 +1,237 @@
+//! Parked orders go on once the cause is mended: each once, as fast as wanted, and no order on a hunch.
+
+use std::time::{Duration, Instant};
+
+use backbone::subjects::EventKind::{self, Created, Failed, Fulfilled, Paid, Redriven, Reserved};
+use backbone::trace::TraceContext;
+use futures::{StreamExt, stream};
+use harness::{Deployment, Load, PATIENCE, every_one, item, order_of, these};
+use proto::operations::v1::{
+    DeadLetterState, DiscardDeadLetterRequest, RedriveDeadLettersRequest, RedriveOutcome,
+};
+use proto::orders::v1::order_event::Detail;
+use proto::orders::v1::{CreateOrderRequest, OrderRedriven, OrderStatus};
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::accounting::ids;
+use crate::dead_letters::{mend, parked, with_damage};
+
+#[tokio::test]
+async fn a_redriven_order_takes_up_where_it_was_parked_and_ends_well() {
+    let waybill = with_damage(1).await;
+    let order = parked(&waybill, "poison").await;
+    mend(&waybill).await;
+    let letter = order.dead_letter_id.as_str();
+    let answers = waybill.redrive(these(&[letter])).await.unwrap();
+    assert_eq!(answers, [(letter.to_owned(), RedriveOutcome::Redriven)]);
+
+    let order = waybill.finished(&order.order_id).await;
+    assert_eq!(
+        (order.status(), order.reason.as_str(), order.dead_letter_id.as_str()),
+        (OrderStatus::Fulfilled, "", "")
+    );
+    let way = [Created, Failed, Redriven, Reserved, Paid, Fulfilled];
+    assert_eq!(waybill.history(&order.order_id).await, way);
+    let kept = waybill.letter(letter).await.unwrap();
+    assert_eq!(kept.state(), DeadLetterState::Redriven);
+    assert_eq!(kept.resolution.unwrap().operator, "anonymous");
+
+    let again = waybill.redrive(these(&[letter])).await.unwrap();
+    assert_eq!(again, [(letter.to_owned(), RedriveOutcome::AlreadyResolved)]);
+    assert_eq!(waybill.redrive(every_one()).await.unwrap(), []);
+    for step in ["inventory", "payment", "fulfilment"] {
+        waybill.idle(step).await;
+    }
+    assert_eq!(waybill.history(&order.order_id).await, way);
+    assert_eq!(waybill.held("gadget").await, 1);
+}
+
+#[tokio::test]
+async fn an_order_that_fails_again_gets_a_letter_that_names_the_one_before() {
+    let waybill = with_damage(1).await;
+    let first = parked(&waybill, "poison").await;
+    let answers = waybill.redrive(every_one()).await.unwrap();
+    assert_eq!(
+        answers,
+        [(first.dead_letter_id.clone(), RedriveOutcome::Redriven)],
+        "not twice by one request"
+    );
+    let second = harness::eventually("another failure", async || {
+        let order = waybill.get(&first.order_id).await.ok()?;
+        (order.status() == OrderStatus::Failed && order.dead_letter_id != first.dead_letter_id)
+            .then_some(order)
+    })
+    .await;
+    let letter = waybill.letter(&second.dead_letter_id).await.unwrap();
+    assert_eq!(letter.previous_dead_letter_id, first.dead_letter_id);
+    let before = waybill.letter(&first.dead_letter_id).await.unwrap();
+    assert_eq!((before.state(), &before.fingerprint), (DeadLetterState::Redriven, &letter.fingerprint));
+    assert_eq!(waybill.open_letters().await, [second.dead_letter_id]);
+}
+
+/// Requests for one gadget each.
+fn gadgets(count: usize) -> Vec<CreateOrderRequest> {
+    let request =
+        |i| order_of(&format!("customer-{}", i % 7), &format!("poison-{i}"), vec![item("gadget", 1)]);
+    (0..count).map(request).collect()
+}
+
+#[tokio::test]
+async fn five_hundred_orders_are_redriven_at_the_rate_that_was_asked_for() {
+    const ORDERS: usize = 500;
+    const RATE: i32 = 50;
+    let waybill = with_damage(1).await;
+    let orders = ids(&Load::start(waybill.channel(), gadgets(ORDERS)).all().await);
+    let failing = stream::iter(&orders).map(|order_id| waybill.reached(order_id, OrderStatus::Failed));
+    let failed: Vec<_> = failing.buffer_unordered(16).collect().await;
+    waybill.idle("inventory").await;
+    let (messages, letters) = (waybill.subjects().await.len(), waybill.letters_kept().await);
+
+    let dry = waybill.redrive(RedriveDeadLettersRequest { dry_run: true, ..every_one() }).await.unwrap();
+    assert_eq!(dry.len(), ORDERS);
+    assert!(dry.iter().all(|(_, outcome)| *outcome == RedriveOutcome::WouldRedrive));
+    assert_eq!((waybill.subjects().await.len(), waybill.letters_kept().await), (messages, letters));
+
+    mend(&waybill).await;
+    let request = RedriveDeadLettersRequest { rate_per_second: RATE, ..every_one() };
+    let start = Instant::now();
+    let answers = waybill.redrive(request.clone()).await.unwrap();
+    let least = Duration::from_secs(1) / RATE as u32 * (ORDERS as u32 - 1);
+    assert!(start.elapsed() >= least, "{:?}", start.elapsed());
+    assert_eq!(answers.len(), ORDERS);
+    assert!(answers.iter().all(|(_, outcome)| *outcome == RedriveOutcome::Redriven));
+    assert_eq!(waybill.statuses(&orders).await.get(&OrderStatus::Fulfilled), Some(&ORDERS));
+
+    assert_eq!(waybill.redrive(request).await.unwrap(), []);
+    let named: Vec<_> = failed.iter().map(|order| order.dead_letter_id.as_str()).collect();
+    let again = waybill.redrive(these(&named)).await.unwrap();
+    assert!(again.iter().all(|(_, outcome)| *outcome == RedriveOutcome::AlreadyResolved));
+    let histories = waybill.histories().await;
+    for order_id in &orders {
+        let times = |kind: EventKind| histories[order_id].iter().filter(|other| **other == kind).count();
+        assert_eq!((times(Redriven), times(Fulfilled)), (1, 1));
+    }
+    assert_eq!(waybill.held("gadget").await, ORDERS as u64);
+}
+
+#[tokio::test]
+async fn a_canary_that_fails_again_is_the_only_one() {
+    let waybill = with_damage(1).await;
+    let mut orders = Vec::new();
+    for request_id in ["one", "two", "three"] {
+        orders.push(parked(&waybill, request_id).await);
+    }
+    let letters: Vec<_> = orders.iter().map(|order| order.dead_letter_id.clone()).collect();
+    let canary = RedriveDeadLettersRequest { canary: true, ..every_one() };
+    let answers = waybill.redrive(canary.clone()).await.unwrap();
+    let outcomes = [RedriveOutcome::Redriven, RedriveOutcome::CanaryFailed];
+    assert_eq!(answers, outcomes.map(|outcome| (letters[0].clone(), outcome)));
+    for order in &orders[1..] {
+        assert_eq!(waybill.get(&order.order_id).await.unwrap(), *order);
+    }
+
+    mend(&waybill).await;
+    let answers = waybill.redrive(canary).await.unwrap();
+    let outcomes: Vec<_> = answers.into_iter().map(|(_, outcome)| outcome).collect();
+    use RedriveOutcome as O;
+    assert_eq!(outcomes, [O::Redriven, O::CanaryPassed, O::Redriven, O::Redriven]);
+    assert_eq!(waybill.statuses(&ids(&orders)).await.get(&OrderStatus::Fulfilled), Some(&3));
+}
+
+#[tokio::test]
+async fn a_limit_and_the_names_of_letters_are_kept_to() {
+    let waybill = with_damage(1).await;
+    let first = parked(&waybill, "first").await;
+    let second = parked(&waybill, "second").await;
+    mend(&waybill).await;
+    let answers = waybill.redrive(RedriveDeadLettersRequest { limit: 1, ..every_one() }).await.unwrap();
+    assert_eq!(answers, [(first.dead_letter_id, RedriveOutcome::Redriven)]);
+    assert_eq!(waybill.get(&second.order_id).await.unwrap(), second);
+    let refused = waybill.redrive(these(&[&second.dead_letter_id, "inventory-9999"])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+    assert_eq!(refused.get_details_resource_info().unwrap().resource_name, "inventory-9999");
+    assert_eq!(waybill.get(&second.order_id).await.unwrap(), second);
+}
+
+#[tokio::test]
+async fn a_letter_whose_order_was_cancelled_is_closed_and_not_redriven() {
+    let waybill = with_damage(1).await;
+    let order = parked(&waybill, "poison").await;
+    mend(&waybill).await;
+    waybill.cancel(&order.order_id).await.unwrap();
+    waybill.finished(&order.order_id).await;
+    let letter = order.dead_letter_id;
+    let dry = waybill.redrive(RedriveDeadLettersRequest { dry_run: true, ..every_one() }).await.unwrap();
+    assert_eq!(dry, [(letter.clone(), RedriveOutcome::OrderWentOn)]);
+    assert_eq!(waybill.letter(&letter).await.unwrap().state(), DeadLetterState::Open);
+    assert_eq!(waybill.redrive(every_one()).await.unwrap(), dry);
+    let kept = waybill.letter(&letter).await.unwrap();
+    assert_eq!(kept.state(), DeadLetterState::Discarded);
+    assert!(kept.resolution.unwrap().reason.contains("CANCELLED"));
+    assert_eq!(waybill.get(&order.order_id).await.unwrap().status(), OrderStatus::Cancelled);
+}
+
+#[tokio::test]
+async fn a_redrive_that_died_before_it_closed_the_letter_is_finished_by_the_next() {
+    let waybill = with_damage(1).await;
+    let order = parked(&waybill, "poison").await;
+    mend(&waybill).await;
+    let letter = order.dead_letter_id.clone();
+    let log = waybill.order_log().await;
+    let current = log.load(&order.order_id.parse().unwrap()).await.unwrap().unwrap();
+    let redriven = OrderRedriven { operator: "somebody".to_owned(), dead_letter_id: letter.clone() };
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    log.append(&current, Detail::Redriven(redriven), &TraceContext::root(), deadline).await.unwrap();
+
+    let answers = waybill.redrive(every_one()).await.unwrap();
+    assert_eq!(answers, [(letter.clone(), RedriveOutcome::AlreadyResolved)]);
+    assert_eq!(waybill.letter(&letter).await.unwrap().state(), DeadLetterState::Redriven);
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    let history = waybill.history(&order.order_id).await;
+    assert_eq!(history, [Created, Failed, Redriven, Reserved, Paid, Fulfilled]);
+}
+
+/// Publishes what no step can decode; gives the letter's id.
+async fn undecodable(waybill: &Deployment) -> String {
+    let ack = waybill.jetstream().await.publish("ORDER.created.x", "junk".into()).await.unwrap();
+    let id = format!("inventory-{}", ack.await.unwrap().sequence);
+    harness::eventually("the letter", async || waybill.letter(&id).await.ok()).await;
+    id
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_decoded_is_not_redriven_but_discarded() {
+    let waybill = with_damage(1).await;
+    let order = parked(&waybill, "poison").await;
+    mend(&waybill).await;
+    let id = undecodable(&waybill).await;
+    let refused = waybill.redrive(these(&[&order.dead_letter_id, &id])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(refused.get_details_error_info().unwrap().reason, "NOT_REDRIVABLE");
+    let violations = refused.get_details_precondition_failure().unwrap().violations;
+    assert_eq!(violations.len(), 1);
+    assert_eq!(violations[0].subject, id);
+    assert!(violations[0].description.contains("discard"), "{violations:?}");
+    assert_eq!(waybill.get(&order.order_id).await.unwrap(), order, "all or none");
+    let answers = waybill.redrive(every_one()).await.unwrap();
+    let outcomes: Vec<_> = answers.into_iter().map(|(_, outcome)| outcome).collect();
+    assert_eq!(outcomes, [RedriveOutcome::Redriven, RedriveOutcome::NotRedrivable]);
+    assert_eq!(waybill.open_letters().await, [id.clone()]);
+
+    let discard =
+        |reason: &str| DiscardDeadLetterRequest { dead_letter_id: id.clone(), reason: reason.to_owned() };
+    let mut operations = waybill.operations();
+    let refused = operations.discard_dead_letter(discard("")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    for reason in ["a test of ours", "again"] {
+        let letter = operations.discard_dead_letter(discard(reason)).await.unwrap().into_inner().dead_letter;
+        assert_eq!(letter.unwrap().resolution.unwrap().reason, "a test of ours");
+    }
+    assert!(waybill.open_letters().await.is_empty());
+    let kept = waybill.letter(&id).await.unwrap();
+    assert_eq!((kept.state(), kept.payload.as_slice()), (DeadLetterState::Discarded, &b"junk"[..]));
+    let redriven = DiscardDeadLetterRequest { dead_letter_id: order.dead_letter_id, reason: "x".to_owned() };
+    let refused = operations.discard_dead_letter(redriven).await.unwrap_err();
+    assert_eq!(refused.get_details_error_info().unwrap().reason, "ALREADY_REDRIVEN");
+}
