@@ -10,6 +10,7 @@ use proto::orders::v1::OrderStatus;
 use tonic::transport::Uri;
 
 use crate::credential::Credential;
+use crate::dead_letter::DeadLetterArgs;
 use crate::render;
 use crate::tls::Tls;
 
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Dev(DevArgs),
     /// Place, read, list, watch and cancel orders.
     Order(OrderArgs),
+    /// List, show, redrive and discard what the steps have given up: for operators.
+    DeadLetter(DeadLetterArgs),
     /// Become a program that dies with its parent.
     #[command(hide = true)]
     Tether(TetherArgs),
@@ -64,6 +67,9 @@ pub(crate) struct DevArgs {
     /// Where the gateway serves its health over HTTP. Port 0 takes a free one.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
     pub(crate) ops_addr: SocketAddr,
+    /// Where the gateway serves operators. Port 0 takes a free one.
+    #[arg(long, env = "OPERATIONS_ADDR", default_value = "127.0.0.1:50053")]
+    pub(crate) operations_addr: SocketAddr,
     /// Where the payment sandbox serves gRPC. Port 0 takes a free one.
     #[arg(long, env = "PAYMENT_SANDBOX_ADDR", default_value = "127.0.0.1:50052")]
     pub(crate) payment_sandbox_addr: SocketAddr,
@@ -195,7 +201,7 @@ fn status_parser() -> impl TypedValueParser<Value = OrderStatus> {
     PossibleValuesParser::new(statuses().map(render::status_name)).try_map(named)
 }
 
-fn parse_gateway(text: &str) -> Result<Uri, String> {
+pub(crate) fn parse_gateway(text: &str) -> Result<Uri, String> {
     match text.parse::<Uri>() {
         Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some() => Ok(uri),
         Ok(_) => Err("write it as http://HOST:PORT or https://HOST:PORT".to_owned()),

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use anyhow::Context;
+use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use tokio::time::timeout;
 use tonic::service::interceptor::InterceptedService;
@@ -26,6 +27,12 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A client of the order service. Cheap to clone; clones share one connection.
 pub(crate) type Orders = OrderServiceClient<InterceptedService<Channel, Credential>>;
 
+/// A client of the operators' service.
+pub(crate) type DeadLetters = DeadLetterServiceClient<InterceptedService<Channel, Credential>>;
+
+/// Largest answer: a dead letter holds a message of any size that the broker takes.
+const LETTER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// How to reach a gateway; nothing is connected yet.
 pub(crate) fn endpoint(gateway: Uri) -> Endpoint {
     Channel::builder(gateway)
@@ -43,6 +50,23 @@ pub(crate) async fn connect(gateway: Uri, tls: &Tls, credential: Credential) -> 
         )
     })?;
     Ok(orders(channel, credential))
+}
+
+/// Connects to the address that a gateway is expected to serve operators at.
+pub(crate) async fn connect_operations(
+    operations: Uri,
+    tls: &Tls,
+    credential: Credential,
+) -> anyhow::Result<DeadLetters> {
+    let channel = tls.apply(endpoint(operations.clone()))?.connect().await.with_context(|| {
+        format!(
+            "cannot reach a gateway's address for operators (OPERATIONS_ADDR) at {operations}: start one with `{} dev`, \
+             or name another with --operations",
+            called()
+        )
+    })?;
+    let letters = DeadLetterServiceClient::with_interceptor(channel, credential);
+    Ok(letters.max_decoding_message_size(LETTER_BYTES_MAX))
 }
 
 /// The order service at the end of a channel.

@@ -1,10 +1,12 @@
-//! `waybill`: one binary for people. `dev` runs the whole system on this machine, `order` talks to a gateway.
+//! `waybill`: one binary for people. `dev` runs the whole system on this machine, `order` and
+//! `dead-letter` talk to a gateway.
 
 mod args;
 mod called;
 mod client;
 mod console;
 mod credential;
+mod dead_letter;
 mod dev;
 mod fault;
 mod order;
@@ -38,6 +40,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Dev(args) => block_on(dev::run(&args)),
         Command::Order(args) => block_on(order::run(args)),
+        Command::DeadLetter(args) => block_on(dead_letter::run(args)),
         Command::Tether(args) => Err(tether::become_program(&args)),
     }
 }

@@ -58,7 +58,8 @@ pub(crate) fn standing(order: &Order) -> String {
         text = format!("{text} ({})", order.reason);
     }
     if order.status() == OrderStatus::Failed {
-        text = format!("{text}, parked as {}", status_name(order.parked_status()));
+        let (parked_as, letter) = (status_name(order.parked_status()), &order.dead_letter_id);
+        text = format!("{text}, parked as {parked_as}, dead letter {letter}");
     }
     for undo in order.undo_pending() {
         text = format!("{text}, {}", undo_text(undo));
@@ -131,7 +132,8 @@ fn create_time(order: &Order) -> Option<SystemTime> {
     order.create_time.and_then(|time| time.try_into().ok())
 }
 
-fn time_text(time: Option<SystemTime>) -> String {
+/// A time that may not be told.
+pub(crate) fn time_text(time: Option<SystemTime>) -> String {
     time.map_or_else(|| "unknown".to_owned(), |time| humantime::format_rfc3339_millis(time).to_string())
 }
 

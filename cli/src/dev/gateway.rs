@@ -32,6 +32,8 @@ pub(super) struct Gateway {
     pub(super) grpc_addr: SocketAddr,
     /// Where this machine reaches its health over HTTP.
     pub(super) ops_addr: SocketAddr,
+    /// Where operators on this machine reach it.
+    pub(super) operations_addr: SocketAddr,
 }
 
 impl Gateway {
@@ -50,7 +52,10 @@ pub(super) async fn start(
     children: &mut Children,
 ) -> anyhow::Result<Gateway> {
     let mut command = broker.command_of_client(&programs.gateway)?;
-    command.env("GRPC_ADDR", args.grpc_addr.to_string()).env("OPS_ADDR", args.ops_addr.to_string());
+    command
+        .env("GRPC_ADDR", args.grpc_addr.to_string())
+        .env("OPS_ADDR", args.ops_addr.to_string())
+        .env("OPERATIONS_ADDR", args.operations_addr.to_string());
     for variable in OF_TLS {
         command.env_remove(variable);
     }
@@ -87,17 +92,23 @@ async fn is_serving(health: &mut HealthClient<Channel>) -> bool {
 
 /// The addresses that were asked for; for a port that the gateway was to choose, the one that it logs.
 async fn addresses(args: &DevArgs, log: &Path) -> anyhow::Result<Gateway> {
-    let mut gateway = Gateway { grpc_addr: args.grpc_addr, ops_addr: args.ops_addr };
-    if gateway.grpc_addr.port() == 0 || gateway.ops_addr.port() == 0 {
+    let DevArgs { grpc_addr, ops_addr, operations_addr, .. } = *args;
+    let mut gateway = Gateway { grpc_addr, ops_addr, operations_addr };
+    if [grpc_addr, ops_addr, operations_addr].iter().any(|addr| addr.port() == 0) {
         let listening = log::wait_for(log, "listening").await;
         let address = |name: &str| {
             let logged = listening[name].as_str().unwrap_or_default();
             logged.parse().with_context(|| format!("the gateway logs no {name}: {logged:?}"))
         };
-        gateway = Gateway { grpc_addr: address("grpc_addr")?, ops_addr: address("ops_addr")? };
+        gateway = Gateway {
+            grpc_addr: address("grpc_addr")?,
+            ops_addr: address("ops_addr")?,
+            operations_addr: address("operations_addr")?,
+        };
     }
     gateway.grpc_addr = reachable(gateway.grpc_addr);
     gateway.ops_addr = reachable(gateway.ops_addr);
+    gateway.operations_addr = reachable(gateway.operations_addr);
     Ok(gateway)
 }
 

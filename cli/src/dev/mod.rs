@@ -113,9 +113,11 @@ Try it:
   grpcurl -plaintext -d '{{\"order_id\":\"{order_id}\"}}' {addr} orders.v1.OrderService/WatchOrder
   {waybill} order --gateway http://{addr} place --customer ada --item {item} --watch
   {waybill} order --gateway http://{addr} get {order_id}
+  {waybill} dead-letter --operations http://{operations} list
 
 Ctrl-C stops everything; the data stays in {data}.",
         ops = gateway.ops_addr,
+        operations = gateway.operations_addr,
         nats = broker.url,
         logs = args.data_dir.join("logs").display(),
         data = args.data_dir.display(),

@@ -14,6 +14,7 @@ pub(super) fn check_free(args: &DevArgs) -> anyhow::Result<()> {
         (nats_addr, "nats-server", "--nats-port"),
         (args.grpc_addr, "the gateway's gRPC", "--grpc-addr"),
         (args.ops_addr, "the gateway's health", "--ops-addr"),
+        (args.operations_addr, "the gateway's service for operators", "--operations-addr"),
     ];
     if args.payment_url.is_none() {
         wanted.push((args.payment_sandbox_addr, "the payment sandbox", "--payment-sandbox-addr"));

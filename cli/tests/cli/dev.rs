@@ -45,6 +45,7 @@ async fn a_busy_port_is_named_with_the_flag_that_changes_it() {
         ("--nats-port", &port),
         ("--grpc-addr", &addr),
         ("--ops-addr", &addr),
+        ("--operations-addr", &addr),
         ("--payment-sandbox-addr", &addr),
     ] {
         let stage = Stage::new();

@@ -19,7 +19,7 @@ nats-server)
     ;;
 waybill-gateway)
     address=${FAKE_GRPC_ADDR:-127.0.0.1:1}
-    echo "{\"fields\":{\"message\":\"listening\",\"grpc_addr\":\"$address\",\"ops_addr\":\"127.0.0.1:1\"}}"
+    echo "{\"fields\":{\"message\":\"listening\",\"grpc_addr\":\"$address\",\"ops_addr\":\"127.0.0.1:1\",\"operations_addr\":\"127.0.0.1:1\"}}"
     ;;
 waybill-payment-sandbox)
     echo '{"fields":{"message":"listening","grpc_addr":"127.0.0.1:2"}}'

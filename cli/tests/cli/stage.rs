@@ -61,6 +61,7 @@ impl Stage {
             .arg("dev")
             .env("GRPC_ADDR", "127.0.0.1:0")
             .env("OPS_ADDR", "127.0.0.1:0")
+            .env("OPERATIONS_ADDR", "127.0.0.1:0")
             .env("PAYMENT_SANDBOX_ADDR", "127.0.0.1:0")
             .env_remove("PAYMENT_URL")
             .env("WAYBILL_NATS_PORT", "0")

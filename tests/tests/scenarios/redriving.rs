@@ -194,7 +194,8 @@ async fn a_redrive_that_died_before_it_closed_the_letter_is_finished_by_the_next
 
 /// Publishes what no step can decode; gives the letter's id.
 async fn undecodable(waybill: &Deployment) -> String {
-    let ack = waybill.jetstream().await.publish("ORDER.created.x", "junk".into()).await.unwrap();
+    let jetstream = waybill.jetstream().await;
+    let ack = jetstream.publish("ORDER.created.x", "junk".into()).await.unwrap();
     let id = format!("inventory-{}", ack.await.unwrap().sequence);
     harness::eventually("the letter", async || waybill.letter(&id).await.ok()).await;
     id

@@ -1,0 +1,98 @@
+//! The command line of `waybill dead-letter`.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Subcommand};
+use tonic::transport::Uri;
+
+use crate::args::parse_gateway;
+use crate::credential::Credential;
+use crate::tls::Tls;
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DeadLetterArgs {
+    /// The gateway's address for operators.
+    #[arg(long, env = "WAYBILL_OPERATIONS", default_value = "http://127.0.0.1:50053", global = true,
+          value_name = "URL", value_parser = parse_gateway)]
+    pub(crate) operations: Uri,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
+    #[command(flatten)]
+    pub(crate) credential: Credential,
+    #[command(subcommand)]
+    pub(crate) command: DeadLetterCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetterCommand {
+    /// Count open letters by their cause, and list them, oldest first.
+    List {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// At most so many letters.
+        #[arg(long, default_value = "50", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
+    /// Show one letter with everything that was tried.
+    Get {
+        /// The letter's id, as `list` shows it.
+        dead_letter_id: String,
+        /// Write the original message's payload to this file, byte for byte.
+        #[arg(long, value_name = "PATH")]
+        payload: Option<PathBuf>,
+    },
+    /// Send parked orders on their way again.
+    Redrive(RedriveArgs),
+    /// Close a letter for good; it stays readable, and its order FAILED.
+    Discard {
+        /// The letter's id, as `list` shows it.
+        dead_letter_id: String,
+        /// Why, for the record.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+}
+
+/// Which letters.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct FilterArgs {
+    /// Only letters of this step.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "STEP")]
+    pub(crate) step: String,
+    /// Only letters with this fingerprint.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "HEX")]
+    pub(crate) fingerprint: String,
+    /// Only letters that are at least so old, such as 2h.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) older_than: Option<humantime::Duration>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RedriveArgs {
+    /// The letters' ids, as `list` shows them. Without any, a filter or --all says which.
+    pub(crate) dead_letter_ids: Vec<String>,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    /// All open letters.
+    #[arg(long, conflicts_with_all = ["dead_letter_ids", "step", "fingerprint", "older_than"])]
+    pub(crate) all: bool,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// At most so many orders in a second, 1-1000.
+    #[arg(long, default_value = "10", value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1000))]
+    pub(crate) rate: i32,
+    /// At most so many letters, the oldest first, 1-20000.
+    #[arg(long, default_value = "20000", value_name = "N", value_parser = clap::value_parser!(i32).range(1..=20_000))]
+    pub(crate) limit: i32,
+    /// Redrive one order first, and the others only once that one is finished.
+    #[arg(long)]
+    pub(crate) canary: bool,
+}
+
+impl FilterArgs {
+    /// Whether it leaves anything out.
+    pub(crate) fn is_set(&self) -> bool {
+        !self.step.is_empty() || !self.fingerprint.is_empty() || self.older_than.is_some()
+    }
+}

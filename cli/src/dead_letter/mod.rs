@@ -1,0 +1,140 @@
+//! `waybill dead-letter`: what the steps have given up, and what to do about it.
+
+mod args;
+mod render;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use proto::operations::v1::{
+    DeadLetter, DeadLetterFilter, DiscardDeadLetterRequest, GetDeadLetterRequest, ListDeadLettersRequest,
+    RedriveDeadLettersRequest, RedriveOutcome,
+};
+
+pub(crate) use args::DeadLetterArgs;
+use args::{DeadLetterCommand, FilterArgs, RedriveArgs};
+
+use crate::client::{self, DeadLetters};
+use crate::console;
+
+/// Letters asked for at once.
+const PAGE_SIZE_MAX: u32 = 500;
+
+/// Runs one of the commands, until its end or until nobody reads its answer any more.
+pub(crate) async fn run(args: DeadLetterArgs) -> anyhow::Result<()> {
+    match obey(args).await {
+        Err(error) if console::reader_is_gone(&error) => Ok(()),
+        ended => ended,
+    }
+}
+
+async fn obey(args: DeadLetterArgs) -> anyhow::Result<()> {
+    let letters = client::connect_operations(args.operations, &args.tls, args.credential).await?;
+    match args.command {
+        DeadLetterCommand::List { filter, limit } => list(letters, &filter, limit).await,
+        DeadLetterCommand::Get { dead_letter_id, payload } => {
+            let letter = get(letters, dead_letter_id).await?;
+            console::answer(&render::letter(&letter))?;
+            if let Some(path) = payload {
+                if letter.content_omitted {
+                    bail!(
+                        "the message was too large to be kept here; it lies in stream ORDERS at {}",
+                        letter.sequence
+                    );
+                }
+                std::fs::write(&path, &letter.payload)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+            }
+            Ok(())
+        }
+        DeadLetterCommand::Redrive(redrive_args) => redrive(letters, redrive_args).await,
+        DeadLetterCommand::Discard { dead_letter_id, reason } => {
+            discard(letters, dead_letter_id, reason).await
+        }
+    }
+}
+
+async fn list(mut letters: DeadLetters, filter: &FilterArgs, limit: u32) -> anyhow::Result<()> {
+    let (mut page_token, mut wanted) = (String::new(), limit);
+    loop {
+        let request = ListDeadLettersRequest {
+            filter: Some(filter_of(filter)?),
+            page_size: wanted.min(PAGE_SIZE_MAX).try_into()?,
+            page_token,
+        };
+        let answer = client::answer(letters.list_dead_letters(request)).await?;
+        if wanted == limit && !answer.groups.is_empty() {
+            let incomplete = if answer.groups_incomplete { ", and more that were not counted" } else { "" };
+            let groups: Vec<_> = answer.groups.iter().map(render::group).collect();
+            console::answer(&format!("{}{incomplete}\n", groups.join("\n")))?;
+        }
+        for letter in &answer.dead_letters {
+            console::answer(&render::letter_line(letter))?;
+        }
+        wanted = wanted.saturating_sub(answer.dead_letters.len().try_into()?);
+        page_token = answer.next_page_token;
+        if page_token.is_empty() {
+            return Ok(());
+        }
+        if wanted == 0 {
+            console::warn(&format!("these are the oldest {limit}; there are more, see --limit"));
+            return Ok(());
+        }
+    }
+}
+
+async fn get(mut letters: DeadLetters, dead_letter_id: String) -> anyhow::Result<DeadLetter> {
+    let answer = client::answer(letters.get_dead_letter(GetDeadLetterRequest { dead_letter_id })).await?;
+    answer.dead_letter.context("the gateway answered without a letter")
+}
+
+async fn redrive(mut letters: DeadLetters, args: RedriveArgs) -> anyhow::Result<()> {
+    let named = !args.dead_letter_ids.is_empty();
+    if !named && !args.all && !args.filter.is_set() {
+        bail!("say which letters: by their ids, --step, --fingerprint, --older-than, or --all");
+    }
+    if named && args.filter.is_set() {
+        bail!("name letters by their ids or by a filter, not both");
+    }
+    let filter = if named { None } else { Some(filter_of(&args.filter)?) };
+    let request = RedriveDeadLettersRequest {
+        dead_letter_ids: args.dead_letter_ids,
+        filter,
+        dry_run: args.dry_run,
+        rate_per_second: args.rate,
+        limit: args.limit,
+        canary: args.canary,
+    };
+    let mut answers = client::answer(letters.redrive_dead_letters(request)).await?;
+    let mut counts = BTreeMap::<_, usize>::new();
+    let mut canary_failed = false;
+    while let Some(answer) = answers.message().await? {
+        console::answer(&render::answer(&answer))?;
+        canary_failed |= answer.outcome() == RedriveOutcome::CanaryFailed;
+        *counts.entry(render::outcome(answer.outcome())).or_default() += 1;
+    }
+    let counts: Vec<_> = counts.into_iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
+    console::warn(&if counts.is_empty() { "no such open letters".to_owned() } else { counts.join(", ") });
+    if canary_failed {
+        bail!("the canary was not finished, so nothing else was redriven");
+    }
+    Ok(())
+}
+
+async fn discard(mut letters: DeadLetters, dead_letter_id: String, reason: String) -> anyhow::Result<()> {
+    let request = DiscardDeadLetterRequest { dead_letter_id, reason };
+    let answer = client::answer(letters.discard_dead_letter(request)).await?;
+    let letter = answer.dead_letter.context("the gateway answered without a letter")?;
+    console::answer(&render::letter_line(&letter))?;
+    Ok(())
+}
+
+fn filter_of(args: &FilterArgs) -> anyhow::Result<DeadLetterFilter> {
+    let older_than = args.older_than.map(|time| Duration::from(time).try_into()).transpose();
+    Ok(DeadLetterFilter {
+        step: args.step.clone(),
+        fingerprint: args.fingerprint.clone(),
+        older_than: older_than.context("--older-than is too long")?,
+    })
+}
