@@ -126,7 +126,7 @@ impl OrderService for Orders {
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
         let mut current = found.ok_or_else(|| errors::not_found(&id))?;
         // Each turn lost is an event won by somebody else, and an order has few.
-        while current.order.status() != OrderStatus::Cancelled {
+        while !is_cancelled(&current.order) {
             let detail = Detail::Cancelled(cancelled.clone());
             match self.log.append(&current, detail, &trace, deadline).await {
                 Ok(Appended::Stored(now) | Appended::Overtaken(now)) => current = now,
@@ -198,6 +198,11 @@ pub(crate) fn principal_of<T>(request: &Request<T>) -> Result<&Arc<Principal>, S
 
 fn tenant_of<T>(request: &Request<T>) -> Result<Arc<str>, Status> {
     Ok(principal_of(request)?.tenant.clone())
+}
+
+/// Whether the order was cancelled: also if a step gave up while it undid what had been done.
+fn is_cancelled(order: &Order) -> bool {
+    [order.status(), order.parked_status()].contains(&OrderStatus::Cancelled)
 }
 
 /// Whether the order is one of `tenant`'s. The id is made of the tenant and the customer, so it tells.

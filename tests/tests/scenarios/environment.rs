@@ -70,6 +70,7 @@ async fn the_gateway_refuses_settings_that_cannot_be_used() {
     let settings = [
         ("GRPC_ADDR", "nonsense"),
         ("OPS_ADDR", "127.0.0.1"),
+        ("OPERATIONS_ADDR", "operators"),
         ("RATE_LIMIT", "0"),
         ("RATE_BURST", "-1"),
         ("REQUEST_TIMEOUT", "5"),
@@ -123,6 +124,9 @@ async fn the_gateway_refuses_files_that_cannot_be_used() {
 async fn other_machines_are_served_only_if_callers_are_asked_who_they_are() {
     let everywhere = ("GRPC_ADDR", "0.0.0.0:0");
     refuses_with(&[everywhere], "GRPC_ADDR: 0.0.0.0:0 can be reached from other machines").await;
+    // Operators are asked, whatever clients are not.
+    let operations = [("OPERATIONS_ADDR", "0.0.0.0:0"), ("ALLOW_ANONYMOUS", "true")];
+    refuses_with(&operations, "OPERATIONS_ADDR: 0.0.0.0:0 can be reached from other machines").await;
     // TLS alone asks nobody.
     let dir = tempfile::tempdir().unwrap();
     let settings = Authority::new().gateway().settings(dir.path());
@@ -208,8 +212,14 @@ async fn a_file_that_cannot_be_read_is_named_once() {
 #[tokio::test]
 async fn help_names_every_variable() {
     for (program, variables) in [
-        ("waybill-gateway", &["GRPC_ADDR", "OPS_ADDR", "RATE_LIMIT", "NATS_URL", "RUST_LOG"][..]),
-        ("waybill-inventory", &["STOCK", "WORKER_POOL_SIZE", "ACK_WAIT", "NATS_URL", "LOG_FORMAT"]),
+        (
+            "waybill-gateway",
+            &["GRPC_ADDR", "OPS_ADDR", "OPERATIONS_ADDR", "RATE_LIMIT", "NATS_URL", "RUST_LOG"][..],
+        ),
+        (
+            "waybill-inventory",
+            &["STOCK", "WORKER_POOL_SIZE", "MAX_ATTEMPTS", "ACK_WAIT", "NATS_URL", "LOG_FORMAT"],
+        ),
         ("waybill-payment", &["PAYMENT_URL", "PAYMENT_TIMEOUT", "WORKER_POOL_SIZE"]),
         (PAYMENT_SANDBOX, &["PAYMENT_SANDBOX_ADDR", "PAYMENT_SANDBOX_DATA", "DRAIN_TIMEOUT", "RUST_LOG"]),
     ] {

@@ -1,15 +1,19 @@
 //! The operators' address: who may use it, and what it lists.
 
-use harness::{Deployment, Options, Shows, health};
+use std::fmt::Write as _;
+
+use harness::{Deployment, Options, PATIENCE, Shows, health};
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::operations::v1::{DeadLetterFilter, ListDeadLettersRequest, ListDeadLettersResponse};
+use proto::orders::v1::OrderStatus;
 use sha2::{Digest, Sha256};
-use std::fmt::Write as _;
+use tokio::process::Command;
+use tokio::time::timeout;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
 
-use crate::dead_letters::{parked, with_damage};
+use crate::dead_letters::{mend, parked, with_damage};
 
 async fn list(waybill: &Deployment, request: ListDeadLettersRequest) -> ListDeadLettersResponse {
     waybill.operations().list_dead_letters(request).await.unwrap().into_inner()
@@ -90,4 +94,57 @@ async fn only_operators_get_in_and_only_by_their_own_address() {
         let state = health(waybill.operations_channel(), service).await;
         assert_eq!(state, Some(ServingStatus::Serving), "{service}");
     }
+}
+
+/// What `waybill dead-letter` says, and whether it ends well.
+async fn waybill_dead_letter(waybill: &Deployment, args: &[&str]) -> (bool, String) {
+    let mut command = Command::new(harness::binary("waybill"));
+    command.arg("dead-letter").args(args).kill_on_drop(true);
+    command.env("WAYBILL_OPERATIONS", format!("http://{}", waybill.gateway.operations_addr));
+    let output = timeout(PATIENCE, command.output()).await.expect("an end").unwrap();
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+    (output.status.success(), said)
+}
+
+#[tokio::test]
+async fn an_operator_needs_nothing_but_the_command_line() {
+    let waybill = with_damage(1).await;
+    let (one, two) = (parked(&waybill, "one").await, parked(&waybill, "two").await);
+    let (jetstream, dir) = (waybill.jetstream().await, tempfile::tempdir().unwrap());
+    let junk = jetstream.publish("ORDER.created.x", "junk".into()).await.unwrap().await.unwrap();
+    let junk = format!("inventory-{}", junk.sequence);
+    waybill.idle("inventory").await;
+    let run = async |args: &[&str]| waybill_dead_letter(&waybill, args).await;
+
+    let (ended_well, said) = run(&["list"]).await;
+    assert!(ended_well, "{said}");
+    for part in
+        [&one.dead_letter_id, &two.order_id, &junk, "      2  inventory  RETRIES_EXHAUSTED", "stock.gadget"]
+    {
+        assert!(said.contains(part), "{part} not in {said}");
+    }
+    let (_, said) = run(&["list", "--step", "payment"]).await;
+    assert_eq!(said, "");
+    let file = dir.path().join("payload");
+    let (ended_well, said) = run(&["get", &junk, "--payload", file.to_str().unwrap()]).await;
+    assert!(ended_well && said.contains("UNDECODABLE") && said.contains("4 bytes"), "{said}");
+    assert_eq!(std::fs::read(file).unwrap(), b"junk");
+
+    let (ended_well, said) = run(&["redrive"]).await;
+    assert!(!ended_well && said.contains("--all"), "{said}");
+    let (ended_well, said) = run(&["redrive", "--all", "--dry-run"]).await;
+    assert!(ended_well && said.contains("1 not redrivable, 2 would be redriven"), "{said}");
+    let (ended_well, said) = run(&["redrive", "--all", "--canary"]).await;
+    assert!(!ended_well && said.contains("canary failed"), "{said}");
+    mend(&waybill).await;
+    let (ended_well, said) = run(&["redrive", "--older-than", "0s", "--rate", "100", "--canary"]).await;
+    assert!(ended_well && said.contains("1 canary passed, 1 not redrivable, 2 redriven"), "{said}");
+    for order in [one, two] {
+        assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    }
+    let (ended_well, said) = run(&["redrive", &junk]).await;
+    assert!(!ended_well && said.contains("FAILED_PRECONDITION") && said.contains(&junk), "{said}");
+    let (ended_well, said) = run(&["discard", &junk, "--reason", "a test"]).await;
+    assert!(ended_well && said.contains("DISCARDED: a test"), "{said}");
+    assert_eq!(run(&["list"]).await, (true, String::new()));
 }

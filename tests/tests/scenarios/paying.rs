@@ -357,6 +357,28 @@ async fn a_service_that_answers_nonsense_costs_no_order() {
 }
 
 #[tokio::test]
+async fn nonsense_without_end_parks_an_order_and_a_redrive_pays_for_it_once() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let addr = Confused { calls: calls.clone() }.serve(Server::builder()).await;
+    let mut options = Options::default();
+    options.processors.push(("PAYMENT_URL", format!("http://{addr}")));
+    options.processors.push(("MAX_ATTEMPTS", "2".to_owned()));
+    let waybill = Deployment::start_with(options).await;
+    let order = place(&waybill).await;
+    let parked = waybill.reached(&order.order_id, OrderStatus::Failed).await;
+    assert_eq!((parked.parked_status(), calls.load(Ordering::Relaxed)), (OrderStatus::Reserved, 2));
+    let letter = waybill.letter(&parked.dead_letter_id).await.unwrap();
+    assert_eq!(letter.step, "payment");
+    assert!(letter.attempts.iter().all(|attempt| attempt.error.contains("of no use")), "{letter:?}");
+
+    waybill.redrive(harness::these(&[&parked.dead_letter_id])).await.unwrap();
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    use EventKind::{Created, Failed, Fulfilled, Paid, Redriven, Reserved};
+    let way = [Created, Reserved, Failed, Redriven, Paid, Fulfilled];
+    assert_eq!(waybill.history(&order.order_id).await, way);
+}
+
+#[tokio::test]
 async fn a_service_behind_tls_is_called_if_its_certificate_is_good() {
     let dir = tempfile::tempdir().unwrap();
     let (authority, another) = (Authority::new(), Authority::new());
