@@ -214,13 +214,16 @@ impl DeadLetters {
     }
 }
 
-/// The headers of a message as a letter has them.
+/// The headers of a message as a letter has them, by name.
 pub fn headers_of(headers: Option<&HeaderMap>) -> Vec<Header> {
     let header = |(name, values): (&HeaderName, &Vec<HeaderValue>)| {
         let name = name.to_string();
         values.iter().map(|value| Header { name: name.clone(), value: value.to_string() }).collect::<Vec<_>>()
     };
-    headers.into_iter().flat_map(HeaderMap::iter).flat_map(header).collect()
+    let mut headers: Vec<_> = headers.into_iter().flat_map(HeaderMap::iter).flat_map(header).collect();
+    // A map has no order of its own, and the same message should read the same.
+    headers.sort_by(|a, b| a.name.cmp(&b.name));
+    headers
 }
 
 /// The text of an error, no longer than a letter holds.

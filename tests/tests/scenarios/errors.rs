@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use backbone::ids::OrderId;
+use backbone::dead_letters::LetterId;
+use backbone::ids::{OrderId, Revision};
 use backbone::stream::ORDERS;
 use backbone::subjects;
 use harness::certificates::replace;
 use harness::issuer::{AUDIENCE, ISSUER, SigningKey, claims, key_set, seconds_from_now};
-use harness::{Deployment, Options, Shows, eventually, item, order_of};
+use harness::{Deployment, Options, Shows, eventually, item, order_of, these};
 use nix::sys::signal::Signal;
+use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
+use proto::operations::v1::{DeadLetter, DeadLetterReason, DeadLetterState, DiscardDeadLetterRequest};
 use proto::orders::v1::{
     CancelOrderRequest, CreateOrderRequest, GetOrderRequest, ListOrderEventsRequest, Order, OrderStatus,
     WatchOrderRequest, WatchOrderResponse,
@@ -88,6 +91,25 @@ async fn watch(
     client.watch_order(WatchOrderRequest { order_id: order_id.to_owned(), after_revision: 0 }).await
 }
 
+/// A letter that cannot be redriven, and one that was.
+async fn operators_refusals(waybill: &Deployment) -> [Result<(), Status>; 2] {
+    let (channel, operator) = (waybill.operations_channel(), Shows::key("operator"));
+    let mut operations = DeadLetterServiceClient::with_interceptor(channel, operator);
+    let letters = waybill.dead_letters().await;
+    let undecodable = LetterId::new("inventory", Revision(1_000_001)).unwrap();
+    let redriven = LetterId::new("inventory", Revision(1_000_002)).unwrap();
+    let state = DeadLetterState::Open.into();
+    let reason = DeadLetterReason::Undecodable.into();
+    letters.put(&undecodable, DeadLetter { state, reason, ..DeadLetter::default() }).await.unwrap();
+    let open = letters.put(&redriven, DeadLetter { state, ..DeadLetter::default() }).await.unwrap();
+    letters.resolve(&open, DeadLetterState::Redriven, "us", "redriven").await.unwrap();
+    let discard = DiscardDeadLetterRequest { dead_letter_id: redriven.to_string(), reason: "x".to_owned() };
+    [
+        operations.redrive_dead_letters(these(&[&undecodable.to_string()])).await.map(drop),
+        operations.discard_dead_letter(discard).await.map(drop),
+    ]
+}
+
 #[tokio::test]
 async fn every_documented_reason_is_given_with_its_code_and_details() {
     let dir = tempfile::tempdir().unwrap();
@@ -99,6 +121,7 @@ async fn every_documented_reason_is_given_with_its_code_and_details() {
             ("reader", "shop-1", "orders:read"),
             ("two", "shop-2", BOTH),
             ("three", "shop-3", BOTH),
+            ("operator", "us", "operations"),
         ],
     );
     let gateway = vec![
@@ -134,6 +157,10 @@ async fn every_documented_reason_is_given_with_its_code_and_details() {
     let cancel = CancelOrderRequest { order_id: done.clone(), message: String::new() };
     let info = seen.refused(one.cancel_order(cancel).await);
     assert_eq!((&info.metadata["order_id"], info.metadata["order_status"].as_str()), (&done, "FULFILLED"));
+
+    for refused in operators_refusals(&waybill).await {
+        seen.refused(refused);
+    }
 
     waybill.kill_processors("inventory");
     let mut two = client(&waybill, Some("two"));
