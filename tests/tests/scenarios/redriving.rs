@@ -218,7 +218,7 @@ async fn a_message_that_cannot_be_decoded_is_not_redriven_but_discarded() {
     let answers = waybill.redrive(every_one()).await.unwrap();
     let outcomes: Vec<_> = answers.into_iter().map(|(_, outcome)| outcome).collect();
     assert_eq!(outcomes, [RedriveOutcome::Redriven, RedriveOutcome::NotRedrivable]);
-    assert_eq!(waybill.open_letters().await, [id.clone()]);
+    assert_eq!(waybill.open_letters().await, std::slice::from_ref(&id));
 
     let discard =
         |reason: &str| DiscardDeadLetterRequest { dead_letter_id: id.clone(), reason: reason.to_owned() };
