@@ -61,7 +61,7 @@ impl Redrive {
                 let deadline = Instant::now() + self.timeout;
                 match timeout(self.timeout, self.redrive(&id, deadline)).await {
                     Ok(answer) => answer,
-                    Err(_) => Err(errors::timed_out()),
+                    Err(_) => Err(errors::letter_unknown(&id)),
                 }
             }
         };
@@ -81,7 +81,9 @@ impl Redrive {
         match kept.letter.state() {
             DeadLetterState::Open => {}
             DeadLetterState::Redriven | DeadLetterState::Discarded => {
-                self.letters.sweep(&kept).await.map_err(|error| errors::read(&error))?;
+                if !self.dry_run {
+                    self.letters.sweep(&kept).await.map_err(|error| errors::read(&error))?;
+                }
                 return say(AlreadyResolved, "the letter was resolved before");
             }
             DeadLetterState::Unspecified => {
