@@ -135,7 +135,8 @@ async fn garbage_on_a_finished_orders_subjects_hides_none_of_its_events() {
 async fn forge(waybill: &Deployment, skus: &[String]) -> String {
     let id = OrderId { order: OrderKey::unique(), ..id() };
     let items = skus.iter().map(|sku| item(sku, 1)).collect();
-    let created = OrderCreated { order_id: id.to_string(), items, ..OrderCreated::default() };
+    let (order_id, customer_id) = (id.to_string(), "customer".to_owned());
+    let created = OrderCreated { order_id, customer_id, items, ..OrderCreated::default() };
     let deadline = Instant::now() + PATIENCE;
     waybill.order_log().await.create(id, created, &TraceContext::root(), deadline).await.unwrap();
     id.to_string()
