@@ -1,5 +1,5 @@
 //! The whole way of an order: from the CreateOrder call to its last status, through the gateway and the three
-//! processors with their default settings. The end is taken where the stream republishes `fulfilled`.
+//! processors. The end is taken where the stream republishes `fulfilled`.
 //!
 //! `cargo bench --workspace --bench order_path`
 
@@ -15,9 +15,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use harness::measure::{Measured, closed_loop, histogram, spread};
+use harness::measure::{closed_loop, histogram, spread};
 use harness::{Deployment, Options, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;
+use proto::orders::v1::OrderItem;
+use tokio::select;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 use tonic::transport::Channel;
@@ -26,70 +29,113 @@ const ROUNDS: usize = 5;
 const IN_FLIGHT: usize = 64;
 const TURN: Duration = Duration::from_secs(5);
 const PACED_RATE: u32 = 200;
-const PACED_ORDERS: u32 = 4000;
+const PACED_ORDERS: u32 = 2000;
 /// Longest wait for the next order to end.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+const STOCK: u64 = 100_000_000;
 
 #[tokio::main]
 async fn main() {
-    let options = Options { processors: Vec::new(), ..Options::default() };
-    let waybill = Deployment::start_with(options).await;
-    let client = waybill.client().await;
-    at_full_load(&waybill, client.clone()).await;
-    at_a_pace(&waybill, client).await;
+    at_a_pace().await;
+    let both = || vec![item("widget", 1), item("gadget", 1)];
+    at_full_load("default settings", options(&[]), 1, both).await;
+    let wide = [("WORKER_POOL_SIZE", "128")];
+    at_full_load("WORKER_POOL_SIZE=128", options(&wide), 1, both).await;
+    let remote = Options { payment_sandbox: true, ..options(&wide) };
+    at_full_load("WORKER_POOL_SIZE=128, payments over gRPC", remote, 1, both).await;
+    let one = || vec![item("widget", 1)];
+    at_full_load("WORKER_POOL_SIZE=128, one SKU, two inventories", options(&wide), 2, one).await;
 }
 
-async fn at_full_load(waybill: &Deployment, client: OrderServiceClient<Channel>) {
+fn options(processors: &[(&'static str, &str)]) -> Options {
+    let processors = processors.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    Options { stock: vec![("widget", STOCK), ("gadget", STOCK)], processors, ..Options::default() }
+}
+
+async fn at_full_load(settings: &str, options: Options, inventories: usize, items: fn() -> Vec<OrderItem>) {
+    let mut waybill = Deployment::start_with(options).await;
+    for _ in 1..inventories {
+        waybill.start_processor("inventory");
+    }
+    let client = waybill.client().await;
     println!(
-        "\nFrom CreateOrder to FULFILLED, {IN_FLIGHT} calls in flight for {TURN:?}, until the last order has ended:"
+        "\nFrom CreateOrder to FULFILLED, {IN_FLIGHT} calls in flight for {TURN:?}, until the last order has ended\n({settings}):"
     );
-    let mut rates = Vec::new();
+    let (mut rates, mut placed) = (Vec::new(), 0);
     for round in 0..=ROUNDS {
-        let mut fulfilled = fulfilled(waybill).await;
+        let mut fulfilled = fulfilled(&waybill).await;
+        let (all, mut expected) = watch::channel(u64::MAX);
         let start = Instant::now();
         let ended = tokio::spawn(async move {
-            let mut times = Vec::new();
-            while let Ok(Some(_)) = timeout(SILENCE_MAX.min(TURN), fulfilled.next()).await {
-                times.push(start.elapsed());
+            let mut count = 0;
+            while count < *expected.borrow_and_update() {
+                select! {
+                    message = timeout(SILENCE_MAX, fulfilled.next()) => {
+                        message.expect("every order ends FULFILLED").expect("connection");
+                        count += 1;
+                    }
+                    _ = expected.changed() => {}
+                }
             }
-            times
+            start.elapsed()
         });
         let client = client.clone();
         let created = closed_loop(IN_FLIGHT, TURN, move |_, call| {
             let mut client = client.clone();
             async move {
-                let request = order_of(
-                    &format!("customer-{}", call % 1000),
-                    "",
-                    vec![item("widget", 1), item("gadget", 1)],
-                );
+                let request = order_of(&format!("customer-{}", call % 1000), "", items());
                 client.create_order(request).await.expect("order accepted");
             }
         })
         .await;
-        let times = ended.await.expect("subscriber");
-        assert_eq!(times.len() as u64, created.latencies_us.len(), "every order ends FULFILLED");
-        let last = times.last().expect("orders").as_secs_f64();
-        let rate = times.len() as f64 / last;
+        let orders = created.latencies_us.len();
+        placed += orders;
+        all.send_replace(orders);
+        let elapsed_s = ended.await.expect("subscriber").as_secs_f64();
         if round == 0 {
             continue; // warm-up
         }
-        println!(
-            "  {} orders in {last:.2} s: {rate:.0} orders/s (accepted at {:.0}/s)",
-            times.len(),
-            created.rate()
-        );
+        let (rate, accepted) = (orders as f64 / elapsed_s, created.rate());
+        println!("  {orders} orders in {elapsed_s:.2} s: {rate:.0} orders/s (accepted at {accepted:.0}/s)");
         rates.push(rate);
     }
+    assert_eq!(waybill.available("widget").await, STOCK - placed, "one unit for each order");
     let (median, lowest, highest) = spread(&rates);
     println!("  median {median:.0} [{lowest:.0}-{highest:.0}] orders/s");
 }
 
-async fn at_a_pace(waybill: &Deployment, client: OrderServiceClient<Channel>) {
+async fn at_a_pace() {
+    let waybill = Deployment::start_with(options(&[])).await;
+    let client = waybill.client().await;
+    let percentiles = [50.0, 99.0, 100.0];
+    let mut rounds = vec![Vec::new(); percentiles.len()];
+    for round in 0..=ROUNDS {
+        let latencies_us = paced(&waybill, &client, round).await;
+        if round == 0 {
+            continue; // warm-up
+        }
+        for (values, percentile) in rounds.iter_mut().zip(percentiles) {
+            values.push(latencies_us.value_at_percentile(percentile) as f64 / 1e3);
+        }
+    }
+    println!(
+        "\nThe whole way at {PACED_RATE} orders/s, {ROUNDS} turns of {PACED_ORDERS} orders: median [lowest-highest]"
+    );
+    for (values, name) in rounds.iter().zip(["p50", "p99", "max"]) {
+        let (median, lowest, highest) = spread(values);
+        println!("  {name} {median:.2} [{lowest:.2}-{highest:.2}] ms");
+    }
+}
+
+async fn paced(
+    waybill: &Deployment,
+    client: &OrderServiceClient<Channel>,
+    round: usize,
+) -> hdrhistogram::Histogram<u64> {
     let mut fulfilled = fulfilled(waybill).await;
     let called: Arc<Mutex<HashMap<String, Instant>>> = Arc::default();
     let placing = tokio::spawn({
-        let called = called.clone();
+        let (client, called) = (client.clone(), called.clone());
         async move {
             let mut ticks = interval(Duration::from_secs(1) / PACED_RATE);
             let mut calls = JoinSet::new();
@@ -97,8 +143,8 @@ async fn at_a_pace(waybill: &Deployment, client: OrderServiceClient<Channel>) {
                 ticks.tick().await;
                 let (mut client, called) = (client.clone(), called.clone());
                 calls.spawn(async move {
-                    let request =
-                        order_of(&format!("customer-{n}"), &format!("paced-{n}"), vec![item("widget", 1)]);
+                    let request_id = format!("paced-{round}-{n}");
+                    let request = order_of(&format!("customer-{n}"), &request_id, vec![item("widget", 1)]);
                     let start = Instant::now();
                     let order =
                         client.create_order(request).await.expect("order accepted").into_inner().order;
@@ -108,7 +154,6 @@ async fn at_a_pace(waybill: &Deployment, client: OrderServiceClient<Channel>) {
             calls.join_all().await;
         }
     });
-    let start = Instant::now();
     let mut ended = HashMap::new();
     while ended.len() < PACED_ORDERS as usize {
         let message = timeout(SILENCE_MAX, fulfilled.next()).await.expect("orders end").expect("connection");
@@ -122,13 +167,7 @@ async fn at_a_pace(waybill: &Deployment, client: OrderServiceClient<Channel>) {
     for (id, end) in &ended {
         latencies_us.saturating_record((*end - called[id]).as_micros() as u64);
     }
-    let whole = Measured { elapsed: start.elapsed(), latencies_us };
-    println!(
-        "\nThe whole way at {PACED_RATE} orders/s, {PACED_ORDERS} orders: p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
-        whole.percentile_ms(50.0),
-        whole.percentile_ms(99.0),
-        whole.percentile_ms(100.0)
-    );
+    latencies_us
 }
 
 /// Every `fulfilled` event from now on.
