@@ -10,7 +10,7 @@ pub(crate) use directory::Kind;
 pub(crate) use tokens::{TokenConfig, Tokens};
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures::future::{OptionFuture, join3};
 use http::{HeaderMap, Request, header};
@@ -30,6 +30,9 @@ const API_KEY: &str = "x-api-key";
 const BEARER: &str = "bearer ";
 /// Longest tenant name, in characters.
 const TENANT_CHARS_MAX: usize = 64;
+
+/// How often the clock is looked at for a credential's end: it may be set, or stand while the machine sleeps.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Services of this package are for operators.
 const OPERATIONS: &str = "/operations.v1.";
@@ -90,9 +93,13 @@ impl Principal {
 
     /// Waits until the credential is no longer good; says why.
     pub(crate) async fn ended(&self) -> Status {
-        let expired = OptionFuture::from(self.expires.map(|at| {
+        let expired = OptionFuture::from(self.expires.map(async |at| {
             // None is left of a time that is past.
-            sleep(at.duration_since(SystemTime::now()).unwrap_or_default())
+            while let Ok(left) = at.duration_since(SystemTime::now())
+                && !left.is_zero()
+            {
+                sleep(left.min(CLOCK_INTERVAL)).await;
+            }
         }));
         select! {
             Some(()) = expired => errors::credential_expired(),
@@ -234,8 +241,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_principal_ends_when_its_time_is_over_or_it_is_withdrawn() {
         let principal = |expires| Principal { expires, ..Principal::new("shop", vec![Role::Read]) };
-        let past = SystemTime::now() - std::time::Duration::from_secs(1);
-        let future = SystemTime::now() + std::time::Duration::from_secs(1);
+        let past = SystemTime::now() - Duration::from_secs(1);
+        let future = SystemTime::now() + Duration::from_secs(1);
         for (expires, expected) in [(past, true), (future, false)] {
             assert_eq!(principal(Some(expires)).has_expired(), expected);
             let ended = principal(Some(expires)).ended().await;
