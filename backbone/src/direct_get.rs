@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, StatusCode, Subject};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -123,7 +124,16 @@ pub async fn batch_from(
     get(client, stream, &request).await
 }
 
+/// What is asked while the broker is away is not answered in time: better to say so at once.
+pub(crate) fn reachable(client: &Client) -> Result<(), ReadError> {
+    match client.connection_state() {
+        State::Connected => Ok(()),
+        State::Pending | State::Disconnected => Err(ReadError::NoAnswer("the broker is away".to_owned())),
+    }
+}
+
 async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Batch, ReadError> {
+    reachable(client)?;
     let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
     let payload = serde_json::to_vec(request).map_err(|error| ReadError::Broker(error.to_string()))?;
     let inbox = client.new_inbox();

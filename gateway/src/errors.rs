@@ -37,13 +37,14 @@ pub(crate) enum Reason {
     NotCancellable,
     NotRedrivable,
     AlreadyRedriven,
+    LogReplaced,
     Internal,
 }
 
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
     #[cfg(test)]
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::CredentialMissing,
         Self::CredentialInvalid,
         Self::CredentialExpired,
@@ -62,6 +63,7 @@ impl Reason {
         Self::NotCancellable,
         Self::NotRedrivable,
         Self::AlreadyRedriven,
+        Self::LogReplaced,
         Self::Internal,
     ];
 
@@ -85,6 +87,7 @@ impl Reason {
             Self::NotCancellable => "NOT_CANCELLABLE",
             Self::NotRedrivable => "NOT_REDRIVABLE",
             Self::AlreadyRedriven => "ALREADY_REDRIVEN",
+            Self::LogReplaced => "LOG_REPLACED",
             Self::Internal => "INTERNAL",
         }
     }
@@ -104,6 +107,7 @@ impl Reason {
             | Self::Draining => Code::Unavailable,
             Self::OutcomeUnknown | Self::TimedOut => Code::DeadlineExceeded,
             Self::NotCancellable | Self::NotRedrivable | Self::AlreadyRedriven => Code::FailedPrecondition,
+            Self::LogReplaced => Code::DataLoss,
             Self::Internal => Code::Internal,
         }
     }
@@ -221,6 +225,19 @@ pub(crate) fn overloaded() -> Status {
 pub(crate) fn draining() -> Status {
     let message = "this gateway is stopping; call again, and resume a watch with the last revision seen";
     come_back(Reason::Draining, message, RETRY_DELAY)
+}
+
+/// The log that a stream was read from is lost.
+pub(crate) fn log_replaced() -> Status {
+    let message = "the order log was lost and begins anew, and so do revisions; watch again after_revision 0";
+    status(Reason::LogReplaced, message, HashMap::new(), ErrorDetails::new())
+}
+
+/// More came than any request needs.
+pub(crate) fn too_long(bytes_max: usize) -> Status {
+    Status::out_of_range(format!(
+        "the call has sent more than {bytes_max} bytes; send one message of at most half of that"
+    ))
 }
 
 /// Time ran out over a call that changes nothing.

@@ -54,7 +54,7 @@ pub(crate) async fn serve(
 ) -> anyhow::Result<()> {
     let draining = readiness.draining();
     let streams = Places::new(config.max_streams, config.max_streams_per_caller, errors::too_many_streams);
-    let orders = Orders::new(log, config.request_timeout, draining.clone(), streams);
+    let orders = Orders::new(log, config.request_timeout, readiness.clone(), streams);
     let orders = OrderServiceServer::new(orders).max_decoding_message_size(REQUEST_BYTES_MAX);
     let rate_limit = RateLimit::new(config.rate_limits());
     let _following = AbortOnDropHandle::new(tokio::spawn(authentication.clone().follow()));
@@ -68,6 +68,7 @@ pub(crate) async fn serve(
             errors::too_many_calls,
         ),
         message_timeout: Some(config.request_timeout),
+        request_bytes_max: 2 * REQUEST_BYTES_MAX,
         streams: STREAMS,
     };
     let orders = ServiceBuilder::new()
@@ -81,6 +82,7 @@ pub(crate) async fn serve(
     let probes = Calls {
         places: Places::new(PROBES_MAX, PROBES_PER_PEER_MAX, errors::too_many_calls),
         message_timeout: None,
+        request_bytes_max: usize::MAX,
         streams: &[],
     };
     // Whoever asks has no quota, and no end.

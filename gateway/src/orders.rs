@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use backbone::direct_get::ReadError;
 use backbone::event::Recorded;
@@ -20,6 +20,7 @@ use proto::orders::v1::{
     Order, OrderStatus, WatchOrderRequest, WatchOrderResponse, WatchOrdersRequest, WatchOrdersResponse,
 };
 use tokio::select;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
@@ -28,6 +29,7 @@ use tracing::debug;
 
 use crate::admission::{Caller, Place, Places};
 use crate::auth::Principal;
+use crate::readiness::Readiness;
 use crate::{deadline, errors, validation};
 
 /// The service over one order log.
@@ -35,7 +37,7 @@ use crate::{deadline, errors, validation};
 pub(crate) struct Orders {
     log: OrderLog,
     request_timeout: Duration,
-    draining: CancellationToken,
+    readiness: Readiness,
     streams: Places,
 }
 
@@ -43,10 +45,10 @@ impl Orders {
     pub(crate) fn new(
         log: OrderLog,
         request_timeout: Duration,
-        draining: CancellationToken,
+        readiness: Readiness,
         streams: Places,
     ) -> Self {
-        Self { log, request_timeout, draining, streams }
+        Self { log, request_timeout, readiness, streams }
     }
 
     fn deadline<T>(&self, request: &Request<T>) -> Instant {
@@ -56,7 +58,8 @@ impl Orders {
     fn end_of_stream<T>(&self, request: &Request<T>) -> Result<EndOfStream, Status> {
         Ok(EndOfStream {
             principal: principal_of(request)?.clone(),
-            draining: self.draining.clone(),
+            draining: self.readiness.draining(),
+            log_replaced: self.readiness.log_replaced(),
             caller_gone: deadline::of_stream(request.metadata()),
             _place: self.streams.take(Caller::of(request.extensions()))?,
         })
@@ -107,7 +110,9 @@ impl OrderService for Orders {
         let deadline = self.deadline(&request);
         let page = validation::page(&tenant_of(&request)?, request.get_ref())?;
         let wanted = |order: &Order| page.statuses.is_empty() || page.statuses.contains(&order.status());
-        let listing = self.log.list(page.customer, page.before, page.size, wanted);
+        // What was found in half of the time is better than to have looked in vain.
+        let until = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
+        let listing = self.log.list(page.customer, page.before, page.size, until, wanted);
         let found = read_by(deadline, listing).await?;
         let next_page_token = found.next.map(|before| page.list().token(before)).unwrap_or_default();
         Ok(Response::new(ListOrdersResponse { orders: found.orders, next_page_token }))
@@ -235,6 +240,7 @@ async fn watch_by<W>(
 struct EndOfStream {
     principal: Arc<Principal>,
     draining: CancellationToken,
+    log_replaced: watch::Receiver<Option<SystemTime>>,
     caller_gone: Option<Instant>,
     _place: Place,
 }
@@ -254,7 +260,7 @@ impl EndOfStream {
         })
     }
 
-    async fn ended(self) -> Status {
+    async fn ended(mut self) -> Status {
         let time_out = async {
             match self.caller_gone {
                 Some(at) => sleep_until(at).await,
@@ -263,6 +269,7 @@ impl EndOfStream {
         };
         select! {
             () = self.draining.cancelled() => errors::draining(),
+            Ok(()) = self.log_replaced.changed() => errors::log_replaced(),
             status = self.principal.ended() => status,
             () = time_out => errors::timed_out(),
         }

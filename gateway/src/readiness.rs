@@ -1,9 +1,9 @@
 //! Whether this gateway can take orders: the stream is set up, the broker answers, and no drain has begun.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use backbone::log::OrderLog;
-use backbone::stream::{ORDERS, ProvisionError, Provisioned, StreamConfig, provision};
+use backbone::log::{Extent, OrderLog};
+use backbone::stream::{ORDERS, ProvisionError, StreamConfig, provision};
 use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -28,6 +28,8 @@ pub(crate) enum State {
 #[derive(Clone, Debug)]
 pub(crate) struct Readiness {
     state: watch::Sender<State>,
+    /// When the stream was made that the log is in, once that is known.
+    log_created: watch::Sender<Option<SystemTime>>,
     leaving: CancellationToken,
     draining: CancellationToken,
 }
@@ -35,7 +37,8 @@ pub(crate) struct Readiness {
 impl Readiness {
     pub(crate) fn new() -> Self {
         let (state, _) = watch::channel(State::BrokerAway("not connected yet".to_owned()));
-        Self { state, leaving: CancellationToken::new(), draining: CancellationToken::new() }
+        let (leaving, draining) = (CancellationToken::new(), CancellationToken::new());
+        Self { state, log_created: watch::Sender::default(), leaving, draining }
     }
 
     /// Tells whoever asks that this gateway is about to stop. It still answers everybody.
@@ -53,6 +56,12 @@ impl Readiness {
         self.state.subscribe()
     }
 
+    /// Changes when the order log is found to be another one than before: the one that was is lost, and revisions
+    /// begin anew.
+    pub(crate) fn log_replaced(&self) -> watch::Receiver<Option<SystemTime>> {
+        self.log_created.subscribe()
+    }
+
     /// The state at this moment.
     pub(crate) fn now(&self) -> State {
         self.state.borrow().clone()
@@ -66,9 +75,7 @@ impl Readiness {
             provision(log.connection(), &config, waiting).await?;
             loop {
                 self.until_lost(&log).await;
-                if provision(log.connection(), &config, waiting).await? == Provisioned::Created {
-                    error!("stream {ORDERS} was gone and is made anew; the orders that it held are lost");
-                }
+                provision(log.connection(), &config, waiting).await?;
             }
         };
         select! {
@@ -85,11 +92,28 @@ impl Readiness {
     async fn until_lost(&self, log: &OrderLog) {
         let mut lost = false;
         while !lost {
-            let state = probe(log).await;
-            lost = matches!(state, State::BrokerAway(_)) && log.connection().is_up();
-            self.set(state);
+            match probe(log).await {
+                Ok(extent) => {
+                    self.found(extent);
+                    self.set(State::Ready);
+                }
+                Err(reason) => {
+                    lost = log.connection().is_up();
+                    self.set(State::BrokerAway(reason));
+                }
+            }
             sleep(PROBE_INTERVAL).await;
         }
+    }
+
+    fn found(&self, extent: Extent) {
+        self.log_created.send_if_modified(|created| match created.replace(extent.created) {
+            Some(before) if before != extent.created => {
+                error!("stream {ORDERS} was lost and made anew; the orders that it held are lost");
+                true
+            }
+            Some(_) | None => false,
+        });
     }
 
     fn set(&self, state: State) {
@@ -108,13 +132,13 @@ impl Readiness {
     }
 }
 
-async fn probe(log: &OrderLog) -> State {
+async fn probe(log: &OrderLog) -> Result<Extent, String> {
     if !log.connection().is_up() {
-        return State::BrokerAway("not connected to NATS".to_owned());
+        return Err("not connected to NATS".to_owned());
     }
-    match timeout(PROBE_TIMEOUT, log.probe()).await {
-        Ok(Ok(())) => State::Ready,
-        Ok(Err(error)) => State::BrokerAway(format!("stream {ORDERS}: {error}")),
-        Err(_) => State::BrokerAway(format!("stream {ORDERS} does not answer")),
+    match timeout(PROBE_TIMEOUT, log.extent()).await {
+        Ok(Ok(extent)) => Ok(extent),
+        Ok(Err(error)) => Err(format!("stream {ORDERS}: {error}")),
+        Err(_) => Err(format!("stream {ORDERS} does not answer")),
     }
 }

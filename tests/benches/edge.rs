@@ -9,6 +9,7 @@
     reason = "a benchmark prints what it measured, or fails"
 )]
 
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use proto::orders::v1::{
     CancelOrderRequest, GetOrderRequest, ListOrdersRequest, OrderStatus, WatchOrderRequest,
     WatchOrderResponse,
 };
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
@@ -39,9 +42,15 @@ const WATCHES_PER_CONNECTION: usize = 1_000;
 const CALLS_AT_ONCE: usize = 32;
 const PERMITTED_PER_SECOND: u32 = 1_000;
 const OVERLOAD: u32 = 10;
+const REFUSALS_TURN: Duration = Duration::from_secs(4);
+/// Where the process of a [`Crowd`] finds its gateway.
+const CROWD_TO: &str = "CROWD_TO";
 
 #[tokio::main]
 async fn main() {
+    if let Ok(grpc_addr) = std::env::var(CROWD_TO) {
+        return crowd(&grpc_addr).await;
+    }
     let waybill = gateway_only(1_000_000).await;
     reads(&waybill).await;
     lists(&waybill).await;
@@ -174,61 +183,98 @@ async fn watch(
     (order_id, watch)
 }
 
-/// Accepted calls alone, and beside ten times as many as are permitted.
+/// Accepted calls alone, and beside ten times as many as are permitted. All but the permitted number come from a process
+/// of its own that gives way to all others, so that the costs of making so many calls are not taken for the gateway's.
 async fn refusals() {
     let waybill = gateway_only(PERMITTED_PER_SECOND).await;
-    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    let client = waybill.client().await;
+    let (mut alone, mut beside, mut rates) = (Vec::new(), Vec::new(), Vec::new());
     let (mut of_accepted_us, mut of_refused_us) = (Vec::new(), Vec::new());
     let pid = waybill.gateway.process.pid();
-    let spent_us = async |per_second| {
-        let before = cpu_time(pid);
-        let turn = paced(&waybill, per_second).await;
-        (turn, (cpu_time(pid) - before).as_micros() as f64)
-    };
     for _ in 0..ROUNDS {
-        let (turn, spent) = spent_us(PERMITTED_PER_SECOND).await;
-        let of_accepted = spent / turn.latencies_us.len() as f64;
+        let before = cpu_time(pid);
+        let turn = paced(&client, PERMITTED_PER_SECOND, REFUSALS_TURN).await;
+        let of_accepted = (cpu_time(pid) - before).as_micros() as f64 / turn.latencies_us.len() as f64;
         of_accepted_us.push(of_accepted);
         alone.push(turn);
-        let (turn, spent) = spent_us(OVERLOAD * PERMITTED_PER_SECOND).await;
-        let accepted = turn.latencies_us.len() as f64;
-        let offered = f64::from(OVERLOAD * PERMITTED_PER_SECOND) * turn.elapsed.as_secs_f64();
+
+        let before = cpu_time(pid);
+        let mut crowd = Crowd::start(&waybill.gateway.grpc_addr).await;
+        let turn = paced(&client, PERMITTED_PER_SECOND, REFUSALS_TURN).await;
+        let of_crowd = crowd.accepted().await;
+        let spent = (cpu_time(pid) - before).as_micros() as f64;
+        let accepted = turn.latencies_us.len() as f64 + of_crowd;
+        let offered = f64::from(OVERLOAD * PERMITTED_PER_SECOND) * REFUSALS_TURN.as_secs_f64();
         of_refused_us.push((spent - accepted * of_accepted) / (offered - accepted));
+        rates.push(accepted / turn.elapsed.as_secs_f64());
         beside.push(turn);
     }
     println!(
-        "\nCreateOrder at {PERMITTED_PER_SECOND} permitted calls/s, {ROUNDS} turns of {TURN:?} each: median [lowest-highest]"
+        "\nCreateOrder at {PERMITTED_PER_SECOND} permitted calls/s, {ROUNDS} turns of {REFUSALS_TURN:?} each: median [lowest-highest]"
     );
-    for (offered, turns) in [(1, &alone), (OVERLOAD, &beside)] {
-        let of = |value: fn(&Measured) -> f64| spread(&turns.iter().map(value).collect::<Vec<_>>());
-        let ((rate, slowest, fastest), (p99, lowest, highest)) =
-            (of(Measured::rate), of(|turn| turn.percentile_ms(99.0)));
+    let alone_rates: Vec<_> = alone.iter().map(Measured::rate).collect();
+    for (offered, rates, turns) in [(1, &alone_rates, &alone), (OVERLOAD, &rates, &beside)] {
+        let (rate, slowest, fastest) = spread(rates);
+        let p99s: Vec<_> = turns.iter().map(|turn| turn.percentile_ms(99.0)).collect();
+        let (p99, lowest, highest) = spread(&p99s);
         println!(
             "  offered {offered:>2} times as many: accepted {rate:.0} [{slowest:.0}-{fastest:.0}]/s, p99 {p99:.2} [{lowest:.2}-{highest:.2}] ms"
         );
     }
-    let ratio = |of: fn(&Measured) -> f64| {
-        let ratios: Vec<_> =
-            beside.iter().zip(&alone).map(|(beside, alone)| of(beside) / of(alone)).collect();
-        let (median, lowest, highest) = spread(&ratios);
-        format!("{median:.2} [{lowest:.2}-{highest:.2}]")
-    };
     for (name, values) in [("an accepted", &of_accepted_us), ("a refused", &of_refused_us)] {
         let (median, lowest, highest) = spread(values);
         println!("  the gateway's CPU time for {name} call: {median:.0} [{lowest:.0}-{highest:.0}] us");
     }
-    println!("  ratio: accepted {}, p99 {}", ratio(Measured::rate), ratio(|turn| turn.percentile_ms(99.0)));
+    let ratio = |ratios: Vec<f64>| {
+        let (median, lowest, highest) = spread(&ratios);
+        format!("{median:.2} [{lowest:.2}-{highest:.2}]")
+    };
+    let of_rates = rates.iter().zip(&alone_rates).map(|(beside, alone)| beside / alone).collect();
+    let p99 = |turn: &Measured| turn.percentile_ms(99.0);
+    let of_p99s = beside.iter().zip(&alone).map(|(beside, alone)| p99(beside) / p99(alone)).collect();
+    println!("  ratio: accepted {}, p99 {}", ratio(of_rates), ratio(of_p99s));
+}
+
+/// A process that offers more than is permitted.
+struct Crowd(Child);
+
+impl Crowd {
+    async fn start(grpc_addr: &str) -> Self {
+        let mut command = Command::new("nice");
+        command.args(["-n", "19"]).arg(std::env::current_exe().expect("own path")).env(CROWD_TO, grpc_addr);
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("crowd");
+        let mut ready = [0];
+        child.stdout.as_mut().expect("pipe").read_exact(&mut ready).await.expect("crowd is ready");
+        Self(child)
+    }
+
+    /// How many of its calls were accepted.
+    async fn accepted(&mut self) -> f64 {
+        let mut output = String::new();
+        self.0.stdout.as_mut().expect("pipe").read_to_string(&mut output).await.expect("output");
+        self.0.wait().await.expect("end");
+        output.trim().parse().expect("a number")
+    }
+}
+
+/// What the process of a [`Crowd`] does.
+async fn crowd(grpc_addr: &str) {
+    let channel = Channel::from_shared(format!("http://{grpc_addr}")).expect("address");
+    let client = OrderServiceClient::new(channel.connect().await.expect("gateway"));
+    println!();
+    let measured = paced(&client, (OVERLOAD - 1) * PERMITTED_PER_SECOND, REFUSALS_TURN).await;
+    println!("{}", measured.latencies_us.len());
 }
 
 /// Open loop: so many calls each second, whatever becomes of them. Measures those that were accepted.
-async fn paced(waybill: &Deployment, per_second: u32) -> Measured {
+async fn paced(client: &OrderServiceClient<Channel>, per_second: u32, duration: Duration) -> Measured {
     const TICK: Duration = Duration::from_millis(1);
-    let client = waybill.client().await;
     let (mut calls, mut latencies_us) = (JoinSet::new(), histogram());
     let start = Instant::now();
     let mut ticks = tokio::time::interval(TICK);
     let mut called = 0;
-    while start.elapsed() < TURN {
+    while start.elapsed() < duration {
         ticks.tick().await;
         let due = (start.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
         for call in called..due {

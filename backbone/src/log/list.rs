@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt, stream};
 use prost::Message;
 use proto::orders::v1::Order;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::OrderLog;
 use super::read::{decode_all, read_error};
@@ -16,8 +16,10 @@ use crate::ids::{CustomerKey, OrderId, Revision};
 use crate::stream::ORDERS;
 use crate::subjects::{self, EventKind};
 
-/// Most orders that one call looks at; when few of them are wanted, its page is not full.
-const EXAMINED_MAX: usize = 2_000;
+/// Orders that one call looks at before it gives its page out as it is; when few of them are wanted, it is not full.
+const EXAMINED_MAX: usize = 1_000;
+/// Orders that are looked for at least, once some have been looked at and were not wanted.
+const LOOKED_FOR_MIN: usize = 256;
 /// How large a page may grow, encoded; the order that goes beyond it is the last one. Clients take messages of
 /// 4 MiB unless they are told otherwise.
 const PAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -66,40 +68,49 @@ struct Window {
 impl OrderLog {
     /// Lists `customer`'s orders that `wanted` accepts: at most `size` of them, and only those created before
     /// `before` if that is given. May leave a page short, and even empty, although there is a next one: when
-    /// few of the orders are wanted, or they are large.
+    /// few of the orders are wanted, or they are large, or after `until`.
     pub async fn list(
         &self,
         customer: CustomerKey,
         before: Option<Revision>,
         size: usize,
+        until: Instant,
         wanted: impl Fn(&Order) -> bool,
     ) -> Result<Page, ReadError> {
         let (mut orders, mut before, mut examined, mut bytes) = (Vec::new(), before, 0, 0);
         loop {
-            let missing = size - orders.len();
-            // One more than is missing tells whether there are older ones.
-            let mut created = self.created_before(customer, before, missing + 1).await?;
-            let more = created.len() > missing;
+            let looked_for = match size - orders.len() {
+                missing if examined == 0 => missing,
+                missing => missing.max(LOOKED_FOR_MIN),
+            };
+            // One more tells whether there are older ones.
+            let mut created = self.created_before(customer, before, looked_for + 1).await?;
+            let more = created.len() > looked_for;
             if more {
                 created.remove(0);
             }
-            examined += created.len();
-            before = created.first().map(|oldest| oldest.revision);
+            let Some(oldest) = created.first().map(|oldest| oldest.revision) else {
+                return Ok(Page { orders, next: None });
+            };
             let loads = stream::iter(created.into_iter().rev())
                 .map(async |created| Ok((created.revision, self.load(&created.id).await?)));
             let mut loads = pin!(loads.buffered(LOADS_AT_ONCE));
             while let Some((created_at, found)) = loads.try_next().await? {
-                let Some(order) = found.map(|found| found.order).filter(&wanted) else { continue };
-                bytes += order.encoded_len();
-                orders.push(order);
-                if bytes >= PAGE_BYTES_MAX {
-                    let older = more || before.is_some_and(|oldest| oldest < created_at);
+                examined += 1;
+                if let Some(order) = found.map(|found| found.order).filter(&wanted) {
+                    bytes += order.encoded_len();
+                    orders.push(order);
+                }
+                let full = orders.len() >= size || bytes >= PAGE_BYTES_MAX;
+                if full || examined >= EXAMINED_MAX || Instant::now() >= until {
+                    let older = more || oldest < created_at;
                     return Ok(Page { orders, next: Some(created_at).filter(|_| older) });
                 }
             }
-            if !more || orders.len() >= size || examined >= EXAMINED_MAX {
-                return Ok(Page { orders, next: before.filter(|_| more) });
+            if !more {
+                return Ok(Page { orders, next: None });
             }
+            before = Some(oldest);
         }
     }
 

@@ -15,6 +15,7 @@ use proto::orders::v1::Order;
 
 pub use append::{AppendError, Appended};
 pub use list::Page;
+pub use read::Extent;
 pub(crate) use read::kept;
 pub use watch::{Watch, WatchError};
 pub use watch_customer::CustomerWatch;

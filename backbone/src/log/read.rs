@@ -1,5 +1,7 @@
 //! Reading orders: the latest event holds the order as it stands; the order's subjects hold its history.
 
+use std::time::SystemTime;
+
 use async_nats::HeaderMap;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;
@@ -14,6 +16,15 @@ use crate::event::Recorded;
 use crate::ids::{CustomerKey, OrderId, Revision};
 use crate::stream::ORDERS;
 use crate::subjects::{self, EventKind};
+
+/// How far the log goes, and which log it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// When the stream was made. One that was lost and made anew has another time, and counts from 1 again.
+    pub created: SystemTime,
+    /// The last revision of any order.
+    pub last: Revision,
+}
 
 /// What lies on an order's subjects.
 pub(super) enum Latest {
@@ -36,6 +47,7 @@ impl OrderLog {
     /// The order as it stands, or `None` if there never was one. Any replica may answer, so the order may be
     /// a moment old; that there is none is asked of the leader.
     pub async fn load(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
+        direct_get::reachable(&self.connection.client)?;
         match self.stream.direct_get_last_for_subject(subjects::order(id)).await {
             Ok(last) => {
                 let headers = last.headers;
@@ -65,6 +77,7 @@ impl OrderLog {
 
     /// The last message that the stream's leader has on `filter`.
     pub(super) async fn last_message(&self, filter: &str) -> Result<Option<StreamMessage>, ReadError> {
+        direct_get::reachable(&self.connection.client)?;
         kept(self.stream.get_last_raw_message_by_subject(filter).await)
     }
 
@@ -99,13 +112,11 @@ impl OrderLog {
         Ok(events)
     }
 
-    /// Asks the stream for a sign of life.
-    pub async fn probe(&self) -> Result<(), ReadError> {
-        match self.stream.direct_get(u64::MAX).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(()),
-            Err(error) => Err(read_error(&error)),
-        }
+    /// Asks the stream's leader what there is.
+    pub async fn extent(&self) -> Result<Extent, ReadError> {
+        direct_get::reachable(&self.connection.client)?;
+        let info = self.stream.get_info().await.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
+        Ok(Extent { created: info.created.into(), last: Revision(info.state.last_sequence) })
     }
 
     async fn state(

@@ -58,9 +58,12 @@ impl OrderLog {
         let live = self.live.listen(&self.connection.client, subjects::live_customer(customer)).await?;
         let filter = subjects::customer(customer);
         if after > Revision::NONE {
-            // A customer of whom nothing is left had orders that are all older than what is kept.
-            let last = self.last_message(&filter).await?.map(|last| Revision(last.sequence));
-            if let Some(last) = last.filter(|last| after > *last) {
+            let last = match self.last_message(&filter).await? {
+                Some(last) => Revision(last.sequence),
+                // What this customer's orders were may have been older than what is kept.
+                None => self.extent().await?.last,
+            };
+            if after > last {
                 return Err(WatchError::Beyond { last });
             }
         }

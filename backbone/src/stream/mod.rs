@@ -53,18 +53,9 @@ pub enum ProvisionError {
     Broker(&'static str, String),
 }
 
-/// How the stream of the order log came to be there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Provisioned {
-    /// It was there.
-    Found,
-    /// It was missing and has been made.
-    Created,
-}
-
 enum Attempt {
     /// With so many replicas.
-    Done(Provisioned, usize),
+    Done(usize),
     /// The broker is away or busy: nothing is known.
     Again(String),
 }
@@ -80,17 +71,17 @@ pub async fn provision(
     connection: &Connection,
     config: &StreamConfig,
     waiting: impl Fn(String),
-) -> Result<Provisioned, ProvisionError> {
-    let (provisioned, replicas) = provision_one(connection, &Layout::of_orders(config), &waiting).await?;
+) -> Result<(), ProvisionError> {
+    let replicas = provision_one(connection, &Layout::of_orders(config), &waiting).await?;
     provision_one(connection, &Layout::of_dead_letters(replicas), &waiting).await?;
-    Ok(provisioned)
+    Ok(())
 }
 
 async fn provision_one(
     connection: &Connection,
     layout: &Layout,
     waiting: impl Fn(String),
-) -> Result<(Provisioned, usize), ProvisionError> {
+) -> Result<usize, ProvisionError> {
     let stream = layout.name;
     let mut attempts = 0;
     loop {
@@ -99,7 +90,7 @@ async fn provision_one(
             connection.up().await;
         }
         match attempt(connection, layout).await {
-            Ok(Attempt::Done(provisioned, replicas)) => return Ok((provisioned, replicas)),
+            Ok(Attempt::Done(replicas)) => return Ok(replicas),
             Ok(Attempt::Again(error)) => {
                 attempts += 1;
                 warn!(stream, error, attempts, "stream not ready, waiting for it");
@@ -131,12 +122,12 @@ async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, Ho
     let (completed, changes) = layout.complete(&present).map_err(Hopeless::Differs)?;
     let replicas = completed.num_replicas;
     if changes.is_empty() {
-        return Ok(Attempt::Done(Provisioned::Found, replicas));
+        return Ok(Attempt::Done(replicas));
     }
     match jetstream.update_stream(&completed).await {
         Ok(_) => {
             info!(stream = layout.name, changes = changes.join("; "), "stream completed");
-            Ok(Attempt::Done(Provisioned::Found, replicas))
+            Ok(Attempt::Done(replicas))
         }
         Err(error) => not_done(&error, error.kind()),
     }
@@ -149,7 +140,7 @@ async fn create(connection: &Connection, layout: &Layout) -> Result<Attempt, Hop
     match connection.jetstream().create_stream(wanted).await {
         Ok(_) => {
             info!(stream = layout.name, replicas, "stream created");
-            Ok(Attempt::Done(Provisioned::Created, replicas))
+            Ok(Attempt::Done(replicas))
         }
         Err(error) => not_done(&error, error.kind()),
     }

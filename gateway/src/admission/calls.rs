@@ -11,7 +11,7 @@ use futures::future::Either;
 use http::{Request, Response};
 use http_body::Frame;
 use pin_project_lite::pin_project;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -27,6 +27,8 @@ pub(crate) struct Calls {
     pub(crate) places: Places,
     /// How long a message may take to come. `None` where it has no end of its own.
     pub(crate) message_timeout: Option<Duration>,
+    /// How much may come: a client that sends messages without end holds up its own call, and the reader.
+    pub(crate) request_bytes_max: usize,
     /// Methods whose calls give their place back when their answer begins: others count their streams.
     pub(crate) streams: &'static [&'static str],
 }
@@ -66,7 +68,10 @@ where
         let method = request.uri().path().rsplit('/').next();
         let is_stream = method.is_some_and(|method| self.calls.streams.contains(&method));
         let request = match self.calls.message_timeout {
-            Some(timeout) => request.map(|body| Body::new(Coming { body, timeout, left: None })),
+            Some(timeout) => request.map(|body| {
+                let bytes_max = self.calls.request_bytes_max;
+                Body::new(Coming { body, timeout, begun: Instant::now(), left: None, bytes_max, bytes: 0 })
+            }),
             None => request,
         };
         let answer = self.inner.call(request);
@@ -106,11 +111,14 @@ where
 }
 
 pin_project! {
-    /// A message that has to come within a time.
+    /// A request that has to come within a time, and within a size.
     struct Coming {
         #[pin]
         body: Body,
         timeout: Duration,
+        begun: Instant,
+        bytes: usize,
+        bytes_max: usize,
         // Most messages are there at once, and need none.
         #[pin]
         left: Option<Sleep>,
@@ -124,10 +132,20 @@ impl http_body::Body for Coming {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut this = self.project();
         if let Poll::Ready(frame) = this.body.poll_frame(cx) {
+            if let Some(Ok(frame)) = &frame {
+                *this.bytes += frame.data_ref().map_or(0, Bytes::len);
+                if *this.bytes > *this.bytes_max {
+                    return Poll::Ready(Some(Err(errors::too_long(*this.bytes_max))));
+                }
+                // One that never waits for its client would not see the sleep end.
+                if this.begun.elapsed() > *this.timeout {
+                    return Poll::Ready(Some(Err(errors::timed_out())));
+                }
+            }
             return Poll::Ready(frame);
         }
         if this.left.is_none() {
-            this.left.set(Some(sleep(*this.timeout)));
+            this.left.set(Some(sleep_until(*this.begun + *this.timeout)));
         }
         let Some(left) = this.left.as_pin_mut() else { return Poll::Pending };
         ready!(left.poll(cx));

@@ -1,8 +1,13 @@
 //! What the gateway refuses, and that it says so in a way that a program can act on.
 
-use harness::{Deployment, Options, item, order_of};
-use proto::orders::v1::{CreateOrderRequest, Money, OrderItem};
-use tonic::{Code, Status};
+use futures::stream;
+use harness::{Deployment, Options, PATIENCE, item, order_of};
+use http::uri::PathAndQuery;
+use proto::orders::v1::{CreateOrderRequest, ListOrdersRequest, ListOrdersResponse, Money, OrderItem};
+use tokio::time::timeout;
+use tonic::client::Grpc;
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
 
 async fn gateway_only() -> Deployment {
@@ -87,6 +92,20 @@ async fn a_request_beyond_64_kibibytes_is_refused_with_its_size() {
     assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
     assert!(status.message().contains("65536"), "{}", status.message());
     waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_that_sends_messages_without_end_is_refused() {
+    let waybill = gateway_only().await;
+    let mut client = Grpc::new(waybill.channel());
+    client.ready().await.unwrap();
+    let endless = Request::new(stream::repeat(ListOrdersRequest::default()));
+    let path = PathAndQuery::from_static("/orders.v1.OrderService/ListOrders");
+    let codec = ProstCodec::<ListOrdersRequest, ListOrdersResponse>::default();
+    let answer = timeout(PATIENCE, client.client_streaming(endless, path, codec)).await.unwrap();
+    let status = answer.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    assert!(status.message().contains("131072"), "{}", status.message());
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Nothing is accepted while the broker is away, and everything goes on when it comes.
 
 use harness::{Deployment, Options, PATIENCE, eventually, item, order_of};
-use proto::orders::v1::OrderStatus;
+use proto::orders::v1::{ListOrderEventsRequest, ListOrdersRequest, OrderStatus};
 use tokio::time::timeout;
 use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -67,6 +67,22 @@ async fn a_gateway_whose_broker_is_lost_refuses_and_comes_back_by_itself() {
     assert_eq!(waybill.get(&first.order_id).await.unwrap().status(), OrderStatus::Fulfilled);
     let second = waybill.place(second).await.unwrap();
     each_is_carried_out_once(&waybill, &[first, second]).await;
+}
+
+#[tokio::test]
+async fn a_read_without_a_broker_is_told_so_and_not_left_to_its_deadline() {
+    // Less than the broker is given for an answer.
+    let gateway = vec![("REQUEST_TIMEOUT", "1s".to_owned())];
+    let mut waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
+    let order = waybill.place(order_of("ada", "", vec![item("widget", 1)])).await.unwrap();
+    waybill.broker.kill();
+    says(&waybill, ServingStatus::NotServing, 503).await;
+    to_come_back(&waybill.get(&order.order_id).await.unwrap_err());
+    let list = ListOrdersRequest { customer_id: "ada".to_owned(), ..ListOrdersRequest::default() };
+    to_come_back(&waybill.client().await.list_orders(list).await.unwrap_err());
+    let events = ListOrderEventsRequest { order_id: order.order_id.clone() };
+    to_come_back(&waybill.client().await.list_order_events(events).await.unwrap_err());
+    to_come_back(&waybill.watch(&order.order_id, 0).await.unwrap_err());
 }
 
 #[tokio::test]

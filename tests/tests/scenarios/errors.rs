@@ -217,6 +217,12 @@ async fn every_documented_reason_is_given_with_its_code_and_details() {
     seen.refused(Err::<(), _>(end));
     waybill.restart_gateway().await;
 
+    let mut one = client(&waybill, Some("one"));
+    let mut watched = watch(&mut one, &of_one).await.unwrap().into_inner();
+    watched.message().await.unwrap();
+    jetstream.delete_stream(ORDERS).await.unwrap();
+    seen.refused(Err::<(), _>(watched.message().await.unwrap_err()));
+
     waybill.broker.kill();
     eventually("a refusal", async || {
         let answer = get(&mut client(&waybill, Some("one")), &done).await;

@@ -148,6 +148,17 @@ async fn a_list_can_be_narrowed_to_statuses() {
 }
 
 #[tokio::test]
+async fn a_list_of_statuses_that_no_order_has_comes_to_its_end_page_by_page() {
+    let waybill = without_processors().await;
+    Load::start(waybill.channel(), orders_of("ada", 2_500)).all().await;
+    let statuses = vec![OrderStatus::Rejected.into()];
+    let pages = all_pages(&waybill, ListOrdersRequest { statuses, ..request("ada", 1) }).await;
+    assert_eq!(pages.concat(), []);
+    // A call looks at no more than a thousand.
+    assert!(pages.len() >= 3, "{}", pages.len());
+}
+
+#[tokio::test]
 async fn a_list_that_cannot_be_says_why() {
     let waybill = without_processors().await;
     Load::start(waybill.channel(), orders_of("ada", 3)).all().await;

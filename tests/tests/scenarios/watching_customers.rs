@@ -105,6 +105,36 @@ async fn a_watch_that_cannot_begin_says_why() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_revisions_that_a_lost_log_will_not_have() {
+    let mut waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
+    for beyond in [1, 1000, u64::MAX - 1, u64::MAX] {
+        let refused = watch(&waybill, "newcomer", beyond).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    }
+    Load::start(waybill.channel(), orders_of("ada", 0..ORDERS)).all().await;
+    let mut watcher = watch(&waybill, "ada", 0).await.unwrap();
+    let seen = revisions(&take(&mut watcher, ORDERS).await);
+    let order_id = waybill.place(order_of("bob", "", vec![item("widget", 1)])).await.unwrap().order_id;
+    let mut of_order = waybill.watch(&order_id, 0).await.unwrap();
+    of_order.event().await;
+
+    waybill.broker.lose_data();
+    waybill.broker.start().await;
+    waybill.ready().await;
+    for end in [
+        timeout(PATIENCE, watcher.message()).await.expect("an end in time").unwrap_err(),
+        timeout(PATIENCE, of_order.next()).await.expect("an end in time").unwrap_err(),
+    ] {
+        assert_eq!(end.get_details_error_info().unwrap().reason, "LOG_REPLACED");
+    }
+    let resumed = watch(&waybill, "ada", *seen.last().unwrap()).await.unwrap_err();
+    assert_eq!(resumed.code(), Code::InvalidArgument, "{resumed:?}");
+    let mut anew = watch(&waybill, "ada", 0).await.unwrap();
+    Load::start(waybill.channel(), orders_of("ada", 0..1)).all().await;
+    assert_eq!(revisions(&take(&mut anew, 1).await), [1]);
+}
+
+#[tokio::test]
 async fn large_events_are_watched_like_small_ones() {
     let waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
     let items: Vec<_> = (0..100).map(|i| item(&format!("{:s<64}", format!("sku-{i}-")), 1)).collect();
