@@ -129,6 +129,11 @@ pub(crate) enum OrderCommand {
         /// The order's id, as `place` shows it.
         order_id: String,
     },
+    /// Show an order's history as a timeline: how long each event took, and the trace that it belongs to.
+    Trace {
+        /// The order's id, as `place` shows it.
+        order_id: String,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

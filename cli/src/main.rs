@@ -12,6 +12,7 @@ mod fault;
 mod order;
 mod render;
 mod tether;
+mod timeline;
 mod tls;
 mod usage;
 mod watch;

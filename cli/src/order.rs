@@ -8,6 +8,7 @@ use proto::orders::v1::{
 
 use crate::args::{ListArgs, OrderArgs, OrderCommand, PlaceArgs};
 use crate::client::{self, Orders};
+use crate::timeline::timeline;
 use crate::watch::{Update, Watch};
 use crate::{console, render};
 
@@ -31,6 +32,7 @@ async fn obey(args: OrderArgs) -> anyhow::Result<()> {
         OrderCommand::Cancel { order_id, message } => cancel(orders, order_id, message).await,
         OrderCommand::List(list_args) => list(orders, list_args).await,
         OrderCommand::Events { order_id } => events(orders, order_id).await,
+        OrderCommand::Trace { order_id } => trace(orders, order_id).await,
     }
 }
 
@@ -91,12 +93,22 @@ async fn list(mut orders: Orders, args: ListArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn events(mut orders: Orders, order_id: String) -> anyhow::Result<()> {
-    let answer = client::answer(orders.list_order_events(ListOrderEventsRequest { order_id })).await?;
-    for event in answer.events {
-        console::answer(&render::update(&Update::of(event)?))?;
+async fn events(orders: Orders, order_id: String) -> anyhow::Result<()> {
+    for event in history(orders, order_id).await? {
+        console::answer(&render::update(&event))?;
     }
     Ok(())
+}
+
+async fn trace(orders: Orders, order_id: String) -> anyhow::Result<()> {
+    console::answer(&timeline(&history(orders, order_id).await?))?;
+    Ok(())
+}
+
+async fn history(mut orders: Orders, order_id: String) -> anyhow::Result<Vec<Update>> {
+    let answer = client::answer(orders.list_order_events(ListOrderEventsRequest { order_id })).await?;
+    let events = answer.events.into_iter().map(Update::of);
+    Ok(events.collect::<Result<_, _>>()?)
 }
 
 fn request_of(args: PlaceArgs) -> CreateOrderRequest {

@@ -104,7 +104,8 @@ pub(crate) fn short_duration(duration: Duration) -> String {
     }
 }
 
-fn detail(detail: &Detail) -> String {
+/// What the event says beyond its kind, in one line.
+pub(crate) fn detail(detail: &Detail) -> String {
     match detail {
         Detail::Created(_) | Detail::Reserved(_) | Detail::Released(_) => String::new(),
         Detail::Paid(paid) => format!("payment {}", paid.payment_id),

@@ -197,8 +197,15 @@ async fn events_are_lines_of_time_kind_status_revision_and_trace() {
 async fn every_command_shows_the_credential_to_the_gateway_and_to_nobody_else() {
     let (addr, seen) = shop::open(Script::default()).await;
     let place = ["place", "--customer", "a", "--item", "w:1:1"];
-    let commands: [&[&str]; 6] =
-        [&place, &["get", "x"], &["watch", "x"], &["cancel", "x"], &["list", "x"], &["events", "x"]];
+    let commands: [&[&str]; 7] = [
+        &place,
+        &["get", "x"],
+        &["watch", "x"],
+        &["cancel", "x"],
+        &["list", "x"],
+        &["events", "x"],
+        &["trace", "x"],
+    ];
     for command in commands {
         let output = output_of(waybill_order(addr).args(command).env("WAYBILL_API_KEY", "sesame")).await;
         assert!(!format!("{output:?}").contains("sesame"));
