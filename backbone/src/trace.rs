@@ -13,6 +13,10 @@ pub const TRACESTATE: &str = "tracestate";
 /// Longest tracestate that is passed on; a longer one is dropped, as the specification allows.
 const TRACESTATE_BYTES_MAX: usize = 512;
 
+tokio::task_local! {
+    static CURRENT: TraceContext;
+}
+
 /// One place in one trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceContext {
@@ -31,6 +35,16 @@ impl TraceContext {
     /// A new span within the same trace.
     pub fn child(&self) -> Self {
         Self { span_id: rand::random(), ..self.clone() }
+    }
+
+    /// Does `work` as a part of this span, so that calls to others made by it can say so.
+    pub async fn scope<F: Future>(self, work: F) -> F::Output {
+        CURRENT.scope(self, work).await
+    }
+
+    /// The span that the caller's task is at work for, if it said so by [`scope`](Self::scope).
+    pub fn current() -> Option<Self> {
+        CURRENT.try_with(Self::clone).ok()
     }
 
     /// Reads a `traceparent` and its `tracestate`; `None` if the former is not valid.

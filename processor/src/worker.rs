@@ -162,7 +162,8 @@ impl<S: Step> Worker<S> {
         let seen = AtomicU64::new(event.revision.0);
         // A step that panics has failed with this order, and goes on with others.
         let attempt =
-            AssertUnwindSafe(self.attempt(event, delivery.deliveries, &trace, &seen)).catch_unwind();
+            AssertUnwindSafe(trace.clone().scope(self.attempt(event, delivery.deliveries, &trace, &seen)))
+                .catch_unwind();
         let outcome = match timeout(self.attempt_timeout, attempt).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Unfinished::Panicked),

@@ -4,11 +4,13 @@ use std::error::Error;
 use std::time::Duration;
 
 use backbone::backoff::Backoff;
+use backbone::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use proto::orders::v1::Money;
 use proto::payments::v1::payment_service_client::PaymentServiceClient;
 use proto::payments::v1::{self as payments, CaptureRequest, RefundRequest};
 use proto::payments::v1::{capture_response, refund_response};
 use tokio::time::{Instant, sleep, timeout};
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 use tracing::debug;
@@ -68,6 +70,7 @@ impl Remote {
             let mut request = Request::new(request.clone());
             // So that the service need not finish what nobody waits for.
             request.set_timeout(time);
+            pass_on_trace(request.metadata_mut());
             let status = match timeout(time, method(self.client.clone(), request)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,
@@ -118,6 +121,17 @@ impl PaymentProvider for Remote {
             }
             Some(refund_response::Outcome::NothingCaptured(_)) => Ok(None),
             None => Err(unusable("a refund without an outcome")),
+        }
+    }
+}
+
+/// Tells the service which order's trace the call is a part of.
+fn pass_on_trace(metadata: &mut MetadataMap) {
+    let Some(span) = TraceContext::current().map(|span| span.child()) else { return };
+    let values = [(TRACEPARENT, Some(span.to_string())), (TRACESTATE, span.tracestate().map(str::to_owned))];
+    for (key, value) in values {
+        if let Some(value) = value.and_then(|value| value.parse().ok()) {
+            metadata.insert(key, value);
         }
     }
 }
@@ -196,6 +210,7 @@ mod tests {
         captures: Arc<Mutex<VecDeque<Result<CaptureResponse, Status>>>>,
         refunds: Arc<Mutex<VecDeque<Result<RefundResponse, Status>>>>,
         seen: Arc<Mutex<Vec<CaptureRequest>>>,
+        traces: Arc<Mutex<Vec<Option<TraceContext>>>>,
     }
 
     #[tonic::async_trait]
@@ -205,6 +220,9 @@ mod tests {
             request: Request<CaptureRequest>,
         ) -> Result<Response<CaptureResponse>, Status> {
             assert!(request.metadata().contains_key("grpc-timeout"));
+            let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
+            let trace = text(TRACEPARENT).and_then(|parent| TraceContext::parse(parent, text(TRACESTATE)));
+            self.traces.lock().unwrap().push(trace);
             self.seen.lock().unwrap().push(request.into_inner());
             let answer = self.captures.lock().unwrap().pop_front();
             match answer {
@@ -252,6 +270,23 @@ mod tests {
 
     fn captured(payment_id: &str) -> Result<CaptureResponse, Status> {
         outcome(capture_response::Outcome::Captured(Captured { payment_id: payment_id.to_owned() }))
+    }
+
+    #[tokio::test]
+    async fn each_call_is_a_span_of_its_own_in_the_orders_trace() {
+        let answers = vec![captured("p-1"), Err(Status::unavailable("away")), captured("p-1")];
+        let (remote, script) = serving_captures(answers).await;
+        capture(&remote).await.unwrap();
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let order = TraceContext::parse(parent, Some("congo=t61rcWkgMzE")).unwrap();
+        order.clone().scope(capture(&remote)).await.unwrap();
+        let traces = script.traces.lock().unwrap();
+        assert_eq!(traces[0], None, "made for no order");
+        let [first, second] = [1, 2].map(|call| traces[call].clone().unwrap());
+        for span in [&first, &second] {
+            assert_eq!((span.trace_id(), span.tracestate()), (order.trace_id(), order.tracestate()));
+        }
+        assert!(first != second && first != order && second != order);
     }
 
     #[tokio::test]

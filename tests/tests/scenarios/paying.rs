@@ -2,8 +2,8 @@
 //! dies or says nothing.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use backbone::stream::ORDERS;
 use backbone::subjects::EventKind;
@@ -306,8 +306,10 @@ async fn a_paused_service_holds_orders_up_and_loses_none() {
 }
 
 /// A payment service that comes to its senses after some calls.
+#[derive(Clone, Default)]
 struct Confused {
     calls: Arc<AtomicUsize>,
+    traces: Arc<Mutex<Vec<String>>>,
 }
 
 impl Confused {
@@ -322,7 +324,9 @@ impl Confused {
 
 #[tonic::async_trait]
 impl PaymentService for Confused {
-    async fn capture(&self, _: Request<CaptureRequest>) -> Result<Response<CaptureResponse>, Status> {
+    async fn capture(&self, request: Request<CaptureRequest>) -> Result<Response<CaptureResponse>, Status> {
+        let trace = request.metadata().get("traceparent").map(|value| value.to_str().unwrap().to_owned());
+        self.traces.lock().unwrap().push(trace.unwrap_or_default());
         let captured =
             |payment_id: String| Some(capture_response::Outcome::Captured(Captured { payment_id }));
         let outcome = match self.calls.fetch_add(1, Ordering::Relaxed) {
@@ -342,8 +346,8 @@ impl PaymentService for Confused {
 
 #[tokio::test]
 async fn a_service_that_answers_nonsense_costs_no_order() {
-    let calls = Arc::new(AtomicUsize::new(0));
-    let addr = Confused { calls: calls.clone() }.serve(Server::builder()).await;
+    let Confused { calls, traces } = Confused::default();
+    let addr = Confused { calls: calls.clone(), traces: traces.clone() }.serve(Server::builder()).await;
     let mut options = Options::default();
     options.processors.push(("PAYMENT_URL", format!("http://{addr}")));
     let mut waybill = Deployment::start_with(options).await;
@@ -351,6 +355,9 @@ async fn a_service_that_answers_nonsense_costs_no_order() {
     assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
     assert_eq!(waybill.history(&order.order_id).await, WHOLE_WAY);
     assert!(calls.load(Ordering::Relaxed) >= 4);
+    let events = waybill.watch(&order.order_id, 0).await.unwrap().rest().await;
+    let (trace, traces) = (format!("00-{}-", events[0].trace_id), traces.lock().unwrap().clone());
+    assert!(traces.iter().all(|parent| parent.starts_with(&trace)), "{traces:?} for {trace}");
     let output = waybill.processor("payment").output();
     assert!(!output.contains("panicked"), "{output}");
     assert!(waybill.processor("payment").stop().await.success());
@@ -359,7 +366,7 @@ async fn a_service_that_answers_nonsense_costs_no_order() {
 #[tokio::test]
 async fn nonsense_without_end_parks_an_order_and_a_redrive_pays_for_it_once() {
     let calls = Arc::new(AtomicUsize::new(0));
-    let addr = Confused { calls: calls.clone() }.serve(Server::builder()).await;
+    let addr = Confused { calls: calls.clone(), ..Confused::default() }.serve(Server::builder()).await;
     let mut options = Options::default();
     options.processors.push(("PAYMENT_URL", format!("http://{addr}")));
     options.processors.push(("MAX_ATTEMPTS", "2".to_owned()));
@@ -386,7 +393,7 @@ async fn a_service_behind_tls_is_called_if_its_certificate_is_good() {
     // In its senses from the first call on.
     let calls = Arc::new(AtomicUsize::new(3));
     let server = Server::builder().tls_config(tls).unwrap();
-    let addr = Confused { calls: calls.clone() }.serve(server).await;
+    let addr = Confused { calls: calls.clone(), ..Confused::default() }.serve(server).await;
     for (trusted, is_good) in [(&another, false), (&authority, true)] {
         let trusted = replace(dir.path(), "ca.pem", &trusted.pem());
         let mut options = Options::default();
