@@ -16,8 +16,7 @@
 //! | failed    | ACCEPTED, RESERVED, PAID, or owing       | FAILED, parked with that status                |
 //! | redriven  | FAILED                                   | the status it was parked with                  |
 //!
-//! An order cancelled while ACCEPTED owes a release although nothing may be reserved: the reservation may
-//! be under way at that moment, and only inventory can tell.
+//! The first four lines, and what a rejection or a cancel owes, are the rows of [`WAY`]: one for each step.
 
 use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
@@ -91,69 +90,138 @@ pub fn create(created: &OrderCreated, now: Timestamp) -> Result<Order, Refused> 
     })
 }
 
+/// The place of one step on an order's way.
+struct Row {
+    /// While the order is this, it waits for the step,
+    status: OrderStatus,
+    /// which appends this when it is done,
+    event: EventKind,
+    /// and so makes the order this.
+    next: OrderStatus,
+    /// What the order owes if the step rejects it. `None`: the step cannot.
+    rejected_owes: Option<&'static [Undo]>,
+    /// What the order owes if it is cancelled while it waits. The step may be at it at that moment, and only its owner
+    /// can tell what was done, so its own undoing is among that.
+    cancelled_owes: &'static [Undo],
+}
+
+/// An order's way: whatever a step waits for, appends and leaves to be undone follows from its row.
+const WAY: [Row; 3] = [
+    Row {
+        status: OrderStatus::Accepted,
+        event: EventKind::Reserved,
+        next: OrderStatus::Reserved,
+        rejected_owes: Some(&[]),
+        cancelled_owes: &[Undo::Release],
+    },
+    Row {
+        status: OrderStatus::Reserved,
+        event: EventKind::Paid,
+        next: OrderStatus::Paid,
+        rejected_owes: Some(&[Undo::Release]),
+        cancelled_owes: &[Undo::Release, Undo::Refund],
+    },
+    Row {
+        status: OrderStatus::Paid,
+        event: EventKind::Fulfilled,
+        next: OrderStatus::Fulfilled,
+        rejected_owes: None,
+        cancelled_owes: &[Undo::Release, Undo::Refund],
+    },
+];
+
+/// The row of the step that an order with this status waits for.
+fn row_at(status: OrderStatus) -> Option<&'static Row> {
+    WAY.iter().find(|row| row.status == status)
+}
+
+/// Whether the order waits for the step that appends `event`.
+pub fn waits_for(order: &Order, event: EventKind) -> bool {
+    row_at(order.status()).is_some_and(|row| row.event == event)
+}
+
+/// Whether the order has ended otherwise than it was meant to, so that what was done for it is taken back.
+pub fn is_called_off(order: &Order) -> bool {
+    matches!(order.status(), OrderStatus::Rejected | OrderStatus::Cancelled)
+}
+
+/// Whether this is to be undone for the order, now. A parked order waits with that too.
+pub fn owes(order: &Order, undo: Undo) -> bool {
+    is_called_off(order) && order.undo_pending.contains(&undo.into())
+}
+
+/// The events after which an order may wait for the step that appends `does`, or owe `undoes`. That an order was
+/// redriven is one in any case: it then stands where it did.
+pub fn wakes(does: EventKind, undoes: Option<Undo>) -> Vec<EventKind> {
+    let mut events = Vec::new();
+    if let Some(row) = WAY.iter().find(|row| row.event == does) {
+        let before = WAY.iter().find(|before| before.next == row.status);
+        events.push(before.map_or(EventKind::Created, |before| before.event));
+    }
+    if let Some(undo) = undoes {
+        if WAY.iter().any(|row| row.rejected_owes.is_some_and(|owed| owed.contains(&undo))) {
+            events.push(EventKind::Rejected);
+        }
+        if WAY.iter().any(|row| row.cancelled_owes.contains(&undo)) {
+            events.push(EventKind::Cancelled);
+        }
+    }
+    events.push(EventKind::Redriven);
+    events
+}
+
 /// The order after `detail` happened to it at `now`.
 pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Refused> {
     let status = order.status();
     let event = EventKind::of(detail);
     let refused = Refused::Transition { event, status };
-    let next = match event {
-        EventKind::Created => None,
-        EventKind::Reserved => (status == OrderStatus::Accepted).then_some(OrderStatus::Reserved),
-        EventKind::Paid => (status == OrderStatus::Reserved).then_some(OrderStatus::Paid),
-        EventKind::Fulfilled => (status == OrderStatus::Paid).then_some(OrderStatus::Fulfilled),
-        EventKind::Rejected => {
-            matches!(status, OrderStatus::Accepted | OrderStatus::Reserved).then_some(OrderStatus::Rejected)
-        }
-        EventKind::Cancelled => is_open(unparked(order)).then_some(OrderStatus::Cancelled),
-        EventKind::Released => order.undo_pending.contains(&Undo::Release.into()).then_some(status),
-        EventKind::Refunded => order.undo_pending.contains(&Undo::Refund.into()).then_some(status),
-        EventKind::Failed => {
-            (status != OrderStatus::Failed && !is_finished(order)).then_some(OrderStatus::Failed)
-        }
-        // A foreign event may have parked it with none.
-        EventKind::Redriven => (status == OrderStatus::Failed)
-            .then_some(order.parked_status())
-            .filter(|parked| *parked != OrderStatus::Unspecified),
-    }
-    .ok_or(refused)?;
 
     let mut after = order.clone();
-    after.set_status(next);
     after.update_time = later(order.update_time, now);
     match detail {
-        Detail::Created(_) | Detail::Reserved(_) | Detail::Paid(_) | Detail::Fulfilled(_) => {}
+        Detail::Created(_) => return Err(refused),
+        Detail::Reserved(_) | Detail::Paid(_) | Detail::Fulfilled(_) => {
+            let row = row_at(status).filter(|row| row.event == event).ok_or(refused)?;
+            after.set_status(row.next);
+        }
         Detail::Rejected(rejected) => {
+            let owed = row_at(status).and_then(|row| row.rejected_owes).ok_or(refused)?;
+            after.set_status(OrderStatus::Rejected);
             after.reason.clone_from(&rejected.reason);
-            if status == OrderStatus::Reserved {
-                after.undo_pending = vec![Undo::Release.into()];
-            }
+            after.undo_pending = numbers(owed);
         }
         Detail::Cancelled(_) => {
+            let row = row_at(unparked(order)).ok_or(refused)?;
+            after.set_status(OrderStatus::Cancelled);
             after.reason = REASON_CANCELLED.to_owned();
-            after.undo_pending = if unparked(order) == OrderStatus::Accepted {
-                vec![Undo::Release.into()]
-            } else {
-                vec![Undo::Release.into(), Undo::Refund.into()]
-            };
-            after.set_parked_status(OrderStatus::Unspecified);
-            after.dead_letter_id.clear();
+            after.undo_pending = numbers(row.cancelled_owes);
+            unpark(&mut after);
         }
-        Detail::Released(_) => after.undo_pending.retain(|undo| *undo != i32::from(Undo::Release)),
-        Detail::Refunded(_) => after.undo_pending.retain(|undo| *undo != i32::from(Undo::Refund)),
+        Detail::Released(_) => settle(&mut after, Undo::Release, refused)?,
+        Detail::Refunded(_) => settle(&mut after, Undo::Refund, refused)?,
         Detail::Failed(failed) => {
+            if status == OrderStatus::Failed || is_finished(order) {
+                return Err(refused);
+            }
             // An order that is parked while it owes something keeps the reason that it ended for.
-            if is_open(status) {
+            if row_at(status).is_some() {
                 after.reason.clone_from(&failed.reason);
             }
+            after.set_status(OrderStatus::Failed);
             after.set_parked_status(status);
             after.dead_letter_id.clone_from(&failed.dead_letter_id);
         }
         Detail::Redriven(_) => {
-            if is_open(next) {
+            let parked = order.parked_status();
+            // A foreign event may have parked it with none.
+            if status != OrderStatus::Failed || parked == OrderStatus::Unspecified {
+                return Err(refused);
+            }
+            if row_at(parked).is_some() {
                 after.reason.clear();
             }
-            after.set_parked_status(OrderStatus::Unspecified);
-            after.dead_letter_id.clear();
+            after.set_status(parked);
+            unpark(&mut after);
         }
     }
     Ok(after)
@@ -161,28 +229,24 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
 
 /// Whether nothing more will happen to the order: it is terminal and owes nothing.
 pub fn is_finished(order: &Order) -> bool {
-    match order.status() {
-        OrderStatus::Fulfilled | OrderStatus::Rejected | OrderStatus::Cancelled => {
-            order.undo_pending.is_empty()
-        }
-        OrderStatus::Unspecified
-        | OrderStatus::Accepted
-        | OrderStatus::Reserved
-        | OrderStatus::Paid
-        | OrderStatus::Failed => false,
-    }
+    let is_terminal = order.status() == OrderStatus::Fulfilled || is_called_off(order);
+    is_terminal && order.undo_pending.is_empty()
 }
 
-/// Whether a step still has to carry the order forward.
-fn is_open(status: OrderStatus) -> bool {
-    match status {
-        OrderStatus::Accepted | OrderStatus::Reserved | OrderStatus::Paid => true,
-        OrderStatus::Unspecified
-        | OrderStatus::Fulfilled
-        | OrderStatus::Rejected
-        | OrderStatus::Cancelled
-        | OrderStatus::Failed => false,
-    }
+fn settle(order: &mut Order, undo: Undo, refused: Refused) -> Result<(), Refused> {
+    let owed = order.undo_pending.len();
+    order.undo_pending.retain(|pending| *pending != i32::from(undo));
+    if order.undo_pending.len() < owed { Ok(()) } else { Err(refused) }
+}
+
+fn unpark(order: &mut Order) {
+    order.set_parked_status(OrderStatus::Unspecified);
+    order.dead_letter_id.clear();
+}
+
+/// As the contract carries them.
+fn numbers(owed: &[Undo]) -> Vec<i32> {
+    owed.iter().map(|undo| i32::from(*undo)).collect()
 }
 
 /// The status, or, of a parked order, the one it was parked with.

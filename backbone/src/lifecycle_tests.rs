@@ -96,6 +96,24 @@ fn the_whole_table() {
 }
 
 #[test]
+fn the_way_begins_with_an_order_and_each_row_takes_up_where_the_one_before_ends() {
+    let mut status = create(&created(), NOW).unwrap().status();
+    for row in &WAY {
+        assert_eq!(row.status, status, "{:?}", row.event);
+        status = row.next;
+    }
+    assert_eq!(status, OrderStatus::Fulfilled);
+}
+
+#[test]
+fn a_step_hears_of_all_its_work_and_of_no_more() {
+    use EventKind::{Cancelled, Created, Fulfilled, Paid, Redriven, Rejected, Reserved};
+    assert_eq!(wakes(Reserved, Some(Undo::Release)), [Created, Rejected, Cancelled, Redriven]);
+    assert_eq!(wakes(Paid, Some(Undo::Refund)), [Reserved, Cancelled, Redriven]);
+    assert_eq!(wakes(Fulfilled, None), [Paid, Redriven]);
+}
+
+#[test]
 fn a_parked_order_that_ended_keeps_its_reason() {
     use EventKind::{Failed, Redriven, Rejected, Reserved};
     assert_eq!(after(&[Reserved, Failed]).reason, "BROKEN");
@@ -138,6 +156,14 @@ proptest! {
                     prop_assert!(next.update_time.unwrap().seconds >= order.update_time.unwrap().seconds);
                     prop_assert_eq!(next.status() == OrderStatus::Failed, next.parked_status() != OrderStatus::Unspecified);
                     prop_assert_eq!(next.status() == OrderStatus::Failed, !next.dead_letter_id.is_empty());
+                    for row in &WAY {
+                        prop_assert!(!waits_for(&next, row.event) || wakes(row.event, None).contains(&kind));
+                    }
+                    for undo in [Undo::Release, Undo::Refund] {
+                        // That one of two undoings is done is no news for the step that owes the other.
+                        let news = owes(&next, undo) && !owes(&order, undo);
+                        prop_assert!(!news || wakes(kind, Some(undo)).contains(&kind));
+                    }
                     order = next;
                 }
             }

@@ -9,85 +9,59 @@ pub const ALL_ORDERS: &str = "ORDER.>";
 /// Where the stream republishes every stored event: `live.` and the event's own subject.
 pub const LIVE_PREFIX: &str = "live.";
 
-/// What an event is about; the second token of its subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "documented in orders/v1/order_event.proto")]
-pub enum EventKind {
-    Created,
-    Reserved,
-    Paid,
-    Fulfilled,
-    Rejected,
-    Cancelled,
-    Released,
-    Refunded,
-    Failed,
-    Redriven,
+/// Makes [`EventKind`] of one row for each event: its detail's name in the contract, the word for it, and the full
+/// name of the detail's message.
+macro_rules! event_kinds {
+    ($($kind:ident $word:literal $message:literal,)*) => {
+        /// What an event is about; the second token of its subject.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(missing_docs, reason = "documented in orders/v1/order_event.proto")]
+        pub enum EventKind {
+            $($kind,)*
+        }
+
+        impl EventKind {
+            /// Every kind there is.
+            pub const ALL: [Self; [$($word),*].len()] = [$(Self::$kind),*];
+
+            /// The kind of an event, by its detail.
+            pub fn of(detail: &Detail) -> Self {
+                match detail {
+                    $(Detail::$kind(_) => Self::$kind,)*
+                }
+            }
+
+            /// The word for it in subjects, logs and metrics.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $word,)*
+                }
+            }
+
+            /// The CloudEvents type: the full name of the detail's message.
+            pub fn ce_type(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $message,)*
+                }
+            }
+        }
+    };
+}
+
+event_kinds! {
+    Created "created" "orders.v1.OrderCreated",
+    Reserved "reserved" "orders.v1.StockReserved",
+    Paid "paid" "orders.v1.PaymentCaptured",
+    Fulfilled "fulfilled" "orders.v1.OrderFulfilled",
+    Rejected "rejected" "orders.v1.OrderRejected",
+    Cancelled "cancelled" "orders.v1.OrderCancelled",
+    Released "released" "orders.v1.StockReleased",
+    Refunded "refunded" "orders.v1.PaymentRefunded",
+    Failed "failed" "orders.v1.OrderFailed",
+    Redriven "redriven" "orders.v1.OrderRedriven",
 }
 
 impl EventKind {
-    /// Every kind there is.
-    pub const ALL: [Self; 10] = [
-        Self::Created,
-        Self::Reserved,
-        Self::Paid,
-        Self::Fulfilled,
-        Self::Rejected,
-        Self::Cancelled,
-        Self::Released,
-        Self::Refunded,
-        Self::Failed,
-        Self::Redriven,
-    ];
-
-    /// The kind of an event, by its detail.
-    pub fn of(detail: &Detail) -> Self {
-        match detail {
-            Detail::Created(_) => Self::Created,
-            Detail::Reserved(_) => Self::Reserved,
-            Detail::Paid(_) => Self::Paid,
-            Detail::Fulfilled(_) => Self::Fulfilled,
-            Detail::Rejected(_) => Self::Rejected,
-            Detail::Cancelled(_) => Self::Cancelled,
-            Detail::Released(_) => Self::Released,
-            Detail::Refunded(_) => Self::Refunded,
-            Detail::Failed(_) => Self::Failed,
-            Detail::Redriven(_) => Self::Redriven,
-        }
-    }
-
-    /// The word for it in subjects, logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Reserved => "reserved",
-            Self::Paid => "paid",
-            Self::Fulfilled => "fulfilled",
-            Self::Rejected => "rejected",
-            Self::Cancelled => "cancelled",
-            Self::Released => "released",
-            Self::Refunded => "refunded",
-            Self::Failed => "failed",
-            Self::Redriven => "redriven",
-        }
-    }
-
-    /// The CloudEvents type: the full name of the detail's message.
-    pub fn ce_type(self) -> &'static str {
-        match self {
-            Self::Created => "orders.v1.OrderCreated",
-            Self::Reserved => "orders.v1.StockReserved",
-            Self::Paid => "orders.v1.PaymentCaptured",
-            Self::Fulfilled => "orders.v1.OrderFulfilled",
-            Self::Rejected => "orders.v1.OrderRejected",
-            Self::Cancelled => "orders.v1.OrderCancelled",
-            Self::Released => "orders.v1.StockReleased",
-            Self::Refunded => "orders.v1.PaymentRefunded",
-            Self::Failed => "orders.v1.OrderFailed",
-            Self::Redriven => "orders.v1.OrderRedriven",
-        }
-    }
-
     fn parse(token: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == token)
     }

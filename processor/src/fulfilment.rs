@@ -2,7 +2,7 @@
 
 use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, OrderFulfilled, OrderStatus};
+use proto::orders::v1::{Order, OrderFulfilled};
 
 use crate::step::{Step, StepError};
 
@@ -12,26 +12,11 @@ pub struct Fulfilment;
 
 impl Step for Fulfilment {
     const NAME: &'static str = "fulfilment";
-    const EVENTS: &'static [EventKind] = &[EventKind::Paid];
-
-    async fn handle(&self, order: &Order) -> Result<Option<Detail>, StepError> {
-        match order.status() {
-            OrderStatus::Paid => {
-                Ok(Some(Detail::Fulfilled(OrderFulfilled { shipment_id: shipment_id(order)? })))
-            }
-            OrderStatus::Unspecified
-            | OrderStatus::Accepted
-            | OrderStatus::Reserved
-            | OrderStatus::Fulfilled
-            | OrderStatus::Rejected
-            | OrderStatus::Cancelled
-            | OrderStatus::Failed => Ok(None),
-        }
-    }
+    const DOES: EventKind = EventKind::Fulfilled;
 
     /// A shipment exists only as the event that announces it.
-    async fn compensate(&self, _: &Order) -> Result<(), StepError> {
-        Ok(())
+    async fn act(&self, order: &Order) -> Result<Detail, StepError> {
+        Ok(Detail::Fulfilled(OrderFulfilled { shipment_id: shipment_id(order)? }))
     }
 }
 

@@ -8,8 +8,8 @@ use async_nats::jetstream::Message;
 use backbone::backoff::Backoff;
 use backbone::consumer::{Consumer, ConsumerConfig, Lost};
 use backbone::dead_letters::DeadLetters;
+use backbone::lifecycle;
 use backbone::log::OrderLog;
-use backbone::subjects::EventKind;
 use tokio::select;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -33,8 +33,7 @@ pub(crate) async fn process<S: Step>(
     config: &ProcessorConfig,
     drain: &CancellationToken,
 ) {
-    // A redriven order stands where it did, so whichever step has work for it has work again.
-    let events = S::EVENTS.iter().copied().chain([EventKind::Redriven]).collect();
+    let events = lifecycle::wakes(S::DOES, S::UNDOES);
     let consumer = ConsumerConfig { name: S::NAME, events, ack_wait: config.ack_wait };
     let pool_size = usize::from(config.worker_pool_size.unwrap_or(S::WORKER_POOL_SIZE));
     let leave = CancellationToken::new();

@@ -4,7 +4,7 @@ use std::future::Future;
 
 use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, OrderRejected};
+use proto::orders::v1::{Order, OrderRejected, Undo};
 use thiserror::Error;
 
 /// One step of an order's way.
@@ -14,19 +14,23 @@ use thiserror::Error;
 pub trait Step: Send + Sync + 'static {
     /// Name of the step: its durable consumer, its log lines, the `step` of its rejections.
     const NAME: &'static str;
-    /// Events after which an order may have work for this step. That an order was redriven is one for every step,
-    /// and need not be named.
-    const EVENTS: &'static [EventKind];
+    /// What has happened to an order when the step is done with it. The lifecycle's row of this event says which orders
+    /// wait for the step, and so which events it consumes.
+    const DOES: EventKind;
+    /// What an order that is called off may owe because of this step.
+    const UNDOES: Option<Undo> = None;
     /// Orders that one process works on at the same time, unless it is configured otherwise.
     const WORKER_POOL_SIZE: u16 = 10;
 
-    /// Does what the order, as it stands, needs of this step, and says what happened. `None` if it needs
-    /// nothing.
-    fn handle(&self, order: &Order) -> impl Future<Output = Result<Option<Detail>, StepError>> + Send;
+    /// Does the step's work for an order that waits for it, and says what happened: the detail of [`DOES`](Self::DOES).
+    fn act(&self, order: &Order) -> impl Future<Output = Result<Detail, StepError>> + Send;
 
-    /// Takes back what [`handle`](Self::handle) did, if the order, as it stands, has gone another way
-    /// meanwhile. What the order itself owes in the log is for `handle` to undo.
-    fn compensate(&self, order: &Order) -> impl Future<Output = Result<(), StepError>> + Send;
+    /// Takes back what [`act`](Self::act) did for an order that is called off, and says so. That may have been nothing;
+    /// if it is still under way elsewhere, it must come to nothing. Also called for an order that owes nothing, when the
+    /// order was called off while `act` was at it: what is answered then goes nowhere.
+    fn undo(&self, _order: &Order) -> impl Future<Output = Result<Option<Detail>, StepError>> + Send {
+        async { Ok(None) }
+    }
 }
 
 /// Why a step did not do its work.

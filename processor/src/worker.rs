@@ -14,10 +14,13 @@ use backbone::dead_letters::{DeadLetters, LetterId};
 use backbone::direct_get::ReadError;
 use backbone::event::Recorded;
 use backbone::ids::{OrderId, Revision};
+use backbone::lifecycle;
 use backbone::log::{AppendError, Appended, OrderLog, OrderState};
 use backbone::trace::TraceContext;
 use futures::FutureExt;
 use prost_types::Timestamp;
+use proto::orders::v1::Order;
+use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
 use tokio::select;
 use tokio::time::{Instant, sleep, timeout};
@@ -218,8 +221,23 @@ impl<S: Step> Worker<S> {
         }
     }
 
+    /// Does what the order, as it stands, needs of the step, and says what happened. `None` if it needs nothing, though
+    /// what was done before in vain may have been taken back. What the order owes in the log is appended.
+    async fn next_fact(&self, order: &Order, acted: bool) -> Result<Option<Detail>, StepError> {
+        if lifecycle::waits_for(order, S::DOES) {
+            let done = self.step.act(order).await;
+            return done.or_else(|error| error.into_rejection(S::NAME)).map(Some);
+        }
+        let owes = S::UNDOES.is_some_and(|undo| lifecycle::owes(order, undo));
+        if owes || (acted && lifecycle::is_called_off(order)) {
+            let undone = self.step.undo(order).await?;
+            return Ok(undone.filter(|_| owes));
+        }
+        Ok(None)
+    }
+
     /// One attempt at the order of `event`: effect, then append. Loses no effect to a race: when the order has
-    /// changed in between, it is looked at again, and what is no longer wanted is compensated. Tells whether the step
+    /// changed in between, it is looked at again, and what is no longer wanted is taken back. Tells whether the step
     /// had anything to do. `seen` is the order's revision that was worked on last.
     async fn attempt(
         &self,
@@ -240,15 +258,7 @@ impl<S: Step> Worker<S> {
         let mut served = false;
         loop {
             seen.store(current.revision().0, Ordering::Relaxed);
-            let fact = match self.step.handle(&current.order).await {
-                Ok(Some(fact)) => fact,
-                Ok(None) if acted => {
-                    self.step.compensate(&current.order).await?;
-                    return Ok(served);
-                }
-                Ok(None) => return Ok(served),
-                Err(error) => error.into_rejection(S::NAME)?,
-            };
+            let Some(fact) = self.next_fact(&current.order, acted).await? else { return Ok(served) };
             (acted, served) = (true, true);
             match self.log.append(&current, fact, trace, Instant::now() + APPEND_TIMEOUT).await? {
                 Appended::Stored(order) => {

@@ -104,14 +104,8 @@ async fn follow(orders: Orders, order: &mut Order, board: &Board) -> Result<(), 
 }
 
 fn is_finished(order: &Order) -> bool {
-    let is_terminal = match order.status() {
-        OrderStatus::Fulfilled | OrderStatus::Rejected | OrderStatus::Cancelled => true,
-        OrderStatus::Unspecified
-        | OrderStatus::Accepted
-        | OrderStatus::Reserved
-        | OrderStatus::Paid
-        | OrderStatus::Failed => false,
-    };
+    let is_terminal =
+        matches!(order.status(), OrderStatus::Fulfilled | OrderStatus::Rejected | OrderStatus::Cancelled);
     is_terminal && order.undo_pending.is_empty()
 }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use backbone::connection::Connection;
 use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, OrderStatus, StockLine, StockReleased, StockReserved, Undo};
+use proto::orders::v1::{Order, StockLine, StockReleased, StockReserved, Undo};
 
 pub use store::{
     BUCKET, InventoryConfig, Reservation, ReservationState, StoreError, reservation_key, stock_key,
@@ -39,67 +39,35 @@ impl Inventory {
         let store = Store::open(connection, config).await?;
         Ok(Self { reservations: Reservations::start(store) })
     }
-
-    /// Gives back what the order holds, and tells what it was.
-    async fn release(&self, order: &Order) -> Result<Units, StepError> {
-        match self.reservations.ask(order, Wish::Release).await? {
-            Answer::Released(units) => Ok(units),
-            Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
-            Answer::Held | Answer::OutOfStock(_) => {
-                Err(StepError::Unexpected("a release was not released".to_owned()))
-            }
-        }
-    }
 }
 
 impl Step for Inventory {
     const NAME: &'static str = "inventory";
-    const EVENTS: &'static [EventKind] = &[EventKind::Created, EventKind::Rejected, EventKind::Cancelled];
+    const DOES: EventKind = EventKind::Reserved;
+    const UNDOES: Option<Undo> = Some(Undo::Release);
     /// A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
     const WORKER_POOL_SIZE: u16 = 128;
 
-    async fn handle(&self, order: &Order) -> Result<Option<Detail>, StepError> {
-        match order.status() {
-            OrderStatus::Accepted => {
-                let wanted = units_of(order)?;
-                match self.reservations.ask(order, Wish::Reserve(wanted.clone())).await? {
-                    Answer::Held => Ok(Some(Detail::Reserved(StockReserved { lines: lines(wanted) }))),
-                    Answer::OutOfStock(message) => Err(StepError::Rejected { reason: OUT_OF_STOCK, message }),
-                    // The order is past the status in this event, or soon will be.
-                    Answer::Released(_) => {
-                        Err(StepError::Unexpected("the reservation was already released".to_owned()))
-                    }
-                    Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
-                }
+    async fn act(&self, order: &Order) -> Result<Detail, StepError> {
+        let wanted = units_of(order)?;
+        match self.reservations.ask(order, Wish::Reserve(wanted.clone())).await? {
+            Answer::Held => Ok(Detail::Reserved(StockReserved { lines: lines(wanted) })),
+            Answer::OutOfStock(message) => Err(StepError::Rejected { reason: OUT_OF_STOCK, message }),
+            // The order is past the status in this event, or soon will be.
+            Answer::Released(_) => {
+                Err(StepError::Unexpected("the reservation was already released".to_owned()))
             }
-            OrderStatus::Rejected | OrderStatus::Cancelled if owes_release(order) => {
-                let released = self.release(order).await?;
-                Ok(Some(Detail::Released(StockReleased { lines: lines(released) })))
-            }
-            OrderStatus::Unspecified
-            | OrderStatus::Reserved
-            | OrderStatus::Paid
-            | OrderStatus::Fulfilled
-            | OrderStatus::Rejected
-            | OrderStatus::Cancelled
-            | OrderStatus::Failed => Ok(None),
+            Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
         }
     }
 
-    async fn compensate(&self, order: &Order) -> Result<(), StepError> {
-        match order.status() {
-            // It ended without a reservation in the log: what was reserved for it meanwhile goes back.
-            OrderStatus::Rejected | OrderStatus::Cancelled => {
-                self.release(order).await?;
-                Ok(())
+    async fn undo(&self, order: &Order) -> Result<Option<Detail>, StepError> {
+        match self.reservations.ask(order, Wish::Release).await? {
+            Answer::Released(units) => Ok(Some(Detail::Released(StockReleased { lines: lines(units) }))),
+            Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
+            Answer::Held | Answer::OutOfStock(_) => {
+                Err(StepError::Unexpected("a release was not released".to_owned()))
             }
-            // Another worker's append of the same reservation was first, or the order may yet need it.
-            OrderStatus::Unspecified
-            | OrderStatus::Accepted
-            | OrderStatus::Reserved
-            | OrderStatus::Paid
-            | OrderStatus::Fulfilled
-            | OrderStatus::Failed => Ok(()),
         }
     }
 }
@@ -129,10 +97,6 @@ fn units_of(order: &Order) -> Result<Units, StepError> {
 fn lines(units: Units) -> Vec<StockLine> {
     let line = |(sku, quantity)| StockLine { sku, quantity: i64::try_from(quantity).unwrap_or(i64::MAX) };
     units.into_iter().map(line).collect()
-}
-
-fn owes_release(order: &Order) -> bool {
-    order.undo_pending.contains(&Undo::Release.into())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ mod sandbox;
 
 use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, OrderStatus, PaymentCaptured, PaymentRefunded, Undo};
+use proto::orders::v1::{Order, PaymentCaptured, PaymentRefunded, Undo};
 
 pub use config::{ConfiguredProvider, PaymentConfig};
 pub use provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
@@ -36,66 +36,35 @@ impl<P> Payment<P> {
 
 impl<P: PaymentProvider> Step for Payment<P> {
     const NAME: &'static str = "payment";
-    const EVENTS: &'static [EventKind] = &[EventKind::Reserved, EventKind::Cancelled];
+    const DOES: EventKind = EventKind::Paid;
+    const UNDOES: Option<Undo> = Some(Undo::Refund);
 
-    async fn handle(&self, order: &Order) -> Result<Option<Detail>, StepError> {
-        match order.status() {
-            OrderStatus::Reserved => {
-                let amount = order
-                    .total
-                    .clone()
-                    .ok_or_else(|| StepError::Unexpected("order without a total".to_owned()))?;
-                let capture = Capture {
-                    idempotency_key: &idempotency_key(order)?,
-                    order_id: &order.order_id,
-                    customer_id: &order.customer_id,
-                    amount: &amount,
-                };
-                let payment_id = self.provider.capture(capture).await?;
-                Ok(Some(Detail::Paid(PaymentCaptured { payment_id, amount: Some(amount) })))
-            }
-            OrderStatus::Cancelled if owes_refund(order) => {
-                let refund = self.provider.refund(&idempotency_key(order)?).await?;
-                let refunded = refund.map_or_else(PaymentRefunded::default, |refund| PaymentRefunded {
-                    refund_id: refund.refund_id,
-                    amount: Some(refund.amount),
-                });
-                Ok(Some(Detail::Refunded(refunded)))
-            }
-            OrderStatus::Unspecified
-            | OrderStatus::Accepted
-            | OrderStatus::Paid
-            | OrderStatus::Fulfilled
-            | OrderStatus::Rejected
-            | OrderStatus::Cancelled
-            | OrderStatus::Failed => Ok(None),
-        }
+    async fn act(&self, order: &Order) -> Result<Detail, StepError> {
+        let amount =
+            order.total.clone().ok_or_else(|| StepError::Unexpected("order without a total".to_owned()))?;
+        let capture = Capture {
+            idempotency_key: &idempotency_key(order)?,
+            order_id: &order.order_id,
+            customer_id: &order.customer_id,
+            amount: &amount,
+        };
+        let payment_id = self.provider.capture(capture).await?;
+        Ok(Detail::Paid(PaymentCaptured { payment_id, amount: Some(amount) }))
     }
 
-    async fn compensate(&self, order: &Order) -> Result<(), StepError> {
-        match order.status() {
-            OrderStatus::Rejected | OrderStatus::Cancelled => {
-                self.provider.refund(&idempotency_key(order)?).await?;
-                Ok(())
-            }
-            // Another worker's append of the same capture was first, or the order may yet need it.
-            OrderStatus::Unspecified
-            | OrderStatus::Accepted
-            | OrderStatus::Reserved
-            | OrderStatus::Paid
-            | OrderStatus::Fulfilled
-            | OrderStatus::Failed => Ok(()),
-        }
+    async fn undo(&self, order: &Order) -> Result<Option<Detail>, StepError> {
+        let refund = self.provider.refund(&idempotency_key(order)?).await?;
+        let refunded = refund.map_or_else(PaymentRefunded::default, |refund| PaymentRefunded {
+            refund_id: refund.refund_id,
+            amount: Some(refund.amount),
+        });
+        Ok(Some(Detail::Refunded(refunded)))
     }
 }
 
 /// One order is one payment, and another order that comes to have the same id is another.
 fn idempotency_key(order: &Order) -> Result<String, StepError> {
     Ok(format!("{}-{}", order.order_id, Incarnation::of(order)?))
-}
-
-fn owes_refund(order: &Order) -> bool {
-    order.undo_pending.contains(&Undo::Refund.into())
 }
 
 impl From<CaptureError> for StepError {
@@ -125,47 +94,40 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     /// An order of always the same id, created at some second.
-    fn order(status: OrderStatus, created_s: u64) -> Order {
+    fn order(created_s: u64) -> Order {
         Order {
             order_id: "customer-order".to_owned(),
-            status: status.into(),
             total: Some(Money { currency_code: "EUR".to_owned(), minor_units: 350 }),
             create_time: Some((UNIX_EPOCH + Duration::from_secs(created_s)).into()),
             ..Order::default()
         }
     }
 
-    fn cancelled(created_s: u64) -> Order {
-        Order { undo_pending: vec![Undo::Refund.into()], ..order(OrderStatus::Cancelled, created_s) }
-    }
-
     #[tokio::test]
     async fn what_was_captured_for_a_cancelled_order_is_refunded_once() {
         let payment = Payment::new(Sandbox::default());
-        payment.handle(&order(OrderStatus::Reserved, 1)).await.unwrap();
-        let refunded = payment.handle(&cancelled(1)).await.unwrap();
+        payment.act(&order(1)).await.unwrap();
+        let refunded = payment.undo(&order(1)).await.unwrap();
         let Some(Detail::Refunded(detail)) = &refunded else { panic!("{refunded:?}") };
-        assert_eq!(detail.amount, order(OrderStatus::Reserved, 1).total);
-        assert_eq!(payment.handle(&cancelled(1)).await.unwrap(), refunded, "a repeat is the same refund");
-        let owing_nothing = Order { undo_pending: Vec::new(), ..cancelled(1) };
-        assert_eq!(payment.handle(&owing_nothing).await.unwrap(), None);
+        assert_eq!(detail.amount, order(1).total);
+        assert_eq!(payment.undo(&order(1)).await.unwrap(), refunded, "a repeat is the same refund");
     }
 
     #[tokio::test]
     async fn a_capture_overtaken_by_its_refund_is_tried_again_and_not_declined() {
         let payment = Payment::new(Sandbox::default());
-        let refunded = payment.handle(&cancelled(1)).await.unwrap();
+        let refunded = payment.undo(&order(1)).await.unwrap();
         assert_eq!(refunded, Some(Detail::Refunded(PaymentRefunded::default())));
-        let late = payment.handle(&order(OrderStatus::Reserved, 1)).await;
+        let late = payment.act(&order(1)).await;
         assert!(matches!(late, Err(StepError::Unexpected(_))), "{late:?}");
     }
 
     #[tokio::test]
     async fn a_later_order_of_the_same_id_is_another_payment() {
         let payment = Payment::new(Sandbox::default());
-        let first = payment.handle(&order(OrderStatus::Reserved, 1)).await.unwrap();
-        payment.handle(&cancelled(1)).await.unwrap();
-        let second = payment.handle(&order(OrderStatus::Reserved, 2)).await.unwrap();
-        assert!(matches!(second, Some(Detail::Paid(_))) && second != first, "{second:?}");
+        let first = payment.act(&order(1)).await.unwrap();
+        payment.undo(&order(1)).await.unwrap();
+        let second = payment.act(&order(2)).await.unwrap();
+        assert!(matches!(second, Detail::Paid(_)) && second != first, "{second:?}");
     }
 }
