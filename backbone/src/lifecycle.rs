@@ -106,7 +106,7 @@ struct Row {
 }
 
 /// An order's way: whatever a step waits for, appends and leaves to be undone follows from its row.
-const WAY: [Row; 3] = [
+const WAY: &[Row] = &[
     Row {
         status: OrderStatus::Accepted,
         event: EventKind::Reserved,

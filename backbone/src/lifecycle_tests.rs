@@ -98,7 +98,7 @@ fn the_whole_table() {
 #[test]
 fn the_way_begins_with_an_order_and_each_row_takes_up_where_the_one_before_ends() {
     let mut status = create(&created(), NOW).unwrap().status();
-    for row in &WAY {
+    for row in WAY {
         assert_eq!(row.status, status, "{:?}", row.event);
         status = row.next;
     }
@@ -156,7 +156,7 @@ proptest! {
                     prop_assert!(next.update_time.unwrap().seconds >= order.update_time.unwrap().seconds);
                     prop_assert_eq!(next.status() == OrderStatus::Failed, next.parked_status() != OrderStatus::Unspecified);
                     prop_assert_eq!(next.status() == OrderStatus::Failed, !next.dead_letter_id.is_empty());
-                    for row in &WAY {
+                    for row in WAY {
                         prop_assert!(!waits_for(&next, row.event) || wakes(row.event, None).contains(&kind));
                     }
                     for undo in [Undo::Release, Undo::Refund] {

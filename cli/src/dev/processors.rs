@@ -1,4 +1,4 @@
-//! The three processors, one for each step of an order.
+//! The processors, one for each step of an order.
 
 use std::time::Duration;
 
@@ -23,14 +23,14 @@ pub(super) async fn start(
     payment_url: &str,
     children: &mut Children,
 ) -> anyhow::Result<()> {
-    let processors = programs.processors();
+    let processors = &programs.processors;
     let stock = args.stock.clone().unwrap_or_else(catalogue::stock);
     for (name, program) in processors {
         let mut command = broker.command_of_client(program)?;
         command.env("STOCK", &stock).env("PAYMENT_URL", payment_url);
         children.start(name, command)?;
     }
-    let logs = processors.map(|(name, _)| children.log_of(name));
+    let logs: Vec<_> = processors.iter().map(|(name, _)| children.log_of(name)).collect();
     let working = async {
         for log in &logs {
             log::wait_for(log, "processing").await;

@@ -20,15 +20,17 @@ const DRAIN_TIMEOUT: Duration = STOP_TIMEOUT.saturating_sub(Duration::from_secs(
 const START_LINES: &str = "waybill_gateway[{grpc_addr}]=info,waybill_payment_sandbox[{grpc_addr}]=info,\
                            processor::runtime[{workers}]=info";
 
+/// The steps, in their order. Their programs are named after them.
+const STEPS: &[&str] = &["inventory", "payment", "fulfilment"];
+
 /// Every program, found before the first is started.
 #[derive(Debug)]
 pub(super) struct Programs {
     pub(super) nats_server: PathBuf,
     pub(super) gateway: PathBuf,
-    inventory: PathBuf,
-    payment: PathBuf,
     pub(super) payment_sandbox: PathBuf,
-    fulfilment: PathBuf,
+    /// By step, in the order of the steps.
+    pub(super) processors: Vec<(&'static str, PathBuf)>,
 }
 
 impl Programs {
@@ -42,19 +44,13 @@ impl Programs {
         })?;
         let this_program = env::current_exe().context("cannot tell where this program is")?;
         let here = this_program.parent().unwrap_or(Path::new("."));
+        let processor = |step: &'static str| Ok((step, ours(&format!("waybill-{step}"), here)?));
         Ok(Self {
             nats_server,
             gateway: ours("waybill-gateway", here)?,
-            inventory: ours("waybill-inventory", here)?,
-            payment: ours("waybill-payment", here)?,
             payment_sandbox: ours("waybill-payment-sandbox", here)?,
-            fulfilment: ours("waybill-fulfilment", here)?,
+            processors: STEPS.iter().copied().map(processor).collect::<anyhow::Result<_>>()?,
         })
-    }
-
-    /// The processors and their names, in the order of the steps.
-    pub(super) fn processors(&self) -> [(&'static str, &Path); 3] {
-        [("inventory", &self.inventory), ("payment", &self.payment), ("fulfilment", &self.fulfilment)]
     }
 }
 
