@@ -25,6 +25,7 @@ test: ## build everything, then run all tests against a real nats-server
 lint: ## check format, code, contract and dependencies
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	rustfmt --check --edition 2024 tests/fourth-step/fraud/src/main.rs
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@buf=$$(tools/install buf) && set -x && "$$buf" lint
 	@deny=$$(tools/install cargo-deny) && set -x && "$$deny" --locked check --hide-inclusion-graph bans licenses sources

@@ -1,6 +1,7 @@
 //! Broker, gateway and processors: started, stopped, started again.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
@@ -19,6 +20,8 @@ const FREE_PORT: &str = "127.0.0.1:0";
 pub struct Options {
     /// SKUs and their units.
     pub stock: Vec<(&'static str, u64)>,
+    /// Where the programs are, if not those of this workspace are meant.
+    pub programs: Option<PathBuf>,
     /// Processes of each step.
     pub replicas: usize,
     /// Payments by a payment sandbox of its own; else by the one inside of each payment process.
@@ -35,6 +38,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             stock: vec![("widget", 1_000_000), ("gadget", 1_000_000)],
+            programs: None,
             replicas: 1,
             payment_sandbox: false,
             password: None,
@@ -42,6 +46,12 @@ impl Default for Options {
             // Redelivery after a kill would else take the default of 10 s.
             processors: vec![("ACK_WAIT", "2s".to_owned())],
         }
+    }
+}
+
+impl Options {
+    fn program(&self, name: &str) -> PathBuf {
+        self.programs.as_ref().map_or_else(|| binary(name), |folder| folder.join(name))
     }
 }
 
@@ -116,7 +126,7 @@ impl Deployment {
     /// Starts one more process of `step`.
     pub fn start_processor(&mut self, step: &'static str) {
         let processes = self.processors.entry(step).or_default();
-        let mut command = Command::new(binary(&format!("waybill-{step}")));
+        let mut command = Command::new(self.options.program(&format!("waybill-{step}")));
         command
             .env_clear()
             .env("NATS_URL", self.broker.url())
@@ -189,7 +199,7 @@ async fn start_gateway(
     name: &str,
     grpc_addr: &str,
 ) -> Gateway {
-    let mut command = Command::new(binary("waybill-gateway"));
+    let mut command = Command::new(options.program("waybill-gateway"));
     command
         .env_clear()
         .env("NATS_URL", broker.url())
