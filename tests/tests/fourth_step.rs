@@ -54,6 +54,12 @@ fn build() -> PathBuf {
     // Inside of a repository git would look for the files in that.
     git.env("GIT_CEILING_DIRECTORIES", &folder).current_dir(&patched);
     succeeds(git.arg("apply").arg(Path::new(FOURTH_STEP).join("fourth-step.patch")));
+    // To cargo, crates of the same name, version and place in their workspace are the same.
+    let manifest = fs::read_to_string(patched.join("Cargo.toml")).unwrap();
+    let version = concat!("\nversion = \"", env!("CARGO_PKG_VERSION"));
+    assert_eq!(manifest.matches(version).count(), 1, "{version}");
+    let manifest = manifest.replace(version, &format!("{version}-fourth-step"));
+    fs::write(patched.join("Cargo.toml"), manifest).unwrap();
     // What has not changed since the last time is not built anew.
     mirror(&patched, &workspace);
 
