@@ -28,6 +28,8 @@ const ACK_PENDING_MAX: i64 = 10_000;
 const REQUEST_EXPIRY: Duration = Duration::from_secs(30);
 /// A broker silent for two of these while a request stands has lost it.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Requests in a row that the broker may lose. After more of them it is not the requests.
+const LOST_REQUESTS_MAX: u32 = 1;
 /// How long a leaving reader waits for messages that are already on their way to it.
 const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_millis(100);
 /// What the broker sends while a request stands and there is nothing to deliver.
@@ -62,6 +64,8 @@ pub struct Consumer {
     /// Messages that the requests since then may still bring.
     standing: usize,
     silent_until: Instant,
+    /// Requests lost since the latest sign of life.
+    lost: u32,
     connects: watch::Receiver<u64>,
     leave_at: Option<Instant>,
 }
@@ -78,6 +82,9 @@ pub enum Lost {
         /// Messages that it should have delivered.
         pending: u64,
     },
+    /// Whatever is asked, nothing comes, although the connection is up: so the broker knows no longer whom to answer.
+    #[error("no sign of life from the broker, although it was asked again")]
+    Silent,
     /// The connection is closed for good.
     #[error("the connection is closed")]
     Closed,
@@ -121,6 +128,7 @@ impl Consumer {
             served: 0,
             standing: 0,
             silent_until: Instant::now(),
+            lost: 0,
             connects,
             leave_at: None,
         })
@@ -143,12 +151,17 @@ impl Consumer {
                     continue;
                 }
                 () = sleep_until(self.silent_until) => {
+                    self.lost += 1;
+                    if self.lost > LOST_REQUESTS_MAX {
+                        return Err(Lost::Silent);
+                    }
                     debug!(consumer = self.name, "no sign of life from the broker, asked again");
                     self.give_up();
                     continue;
                 }
             };
             self.silent_until = Instant::now() + 2 * HEARTBEAT;
+            self.lost = 0;
             match message.status {
                 None => {
                     self.standing = self.standing.saturating_sub(1);

@@ -125,11 +125,16 @@ impl Deployment {
 
     /// Starts one more process of `step`.
     pub fn start_processor(&mut self, step: &'static str) {
+        self.start_processor_at(step, self.broker.url());
+    }
+
+    /// Starts one more process of `step`, for which the broker is at an address of its own.
+    pub fn start_processor_at(&mut self, step: &'static str, nats_url: String) {
         let processes = self.processors.entry(step).or_default();
         let mut command = Command::new(self.options.program(&format!("waybill-{step}")));
         command
             .env_clear()
-            .env("NATS_URL", self.broker.url())
+            .env("NATS_URL", nats_url)
             .env("LOG_FORMAT", "json")
             .envs(self.options.processors.iter().cloned());
         if let Some(sandbox) = &self.payment_sandbox {

@@ -14,6 +14,7 @@ mod operations;
 mod payments;
 mod process;
 mod records;
+mod relay;
 
 pub use broker::Broker;
 pub use calls::{Shows, Watcher, health, item, order_of};
@@ -22,6 +23,7 @@ pub use load::Load;
 pub use operations::{every_one, these};
 pub use payments::PaymentSandbox;
 pub use process::{Process, binary};
+pub use relay::Relay;
 
 use std::time::{Duration, Instant};
 

@@ -40,6 +40,7 @@ mod retention;
 mod slow_readers;
 mod storage_full;
 mod stream_setup;
+mod stuck_consumers;
 mod tenants;
 mod tls;
 mod tokens;
