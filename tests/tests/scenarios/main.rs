@@ -28,6 +28,7 @@ mod idempotency;
 mod isolation;
 mod listing;
 mod many_streams;
+mod odd_events;
 mod operators;
 mod order_path;
 mod parking_crashes;

@@ -1,0 +1,122 @@
+//! Events that decode and yet do not fit: they come again, contradict what was before, or are of a newer version.
+//! docs/operations.md says what becomes of them.
+
+use async_nats::HeaderMap;
+use backbone::subjects::{self, EventKind};
+use harness::{Deployment, Options, eventually, item, order_of};
+use prost::Message;
+use proto::operations::v1::DeadLetterReason;
+use proto::orders::v1::{Money, Order, OrderEvent, OrderStatus};
+
+use crate::accounting::WHOLE_WAY;
+use crate::events::kinds;
+
+/// A deployment whose steps give up after two attempts, and whose payments are on record.
+async fn deployment() -> Deployment {
+    let mut options = Options { payment_sandbox: true, ..Options::default() };
+    options.processors.push(("MAX_ATTEMPTS", "2".to_owned()));
+    Deployment::start_with(options).await
+}
+
+async fn place(waybill: &Deployment) -> Order {
+    waybill.place(order_of("customer", "request", vec![item("widget", 1)])).await.unwrap()
+}
+
+/// The first event of a kind, as it is stored.
+async fn stored(waybill: &Deployment, kind: EventKind) -> (String, OrderEvent) {
+    let start = format!("ORDER.{}.", kind.as_str());
+    let message = waybill.messages().await.into_iter().find(|message| message.subject.starts_with(&start));
+    let message = message.unwrap();
+    (message.subject.to_string(), OrderEvent::decode(message.payload).unwrap())
+}
+
+async fn publish(waybill: &Deployment, subject: String, payload: Vec<u8>) -> u64 {
+    let jetstream = waybill.jetstream().await;
+    let ack = jetstream.publish_with_headers(subject, HeaderMap::new(), payload.into()).await.unwrap();
+    ack.await.unwrap().sequence
+}
+
+/// What was really done for an order of one widget: units held, captures, and the amount of each.
+async fn done(waybill: &mut Deployment, order: &Order) -> (u64, i64, Vec<i64>) {
+    let held = waybill.held("widget").await;
+    let ledger = waybill.sandbox().ledger(&order.order_id).await;
+    let captured = ledger.payments.iter().map(|payment| payment.amount.as_ref().unwrap().minor_units);
+    (held, ledger.captures, captured.collect())
+}
+
+#[tokio::test]
+async fn an_old_event_that_comes_again_out_of_order_has_every_effect_once() {
+    let mut waybill = deployment().await;
+    let order = place(&waybill).await;
+    let order = waybill.finished(&order.order_id).await;
+    let before = done(&mut waybill, &order).await;
+    let price = order.total.as_ref().unwrap().minor_units;
+    assert_eq!(before, (1, 1, vec![price]));
+
+    // Each is the latest when it is stored, and so what the order then is.
+    for kind in [EventKind::Paid, EventKind::Reserved, EventKind::Created] {
+        let (subject, event) = stored(&waybill, kind).await;
+        publish(&waybill, subject, event.encode_to_vec()).await;
+        let after = waybill.finished(&order.order_id).await;
+        assert_eq!((after.status(), &after.total), (OrderStatus::Fulfilled, &order.total), "{kind:?} again");
+        for step in ["inventory", "payment", "fulfilment"] {
+            waybill.idle(step).await;
+        }
+        assert_eq!(done(&mut waybill, &order).await, before, "{kind:?} again");
+    }
+    assert!(waybill.open_letters().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_snapshot_that_contradicts_the_history_moves_neither_stock_nor_money() {
+    let mut waybill = deployment().await;
+    let order = place(&waybill).await;
+    let order = waybill.finished(&order.order_id).await;
+    let before = done(&mut waybill, &order).await;
+
+    let (subject, mut event) = stored(&waybill, EventKind::Created).await;
+    let snapshot = event.order.as_mut().unwrap();
+    snapshot.items[0].quantity = 1000;
+    snapshot.total = Some(Money { currency_code: "EUR".to_owned(), minor_units: 1_000_000 });
+    publish(&waybill, subject, event.encode_to_vec()).await;
+    let parked = waybill.reached(&order.order_id, OrderStatus::Failed).await;
+    assert_eq!(parked.items[0].quantity, 1000, "the latest event is believed");
+    assert_eq!(done(&mut waybill, &order).await, before, "their owners know better");
+}
+
+/// An event as a newer version may write it, whose detail and status nobody here knows.
+fn newer(mut event: OrderEvent) -> Vec<u8> {
+    event.event_id = "newer".to_owned();
+    event.detail = None;
+    event.order.as_mut().unwrap().status = 99;
+    let mut bytes = event.encode_to_vec();
+    // Field 99 of the oneof: a message without content.
+    prost::encoding::encode_key(99, prost::encoding::WireType::LengthDelimited, &mut bytes);
+    bytes.push(0);
+    bytes
+}
+
+#[tokio::test]
+async fn events_of_a_newer_version_hold_up_no_order() {
+    let mut waybill = deployment().await;
+    waybill.idle("payment").await;
+    waybill.kill_processors("payment");
+    let order = place(&waybill).await;
+    waybill.reached(&order.order_id, OrderStatus::Reserved).await;
+
+    let (reserved, event) = stored(&waybill, EventKind::Reserved).await;
+    let unknown = reserved.replace("ORDER.reserved.", "ORDER.screened.");
+    assert_eq!(subjects::parse(&unknown), None);
+    publish(&waybill, unknown, newer(event.clone())).await;
+    let on_a_known_subject = publish(&waybill, reserved, newer(event)).await;
+    assert_eq!(waybill.get(&order.order_id).await.unwrap().status(), OrderStatus::Reserved);
+
+    waybill.start_processor("payment");
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    let events = waybill.watch(&order.order_id, 0).await.unwrap().rest().await;
+    assert_eq!(kinds(&events), WHOLE_WAY);
+    let id = format!("payment-{on_a_known_subject}");
+    let letter = eventually("the letter", async || waybill.letter(&id).await.ok()).await;
+    assert_eq!(letter.reason(), DeadLetterReason::Undecodable);
+    assert_eq!(waybill.open_letters().await, [id], "nobody reads the other");
+}
