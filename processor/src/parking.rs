@@ -93,6 +93,11 @@ impl Parking {
             DeadLetterState::Open | DeadLetterState::Redriven | DeadLetterState::Discarded => {
                 Ok(Some(self.fail(about, record).await?))
             }
+            // A letter that was withdrawn, perhaps by somebody who died before it was off the list.
+            DeadLetterState::Unspecified if record.letter.attempts.is_empty() => {
+                self.letters.sweep(&record).await?;
+                Ok(None)
+            }
             DeadLetterState::Unspecified if record.letter.attempts.len() < self.attempts_max => Ok(None),
             DeadLetterState::Unspecified => {
                 let current = self.log.load_latest(&about.order_id).await?;

@@ -139,12 +139,12 @@ impl DeadLetters {
     }
 
     /// Removes what a writer that died has left of the time when the letter was open.
-    pub async fn sweep(&self, resolved: &Kept) -> Result<(), ReadError> {
-        let open = resolved.id.subject(DeadLetterState::Open);
+    pub async fn sweep(&self, closed: &Kept) -> Result<(), ReadError> {
+        let open = closed.id.subject(DeadLetterState::Open);
         if let Some(left) = kept(self.stream.get_last_raw_message_by_subject(&open).await)?
-            && left.sequence < resolved.head.0
+            && left.sequence < closed.head.0
         {
-            self.delete(&resolved.id, Revision(left.sequence)).await;
+            self.delete(&closed.id, Revision(left.sequence)).await;
         }
         Ok(())
     }
