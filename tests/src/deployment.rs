@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use crate::broker::Broker;
 use crate::payments::PaymentSandbox;
 use crate::process::{Process, binary};
+use crate::wire::Wire;
 
 /// The three steps, by the names of their binaries.
 const STEPS: [&str; 3] = ["inventory", "payment", "fulfilment"];
@@ -28,6 +29,8 @@ pub struct Options {
     pub payment_sandbox: bool,
     /// What the broker asks of everybody.
     pub password: Option<&'static str>,
+    /// The program whose wire can be tripped: a step, or "gateway".
+    pub wired: Option<&'static str>,
     /// Further environment of the gateway.
     pub gateway: Vec<(&'static str, String)>,
     /// Further environment of the processors.
@@ -42,6 +45,7 @@ impl Default for Options {
             replicas: 1,
             payment_sandbox: false,
             password: None,
+            wired: None,
             gateway: Vec::new(),
             // Redelivery after a kill would else take the default of 10 s.
             processors: vec![("ACK_WAIT", "2s".to_owned())],
@@ -77,6 +81,8 @@ pub struct Deployment {
     pub processors: HashMap<&'static str, Vec<Process>>,
     /// Who moves the money, if that is a process of its own.
     pub payment_sandbox: Option<PaymentSandbox>,
+    /// What one of the programs is connected by, if that was asked for.
+    pub wire: Option<Wire>,
     /// The broker.
     pub broker: Broker,
     options: Options,
@@ -107,14 +113,23 @@ impl Deployment {
     }
 
     async fn start_around(broker: Broker, options: Options, dir: TempDir) -> Self {
-        let gateway = start_gateway(&dir, &broker, &options, "gateway", FREE_PORT).await;
         let payment_sandbox = if options.payment_sandbox {
             Some(PaymentSandbox::start(dir.path(), FREE_PORT).await)
         } else {
             None
         };
+        let wire = match options.wired {
+            Some(_) => {
+                let payments = payment_sandbox.as_ref().map(|sandbox| sandbox.grpc_addr.parse());
+                let payments = payments.transpose().expect("address");
+                Some(Wire::lay(broker.address(), payments).await)
+            }
+            None => None,
+        };
+        let broker_url = broker_url("gateway", &options, wire.as_ref(), &broker);
+        let gateway = start_gateway(&dir, &broker_url, &options, "gateway", FREE_PORT).await;
         let mut deployment =
-            Self { gateway, processors: HashMap::new(), payment_sandbox, broker, options, dir };
+            Self { gateway, processors: HashMap::new(), payment_sandbox, wire, broker, options, dir };
         for step in STEPS {
             for _ in 0..deployment.options.replicas {
                 deployment.start_processor(step);
@@ -125,11 +140,12 @@ impl Deployment {
 
     /// Starts one more process of `step`.
     pub fn start_processor(&mut self, step: &'static str) {
-        self.start_processor_at(step, self.broker.url());
+        self.start_processor_at(step, self.broker_url(step));
     }
 
     /// Starts one more process of `step`, for which the broker is at an address of its own.
     pub fn start_processor_at(&mut self, step: &'static str, nats_url: String) {
+        let wire = self.wire.as_ref().filter(|_| self.options.wired == Some(step));
         let processes = self.processors.entry(step).or_default();
         let mut command = Command::new(self.options.program(&format!("waybill-{step}")));
         command
@@ -138,7 +154,7 @@ impl Deployment {
             .env("LOG_FORMAT", "json")
             .envs(self.options.processors.iter().cloned());
         if let Some(sandbox) = &self.payment_sandbox {
-            command.env("PAYMENT_URL", sandbox.url());
+            command.env("PAYMENT_URL", wire.and_then(Wire::payments_url).unwrap_or_else(|| sandbox.url()));
         }
         if step == "inventory" {
             let stock: Vec<_> =
@@ -156,9 +172,21 @@ impl Deployment {
         }
     }
 
+    /// Starts a process of `step` in the place of all that there were.
+    pub fn restart_processor(&mut self, step: &'static str) {
+        self.kill_processors(step);
+        self.processors.remove(step);
+        self.start_processor(step);
+    }
+
     /// The process of `step` that was started last.
     pub fn processor(&mut self, step: &str) -> &mut Process {
         self.processors.get_mut(step).and_then(|processes| processes.last_mut()).expect("processor")
+    }
+
+    /// The wire of a deployment that has one.
+    pub fn wire(&self) -> &Wire {
+        self.wire.as_ref().expect("a wire")
     }
 
     /// The payment sandbox of a deployment that has one.
@@ -176,7 +204,8 @@ impl Deployment {
     pub async fn replace_gateway(&mut self) {
         self.gateway.process.kill();
         let grpc_addr = self.gateway.grpc_addr.clone();
-        self.gateway = start_gateway(&self.dir, &self.broker, &self.options, "gateway", &grpc_addr).await;
+        let broker_url = self.broker_url("gateway");
+        self.gateway = start_gateway(&self.dir, &broker_url, &self.options, "gateway", &grpc_addr).await;
     }
 
     /// Starts one more gateway.
@@ -186,7 +215,7 @@ impl Deployment {
 
     /// Starts one more gateway at an address.
     pub async fn gateway_at(&self, name: &str, grpc_addr: &str) -> Gateway {
-        let gateway = start_gateway(&self.dir, &self.broker, &self.options, name, grpc_addr).await;
+        let gateway = start_gateway(&self.dir, &self.broker.url(), &self.options, name, grpc_addr).await;
         gateway.ready().await;
         gateway
     }
@@ -195,11 +224,21 @@ impl Deployment {
     pub async fn ready(&self) {
         self.gateway.ready().await;
     }
+
+    fn broker_url(&self, program: &str) -> String {
+        broker_url(program, &self.options, self.wire.as_ref(), &self.broker)
+    }
+}
+
+/// Where a program finds the broker.
+fn broker_url(program: &str, options: &Options, wire: Option<&Wire>, broker: &Broker) -> String {
+    let wire = wire.filter(|_| options.wired == Some(program));
+    wire.map_or_else(|| broker.url(), Wire::broker_url)
 }
 
 async fn start_gateway(
     dir: &TempDir,
-    broker: &Broker,
+    broker_url: &str,
     options: &Options,
     name: &str,
     grpc_addr: &str,
@@ -207,7 +246,7 @@ async fn start_gateway(
     let mut command = Command::new(options.program("waybill-gateway"));
     command
         .env_clear()
-        .env("NATS_URL", broker.url())
+        .env("NATS_URL", broker_url)
         .env("GRPC_ADDR", grpc_addr)
         .env("OPS_ADDR", FREE_PORT)
         .env("OPERATIONS_ADDR", FREE_PORT)

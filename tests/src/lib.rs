@@ -15,6 +15,7 @@ mod payments;
 mod process;
 mod records;
 mod relay;
+mod wire;
 
 pub use broker::Broker;
 pub use calls::{Shows, Watcher, health, item, order_of};
@@ -24,6 +25,7 @@ pub use operations::{every_one, these};
 pub use payments::PaymentSandbox;
 pub use process::{Process, binary};
 pub use relay::Relay;
+pub use wire::{DELIVERY, Held, Moment, Wire};
 
 use std::time::{Duration, Instant};
 

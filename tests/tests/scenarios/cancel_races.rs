@@ -56,7 +56,8 @@ struct Raced {
 
 type Client = OrderServiceClient<Channel>;
 
-async fn events(mut client: Client, order_id: &str) -> Vec<OrderEvent> {
+/// The history of an order.
+pub(crate) async fn events(mut client: Client, order_id: &str) -> Vec<OrderEvent> {
     let request = ListOrderEventsRequest { order_id: order_id.to_owned() };
     client.list_order_events(request).await.unwrap().into_inner().events
 }
@@ -124,7 +125,7 @@ async fn of_a_cancel_and_the_step_that_it_races_exactly_one_wins() {
 }
 
 /// Each event follows the one that it names, and none is there twice.
-fn check_line(events: &[OrderEvent]) {
+pub(crate) fn check_line(events: &[OrderEvent]) {
     let mut previous = 0;
     for (event, revision) in events.iter().zip(revisions(events)) {
         assert_eq!(event.previous_revision, previous, "{events:?}");

@@ -20,11 +20,16 @@ pub(crate) async fn with_damage(attempts_max: u8) -> Deployment {
     options.processors.push(("MAX_ATTEMPTS", attempts_max.to_string()));
     let waybill = Deployment::start_with(options).await;
     waybill.idle("inventory").await;
-    set_gadgets(&waybill, "damaged").await;
+    break_gadgets(&waybill).await;
     waybill
 }
 
-/// Mends what [`with_damage`] has broken.
+/// From now on no gadgets can be reserved.
+pub(crate) async fn break_gadgets(waybill: &Deployment) {
+    set_gadgets(waybill, "damaged").await;
+}
+
+/// Mends what [`break_gadgets`] has broken.
 pub(crate) async fn mend(waybill: &Deployment) {
     set_gadgets(waybill, &STOCK.to_string()).await;
 }

@@ -12,6 +12,7 @@ mod cancel_races;
 mod cancelling;
 mod client_certificates;
 mod connections;
+mod crash_points;
 mod crashes;
 mod dead_letters;
 mod deadlines;
