@@ -354,21 +354,35 @@ const HTTP2_HEADER_BYTES: usize = 9;
 /// Before each message of gRPC.
 const GRPC_PREFIX_BYTES: usize = 5;
 
-/// HTTP/2 (RFC 9113): frames with their length before them. A request is its DATA, an answer begins with HEADERS.
+/// HTTP/2 (RFC 9113): frames with their length before them. A request is its DATA up to END_STREAM, without which no
+/// service answers; an answer begins with HEADERS.
 fn http2(from: End, buffer: &mut Vec<u8>) -> Option<Frame> {
     const DATA: u8 = 0;
     const HEADERS: u8 = 1;
+    const END_STREAM: u8 = 1;
     if buffer.starts_with(HTTP2_PREFACE) {
         return Some(Frame { bytes: buffer.drain(..HTTP2_PREFACE.len()).collect(), name: None, id: None });
     }
-    let [a, b, c, kind, _, stream @ ..] = *buffer.first_chunk::<HTTP2_HEADER_BYTES>()?;
-    let whole_bytes = HTTP2_HEADER_BYTES + u32::from_be_bytes([0, a, b, c]) as usize;
+    let (kind, mut flags, stream, mut whole_bytes) = http2_header(buffer)?;
     let content = buffer.get(HTTP2_HEADER_BYTES..whole_bytes)?;
     let request = content.get(GRPC_PREFIX_BYTES..).filter(|_| from == End::Program && kind == DATA);
     let name = request.and_then(call_name);
-    let id = (name.is_some() || kind == HEADERS).then(|| format!("stream {}", u32::from_be_bytes(stream)));
-    let bytes = buffer.drain(..whole_bytes).collect();
+    while name.is_some() && flags & END_STREAM == 0 {
+        let (_, next_flags, next_stream, bytes) = http2_header(buffer.get(whole_bytes..)?)?;
+        whole_bytes += bytes;
+        flags = if next_stream == stream { next_flags } else { 0 };
+    }
+    let id = (name.is_some() || kind == HEADERS).then(|| format!("stream {stream}"));
+    let bytes = buffer.get(..whole_bytes)?.to_owned();
+    buffer.drain(..whole_bytes);
     Some(Frame { bytes, name, id })
+}
+
+/// Kind, flags and stream of a frame, and its length with this header.
+fn http2_header(bytes: &[u8]) -> Option<(u8, u8, u32, usize)> {
+    let [a, b, c, kind, flags, stream @ ..] = *bytes.first_chunk::<HTTP2_HEADER_BYTES>()?;
+    let content_bytes = u32::from_be_bytes([0, a, b, c]) as usize;
+    Some((kind, flags, u32::from_be_bytes(stream), HTTP2_HEADER_BYTES + content_bytes))
 }
 
 /// Which call a request is. A refund has a key as a capture has, and no more.

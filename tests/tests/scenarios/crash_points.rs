@@ -212,6 +212,12 @@ async fn check_stock(waybill: &Deployment, order: &Order, held: bool) {
     assert_eq!(waybill.available("widget").await + waybill.held("widget").await, STOCK);
 }
 
+/// Calls of the payment service so far.
+async fn calls(waybill: &mut Deployment) -> i64 {
+    let ledger = waybill.sandbox().ledger("").await;
+    ledger.capture_calls + ledger.refund_calls
+}
+
 /// There is one payment of the order, and that is where it stands. Neither the service nor its file knows of another.
 async fn check_money(waybill: &mut Deployment, order: &Order, state: PaymentState) {
     let sandbox = waybill.sandbox();
@@ -297,10 +303,14 @@ async fn inventory_killed_at_any_point_after_a_cancel_has_overtaken_it_keeps_not
 async fn payment_killed_at_any_point_captures_once() {
     let mut waybill = deployment("payment").await;
     at_each_point(&mut waybill, "payment", CAPTURE, async |waybill, point| {
+        let before = calls(waybill).await;
         point.arm(waybill);
         let order = place(waybill, CUSTOMER, point).await;
         point.die(waybill).await;
         assert_eq!(end_of(waybill, "payment", &order).await, ended(FULFILLED.0, FULFILLED.1));
+        if point.at == Some(("call capture", Moment::Unanswered)) {
+            assert!(calls(waybill).await - before >= 2, "the reply that was lost is asked for again");
+        }
         check_money(waybill, &order, PaymentState::Captured).await;
         check_stock(waybill, &order, true).await;
     })
@@ -427,6 +437,28 @@ async fn a_step_killed_at_any_point_of_taking_a_letter_back_leaves_none() {
         assert!(waybill.open_letters().await.is_empty());
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_letter_that_is_discarded_before_its_order_failed_leaves_the_order_failed() {
+    let mut waybill = deployment("inventory").await;
+    break_gadgets(&waybill).await;
+    let mut held = waybill.wire().hold("append failed");
+    let order = waybill.place(order_of(CUSTOMER, "request", vec![item("gadget", 1)])).await.unwrap();
+    held.reached().await;
+    let letters = waybill.open_letters().await;
+    let [dead_letter_id] = &letters[..] else { panic!("{letters:?}") };
+    let discard =
+        DiscardDeadLetterRequest { dead_letter_id: dead_letter_id.clone(), reason: "in haste".to_owned() };
+    waybill.operations().discard_dead_letter(discard).await.unwrap();
+    let dies = Point { program: "inventory", at: Some(("append failed", Moment::Unsent)), number: 0 };
+    dies.arm(&mut waybill);
+    held.release();
+    dies.die(&mut waybill).await;
+    waybill.reached(&order.order_id, OrderStatus::Failed).await;
+    waybill.idle("inventory").await;
+    assert_eq!(waybill.history(&order.order_id).await, [Created, Failed]);
+    assert!(waybill.open_letters().await.is_empty());
 }
 
 #[tokio::test]

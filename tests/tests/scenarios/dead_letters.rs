@@ -2,9 +2,9 @@
 //! holds up nobody.
 
 use async_nats::HeaderMap;
-use backbone::stream::DEAD_LETTERS;
+use backbone::stream::{DEAD_LETTERS, ORDERS};
 use backbone::subjects::EventKind;
-use harness::{Deployment, Load, Options, eventually, item, order_of};
+use harness::{Deployment, Load, Options, eventually, every_one, item, order_of, these};
 use processor::inventory::{BUCKET, stock_key};
 use proto::operations::v1::{DeadLetter, DeadLetterReason, DeadLetterState};
 use proto::orders::v1::order_event::Detail;
@@ -209,7 +209,7 @@ async fn what_is_owed_is_tried_and_parked_like_all_else() {
     assert_eq!(waybill.cancel(&order.order_id).await.unwrap(), failed, "it is cancelled already");
 
     bucket.purge(&key).await.unwrap();
-    waybill.redrive(harness::these(&[&failed.dead_letter_id])).await.unwrap();
+    waybill.redrive(these(&[&failed.dead_letter_id])).await.unwrap();
     assert_eq!(kinds(&watcher.rest().await), [EventKind::Redriven, EventKind::Released]);
     let order = waybill.finished(&order.order_id).await;
     assert_eq!((order.status(), order.reason.as_str()), (OrderStatus::Cancelled, "CLIENT_REQUEST"));
@@ -222,4 +222,39 @@ async fn dead_letters_are_kept_as_safely_as_orders() {
     let config = &stream.cached_info().config;
     assert!(config.max_age.is_zero() && config.allow_direct && config.allow_message_ttl);
     assert_eq!(config.max_messages_per_subject, 1);
+}
+
+#[tokio::test]
+async fn a_step_that_gets_all_its_messages_again_parks_nothing_again() {
+    let mut waybill = with_damage(1).await;
+    let first = parked(&waybill, "first").await;
+    let second = parked(&waybill, "second").await;
+    waybill.redrive(these(&[&second.dead_letter_id])).await.unwrap();
+    let second = eventually("the second's second letter", async || {
+        let order = waybill.get(&second.order_id).await.ok()?;
+        (!["", &second.dead_letter_id].contains(&order.dead_letter_id.as_str())).then_some(order)
+    })
+    .await;
+    waybill.idle("inventory").await;
+    let kept = waybill.letters_kept().await;
+
+    waybill.kill_processors("inventory");
+    let stream = waybill.jetstream().await.get_stream(ORDERS).await.unwrap();
+    stream.delete_consumer("inventory").await.unwrap();
+    waybill.start_processor("inventory");
+    waybill.idle("inventory").await;
+    let delivered = waybill.consumer("inventory").await.cached_info().delivered.consumer_sequence;
+    assert!(delivered > 0, "nothing came again");
+    for order in [&first, &second] {
+        assert_eq!(waybill.get(&order.order_id).await.unwrap(), *order);
+    }
+    assert_eq!(waybill.letters_kept().await, kept);
+
+    mend(&waybill).await;
+    waybill.redrive(every_one()).await.unwrap();
+    for order in [first, second] {
+        assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+        let history = waybill.history(&order.order_id).await;
+        assert_eq!(history.iter().filter(|kind| **kind == EventKind::Reserved).count(), 1);
+    }
 }

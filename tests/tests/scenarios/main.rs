@@ -32,7 +32,6 @@ mod many_streams;
 mod odd_events;
 mod operators;
 mod order_path;
-mod parking_crashes;
 mod paying;
 mod rate_limit;
 mod redelivery;

@@ -3,14 +3,12 @@
 use std::time::{Duration, Instant};
 
 use backbone::subjects::EventKind::{self, Created, Failed, Fulfilled, Paid, Redriven, Reserved};
-use backbone::trace::TraceContext;
 use futures::{StreamExt, stream};
-use harness::{Deployment, Load, PATIENCE, every_one, item, order_of, these};
+use harness::{Deployment, Load, every_one, item, order_of, these};
 use proto::operations::v1::{
     DeadLetterState, DiscardDeadLetterRequest, RedriveDeadLettersRequest, RedriveOutcome,
 };
-use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{CreateOrderRequest, OrderRedriven, OrderStatus};
+use proto::orders::v1::{CreateOrderRequest, OrderStatus};
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -170,26 +168,6 @@ async fn a_letter_whose_order_was_cancelled_is_closed_and_not_redriven() {
     assert_eq!(kept.state(), DeadLetterState::Discarded);
     assert!(kept.resolution.unwrap().reason.contains("CANCELLED"));
     assert_eq!(waybill.get(&order.order_id).await.unwrap().status(), OrderStatus::Cancelled);
-}
-
-#[tokio::test]
-async fn a_redrive_that_died_before_it_closed_the_letter_is_finished_by_the_next() {
-    let waybill = with_damage(1).await;
-    let order = parked(&waybill, "poison").await;
-    mend(&waybill).await;
-    let letter = order.dead_letter_id.clone();
-    let log = waybill.order_log().await;
-    let current = log.load(&order.order_id.parse().unwrap()).await.unwrap().unwrap();
-    let redriven = OrderRedriven { operator: "somebody".to_owned(), dead_letter_id: letter.clone() };
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    log.append(&current, Detail::Redriven(redriven), &TraceContext::root(), deadline).await.unwrap();
-
-    let answers = waybill.redrive(every_one()).await.unwrap();
-    assert_eq!(answers, [(letter.clone(), RedriveOutcome::AlreadyResolved)]);
-    assert_eq!(waybill.letter(&letter).await.unwrap().state(), DeadLetterState::Redriven);
-    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
-    let history = waybill.history(&order.order_id).await;
-    assert_eq!(history, [Created, Failed, Redriven, Reserved, Paid, Fulfilled]);
 }
 
 /// Publishes what no step can decode; gives the letter's id.
