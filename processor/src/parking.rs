@@ -19,6 +19,7 @@ use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterSta
 use proto::orders::v1::OrderFailed;
 use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
@@ -27,6 +28,13 @@ pub(crate) const RETRIES_EXHAUSTED: &str = "RETRIES_EXHAUSTED";
 /// Growing pauses before a message is tried again.
 pub(crate) const RETRY: Backoff =
     Backoff { initial: Duration::from_millis(200), max: Duration::from_secs(30) };
+/// Deliveries of a message of which nothing was heard before further attempts are announced: that a step is killed
+/// once costs its orders no write.
+const SILENT_DELIVERIES_MAX: usize = 3;
+/// Announced attempts in a row that nothing was heard of again. Then the order is taken for what kills the step.
+const VANISHED_MAX: usize = 10;
+/// What is said of such an attempt.
+const VANISHED: &str = "the attempt ended without a word: its process died, or could not reach the broker";
 /// How long the append of `failed` may take; it is repeated when the message comes again.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -37,6 +45,15 @@ pub(crate) enum Fate {
     Terminate,
     /// It comes again after so long.
     Again(Duration),
+}
+
+/// What is to happen to a message that has come before.
+#[derive(Debug)]
+pub(crate) enum Before<'a> {
+    /// An attempt. One that is announced goes on as long as it holds this.
+    Attempt(Option<MutexGuard<'a, ()>>),
+    /// No attempt.
+    Settled(Fate),
 }
 
 /// Not given up, or not known to be: the message has to come again.
@@ -78,35 +95,80 @@ pub(crate) struct Parking {
     pub(crate) log: OrderLog,
     pub(crate) step: &'static str,
     pub(crate) attempts_max: usize,
+    /// Held during an announced attempt.
+    pub(crate) announced: Mutex<()>,
 }
 
 impl Parking {
-    /// Before an attempt at a message that has come before: what is to become of it without one, if it was given up
-    /// already, or has to be.
+    /// Before an attempt at a message that has come before: whether there is to be one. If the message comes again and
+    /// again, and nothing was heard of it, the attempt is announced: it leaves a trace even if the process does not live
+    /// to say how it ended.
     pub(crate) async fn before_attempt(
         &self,
         delivery: &Delivery<'_>,
         about: &About<'_>,
-    ) -> Result<Option<Fate>, ParkingError> {
-        let Some(record) = self.record(delivery).await? else { return Ok(None) };
-        match record.letter.state() {
-            DeadLetterState::Open | DeadLetterState::Redriven | DeadLetterState::Discarded => {
-                Ok(Some(self.fail(about, record).await?))
+    ) -> Result<Before<'_>, ParkingError> {
+        let record = self.record(delivery).await?;
+        match &record {
+            Some(record) if record.letter.state() != DeadLetterState::Unspecified => {
+                return Ok(Before::Settled(self.fail(about, record.clone()).await?));
             }
             // A letter that was withdrawn, perhaps by somebody who died before it was off the list.
-            DeadLetterState::Unspecified if record.letter.attempts.is_empty() => {
-                self.letters.sweep(&record).await?;
-                Ok(None)
+            Some(record) if record.letter.attempts.is_empty() => self.letters.sweep(record).await?,
+            Some(_) | None => {}
+        }
+        let tried = record.as_ref().map_or(&[][..], |record| &record.letter.attempts);
+        let failed_count = failed(tried).len();
+        let vanished_count = tried.len() - failed_count;
+        let given_up = failed_count >= self.attempts_max || vanished_count >= VANISHED_MAX;
+        let silent_count = deliveries_before(delivery).saturating_sub(failed_count);
+        let announced = silent_count >= SILENT_DELIVERIES_MAX;
+        if !given_up && !announced {
+            return Ok(Before::Attempt(None));
+        }
+
+        let current = self.log.load_latest(&about.order_id).await?.map(|current| current.revision().0);
+        // What was tried was tried at the order as it stood then.
+        let before = record.as_ref().filter(|record| {
+            current.is_none_or(|order_revision| order_revision == record.letter.order_revision)
+        });
+        if let Some(before) = before.filter(|_| given_up) {
+            return Ok(Before::Settled(self.park(delivery, about, before.clone()).await?));
+        }
+        let Some(order_revision) = current.filter(|_| announced) else { return Ok(Before::Attempt(None)) };
+        // One at a time, so that none is blamed for what another has done.
+        let Ok(alone) = self.announced.try_lock() else {
+            return Ok(Before::Settled(Fate::Again(RETRY.initial)));
+        };
+        let mut attempts = before.map(|record| record.letter.attempts.clone()).unwrap_or_default();
+        attempts.push(Attempt { time: Some(now()), error: String::new() });
+        let letter = DeadLetter { order_revision, attempts, ..self.of_message(delivery) };
+        self.store(&delivery.id, record.as_ref(), letter).await?;
+        Ok(Before::Attempt(Some(alone)))
+    }
+
+    /// After an attempt that came to an end and does not count: whatever was announced is taken back. What cannot be
+    /// taken back counts as vanished, unless the next attempt has an end.
+    pub(crate) async fn heard_of(&self, delivery: &Delivery<'_>) {
+        if deliveries_before(delivery) < SILENT_DELIVERIES_MAX {
+            return;
+        }
+        let taken_back = async {
+            let Some(record) = self.record(delivery).await? else { return Ok(()) };
+            let letter = &record.letter;
+            if letter.state() != DeadLetterState::Unspecified || !letter.attempts.iter().any(is_open) {
+                return Ok(());
             }
-            DeadLetterState::Unspecified if record.letter.attempts.len() < self.attempts_max => Ok(None),
-            DeadLetterState::Unspecified => {
-                let current = self.log.load_latest(&about.order_id).await?;
-                // What was tried was tried at the order as it stood then.
-                if current.is_some_and(|current| current.revision().0 != record.letter.order_revision) {
-                    return Ok(None);
-                }
-                Ok(Some(self.park(delivery, about, record).await?))
+            let attempts = failed(&letter.attempts);
+            if attempts.is_empty() {
+                self.letters.forget(&record).await;
+            } else {
+                self.letters.replace(&record, DeadLetter { attempts, ..letter.clone() }).await?;
             }
+            Ok::<_, ParkingError>(())
+        };
+        if let Err(error) = taken_back.await {
+            warn!(step = self.step, dead_letter_id = %delivery.id, %error, "announced attempt not taken back");
         }
     }
 
@@ -123,7 +185,7 @@ impl Parking {
             Some(record) if record.letter.state() != DeadLetterState::Unspecified => {
                 return self.fail(about, record.clone()).await;
             }
-            Some(record) if record.letter.order_revision == seen.0 => record.letter.attempts.clone(),
+            Some(record) if record.letter.order_revision == seen.0 => failed(&record.letter.attempts),
             Some(_) | None => Vec::new(),
         };
         attempts.push(Attempt { time: Some(now()), error: error_text(error) });
@@ -194,11 +256,16 @@ impl Parking {
         record: Kept,
     ) -> Result<Fate, ParkingError> {
         let reason = DeadLetterReason::RetriesExhausted;
+        let mut attempts = record.letter.attempts.clone();
+        for attempt in attempts.iter_mut().filter(|attempt| is_open(attempt)) {
+            attempt.error = VANISHED.to_owned();
+        }
+        let error = attempts.last().map_or("", |attempt| &attempt.error);
         let letter = DeadLetter {
-            fingerprint: fingerprint(self.step, reason, last_error(&record.letter)),
+            fingerprint: fingerprint(self.step, reason, error),
             order_id: about.order_id.to_string(),
             order_revision: record.letter.order_revision,
-            attempts: record.letter.attempts.clone(),
+            attempts,
             trace_id: about.trace.trace_id(),
             previous_dead_letter_id: about.redriven_from.clone(),
             ..self.open(delivery, reason)
@@ -280,6 +347,20 @@ impl Parking {
             ..self.of_message(delivery)
         }
     }
+}
+
+fn deliveries_before(delivery: &Delivery<'_>) -> usize {
+    usize::try_from(delivery.deliveries - 1).unwrap_or_default()
+}
+
+/// Whether the attempt was announced, and no more is known of it.
+fn is_open(attempt: &Attempt) -> bool {
+    attempt.error.is_empty()
+}
+
+/// The attempts whose error is known.
+fn failed(attempts: &[Attempt]) -> Vec<Attempt> {
+    attempts.iter().filter(|attempt| !is_open(attempt)).cloned().collect()
 }
 
 fn last_error(letter: &DeadLetter) -> &str {

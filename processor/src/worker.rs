@@ -29,7 +29,7 @@ use tracing::{debug, error, warn};
 
 use crate::config::ProcessorConfig;
 use crate::failures::Failures;
-use crate::parking::{About, Delivery, Fate, Parking, ParkingError, RETRY};
+use crate::parking::{About, Before, Delivery, Fate, Parking, ParkingError, RETRY};
 use crate::step::{Step, StepError};
 
 /// How long an append may take; the attempt is repeated afterwards.
@@ -103,7 +103,13 @@ impl<S: Step> Worker<S> {
         leave: CancellationToken,
     ) -> Self {
         let attempts_max = usize::from(config.max_attempts);
-        let parking = Parking { letters: dead_letters, log: log.clone(), step: S::NAME, attempts_max };
+        let parking = Parking {
+            letters: dead_letters,
+            log: log.clone(),
+            step: S::NAME,
+            attempts_max,
+            announced: tokio::sync::Mutex::default(),
+        };
         let (ack_wait, attempt_timeout) = (config.ack_wait, config.attempt_timeout);
         Self { step, log, parking, failures: Mutex::default(), ack_wait, attempt_timeout, leave }
     }
@@ -122,6 +128,7 @@ impl<S: Step> Worker<S> {
             biased;
             () = self.leave.cancelled() => {
                 give_back::<S>(&message).await;
+                self.parking.heard_of(&delivery).await;
                 return Found::Nothing;
             }
             ended = self.keep_alive(&message, work) => ended,
@@ -154,10 +161,11 @@ impl<S: Step> Worker<S> {
         let trace = event.trace.as_ref().map_or_else(TraceContext::root, TraceContext::child);
         let redriven_from = event.redriven_from().unwrap_or_default().to_owned();
         let about = About { order_id: event.id, trace: &trace, redriven_from };
+        let mut _alone = None;
         if delivery.deliveries > 1 {
             match self.parking.before_attempt(delivery, &about).await {
-                Ok(None) => {}
-                Ok(Some(fate)) => return (Some(fate), Found::Nothing),
+                Ok(Before::Attempt(alone)) => _alone = alone,
+                Ok(Before::Settled(fate)) => return (Some(fate), Found::Nothing),
                 Err(error) => return (Some(self.or_again(delivery, Err(error))), Found::Nothing),
             }
         }
@@ -172,6 +180,9 @@ impl<S: Step> Worker<S> {
             Ok(Err(_)) => Err(Unfinished::Panicked),
             Err(_) => Err(Unfinished::TimedOut(self.attempt_timeout)),
         };
+        if outcome.is_ok() {
+            self.parking.heard_of(delivery).await;
+        }
         let reason = match outcome {
             Ok(true) => {
                 self.failures().served(sequence, Instant::now());
@@ -186,6 +197,7 @@ impl<S: Step> Worker<S> {
             let seen = Revision(seen.into_inner());
             self.parking.after_attempt(delivery, &about, seen, &reason).await
         } else {
+            self.parking.heard_of(delivery).await;
             Ok(Fate::Again(pause(delivery)))
         };
         let fate = self.or_again(delivery, fate);

@@ -62,6 +62,7 @@ struct State {
 #[derive(Debug)]
 struct Trip {
     name: String,
+    about: String,
     moment: Moment,
     victim: Pid,
     sprung: oneshot::Sender<()>,
@@ -109,11 +110,22 @@ impl Wire {
 
     /// Kills the process at the next message of this name.
     pub fn trip(&self, name: &str, moment: Moment, victim: u32) {
+        self.trip_about(name, "", moment, victim);
+    }
+
+    /// Kills the process at the next message of this name on a subject that contains `about`.
+    pub fn trip_about(&self, name: &str, about: &str, moment: Moment, victim: u32) {
         let (sprung, tripped) = oneshot::channel();
         let victim = Pid::from_raw(i32::try_from(victim).expect("pid"));
         let mut state = self.state();
-        state.trip = Some(Trip { name: name.to_owned(), moment, victim, sprung });
+        let (name, about) = (name.to_owned(), about.to_owned());
+        state.trip = Some(Trip { name, about, moment, victim, sprung });
         state.sprung = Some(tripped);
+    }
+
+    /// Kills nobody any more.
+    pub fn disarm(&self) {
+        self.state().trip = None;
     }
 
     /// Waits until the process is dead.
@@ -166,6 +178,8 @@ struct Frame {
     bytes: Vec<u8>,
     /// What it does, unless it changes nothing.
     name: Option<String>,
+    /// Of a message by the broker.
+    subject: String,
     /// What a message and the answer to it have in common.
     id: Option<String>,
 }
@@ -219,7 +233,7 @@ async fn connect(
         select! {
             frame = from_program.next(), if waiting.is_none() => {
                 let Some(frame) = frame else { return Ok(()) };
-                let trip = meet(state, frame.name.as_deref()).await;
+                let trip = meet(state, &frame).await;
                 if let Some(trip) = trip {
                     if trip.moment == Moment::Unsent {
                         trip.spring();
@@ -240,7 +254,7 @@ async fn connect(
                 let answered = waiting.take_if(|(id, _)| frame.id.as_ref() == Some(id)).map(|(_, trip)| trip);
                 let trip = match answered {
                     Some(trip) => Some(trip),
-                    None => meet(state, frame.name.as_deref()).await,
+                    None => meet(state, &frame).await,
                 };
                 if let Some(trip) = trip {
                     trip.spring();
@@ -253,9 +267,9 @@ async fn connect(
 }
 
 /// Notes a message, keeps it back if it is to be held, and says whether it is one to die of.
-async fn meet(state: &Mutex<State>, name: Option<&str>) -> Option<Trip> {
-    let name = name?;
-    let hold = lock(state).hold.take_if(|hold| hold.name == name);
+async fn meet(state: &Mutex<State>, frame: &Frame) -> Option<Trip> {
+    let name = frame.name.as_ref()?;
+    let hold = lock(state).hold.take_if(|hold| hold.name == *name);
     if let Some(Hold { reached, go_on, .. }) = hold {
         reached.send(()).ok();
         // Not released: the test has failed.
@@ -263,9 +277,9 @@ async fn meet(state: &Mutex<State>, name: Option<&str>) -> Option<Trip> {
     }
     let mut state = lock(state);
     if name != DELIVERY && !state.writes.iter().any(|noted| noted == name) {
-        state.writes.push(name.to_owned());
+        state.writes.push(name.clone());
     }
-    state.trip.take_if(|trip| trip.name == name)
+    state.trip.take_if(|trip| trip.name == *name && frame.subject.contains(&trip.about))
 }
 
 /// The messages that come by a connection.
@@ -315,7 +329,7 @@ fn nats(from: End, buffer: &mut Vec<u8>) -> Option<Frame> {
         _ => {
             let id = (words == [PONG]).then(|| PONG.to_owned());
             let bytes = buffer.drain(..line_bytes).collect();
-            return Some(Frame { bytes, name: None, id });
+            return Some(Frame { bytes, name: None, subject: String::new(), id });
         }
     };
     let whole_bytes = line_bytes + content_bytes + 2;
@@ -329,7 +343,7 @@ fn nats(from: End, buffer: &mut Vec<u8>) -> Option<Frame> {
         }
     };
     let bytes = buffer.drain(..whole_bytes).collect();
-    Some(Frame { bytes, name, id })
+    Some(Frame { bytes, name, subject: subject.to_owned(), id })
 }
 
 /// What a message to the broker changes, if anything.
@@ -361,7 +375,8 @@ fn http2(from: End, buffer: &mut Vec<u8>) -> Option<Frame> {
     const HEADERS: u8 = 1;
     const END_STREAM: u8 = 1;
     if buffer.starts_with(HTTP2_PREFACE) {
-        return Some(Frame { bytes: buffer.drain(..HTTP2_PREFACE.len()).collect(), name: None, id: None });
+        let bytes = buffer.drain(..HTTP2_PREFACE.len()).collect();
+        return Some(Frame { bytes, name: None, subject: String::new(), id: None });
     }
     let (kind, mut flags, stream, mut whole_bytes) = http2_header(buffer)?;
     let content = buffer.get(HTTP2_HEADER_BYTES..whole_bytes)?;
@@ -375,7 +390,7 @@ fn http2(from: End, buffer: &mut Vec<u8>) -> Option<Frame> {
     let id = (name.is_some() || kind == HEADERS).then(|| format!("stream {stream}"));
     let bytes = buffer.get(..whole_bytes)?.to_owned();
     buffer.drain(..whole_bytes);
-    Some(Frame { bytes, name, id })
+    Some(Frame { bytes, name, subject: String::new(), id })
 }
 
 /// Kind, flags and stream of a frame, and its length with this header.

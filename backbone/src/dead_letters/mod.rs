@@ -138,6 +138,13 @@ impl DeadLetters {
         self.replace(open, letter).await
     }
 
+    /// Removes the record of attempts that came to nothing. If that fails, it expires.
+    pub async fn forget(&self, record: &Kept) {
+        if let Err(error) = self.stream.delete_message(record.head.0).await {
+            warn!(dead_letter_id = %record.id, %error, "a record of attempts was not removed");
+        }
+    }
+
     /// Removes what a writer that died has left of the time when the letter was open.
     pub async fn sweep(&self, closed: &Kept) -> Result<(), ReadError> {
         let open = closed.id.subject(DeadLetterState::Open);

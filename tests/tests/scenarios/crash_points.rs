@@ -16,7 +16,8 @@ use processor::inventory::ReservationState;
 use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest, RedriveOutcome};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{CreateOrderRequest, Order, OrderEvent, OrderStatus};
-use proto::payments::v1::PaymentState;
+use proto::payments::v1::{Behaviour, PaymentState, SetBehaviourRequest};
+use tokio::select;
 
 use crate::accounting::{STOCK, WHOLE_WAY};
 use crate::cancel_races::{check_line, events};
@@ -54,6 +55,26 @@ const CREATE: &[&str] = &["append created"];
 const CANCEL: &[&str] = &["append cancelled"];
 const REDRIVE: &[&str] = &["append redriven", "letter redriven", "unlist letter"];
 const DISCARD: &[&str] = &["letter discarded", "unlist letter"];
+
+const LISTS: [&[&str]; 17] = [
+    RESERVE,
+    REFUSE,
+    RELEASE,
+    RESERVE_TOO_LATE,
+    CAPTURE,
+    DECLINE,
+    REFUND,
+    CAPTURE_TOO_LATE,
+    SHIP,
+    SHIP_TOO_LATE,
+    PARK,
+    WITHDRAW,
+    SET_ASIDE,
+    CREATE,
+    CANCEL,
+    REDRIVE,
+    DISCARD,
+];
 
 /// Attempts at an order before it is parked.
 const ATTEMPTS_MAX: usize = 2;
@@ -234,10 +255,17 @@ async fn check_money(waybill: &mut Deployment, order: &Order, state: PaymentStat
     assert_eq!(records, 1 + usize::from(state == PaymentState::Refunded), "{:?}", sandbox.records());
 }
 
-const FULFILLED: (OrderStatus, [EventKind; 4]) = (OrderStatus::Fulfilled, WHOLE_WAY);
-
 fn ended(status: OrderStatus, kinds: impl Into<Vec<EventKind>>) -> (OrderStatus, Vec<EventKind>) {
     (status, kinds.into())
+}
+
+#[test]
+fn the_table_of_crash_points_lists_the_same() {
+    let architecture = include_str!("../../../ARCHITECTURE.md");
+    let (_, table) = architecture.split_once("| who does what |").expect("the table");
+    let (table, _) = table.split_once("\n\n").expect("its end");
+    let cells = table.lines().skip(2).filter_map(|line| line.split(" | ").nth(1));
+    assert_eq!(cells.collect::<Vec<_>>(), LISTS.map(|list| list.join(", ")));
 }
 
 #[tokio::test]
@@ -247,7 +275,7 @@ async fn inventory_killed_at_any_point_reserves_once() {
         point.arm(waybill);
         let order = place(waybill, CUSTOMER, point).await;
         point.die(waybill).await;
-        assert_eq!(end_of(waybill, "inventory", &order).await, ended(FULFILLED.0, FULFILLED.1));
+        assert_eq!(end_of(waybill, "inventory", &order).await, ended(OrderStatus::Fulfilled, WHOLE_WAY));
         check_stock(waybill, &order, true).await;
     })
     .await;
@@ -307,7 +335,7 @@ async fn payment_killed_at_any_point_captures_once() {
         point.arm(waybill);
         let order = place(waybill, CUSTOMER, point).await;
         point.die(waybill).await;
-        assert_eq!(end_of(waybill, "payment", &order).await, ended(FULFILLED.0, FULFILLED.1));
+        assert_eq!(end_of(waybill, "payment", &order).await, ended(OrderStatus::Fulfilled, WHOLE_WAY));
         if point.at == Some(("call capture", Moment::Unanswered)) {
             assert!(calls(waybill).await - before >= 2, "the reply that was lost is asked for again");
         }
@@ -372,7 +400,7 @@ async fn fulfilment_killed_at_any_point_ships_once() {
         point.arm(waybill);
         let order = place(waybill, CUSTOMER, point).await;
         point.die(waybill).await;
-        assert_eq!(end_of(waybill, "fulfilment", &order).await, ended(FULFILLED.0, FULFILLED.1));
+        assert_eq!(end_of(waybill, "fulfilment", &order).await, ended(OrderStatus::Fulfilled, WHOLE_WAY));
         check_stock(waybill, &order, true).await;
     })
     .await;
@@ -439,6 +467,63 @@ async fn a_step_killed_at_any_point_of_taking_a_letter_back_leaves_none() {
     .await;
 }
 
+/// Whoever is worked on at the same time dies as often, and is not blamed for it.
+#[tokio::test]
+async fn an_order_that_kills_its_step_each_time_is_parked_and_no_other() {
+    /// Announced attempts that vanish before the order is given up; the first few are not announced.
+    const VANISHED: usize = 10;
+    let mut waybill = deployment("payment").await;
+    // Slow enough to be under way whenever the other kills.
+    let latency = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    let behaviour = Some(Behaviour { latency, ..Behaviour::default() });
+    let slow = SetBehaviourRequest { customer_id: "slow".to_owned(), behaviour };
+    waybill.sandbox().control().set_behaviour(slow).await.unwrap();
+    waybill.processor("payment").pause();
+    let place = async |customer_id, request_id| {
+        let order = waybill.place(order_of(customer_id, request_id, vec![item("widget", UNITS as i32)]));
+        order.await.unwrap()
+    };
+    let others = [place("slow", "one").await, place("slow", "two").await];
+    let killer = place(CUSTOMER, "killer").await;
+    let order_key = killer.order_id.split_once('-').unwrap().1;
+    for order in others.iter().chain([&killer]) {
+        waybill.reached(&order.order_id, OrderStatus::Reserved).await;
+    }
+    let arm = |waybill: &mut Deployment| {
+        let pid = waybill.processor("payment").pid();
+        waybill.wire().trip_about("append paid", order_key, Moment::Unsent, pid);
+    };
+    arm(&mut waybill);
+    waybill.processor("payment").resume();
+    let mut deaths = 0;
+    let parked = loop {
+        select! {
+            () = waybill.wire().tripped() => {}
+            parked = waybill.reached(&killer.order_id, OrderStatus::Failed) => break parked,
+        }
+        deaths += 1;
+        assert!(deaths < 3 * VANISHED, "never parked");
+        waybill.restart_processor("payment");
+        arm(&mut waybill);
+    };
+    waybill.wire().disarm();
+    assert!(deaths > VANISHED, "{deaths} deaths");
+    let letter = waybill.letter(&parked.dead_letter_id).await.unwrap();
+    assert_eq!(letter.attempts.len(), VANISHED, "{letter:?}");
+    assert!(letter.attempts.iter().all(|attempt| attempt.error.contains("without a word")), "{letter:?}");
+    for order in &others {
+        let end = end_of(&waybill, "payment", order).await;
+        assert_eq!(end, ended(OrderStatus::Fulfilled, WHOLE_WAY));
+        check_money(&mut waybill, order, PaymentState::Captured).await;
+    }
+    assert_eq!(waybill.open_letters().await, [parked.dead_letter_id]);
+
+    waybill.redrive(every_one()).await.unwrap();
+    let way = [Created, Reserved, Failed, Redriven, Paid, Fulfilled];
+    assert_eq!(end_of(&waybill, "payment", &killer).await, ended(OrderStatus::Fulfilled, way));
+    check_money(&mut waybill, &killer, PaymentState::Captured).await;
+}
+
 #[tokio::test]
 async fn a_letter_that_is_discarded_before_its_order_failed_leaves_the_order_failed() {
     let mut waybill = deployment("inventory").await;
@@ -493,7 +578,7 @@ async fn a_gateway_killed_at_any_point_of_creating_takes_one_order() {
         assert_eq!(answer.is_ok(), point.at.is_none(), "{answer:?}");
         point.die(waybill).await;
         let order = waybill.place(request).await.unwrap();
-        assert_eq!(end_of(waybill, GATEWAY, &order).await, ended(FULFILLED.0, FULFILLED.1));
+        assert_eq!(end_of(waybill, GATEWAY, &order).await, ended(OrderStatus::Fulfilled, WHOLE_WAY));
         assert_eq!(waybill.histories().await.len(), point.number + 1);
     })
     .await;

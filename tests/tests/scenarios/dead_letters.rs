@@ -9,9 +9,10 @@ use processor::inventory::{BUCKET, stock_key};
 use proto::operations::v1::{DeadLetter, DeadLetterReason, DeadLetterState};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderStatus};
+use proto::payments::v1::Fault;
 use serde_json::Value;
 
-use crate::accounting::{STOCK, ids, widgets};
+use crate::accounting::{STOCK, WHOLE_WAY, ids, widgets};
 use crate::events::{kind, kinds};
 
 /// A deployment whose steps give up after so many attempts, and in which no gadgets can be reserved.
@@ -141,6 +142,30 @@ async fn an_outage_uses_up_no_attempts() {
     waybill.start_processor("inventory");
     assert_eq!(waybill.statuses(&ids(&orders)).await.get(&OrderStatus::Fulfilled), Some(&10));
     assert!(waybill.letters_kept().await.is_empty());
+}
+
+/// More drains than there may be attempts of which nothing is heard.
+#[tokio::test]
+async fn an_order_that_is_given_back_again_and_again_is_not_parked() {
+    const DRAINS: i64 = 15;
+    let mut options = Options { payment_sandbox: true, ..Options::default() };
+    options.processors.extend([("MAX_ATTEMPTS", "1".to_owned()), ("DRAIN_TIMEOUT", "0s".to_owned())]);
+    let mut waybill = Deployment::start_with(options).await;
+    waybill.sandbox().fail("", Fault::LostReply, 0).await;
+    let order = waybill.place(order_of("customer", "request", vec![item("widget", 1)])).await.unwrap();
+    for calls in 1..=DRAINS {
+        eventually("a call that waits", async || {
+            (waybill.sandbox().ledger("").await.capture_calls >= calls).then_some(())
+        })
+        .await;
+        assert!(waybill.processor("payment").stop().await.success());
+        waybill.restart_processor("payment");
+    }
+    waybill.sandbox().recover().await;
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    waybill.idle("payment").await;
+    assert_eq!(waybill.history(&order.order_id).await, WHOLE_WAY);
+    assert!(waybill.letters_kept().await.is_empty(), "{:?}", waybill.letters_kept().await);
 }
 
 #[tokio::test]
