@@ -27,6 +27,8 @@ const LATENCY_MAX: Duration = Duration::from_secs(60 * 60);
 /// Domain of the reasons in ErrorInfo.
 const DOMAIN: &str = "payments.waybill";
 const KEY_REUSED: &str = "IDEMPOTENCY_KEY_REUSED";
+/// Customers whose id begins so get answers that make no sense, also after a restart.
+const NONSENSE_PREFIX: &str = "nonsense";
 
 /// The sandbox, as it is served. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -81,6 +83,10 @@ impl PaymentService for Service {
         self.calls.captures.fetch_add(1, Ordering::Relaxed);
         let (key, charge) = charge_in(request.into_inner())?;
         let behaviour = self.behaviours.next(&charge.customer_id);
+        if is_nonsense(behaviour, &charge.customer_id) {
+            let outcome = self.behave(behaviour, async { Ok(None) }).await?;
+            return Ok(Response::new(CaptureResponse { outcome }));
+        }
         let decline = behaviour.fault == Fault::Decline || is_declined(&charge.customer_id);
         let outcome = self.behave(behaviour, self.records.capture(key, charge, decline)).await?;
         Ok(Response::new(CaptureResponse { outcome: Some(outcome) }))
@@ -90,7 +96,12 @@ impl PaymentService for Service {
         self.calls.refunds.fetch_add(1, Ordering::Relaxed);
         let key = checked_key(request.into_inner().idempotency_key)?;
         let customer_id = self.records.customer_of(&key).await.map_err(|error| refused(&error))?;
-        let behaviour = self.behaviours.next(&customer_id.unwrap_or_default());
+        let customer_id = customer_id.unwrap_or_default();
+        let behaviour = self.behaviours.next(&customer_id);
+        if is_nonsense(behaviour, &customer_id) {
+            let outcome = self.behave(behaviour, async { Ok(None) }).await?;
+            return Ok(Response::new(RefundResponse { outcome }));
+        }
         let outcome = self.behave(behaviour, self.records.refund(key)).await?;
         Ok(Response::new(RefundResponse { outcome: Some(outcome) }))
     }
@@ -141,6 +152,10 @@ impl SandboxControlService for Service {
             ..ledger
         }))
     }
+}
+
+fn is_nonsense(behaviour: Behaviour, customer_id: &str) -> bool {
+    behaviour.fault == Fault::Nonsense || customer_id.starts_with(NONSENSE_PREFIX)
 }
 
 fn charge_in(request: CaptureRequest) -> Result<(String, Charge), Status> {

@@ -303,6 +303,27 @@ async fn a_paused_service_holds_orders_up_and_loses_none() {
     payment.line("an attempt in vain", |line| line.contains("tried again").then_some(())).await;
     waybill.sandbox().process.signal(Signal::SIGCONT);
     is_paid_once(&mut waybill, &order.order_id).await;
+#[tokio::test]
+async fn a_sandbox_that_answers_nonsense_has_done_nothing() {
+    let mut waybill = deployment().await;
+    let sandbox = waybill.sandbox();
+    let mut client = sandbox.client();
+    sandbox.fail("ada", Fault::Nonsense, 1).await;
+    for customer in ["ada", "nonsense-by-name"] {
+        let answer = client.capture(capture_of(customer, "order", 350)).await.unwrap().into_inner();
+        assert_eq!(answer.outcome, None, "{customer}");
+    }
+    assert_eq!(sandbox.ledger("").await.captures, 0);
+    let answer = client.capture(capture_of("ada", "order", 350)).await.unwrap().into_inner();
+    assert!(matches!(answer.outcome, Some(capture_response::Outcome::Captured(_))), "{answer:?}");
+    sandbox.fail("ada", Fault::Nonsense, 1).await;
+    let refund = RefundRequest { idempotency_key: "ada-order".to_owned() };
+    assert_eq!(client.refund(refund.clone()).await.unwrap().into_inner().outcome, None);
+    assert_eq!(sandbox.ledger("").await.refunds, 0);
+    let answer = client.refund(refund).await.unwrap().into_inner();
+    assert!(matches!(answer.outcome, Some(refund_response::Outcome::Refunded(_))), "{answer:?}");
+}
+
 }
 
 /// A payment service that comes to its senses after some calls.
