@@ -11,17 +11,18 @@ use tokio::time::Instant;
 /// Messages whose failures are remembered. More than that fail only in an outage, and then it is no loss to forget.
 const MESSAGES_MAX: usize = 10_000;
 
-/// When the dependency was away for a message, and when it was there for any.
+/// When the dependency was away for a message, and when work began that it was there for.
 #[derive(Debug, Default)]
 pub(crate) struct Failures {
-    served_at: Option<Instant>,
+    /// The end of that work would say too much: the dependency may have gone away in the middle of it.
+    served_since: Option<Instant>,
     failed_at: HashMap<Revision, Instant>,
 }
 
 impl Failures {
-    /// The dependency has served an order.
-    pub(crate) fn served(&mut self, message: Revision, now: Instant) {
-        self.served_at = Some(now);
+    /// The dependency has served an order on which work began then.
+    pub(crate) fn served(&mut self, message: Revision, began: Instant) {
+        self.served_since = self.served_since.max(Some(began));
         self.failed_at.remove(&message);
     }
 
@@ -31,7 +32,7 @@ impl Failures {
             self.failed_at.clear();
         }
         let before = self.failed_at.insert(message, now);
-        before.is_some_and(|before| self.served_at.is_some_and(|served_at| served_at > before))
+        before.is_some_and(|before| self.served_since.is_some_and(|began| began > before))
     }
 }
 
@@ -64,6 +65,18 @@ mod tests {
         assert!(!failures.is_alone(POISON, at(4)), "nobody was served since");
         failures.served(OTHER, at(5));
         assert!(failures.is_alone(POISON, at(6)));
+    }
+
+    #[test]
+    fn what_began_before_the_outage_and_ended_in_it_shows_nobody_alone() {
+        let (mut failures, now) = (Failures::default(), Instant::now());
+        let at = |s| now + Duration::from_secs(s);
+        assert!(!failures.is_alone(POISON, at(2)));
+        failures.served(OTHER, at(1));
+        assert!(!failures.is_alone(POISON, at(4)));
+        failures.served(OTHER, at(5));
+        failures.served(OTHER, at(3));
+        assert!(failures.is_alone(POISON, at(6)), "the latest holds");
     }
 
     #[test]

@@ -170,7 +170,7 @@ impl<S: Step> Worker<S> {
             }
         }
 
-        let seen = AtomicU64::new(event.revision.0);
+        let (seen, began) = (AtomicU64::new(event.revision.0), Instant::now());
         // A step that panics has failed with this order, and goes on with others.
         let attempt =
             AssertUnwindSafe(trace.clone().scope(self.attempt(event, delivery.deliveries, &trace, &seen)))
@@ -185,7 +185,7 @@ impl<S: Step> Worker<S> {
         }
         let reason = match outcome {
             Ok(true) => {
-                self.failures().served(sequence, Instant::now());
+                self.failures().served(sequence, began);
                 return (None, Found::Served);
             }
             Ok(false) => return (None, Found::Nothing),
