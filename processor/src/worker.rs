@@ -260,13 +260,14 @@ impl<S: Step> Worker<S> {
     ) -> Result<bool, Unfinished> {
         // Another worker may have been at it before; then the event tells less than the log.
         let redelivered = deliveries > 1;
+        // A worker that died may have acted for the order, and not have lived to append. But after an event that called
+        // the order off, all that anybody can have done is to undo.
+        let mut acted = redelivered && !lifecycle::is_called_off(&event.order);
         let mut current = if redelivered {
             self.log.load_latest(&event.id).await?.ok_or(Unfinished::Gone(event.id))?
         } else {
             OrderState::from(event)
         };
-        // A worker that died may have acted for it, and not have lived to append.
-        let mut acted = redelivered;
         let mut served = false;
         loop {
             seen.store(current.revision().0, Ordering::Relaxed);

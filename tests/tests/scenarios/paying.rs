@@ -7,18 +7,19 @@ use std::sync::{Arc, Mutex};
 
 use backbone::stream::ORDERS;
 use backbone::subjects::EventKind;
+use backbone::trace::TraceContext;
 use harness::certificates::{Authority, replace};
 use harness::{Deployment, Load, Options, PATIENCE, PaymentSandbox, eventually, item, order_of};
 use nix::sys::signal::Signal;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, OrderStatus};
+use proto::orders::v1::{Order, OrderStatus, PaymentRefunded, Undo};
 use proto::payments::v1::payment_service_server::{PaymentService, PaymentServiceServer};
 use proto::payments::v1::{
     Behaviour, CaptureRequest, CaptureResponse, Captured, Fault, Money, Payment, PaymentState, RefundRequest,
     RefundResponse, SetBehaviourRequest, capture_response, refund_response,
 };
 use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Server, ServerTlsConfig};
 use tonic::{Code, Request, Response, Status};
@@ -239,6 +240,36 @@ async fn a_cancelled_order_is_refunded_once() {
 }
 
 #[tokio::test]
+async fn a_refund_that_is_in_the_log_is_not_asked_for_again() {
+    let mut waybill = deployment().await;
+    die(&mut waybill, "fulfilment").await;
+    let order = place(&waybill).await;
+    waybill.reached(&order.order_id, OrderStatus::Paid).await;
+    waybill.idle("payment").await;
+    die(&mut waybill, "payment").await;
+    waybill.cancel(&order.order_id).await.unwrap();
+    // A worker that dies after the append.
+    take_and_die(&waybill.consumer("payment").await).await;
+    let current = eventually("the release", async || {
+        let order = waybill.get(&order.order_id).await.ok()?;
+        (order.undo_pending == [i32::from(Undo::Refund)]).then_some(order)
+    })
+    .await;
+    let log = waybill.order_log().await;
+    let current = log.load(&current.order_id.parse().unwrap()).await.unwrap().unwrap();
+    let (refunded, deadline) = (Detail::Refunded(PaymentRefunded::default()), Instant::now() + PATIENCE);
+    log.append(&current, refunded, &TraceContext::root(), deadline).await.unwrap();
+
+    waybill.start_processor("payment");
+    waybill.idle("payment").await;
+    assert!(
+        waybill.consumer("payment").await.cached_info().delivered.consumer_sequence >= 3,
+        "delivered again"
+    );
+    assert_eq!(waybill.sandbox().ledger("").await.refund_calls, 0);
+}
+
+#[tokio::test]
 async fn a_sandbox_that_is_told_to_stop_ends_calls_that_wait() {
     let mut waybill = deployment().await;
     let slow = Behaviour {
@@ -273,6 +304,27 @@ fn capture_of(customer_id: &str, order_id: &str, minor_units: i64) -> CaptureReq
 }
 
 #[tokio::test]
+async fn a_sandbox_that_answers_nonsense_has_done_nothing() {
+    let mut waybill = deployment().await;
+    let sandbox = waybill.sandbox();
+    let mut client = sandbox.client();
+    sandbox.fail("ada", Fault::Nonsense, 1).await;
+    for customer in ["ada", "nonsense-by-name"] {
+        let answer = client.capture(capture_of(customer, "order", 350)).await.unwrap().into_inner();
+        assert_eq!(answer.outcome, None, "{customer}");
+    }
+    assert_eq!(sandbox.ledger("").await.captures, 0);
+    let answer = client.capture(capture_of("ada", "order", 350)).await.unwrap().into_inner();
+    assert!(matches!(answer.outcome, Some(capture_response::Outcome::Captured(_))), "{answer:?}");
+    sandbox.fail("ada", Fault::Nonsense, 1).await;
+    let refund = RefundRequest { idempotency_key: "ada-order".to_owned() };
+    assert_eq!(client.refund(refund.clone()).await.unwrap().into_inner().outcome, None);
+    assert_eq!(sandbox.ledger("").await.refunds, 0);
+    let answer = client.refund(refund).await.unwrap().into_inner();
+    assert!(matches!(answer.outcome, Some(refund_response::Outcome::Refunded(_))), "{answer:?}");
+}
+
+#[tokio::test]
 async fn a_key_that_is_used_for_another_amount_is_an_error_and_charges_nothing() {
     let mut waybill = deployment().await;
     let sandbox = waybill.sandbox();
@@ -303,27 +355,6 @@ async fn a_paused_service_holds_orders_up_and_loses_none() {
     payment.line("an attempt in vain", |line| line.contains("tried again").then_some(())).await;
     waybill.sandbox().process.signal(Signal::SIGCONT);
     is_paid_once(&mut waybill, &order.order_id).await;
-#[tokio::test]
-async fn a_sandbox_that_answers_nonsense_has_done_nothing() {
-    let mut waybill = deployment().await;
-    let sandbox = waybill.sandbox();
-    let mut client = sandbox.client();
-    sandbox.fail("ada", Fault::Nonsense, 1).await;
-    for customer in ["ada", "nonsense-by-name"] {
-        let answer = client.capture(capture_of(customer, "order", 350)).await.unwrap().into_inner();
-        assert_eq!(answer.outcome, None, "{customer}");
-    }
-    assert_eq!(sandbox.ledger("").await.captures, 0);
-    let answer = client.capture(capture_of("ada", "order", 350)).await.unwrap().into_inner();
-    assert!(matches!(answer.outcome, Some(capture_response::Outcome::Captured(_))), "{answer:?}");
-    sandbox.fail("ada", Fault::Nonsense, 1).await;
-    let refund = RefundRequest { idempotency_key: "ada-order".to_owned() };
-    assert_eq!(client.refund(refund.clone()).await.unwrap().into_inner().outcome, None);
-    assert_eq!(sandbox.ledger("").await.refunds, 0);
-    let answer = client.refund(refund).await.unwrap().into_inner();
-    assert!(matches!(answer.outcome, Some(refund_response::Outcome::Refunded(_))), "{answer:?}");
-}
-
 }
 
 /// A payment service that comes to its senses after some calls.
