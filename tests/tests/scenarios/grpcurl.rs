@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::dead_letters::{parked, with_damage};
+
 /// grpcurl, where there is one.
 struct Grpcurl {
     program: std::ffi::OsString,
@@ -21,6 +23,11 @@ impl Grpcurl {
             println!("skipped: no grpcurl");
         }
         Some(Self { program: program?, address: waybill.gateway.grpc_addr.clone() })
+    }
+
+    /// The same at the address for operators.
+    fn of_operators(waybill: &Deployment) -> Option<Self> {
+        Some(Self { address: waybill.gateway.operations_addr.clone(), ..Self::of(waybill)? })
     }
 
     async fn run(&self, data: Option<Value>, method: &[&str]) -> Output {
@@ -98,4 +105,37 @@ async fn reflection_can_be_turned_off() {
     let output = grpcurl.run(None, &["list"]).await;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("does not support the reflection API"), "{said}");
+}
+
+#[tokio::test]
+async fn an_operator_finds_and_tries_a_redrive_by_reflection_alone() {
+    const SERVICE: &str = "operations.v1.DeadLetterService";
+    let waybill = with_damage(1).await;
+    let Some(grpcurl) = Grpcurl::of_operators(&waybill) else { return };
+    let listed = grpcurl.text(&["list"]).await;
+    assert!(listed.lines().any(|line| line == SERVICE), "{listed}");
+    assert!(!listed.contains("orders.v1.OrderService"), "{listed}");
+    let described = grpcurl.text(&["describe", SERVICE]).await;
+    for method in ["ListDeadLetters", "GetDeadLetter", "RedriveDeadLetters", "DiscardDeadLetter"] {
+        assert!(described.contains(&format!("rpc {method}")), "{described}");
+    }
+    let described = grpcurl.text(&["describe", "operations.v1.RedriveDeadLettersRequest"]).await;
+    assert!(described.contains("bool dry_run = 3"), "{described}");
+
+    let order = parked(&waybill, "poison").await;
+    let listed = grpcurl.call(&format!("{SERVICE}/ListDeadLetters"), json!({})).await;
+    let (letter, group) = (&listed[0]["deadLetters"][0], &listed[0]["groups"][0]);
+    assert_eq!(letter["deadLetterId"], order.dead_letter_id);
+    assert_eq!((&letter["orderId"], &letter["step"]), (&json!(order.order_id), &json!("inventory")));
+    assert_eq!((&group["count"], &group["fingerprint"]), (&json!("1"), &letter["fingerprint"]));
+
+    let request = json!({"filter": {"step": "inventory"}, "dry_run": true});
+    let answers = grpcurl.call(&format!("{SERVICE}/RedriveDeadLetters"), request).await;
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    assert_eq!(answers[0]["outcome"], "REDRIVE_OUTCOME_WOULD_REDRIVE");
+    assert_eq!(waybill.get(&order.order_id).await.unwrap(), order);
+
+    let output = grpcurl.run(Some(json!({})), &[&format!("{SERVICE}/RedriveDeadLetters")]).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("fieldViolations"), "{said}");
 }
