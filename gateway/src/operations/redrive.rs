@@ -80,14 +80,16 @@ impl Redrive {
         let say = |outcome, message: &str| Ok(answer(id, &order_id, outcome, message));
         match kept.letter.state() {
             DeadLetterState::Open => {}
-            DeadLetterState::Redriven | DeadLetterState::Discarded => {
+            state @ (DeadLetterState::Redriven
+            | DeadLetterState::Discarded
+            | DeadLetterState::Unspecified) => {
                 if !self.dry_run {
                     self.letters.sweep(&kept).await.map_err(|error| errors::read(&error))?;
                 }
+                if state == DeadLetterState::Unspecified {
+                    return say(NotRedrivable, "the letter was withdrawn: the order has gone on meanwhile");
+                }
                 return say(AlreadyResolved, "the letter was resolved before");
-            }
-            DeadLetterState::Unspecified => {
-                return say(NotRedrivable, "the letter was withdrawn: the step tries the order again");
             }
         }
         if kept.letter.reason() == DeadLetterReason::Undecodable {
@@ -128,7 +130,9 @@ impl Redrive {
             self.resolve(&kept, DeadLetterState::Redriven, "redriven by an earlier request").await;
             return say(AlreadyResolved, "the order was redriven by an earlier request");
         }
-        if history.iter().any(|event| event.parked_by() == Some(&letter)) {
+        // Not parked, but ended by another worker that had the same message: the step may never look at it again.
+        let went_on = is_finished(&current.order) && current.revision().0 != kept.letter.order_revision;
+        if went_on || history.iter().any(|event| event.parked_by() == Some(&letter)) {
             let message = format!("the order has gone on: it is {status}");
             self.resolve(&kept, DeadLetterState::Discarded, &message).await;
             return say(OrderWentOn, &message);

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use backbone::dead_letters::{Kept, LetterId};
+use backbone::ids::Revision;
 use backbone::subjects::EventKind::{self, Created, Failed, Fulfilled, Paid, Redriven, Reserved};
 use futures::{StreamExt, stream};
 use harness::{Deployment, Load, PATIENCE, binary, every_one, item, order_of, these};
 use prost::Message;
 use proto::operations::v1::{
-    DeadLetterState, DiscardDeadLetterRequest, RedriveDeadLettersRequest, RedriveOutcome,
+    DeadLetter, DeadLetterReason, DeadLetterState, DiscardDeadLetterRequest, RedriveDeadLettersRequest,
+    RedriveOutcome,
 };
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{CreateOrderRequest, OrderEvent, OrderRedriven, OrderStatus};
@@ -81,8 +84,6 @@ fn gadgets(count: usize) -> Vec<CreateOrderRequest> {
 
 #[tokio::test]
 async fn five_hundred_orders_are_redriven_at_the_rate_that_was_asked_for() {
-    const ORDERS: usize = 500;
-    let waybill = with_damage(1).await;
     five_hundred_are_redriven_by(async |waybill, dry_run| {
         let request = RedriveDeadLettersRequest { dry_run, rate_per_second: RATE, ..every_one() };
         let answers = waybill.redrive(request).await.unwrap();
@@ -123,6 +124,8 @@ const RATE: i32 = 50;
 /// Parks so many orders and mends the cause. `redrive` redrives all, at the rate, or says which would be; it tells how
 /// many would be, and how many were.
 async fn five_hundred_are_redriven_by(redrive: impl AsyncFn(&Deployment, bool) -> (usize, usize)) {
+    const ORDERS: usize = 500;
+    let waybill = with_damage(1).await;
     let orders = ids(&Load::start(waybill.channel(), gadgets(ORDERS)).all().await);
     let failing = stream::iter(&orders).map(|order_id| waybill.reached(order_id, OrderStatus::Failed));
     let failed: Vec<_> = failing.buffer_unordered(16).collect().await;
@@ -135,9 +138,6 @@ async fn five_hundred_are_redriven_by(redrive: impl AsyncFn(&Deployment, bool) -
     mend(&waybill).await;
     assert_eq!(redrive(&waybill, false).await, (0, ORDERS));
     assert_eq!(waybill.statuses(&orders).await.get(&OrderStatus::Fulfilled), Some(&ORDERS));
-
-    assert_eq!(redrive(&waybill, false).await, (0, 0));
-    let named: Vec<_> = failed.iter().map(|order| order.dead_letter_id.as_str()).collect();
     let times = times_of_redrives(&waybill).await;
     let at_once = most_within(Duration::from_secs(1), &times);
     eprintln!(
@@ -147,6 +147,9 @@ async fn five_hundred_are_redriven_by(redrive: impl AsyncFn(&Deployment, bool) -
     );
     // One second has both of its ends, and what was redriven late does not hold up the next.
     assert!(at_once <= RATE as usize + 2, "{at_once} in a second: {times:?}");
+
+    assert_eq!(redrive(&waybill, false).await, (0, 0));
+    let named: Vec<_> = failed.iter().map(|order| order.dead_letter_id.as_str()).collect();
     let again = waybill.redrive(these(&named)).await.unwrap();
     assert!(again.iter().all(|(_, outcome)| *outcome == RedriveOutcome::AlreadyResolved));
     let histories = waybill.histories().await;
@@ -157,9 +160,6 @@ async fn five_hundred_are_redriven_by(redrive: impl AsyncFn(&Deployment, bool) -
     assert_eq!(waybill.held("gadget").await, ORDERS as u64);
 }
 
-#[tokio::test]
-async fn a_canary_that_fails_again_is_the_only_one() {
-    let waybill = with_damage(1).await;
 /// When orders were redriven, by the events in the log, as times since 1970.
 async fn times_of_redrives(waybill: &Deployment) -> Vec<Duration> {
     let redriven =
@@ -178,6 +178,9 @@ fn most_within(window: Duration, times: &[Duration]) -> usize {
     times.iter().map(from).max().unwrap_or(0)
 }
 
+#[tokio::test]
+async fn a_canary_that_fails_again_is_the_only_one() {
+    let waybill = with_damage(1).await;
     let mut orders = Vec::new();
     for request_id in ["one", "two", "three"] {
         orders.push(parked(&waybill, request_id).await);
@@ -230,6 +233,51 @@ async fn a_letter_whose_order_was_cancelled_is_closed_and_not_redriven() {
     assert_eq!(kept.state(), DeadLetterState::Discarded);
     assert!(kept.resolution.unwrap().reason.contains("CANCELLED"));
     assert_eq!(waybill.get(&order.order_id).await.unwrap().status(), OrderStatus::Cancelled);
+}
+
+/// An order that is finished, and a letter about an attempt at it when it was not.
+async fn letter_of_a_finished_order(waybill: &Deployment) -> (LetterId, Kept) {
+    let order = waybill.place(order_of("customer", "request", vec![item("widget", 1)])).await.unwrap();
+    waybill.finished(&order.order_id).await;
+    let id = LetterId::new("inventory", Revision(order.revision)).unwrap();
+    let letter = DeadLetter {
+        state: DeadLetterState::Open.into(),
+        reason: DeadLetterReason::RetriesExhausted.into(),
+        order_id: order.order_id.clone(),
+        order_revision: order.revision,
+        ..DeadLetter::default()
+    };
+    let kept = waybill.dead_letters().await.put(&id, letter).await.unwrap();
+    assert_eq!(waybill.open_letters().await, [id.to_string()]);
+    (id, kept)
+}
+
+#[tokio::test]
+async fn a_letter_whose_order_was_finished_by_another_worker_is_closed() {
+    let waybill = Deployment::start().await;
+    let (id, _) = letter_of_a_finished_order(&waybill).await;
+    let dry = waybill.redrive(RedriveDeadLettersRequest { dry_run: true, ..every_one() }).await.unwrap();
+    assert_eq!(dry, [(id.to_string(), RedriveOutcome::OrderWentOn)]);
+    assert_eq!(waybill.open_letters().await, [id.to_string()]);
+    assert_eq!(waybill.redrive(every_one()).await.unwrap(), dry);
+    assert!(waybill.open_letters().await.is_empty());
+    let kept = waybill.letter(&id.to_string()).await.unwrap();
+    assert_eq!(kept.state(), DeadLetterState::Discarded);
+    assert!(kept.resolution.unwrap().reason.contains("FULFILLED"));
+}
+
+#[tokio::test]
+async fn a_withdrawn_letter_whose_step_died_before_it_was_off_the_list_leaves_the_list() {
+    let waybill = Deployment::start().await;
+    let (id, kept) = letter_of_a_finished_order(&waybill).await;
+    let withdrawn = DeadLetter { state: DeadLetterState::Unspecified.into(), ..kept.letter };
+    let subject = format!("DEAD_LETTER.attempts.{}.{}", id.step(), id.sequence());
+    let jetstream = waybill.jetstream().await;
+    jetstream.publish(subject, withdrawn.encode_to_vec().into()).await.unwrap().await.unwrap();
+    assert_eq!(waybill.open_letters().await, [id.to_string()]);
+    let answers = waybill.redrive(every_one()).await.unwrap();
+    assert_eq!(answers, [(id.to_string(), RedriveOutcome::NotRedrivable)]);
+    assert!(waybill.open_letters().await.is_empty());
 }
 
 /// Publishes what no step can decode; gives the letter's id.
