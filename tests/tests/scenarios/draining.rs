@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use backbone::subjects::EventKind;
 use futures::{StreamExt, stream};
 use harness::{Deployment, Load, Options, eventually, item, order_of};
 use nix::sys::signal::Signal;
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use proto::orders::v1::{GetOrderRequest, Order};
+use proto::payments::v1::Fault;
+use serde_json::Value;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -96,6 +99,76 @@ async fn a_processor_that_stops_gives_back_no_more_than_it_had_in_hand() {
 
     waybill.start_processor("inventory");
     each_is_carried_out_once(&waybill, &load.all().await).await;
+}
+
+#[tokio::test]
+async fn what_is_not_finished_in_time_is_given_back_and_done_by_a_replica() {
+    let processors = [
+        // Whatever is not given back stays away for longer than any test waits.
+        ("ACK_WAIT", "1h"),
+        ("ATTEMPT_TIMEOUT", "1h"),
+        ("PAYMENT_TIMEOUT", "1h"),
+        ("DRAIN_TIMEOUT", "200ms"),
+    ];
+    let processors = processors.map(|(name, value)| (name, value.to_owned())).to_vec();
+    let mut waybill =
+        Deployment::start_with(Options { payment_sandbox: true, processors, ..Options::default() }).await;
+    waybill.sandbox().fail("", Fault::LostReply, 0).await;
+    let orders = Load::start(waybill.channel(), widgets(WORKERS)).all().await;
+    eventually("calls without a reply", async || {
+        (waybill.sandbox().ledger("").await.capture_calls == WORKERS as i64).then_some(())
+    })
+    .await;
+    waybill.sandbox().recover().await;
+    waybill.start_processor("payment");
+    let first = &mut waybill.processors.get_mut("payment").unwrap()[0];
+    let status = first.stop().await;
+    assert!(status.success(), "{status}");
+    let unfinished = |fields: &Value| fields["unfinished"].as_u64();
+    assert_eq!(first.logged("what was not finished", unfinished).await, WORKERS as u64);
+
+    each_is_carried_out_once(&waybill, &orders).await;
+    let ledger = waybill.sandbox().ledger("").await;
+    assert_eq!((ledger.captures, ledger.refunds), (WORKERS as i64, 0));
+    assert_eq!(ledger.capture_calls, 2 * WORKERS as i64, "once more each, by the replica");
+}
+
+#[tokio::test]
+async fn a_rolling_restart_of_all_processors_redelivers_next_to_nothing() {
+    const STEPS: [(&str, &[EventKind]); 3] = [
+        ("inventory", &[EventKind::Created]),
+        ("payment", &[EventKind::Reserved]),
+        ("fulfilment", &[EventKind::Paid]),
+    ];
+    let mut options = patient(2);
+    // What was lost without a word would stay away for longer than any test waits.
+    options.processors.push(("ACK_WAIT", "1h".to_owned()));
+    let mut waybill = Deployment::start_with(options).await;
+    let mut load = Load::start(waybill.channel(), widgets(3 * ORDERS));
+    load.acknowledged(MIDDLE).await;
+    let mut in_flight = 0;
+    for (step, _) in STEPS {
+        for _ in 0..2 {
+            in_flight += waybill.consumer(step).await.cached_info().num_ack_pending;
+            // The place of the one that leaves is taken before, as an orchestrator does it.
+            waybill.start_processor(step);
+            let mut leaving = waybill.processors.get_mut(step).unwrap().remove(0);
+            let status = leaving.stop().await;
+            assert!(status.success(), "{step}: {status}");
+        }
+    }
+    assert!(load.count() < 3 * ORDERS, "restarted too late to matter");
+    let orders = load.all().await;
+    each_is_carried_out_once(&waybill, &orders).await;
+    let mut redelivered = 0;
+    for (step, events) in STEPS {
+        waybill.idle(step).await;
+        let histories = waybill.histories().await.into_values().flatten();
+        let messages = histories.filter(|kind| events.contains(kind)).count() as u64;
+        redelivered += waybill.consumer(step).await.cached_info().delivered.consumer_sequence - messages;
+    }
+    eprintln!("{redelivered} messages redelivered, {in_flight} in flight when the six processors stopped");
+    assert!(redelivered * 100 <= in_flight as u64, "{redelivered} of {in_flight}");
 }
 
 #[tokio::test]
