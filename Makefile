@@ -4,7 +4,7 @@
 NATS := NATS_SERVER=$${NATS_SERVER:-$$(tools/install nats-server)} && export NATS_SERVER
 CARGO_OUT := $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help run test lint bench
+.PHONY: help run test soak lint bench
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -21,6 +21,13 @@ test: ## build everything, then run all tests against a real nats-server
 	fi && \
 	cargo build --workspace --locked && \
 	cargo test --workspace --locked
+
+soak: ## run 10,000 orders through an outage, then SCHEDULES (20) random schedules; some 15 minutes
+	@$(NATS) && \
+	cargo build --workspace --locked && \
+	export SCHEDULES=$${SCHEDULES:-20} && \
+	cargo test -p waybill-tests --locked --test scenarios -- --include-ignored --nocapture --test-threads 1 \
+		ten_thousand::ten_thousand random_schedules
 
 lint: ## check format, code, contract and dependencies
 	cargo fmt --all --check

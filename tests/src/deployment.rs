@@ -165,6 +165,28 @@ impl Deployment {
         processes.push(Process::start(&name, command, self.dir.path()));
     }
 
+    /// Starts a process of `step` in the place of another, which is killed if it still runs.
+    pub fn replace_processor(&mut self, step: &'static str, place: usize) {
+        self.processors.get_mut(step).expect("step")[place].kill();
+        self.start_processor(step);
+        self.processors.get_mut(step).expect("step").swap_remove(place);
+    }
+
+    /// What any process has ever logged about something.
+    pub fn logged_about(&self, what: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        for entry in self.dir.path().read_dir().expect("directory") {
+            let path = entry.expect("entry").path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                let text = std::fs::read_to_string(&path).unwrap_or_default();
+                lines.extend(text.lines().filter(|line| line.contains(what)).map(str::to_owned));
+            }
+        }
+        // Each line begins with its time.
+        lines.sort();
+        lines
+    }
+
     /// Kills every process of `step`.
     pub fn kill_processors(&mut self, step: &str) {
         for process in self.processors.get_mut(step).into_iter().flatten() {

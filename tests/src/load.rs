@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
 use proto::orders::v1::order_service_client::OrderServiceClient;
-use proto::orders::v1::{CreateOrderRequest, Order};
+use proto::orders::v1::{CancelOrderRequest, CreateOrderRequest, Order};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
 use crate::PATIENCE;
 
@@ -62,15 +62,46 @@ impl Load {
     }
 }
 
-async fn place(mut client: OrderServiceClient<Channel>, request: CreateOrderRequest) -> Order {
+async fn place(client: OrderServiceClient<Channel>, request: CreateOrderRequest) -> Order {
+    let placed = create(&client, &request).await;
+    placed.unwrap_or_else(|status| panic!("{} refused: {status:?}", request.request_id))
+}
+
+/// Places an order, by as many calls as it takes.
+pub async fn create(
+    client: &OrderServiceClient<Channel>,
+    request: &CreateOrderRequest,
+) -> Result<Order, Status> {
+    let created = insist(|| {
+        let (mut client, request) = (client.clone(), request.clone());
+        async move { client.create_order(request).await }
+    });
+    Ok(created.await?.order.expect("order"))
+}
+
+/// Cancels an order, by as many calls as it takes.
+pub async fn cancel(client: &OrderServiceClient<Channel>, order_id: &str) -> Result<Order, Status> {
+    let cancelled = insist(|| {
+        let request = CancelOrderRequest { order_id: order_id.to_owned(), message: String::new() };
+        let mut client = client.clone();
+        async move { client.cancel_order(request).await }
+    });
+    Ok(cancelled.await?.order.expect("order"))
+}
+
+/// Makes a call as the contract tells clients to: what was not answered is repeated until it is.
+async fn insist<T, F>(mut call: impl FnMut() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
     let start = Instant::now();
     loop {
-        let status = match client.create_order(request.clone()).await {
-            Ok(response) => return response.into_inner().order.expect("order"),
-            Err(status) => status,
+        let status = match call().await {
+            Ok(response) => return Ok(response.into_inner()),
+            Err(status) if to_be_repeated(&status) => status,
+            Err(status) => return Err(status),
         };
-        assert!(to_be_repeated(&status), "{} refused: {status:?}", request.request_id);
-        assert!(start.elapsed() < PATIENCE, "{} not accepted: {status:?}", request.request_id);
+        assert!(start.elapsed() < PATIENCE, "no answer within {PATIENCE:?}: {status:?}");
         sleep(REPEAT_PAUSE).await;
     }
 }

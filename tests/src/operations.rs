@@ -7,8 +7,8 @@ use backbone::stream::DEAD_LETTERS;
 use prost::Message;
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::operations::v1::{
-    DeadLetter, DeadLetterFilter, GetDeadLetterRequest, ListDeadLettersRequest, RedriveDeadLettersRequest,
-    RedriveOutcome,
+    DeadLetter, DeadLetterFilter, GetDeadLetterRequest, ListDeadLettersRequest, ListDeadLettersResponse,
+    RedriveDeadLettersRequest, RedriveOutcome,
 };
 use tonic::Status;
 use tonic::transport::Channel;
@@ -35,9 +35,22 @@ impl Deployment {
 
     /// The ids of all open letters, as they are listed.
     pub async fn open_letters(&self) -> Vec<String> {
-        let request = ListDeadLettersRequest { page_size: 500, ..ListDeadLettersRequest::default() };
-        let listed = self.operations().list_dead_letters(request).await.expect("list").into_inner();
-        listed.dead_letters.into_iter().map(|letter| letter.dead_letter_id).collect()
+        self.listed_letters().await.dead_letters.into_iter().map(|letter| letter.dead_letter_id).collect()
+    }
+
+    /// All open letters, of as many pages as there are, and their counts by cause.
+    pub async fn listed_letters(&self) -> ListDeadLettersResponse {
+        let mut request = ListDeadLettersRequest { page_size: 500, ..ListDeadLettersRequest::default() };
+        let mut operations = self.operations();
+        let first = operations.list_dead_letters(request.clone()).await.expect("list").into_inner();
+        let (mut all, mut next) = (first.clone(), first.next_page_token);
+        while !next.is_empty() {
+            request.page_token = next;
+            let page = operations.list_dead_letters(request.clone()).await.expect("list").into_inner();
+            all.dead_letters.extend(page.dead_letters);
+            next = page.next_page_token;
+        }
+        all
     }
 
     /// Everything that the stream of dead letters holds: subjects and letters.

@@ -1,5 +1,6 @@
 //! The payment sandbox as a process of its own, told what to do and asked what it has on record.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,6 +15,19 @@ use tonic::transport::Channel;
 use crate::process::{Process, binary};
 
 const DATA: &str = "payments.jsonl";
+
+/// What became of one order's money.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// How often money was taken.
+    pub captures: usize,
+    /// How often it was given back.
+    pub refunds: usize,
+    /// How often it was not taken.
+    pub declines: usize,
+    /// What was taken and not given back, in minor units.
+    pub balance: i64,
+}
 
 /// A running payment sandbox.
 #[derive(Debug)]
@@ -83,6 +97,38 @@ impl PaymentSandbox {
     pub fn records(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.dir.join(DATA)).expect("records");
         text.lines().map(str::to_owned).collect()
+    }
+
+    /// What each order's payments have come to, added up from its file.
+    pub fn accounts(&self) -> HashMap<String, Account> {
+        let mut captured = HashMap::new();
+        let mut accounts = HashMap::<_, Account>::new();
+        for line in self.records() {
+            let line: Value = serde_json::from_str(&line).expect("a record");
+            let (kind, record) = line.as_object().and_then(|line| line.iter().next()).expect("a record");
+            let key = record["idempotency_key"].as_str().expect("key").to_owned();
+            // <order_id>-<creation time>
+            let (order_id, _) = key.rsplit_once('-').expect("the key of an order");
+            let account = accounts.entry(order_id.to_owned()).or_default();
+            match kind.as_str() {
+                "captured" => {
+                    let minor_units = record["minor_units"].as_i64().expect("amount");
+                    account.captures += 1;
+                    account.balance += minor_units;
+                    captured.insert(key, minor_units);
+                }
+                "declined" => account.declines += 1,
+                // Else it only forbids a capture.
+                "refunded" => {
+                    if let Some(minor_units) = captured.remove(&key) {
+                        account.refunds += 1;
+                        account.balance -= minor_units;
+                    }
+                }
+                other => panic!("a record of a new kind: {other}"),
+            }
+        }
+        accounts
     }
 
     /// A client of its control.
