@@ -32,6 +32,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const LOST_REQUESTS_MAX: u32 = 1;
 /// How long a leaving reader waits for messages that are already on their way to it.
 const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_millis(100);
+/// How much longer it waits for the broker to learn that it leaves.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// What the broker sends while a request stands and there is nothing to deliver.
 const IDLE_HEARTBEAT: u16 = 100;
 
@@ -68,6 +70,8 @@ pub struct Consumer {
     lost: u32,
     connects: watch::Receiver<u64>,
     leave_at: Option<Instant>,
+    /// Whether the broker was told that no more is wanted.
+    drained: bool,
 }
 
 /// The consumer brings no more messages and has to be opened anew.
@@ -131,6 +135,7 @@ impl Consumer {
             lost: 0,
             connects,
             leave_at: None,
+            drained: false,
         })
     }
 
@@ -207,9 +212,12 @@ impl Consumer {
                 }
             } else {
                 self.standing = 0;
-                // With a connection that is closed, leaving is all that is left to do.
-                self.messages.unsubscribe().await.ok()?;
-                let message = self.messages.next().await?;
+                // What the broker sends before it learns of the end still comes; unsubscribing would lose it until
+                // ACK_WAIT. With a connection that is closed, leaving is all that is left to do.
+                if !std::mem::replace(&mut self.drained, true) {
+                    self.messages.drain().await.ok()?;
+                }
+                let message = timeout_at(leave_at + DRAIN_TIMEOUT, self.messages.next()).await.ok()??;
                 if message.status.is_none() {
                     return Some(self.delivery(message));
                 }
