@@ -12,8 +12,7 @@ use proto::operations::v1::{
     DeadLetter, DeadLetterReason, DeadLetterState, DiscardDeadLetterRequest, RedriveDeadLettersRequest,
     RedriveOutcome,
 };
-use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{CreateOrderRequest, OrderEvent, OrderRedriven, OrderStatus};
+use proto::orders::v1::{CreateOrderRequest, OrderEvent, OrderStatus};
 use tokio::process::Command;
 use tokio::time::timeout;
 use tonic::Code;
