@@ -13,6 +13,7 @@ mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod grpc;
+mod open_files;
 mod operations;
 mod ops;
 mod orders;
@@ -57,6 +58,7 @@ pub async fn main() -> ExitCode {
         Err(reason) => return backbone::config::refuse(&reason),
     };
     telemetry::start(&config.telemetry);
+    open_files::allow(config.max_connections);
     match run(config, tls, authentication).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{error, info};
 use webpki::EndEntityCert;
 
-use crate::files::Watched;
+use crate::files::{self, Watched};
 
 /// gRPC, and gRPC-Web of old clients.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -70,17 +70,15 @@ impl Tls {
 
     /// Reads the files again whenever one of them has changed. Files that cannot be used, or do not belong
     /// together yet, change nothing; connections that are open go on. Runs for as long as the server does.
-    pub(crate) async fn follow(mut self) {
-        loop {
-            self.watched.changed().await;
-            match self.files.read() {
-                Ok(config) => {
-                    info!("TLS certificates read again");
-                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
-                }
-                Err(error) => error!(error, "TLS certificates not read again; those from before stay in use"),
+    pub(crate) async fn follow(self) {
+        let take = |read| match read {
+            Ok(config) => {
+                info!("TLS certificates read again");
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
             }
-        }
+            Err(error) => error!(error, "TLS certificates not read again; those from before stay in use"),
+        };
+        self.watched.follow(move || self.files.read(), take).await;
     }
 
     /// Makes a handshake. Must be given a deadline.
@@ -135,7 +133,7 @@ fn certificates(variable: &str, path: &Path) -> Result<Vec<CertificateDer<'stati
 }
 
 fn bytes(variable: &str, path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("{variable}: {} cannot be read: {error}", path.display()))
+    files::read(path).map_err(|error| format!("{variable}: {} cannot be read: {error}", path.display()))
 }
 
 /// The names that a certificate is for, as its authority vouches: URIs such as SPIFFE ids first, then DNS names.

@@ -15,7 +15,7 @@ use thiserror::Error;
 use tracing::{error, info};
 
 use super::{Principal, Role, is_tenant};
-use crate::files::Watched;
+use crate::files::{self, Watched};
 
 const HASH_BYTES: usize = 32;
 /// Where in the table a hash is looked for; what lies there is then compared in constant time.
@@ -90,20 +90,19 @@ impl Directory {
 
     /// Reads the file again whenever it has changed. A file that cannot be used changes nothing. Runs for as
     /// long as the server does.
-    pub(crate) async fn follow(mut self) {
-        let kind = self.kind;
-        loop {
-            self.watched.changed().await;
-            match Table::read(kind, &self.path) {
-                Ok(table) => {
-                    info!(?kind, credentials = table.len(), "file of credentials read again");
-                    self.replace(table);
-                }
-                Err(error) => {
-                    error!(?kind, %error, "file of credentials not read again; those from before stay good");
-                }
+    pub(crate) async fn follow(self) {
+        let (kind, path) = (self.kind, self.path.clone());
+        let read = move || Table::read(kind, &path).map_err(|error| error.to_string());
+        let take = |read| match read {
+            Ok(table) => {
+                info!(?kind, credentials = Table::len(&table), "file of credentials read again");
+                self.replace(table);
             }
-        }
+            Err(error) => {
+                error!(?kind, error, "file of credentials not read again; those from before stay good");
+            }
+        };
+        self.watched.clone().follow(read, take).await;
     }
 
     /// Who is as before stays the same principal, and keeps its streams; the others are withdrawn.
@@ -126,8 +125,8 @@ impl Directory {
 
 impl Table {
     fn read(kind: Kind, path: &Path) -> Result<Self, DirectoryError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| DirectoryError::Unreadable(path.to_owned(), error))?;
+        let text =
+            files::read_text(path).map_err(|error| DirectoryError::Unreadable(path.to_owned(), error))?;
         Self::parse(kind, &text).map_err(|(line, problem)| DirectoryError::Line {
             path: path.to_owned(),
             line,

@@ -1,7 +1,7 @@
 //! Tokens: JWTs (RFC 7519) of one issuer, checked with that issuer's public keys.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +19,7 @@ use tracing::{debug, error, info, warn};
 use super::jwks::{FETCH_INTERVAL_MIN, Key, KeySet, Remote, Source};
 use super::{Principal, Role, is_tenant};
 use crate::errors;
-use crate::files::Watched;
+use crate::files::{self, Watched};
 
 /// How much the clocks of issuer and gateway may differ.
 const LEEWAY: Duration = Duration::from_secs(30);
@@ -220,14 +220,13 @@ impl Tokens {
         }
     }
 
-    async fn follow_file(&self, path: PathBuf, mut watched: Watched) {
-        loop {
-            watched.changed().await;
-            match read_keys(&path, &self.rules) {
-                Ok(keys) => self.replace(keys),
-                Err(error) => error!(error, "keys of tokens not read again; those from before stay good"),
-            }
-        }
+    async fn follow_file(&self, path: PathBuf, watched: Watched) {
+        let rules = self.rules.clone();
+        let take = |read| match read {
+            Ok(keys) => self.replace(keys),
+            Err(error) => error!(error, "keys of tokens not read again; those from before stay good"),
+        };
+        watched.follow(move || read_keys(&path, &rules), take).await;
     }
 
     async fn follow_url(&self, remote: &Remote) {
@@ -320,8 +319,8 @@ impl State {
     }
 }
 
-fn read_keys(path: &PathBuf, rules: &Rules) -> Result<KeySet, String> {
+fn read_keys(path: &Path, rules: &Rules) -> Result<KeySet, String> {
     let said = |error: &dyn std::fmt::Display, problem| format!("{} {problem}: {error}", path.display());
-    let text = std::fs::read_to_string(path).map_err(|error| said(&error, "cannot be read"))?;
+    let text = files::read_text(path).map_err(|error| said(&error, "cannot be read"))?;
     KeySet::parse(&text, &rules.algorithms).map_err(|error| said(&error, "is no set of keys (JWKS)"))
 }

@@ -15,6 +15,7 @@ mod client_certificates;
 mod connections;
 mod crash_points;
 mod crashes;
+mod credential_files;
 mod dead_letters;
 mod deadlines;
 mod draining;
