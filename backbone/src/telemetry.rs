@@ -1,12 +1,28 @@
 //! What the programs say of themselves: one line an event on standard output, for people or for machines.
+//!
+//! Lines are written by a thread of their own, so that a reader who stands still stops nobody but himself.
 
 use std::io::IsTerminal;
+use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use tracing::{Level, Metadata};
+use tracing::{Level, Metadata, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
+
+/// Lines that wait to be written; further ones are dropped, and counted.
+const LINES_MAX: usize = 16_384;
+/// How often it is looked whether any were dropped.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long, at the end, the last lines may take to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between two lines of a kind that callers can bring about as often as they like.
+const SELDOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -28,18 +44,116 @@ pub struct TelemetryConfig {
     pub log_format: LogFormat,
 }
 
-/// Starts logging; called once, first thing after the configuration is read.
-pub fn start(config: &TelemetryConfig) {
+/// The log, for as long as the program runs. When it is dropped, the last lines are written.
+#[derive(Debug)]
+pub struct Telemetry {
+    writing: Option<WorkerGuard>,
+    /// Ends the thread that tells of dropped lines.
+    stop: Option<mpsc::Sender<()>>,
+    telling: Option<JoinHandle<()>>,
+}
+
+/// Starts logging; called once, first thing after the configuration is read. What it returns has to be kept to
+/// the end of the program.
+#[must_use = "the last lines are written when it is dropped"]
+pub fn start(config: &TelemetryConfig) -> Telemetry {
     // Colours are for terminals, not for files.
     let ansi = std::io::stdout().is_terminal();
-    let text = (config.log_format == LogFormat::Text).then(|| fmt::layer().with_ansi(ansi));
-    let json = (config.log_format == LogFormat::Json).then(|| fmt::layer().json());
+    let builder =
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
+    let (writer, writing) = builder.finish(std::io::stdout());
+    let dropped = writer.error_counter();
+    let text = (config.log_format == LogFormat::Text)
+        .then(|| fmt::layer().with_ansi(ansi).with_writer(writer.clone()));
+    let json = (config.log_format == LogFormat::Json).then(|| fmt::layer().json().with_writer(writer));
     tracing_subscriber::registry()
         .with(EnvFilter::new(&config.log))
         .with(filter_fn(|metadata| !shows_secrets(metadata)))
         .with(text)
         .with(json)
         .init();
+    let (stop, stopped) = mpsc::channel();
+    let telling = thread::Builder::new().name("log-dropped".to_owned());
+    let telling = telling.spawn(move || tell_of_dropped_lines(&dropped, &stopped));
+    // Without it nothing is missing but a number.
+    Telemetry { writing: Some(writing), stop: Some(stop), telling: telling.ok() }
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(telling) = self.telling.take() {
+            // It waits for nothing; had it panicked, that would have been said.
+            drop(telling.join());
+        }
+        let writing = self.writing.take();
+        let (written, flushed) = mpsc::channel::<()>();
+        // Elsewhere, because the guard complains on standard output when its lines are not read.
+        let flushing = thread::Builder::new().spawn(move || {
+            drop(writing);
+            drop(written);
+        });
+        if flushing.is_ok() {
+            // Either way this is the end.
+            flushed.recv_timeout(FLUSH_TIMEOUT).ok();
+        }
+    }
+}
+
+/// Says how many lines were dropped, as soon as there is room for that line. Ends when the program does.
+fn tell_of_dropped_lines(dropped: &ErrorCounter, stopped: &mpsc::Receiver<()>) {
+    let mut told = 0;
+    let mut running = true;
+    while running {
+        running = stopped.recv_timeout(LOOK_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout);
+        let lines = dropped.dropped_lines();
+        if lines > told {
+            warn!(lines, "log not read in time; so many lines were dropped since the start");
+            // This line may have been dropped like the others.
+            if dropped.dropped_lines() == lines {
+                told = lines;
+            }
+        }
+    }
+}
+
+/// For lines that callers can bring about as often as they like: lets one a second through.
+#[derive(Debug)]
+pub struct Seldom(Mutex<Left>);
+
+#[derive(Debug)]
+struct Left {
+    last: Option<Instant>,
+    out: u64,
+}
+
+impl Seldom {
+    /// None has been let through yet.
+    pub const fn new() -> Self {
+        Self(Mutex::new(Left { last: None, out: 0 }))
+    }
+
+    /// Whether a line may be written now, and then how many like it were left out since the last one.
+    pub fn may_tell(&self) -> Option<u64> {
+        self.at(Instant::now())
+    }
+
+    fn at(&self, now: Instant) -> Option<u64> {
+        // Nothing panics while it is held, so poison would mean nothing.
+        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if left.last.is_some_and(|last| now.saturating_duration_since(last) < SELDOM_INTERVAL) {
+            left.out += 1;
+            return None;
+        }
+        left.last = Some(now);
+        Some(std::mem::take(&mut left.out))
+    }
+}
+
+impl Default for Seldom {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// The NATS client's finer levels show where it connects to, with the password, and what it sends.
@@ -68,6 +182,18 @@ fn directives(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_many_lines_one_a_second_is_told_with_the_number_of_the_others() {
+        let seldom = Seldom::new();
+        let start = Instant::now();
+        assert_eq!(seldom.at(start), Some(0));
+        for ms in [0, 1, 500, 999] {
+            assert_eq!(seldom.at(start + Duration::from_millis(ms)), None);
+        }
+        assert_eq!(seldom.at(start + SELDOM_INTERVAL), Some(4));
+        assert_eq!(seldom.at(start + 3 * SELDOM_INTERVAL), Some(0));
+    }
 
     #[test]
     fn what_would_silence_everything_by_mistake_is_refused() {

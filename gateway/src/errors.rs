@@ -7,12 +7,20 @@ use backbone::dead_letters::{LetterId, PutError};
 use backbone::direct_get::ReadError;
 use backbone::ids::{OrderId, Revision};
 use backbone::log::AppendError;
+use backbone::telemetry::Seldom;
 use proto::orders::v1::OrderStatus;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::{error, warn};
 
 use crate::auth::Role;
+
+// Lines that each call brings about while the broker is away, full or out of order.
+static NOT_STORED: Seldom = Seldom::new();
+static FULL: Seldom = Seldom::new();
+static UNKNOWN: Seldom = Seldom::new();
+static NOT_READ: Seldom = Seldom::new();
+static UNREADABLE: Seldom = Seldom::new();
 
 /// Domain of every reason in an ErrorInfo.
 const DOMAIN: &str = "orders.waybill";
@@ -250,16 +258,22 @@ pub(crate) fn timed_out() -> Status {
 pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
     match append_error {
         AppendError::Unavailable(_) => {
-            warn!(order_id = %id, error = %append_error, "event not stored");
+            if let Some(left_out) = NOT_STORED.may_tell() {
+                warn!(left_out, order_id = %id, error = %append_error, "event not stored");
+            }
             come_back(Reason::BrokerUnavailable, "nothing was accepted; try again", RETRY_DELAY)
         }
         AppendError::Full => {
-            error!(order_id = %id, error = %append_error, "event not stored");
+            if let Some(left_out) = FULL.may_tell() {
+                error!(left_out, order_id = %id, error = %append_error, "event not stored");
+            }
             let message = "nothing was accepted: storage is full; try again later";
             come_back(Reason::StorageFull, message, RETRY_DELAY_FULL)
         }
         AppendError::Unknown(_) => {
-            warn!(order_id = %id, error = %append_error, "outcome of an append unknown");
+            if let Some(left_out) = UNKNOWN.may_tell() {
+                warn!(left_out, order_id = %id, error = %append_error, "outcome of an append unknown");
+            }
             let message = "it is not known whether this was accepted; repeat it (a CreateOrder with the same \
                            request_id), or get the order_id";
             status(Reason::OutcomeUnknown, message, of_order(id), ErrorDetails::new())
@@ -275,12 +289,16 @@ pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
 pub(crate) fn read(read_error: &ReadError) -> Status {
     match read_error {
         ReadError::NoAnswer(_) => {
-            warn!(error = %read_error, "order log not read");
+            if let Some(left_out) = NOT_READ.may_tell() {
+                warn!(left_out, error = %read_error, "order log not read");
+            }
             let message = "the order log cannot be read at the moment; try again";
             come_back(Reason::BrokerUnavailable, message, RETRY_DELAY)
         }
         ReadError::Broker(_) => {
-            error!(error = %read_error, "order log not read");
+            if let Some(left_out) = UNREADABLE.may_tell() {
+                error!(left_out, error = %read_error, "order log not read");
+            }
             internal()
         }
     }

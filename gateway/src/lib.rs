@@ -57,7 +57,7 @@ pub async fn main() -> ExitCode {
         Ok(authentication) => authentication,
         Err(reason) => return backbone::config::refuse(&reason),
     };
-    telemetry::start(&config.telemetry);
+    let _telemetry = telemetry::start(&config.telemetry);
     open_files::allow(config.max_connections);
     match run(config, tls, authentication).await {
         Ok(()) => ExitCode::SUCCESS,

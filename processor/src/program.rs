@@ -30,7 +30,7 @@ where
         Ok(config) => config,
         Err(code) => return code,
     };
-    telemetry::start(&config.processor().telemetry);
+    let _telemetry = telemetry::start(&config.processor().telemetry);
     match Box::pin(work(config, open)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -41,7 +41,7 @@ async fn main() -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    telemetry::start(&config.telemetry);
+    let _telemetry = telemetry::start(&config.telemetry);
     match run(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -30,6 +30,7 @@ mod http2;
 mod idempotency;
 mod isolation;
 mod listing;
+mod log_lines;
 mod many_streams;
 mod odd_events;
 mod operators;
