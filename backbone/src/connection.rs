@@ -20,6 +20,8 @@ const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Du
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A broker that answers no ping for two of these is taken for dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long, at the end, the broker may take to accept what is buffered.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long one publish waits for its acknowledgement, and one request for its answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Acknowledgements awaited at once; further publishes wait for a place.
@@ -130,12 +132,16 @@ impl Connection {
         &self.jetstream
     }
 
-    /// Sends what is still buffered; called once, before leaving.
+    /// Sends what is still buffered, if the broker takes it soon; called once, before leaving.
     pub async fn flush(&self) {
-        if self.is_up()
-            && let Err(error) = self.client.flush().await
-        {
-            warn!(%error, "last messages may not have been sent");
+        if !self.is_up() {
+            return;
+        }
+        // A broker that stands still takes nothing, and may be connected all the same.
+        match timeout(FLUSH_TIMEOUT, self.client.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "last messages may not have been sent"),
+            Err(_) => warn!("last messages may not have been sent: the broker does not take them"),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 use backbone::connection::Connection;
@@ -12,12 +13,16 @@ use backbone::shutdown::Shutdown;
 use backbone::stream::provision;
 use backbone::telemetry;
 use tokio::select;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::runtime;
 use crate::step::Step;
+
+/// How long, after the drain, a processor may take to give back what is left.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs a processor until it is told to stop. `open` makes the step, once the broker is there.
 pub async fn run<C, S, F>(open: impl FnOnce(C, Connection) -> F) -> ExitCode
@@ -75,7 +80,11 @@ where
         signal = shutdown.requested() => info!(step = S::NAME, signal, "draining"),
     }
     drain.cancel();
-    processing.await?;
+    // Its own bounds end it before; but a broker that stands still does not even take what is given back.
+    match timeout(settings.drain_timeout + LEAVE_TIMEOUT, processing).await {
+        Ok(ended) => ended?,
+        Err(_) => warn!(step = S::NAME, "left without giving back what was not finished"),
+    }
     connection.flush().await;
     info!(step = S::NAME, "stopped");
     Ok(())

@@ -204,6 +204,25 @@ async fn a_gateway_that_leaves_answers_until_everybody_knows() {
 }
 
 #[tokio::test]
+async fn a_gateway_stops_though_its_broker_stands_still() {
+    // More than the sockets between them hold.
+    const ORDERS: usize = 1_500;
+    let gateway = vec![("REQUEST_TIMEOUT", "1s".to_owned()), ("DRAIN_TIMEOUT", "2s".to_owned())];
+    let mut waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
+    let client = waybill.client().await;
+    waybill.broker.pause();
+    let items: Vec<_> = (0..100).map(|i| item(&format!("{}-{i}", "s".repeat(58)), 1)).collect();
+    let calls = stream::iter(0..ORDERS).map(|i| {
+        let (mut client, items) = (client.clone(), items.clone());
+        async move { client.create_order(order_of(&format!("customer-{i}"), "", items)).await.is_err() }
+    });
+    let refused: Vec<bool> = calls.buffer_unordered(ORDERS).collect().await;
+    assert!(refused.into_iter().all(|refused| refused), "stored without a broker");
+    assert!(waybill.gateway.process.stop().await.success());
+    waybill.broker.resume();
+}
+
+#[tokio::test]
 async fn a_rolling_restart_fails_no_call_of_a_client_that_repeats() {
     const CALLS: usize = 10_000;
     let unlimited = "1000000".to_owned();
