@@ -18,6 +18,7 @@ use tower::util::option_layer;
 use crate::admission::{Calls, Gate, Places, RateLimit};
 use crate::auth::Authentication;
 use crate::config::Config;
+use crate::connections::Limit;
 use crate::orders::Orders;
 use crate::readiness::{Readiness, State};
 use crate::tls::Tls;
@@ -130,7 +131,7 @@ pub(crate) async fn serve(
         .add_optional_service(reflection_v1alpha)
         .add_service(orders)
         .serve_with_incoming_shutdown(
-            connections::accept(listener, config.max_connections, tls, draining.clone()),
+            connections::accept(listener, Limit::of(config.max_connections), tls, draining.clone()),
             draining.cancelled_owned(),
         )
         .await?;

@@ -106,7 +106,7 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
             readiness.clone(),
             authentication.clone(),
             tls.clone(),
-            config.reflection,
+            config.clone(),
         )
     });
     let nobody = drain.clone();

@@ -17,6 +17,8 @@ use tower::ServiceBuilder;
 
 use crate::admission::Gate;
 use crate::auth::Authentication;
+use crate::config::Config;
+use crate::connections::{Acquaint, Limit};
 use crate::readiness::Readiness;
 use crate::tls::Tls;
 use crate::{connections, grpc, panics};
@@ -37,12 +39,12 @@ pub(crate) async fn serve(
     readiness: Readiness,
     authentication: Authentication,
     tls: Option<Tls>,
-    with_reflection: bool,
+    config: Config,
 ) -> anyhow::Result<()> {
     let draining = readiness.draining();
     let service = DeadLetterServiceServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
     // Nobody without the role gets any further.
-    let service = ServiceBuilder::new().layer(Gate(authentication)).service(service);
+    let service = ServiceBuilder::new().layer(Gate(authentication)).layer(Gate(Acquaint)).service(service);
 
     let (reporter, health) = tonic_health::server::health_reporter();
     let reporting = grpc::report::<DeadLetterServiceServer<Operations>>(reporter, readiness.follow());
@@ -60,14 +62,16 @@ pub(crate) async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .max_connection_age(config.max_connection_age)
+        .max_connection_age_grace(config.max_connection_age_grace)
         // One call that panics must not look like a broken connection.
         .layer(panics::layer())
         .add_service(health)
-        .add_optional_service(with_reflection.then(|| reflection().build_v1()).transpose()?)
-        .add_optional_service(with_reflection.then(|| reflection().build_v1alpha()).transpose()?)
+        .add_optional_service(config.reflection.then(|| reflection().build_v1()).transpose()?)
+        .add_optional_service(config.reflection.then(|| reflection().build_v1alpha()).transpose()?)
         .add_service(service)
         .serve_with_incoming_shutdown(
-            connections::accept(listener, CONNECTIONS_MAX, tls, draining.clone()),
+            connections::accept(listener, Limit::of_acquaintances(CONNECTIONS_MAX), tls, draining.clone()),
             draining.cancelled_owned(),
         )
         .await?;
