@@ -140,7 +140,7 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
         }
         ended = &mut serving => ended?,
         ended = &mut operating => ended?,
-        ended = &mut answering => ended?.map_err(Into::into),
+        ended = &mut answering => match ended? {},
         ended = &mut watching => ended?.map_err(Into::into),
         () = connection.died() => Err(anyhow!("the client of the broker has died")),
     };
