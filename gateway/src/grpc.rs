@@ -5,7 +5,7 @@ use std::time::Duration;
 use backbone::log::OrderLog;
 use proto::orders::v1::order_service_server::OrderServiceServer;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::server::NamedService;
 use tonic::transport::Server;
@@ -15,7 +15,7 @@ use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
 
-use crate::admission::{Calls, Gate, Places, RateLimit};
+use crate::admission::{Calls, Gate, Places, Probes, RateLimit};
 use crate::auth::Authentication;
 use crate::config::Config;
 use crate::connections::Limit;
@@ -28,11 +28,8 @@ use crate::{browser, connections, errors, panics};
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// Methods that answer with a stream, which is counted as such.
 const STREAMS: &[&str] = &["WatchOrder", "WatchOrders"];
-/// Calls of health and reflection at a time, streams among them, and those of one peer address.
-const PROBES_MAX: usize = 8192;
-const PROBES_PER_PEER_MAX: usize = 1024;
-/// Largest request to health and reflection: names.
-const PROBE_BYTES_MAX: usize = 4 * 1024;
+/// Largest request to reflection: names.
+const REFLECTION_BYTES_MAX: usize = 4 * 1024;
 /// Streams that one connection may have open at once.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 /// Headers of one request.
@@ -80,20 +77,13 @@ pub(crate) async fn serve(
         // More calls at once than can be answered in time would make all of them late.
         .layer(calls)
         .service(orders);
-    let probes = Calls {
-        places: Places::new(PROBES_MAX, PROBES_PER_PEER_MAX, errors::too_many_calls),
-        message_timeout: None,
-        request_bytes_max: usize::MAX,
-        streams: &[],
-    };
+    let told = CancellationToken::new();
     // Whoever asks has no quota, and no end.
-    let probes = ServiceBuilder::new().layer(probes);
+    let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
 
     let (reporter, health) = tonic_health::server::health_reporter();
-    let _reporting = AbortOnDropHandle::new(tokio::spawn(report::<OrderServiceServer<Orders>>(
-        reporter,
-        readiness.follow(),
-    )));
+    let reporting = report::<OrderServiceServer<Orders>>(reporter, readiness, told);
+    let _reporting = AbortOnDropHandle::new(tokio::spawn(reporting));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
@@ -102,8 +92,8 @@ pub(crate) async fn serve(
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let (reflection_v1, reflection_v1alpha) = if config.reflection {
-        let v1 = reflection().build_v1()?.max_decoding_message_size(PROBE_BYTES_MAX);
-        let v1alpha = reflection().build_v1alpha()?.max_decoding_message_size(PROBE_BYTES_MAX);
+        let v1 = reflection().build_v1()?.max_decoding_message_size(REFLECTION_BYTES_MAX);
+        let v1alpha = reflection().build_v1alpha()?.max_decoding_message_size(REFLECTION_BYTES_MAX);
         (Some(probes.service(v1)), Some(probes.service(v1alpha)))
     } else {
         (None, None)
@@ -126,7 +116,7 @@ pub(crate) async fn serve(
         .layer(GrpcWebLayer::new())
         // One call that panics must not look like a broken connection.
         .layer(panics::layer())
-        .add_service(probes.service(health.max_decoding_message_size(PROBE_BYTES_MAX)))
+        .add_service(probes.service(health))
         .add_optional_service(reflection_v1)
         .add_optional_service(reflection_v1alpha)
         .add_service(orders)
@@ -138,18 +128,27 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// Passes the state on to grpc.health.v1, for the server as a whole and for its service.
-pub(crate) async fn report<S: NamedService>(reporter: HealthReporter, mut state: watch::Receiver<State>) {
+/// Passes the state on to grpc.health.v1, for the server as a whole and for its service. Cancels `told` when the drain
+/// has begun and everybody who watches can know of it.
+pub(crate) async fn report<S: NamedService>(
+    reporter: HealthReporter,
+    readiness: Readiness,
+    told: CancellationToken,
+) {
+    let mut state = readiness.follow();
     loop {
-        let serving = match *state.borrow_and_update() {
+        let now = state.borrow_and_update().clone();
+        let serving = match now {
             State::Ready => ServingStatus::Serving,
             State::BrokerAway(_) | State::Draining => ServingStatus::NotServing,
         };
         for service in ["", S::NAME] {
             reporter.set_service_status(service, serving).await;
         }
-        if state.changed().await.is_err() {
-            return;
+        if now == State::Draining || state.changed().await.is_err() {
+            break;
         }
     }
+    readiness.draining().cancelled().await;
+    told.cancel();
 }

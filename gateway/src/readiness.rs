@@ -44,6 +44,7 @@ impl Readiness {
     /// Tells whoever asks that this gateway is about to stop. It still answers everybody.
     pub(crate) fn leave(&self) {
         self.leaving.cancel();
+        self.set(State::Draining);
     }
 
     /// Cancelled when the drain begins.
@@ -80,10 +81,7 @@ impl Readiness {
         };
         select! {
             ended = keeping => ended,
-            () = self.leaving.cancelled() => {
-                self.set(State::Draining);
-                std::future::pending().await
-            }
+            () = self.leaving.cancelled() => std::future::pending().await,
         }
     }
 
@@ -118,7 +116,8 @@ impl Readiness {
 
     fn set(&self, state: State) {
         self.state.send_if_modified(|current| {
-            if *current == state {
+            // Whoever leaves does not come back.
+            if *current == state || *current == State::Draining {
                 return false;
             }
             match &state {

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use proto::operations::v1::dead_letter_service_server::DeadLetterServiceServer;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 use tower::ServiceBuilder;
 
-use crate::admission::Gate;
+use crate::admission::{Gate, Probes};
 use crate::auth::Authentication;
 use crate::config::Config;
 use crate::connections::{Acquaint, Limit};
@@ -46,8 +47,10 @@ pub(crate) async fn serve(
     // Nobody without the role gets any further.
     let service = ServiceBuilder::new().layer(Gate(authentication)).layer(Gate(Acquaint)).service(service);
 
+    let told = CancellationToken::new();
+    let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
     let (reporter, health) = tonic_health::server::health_reporter();
-    let reporting = grpc::report::<DeadLetterServiceServer<Operations>>(reporter, readiness.follow());
+    let reporting = grpc::report::<DeadLetterServiceServer<Operations>>(reporter, readiness, told);
     let _reporting = AbortOnDropHandle::new(tokio::spawn(reporting));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -55,6 +58,11 @@ pub(crate) async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             // Error details, so that grpcurl shows them readable.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    let (reflection_v1, reflection_v1alpha) = if config.reflection {
+        (Some(probes.service(reflection().build_v1()?)), Some(probes.service(reflection().build_v1alpha()?)))
+    } else {
+        (None, None)
     };
 
     Server::builder()
@@ -66,9 +74,9 @@ pub(crate) async fn serve(
         .max_connection_age_grace(config.max_connection_age_grace)
         // One call that panics must not look like a broken connection.
         .layer(panics::layer())
-        .add_service(health)
-        .add_optional_service(config.reflection.then(|| reflection().build_v1()).transpose()?)
-        .add_optional_service(config.reflection.then(|| reflection().build_v1alpha()).transpose()?)
+        .add_service(probes.service(health))
+        .add_optional_service(reflection_v1)
+        .add_optional_service(reflection_v1alpha)
         .add_service(service)
         .serve_with_incoming_shutdown(
             connections::accept(listener, Limit::of_acquaintances(CONNECTIONS_MAX), tls, draining.clone()),

@@ -51,11 +51,14 @@ pub(crate) fn frame_head(length: usize, kind: u8, flags: u8, stream_id: u32) -> 
 
 /// The headers of a gRPC call, packed (RFC 7541) without compression.
 pub(crate) fn call_headers(method: &str) -> Vec<u8> {
-    let path = format!("/orders.v1.OrderService/{method}");
+    call_headers_of(&format!("/orders.v1.OrderService/{method}"))
+}
+
+fn call_headers_of(path: &str) -> Vec<u8> {
     let headers = [
         (":method", "POST"),
         (":scheme", "http"),
-        (":path", path.as_str()),
+        (":path", path),
         (":authority", "gateway"),
         ("content-type", "application/grpc"),
         ("te", "trailers"),
@@ -169,6 +172,11 @@ impl Raw {
                 }
             }
         }
+    }
+
+    /// Begins a call at a path, on the first stream.
+    pub(crate) async fn begin(&mut self, path: &str) {
+        assert!(self.write(&frame(HEADERS, END_HEADERS, 1, &call_headers_of(path))).await);
     }
 
     /// Says that nothing more will come, and waits until the gateway hangs up.

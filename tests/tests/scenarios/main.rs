@@ -36,6 +36,7 @@ mod odd_events;
 mod operators;
 mod order_path;
 mod paying;
+mod probes;
 mod random_schedules;
 mod rate_limit;
 mod redelivery;

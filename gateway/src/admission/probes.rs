@@ -1,0 +1,159 @@
+//! Health and reflection, which ask nobody who they are: no number of callers who hold what they have opened
+//! keeps a health check from its answer, and what they hold ends with the gateway.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, Limited};
+use pin_project_lite::pin_project;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower::{Layer, Service};
+
+use super::{Caller, Place, Places, refuse};
+use crate::errors;
+
+/// Health checks under way, and those of one peer address.
+const CHECKS_MAX: usize = 16_384;
+const CHECKS_PER_PEER_MAX: usize = 256;
+/// Open streams of health and reflection, and those of one peer address.
+const STREAMS_MAX: usize = 8_192;
+const STREAMS_PER_PEER_MAX: usize = 1_024;
+/// Largest request to health: a name.
+const MESSAGE_BYTES_MAX: usize = 4 * 1024;
+/// How long it may take to come.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The call that is answered at once.
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+/// Its service, all of whose requests are one message.
+const HEALTH: &str = "/grpc.health.v1.";
+
+/// The layer that gives each call a place.
+#[derive(Clone, Debug)]
+pub(crate) struct Probes {
+    checks: Places,
+    streams: Places,
+    over: CancellationToken,
+}
+
+impl Probes {
+    /// Streams end when `over` is cancelled.
+    pub(crate) fn new(over: CancellationToken) -> Self {
+        let places = |all, per_peer| Places::new(all, per_peer, errors::too_many_calls);
+        Self {
+            checks: places(CHECKS_MAX, CHECKS_PER_PEER_MAX),
+            streams: places(STREAMS_MAX, STREAMS_PER_PEER_MAX),
+            over,
+        }
+    }
+}
+
+impl<S> Layer<S> for Probes {
+    type Service = Probed<S>;
+
+    fn layer(&self, inner: S) -> Probed<S> {
+        Probed { probes: self.clone(), inner }
+    }
+}
+
+/// A service behind [`Probes`].
+#[derive(Clone, Debug)]
+pub(crate) struct Probed<S> {
+    probes: Probes,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Probed<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let is_check = request.uri().path() == CHECK;
+        let places = if is_check { &self.probes.checks } else { &self.probes.streams };
+        let place = match places.take(Caller::of(request.extensions())) {
+            Ok(place) => place,
+            Err(status) => return refuse(request, status.into_http()),
+        };
+        let over = (!is_check).then(|| Box::pin(self.probes.over.clone().cancelled_owned()));
+        // These services are always ready.
+        let mut inner = self.inner.clone();
+        async move {
+            let request = match whole(request).await {
+                Ok(request) => request,
+                Err(status) => return Ok(status.into_http()),
+            };
+            let answer = inner.call(request).await?;
+            Ok(answer.map(|body| Body::new(Answer { body, over, is_over: false, _place: place })))
+        }
+        .boxed()
+    }
+}
+
+impl<S: NamedService> NamedService for Probed<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+/// The request once all of it is there. One of reflection is a stream, and has no end of its own.
+async fn whole(request: Request<Body>) -> Result<Request<Body>, Status> {
+    if !request.uri().path().starts_with(HEALTH) {
+        return Ok(request);
+    }
+    let (head, body) = request.into_parts();
+    let message = Limited::new(body, MESSAGE_BYTES_MAX).collect();
+    let message = timeout(MESSAGE_TIMEOUT, message).await.map_err(|_| errors::timed_out())?;
+    let message =
+        message.map_err(|error| Status::out_of_range(format!("the request cannot be read: {error}")))?;
+    Ok(Request::from_parts(head, Body::new(Full::new(message.to_bytes()))))
+}
+
+pin_project! {
+    /// An answer that holds its call's place until it is taken, and says that the gateway stops when it does.
+    struct Answer {
+        #[pin]
+        body: Body,
+        over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+        is_over: bool,
+        _place: Place,
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.project();
+        if *this.is_over {
+            return Poll::Ready(None);
+        }
+        // What it has to say yet comes first.
+        if let Poll::Ready(frame) = this.body.poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        let Some(over) = this.over else { return Poll::Pending };
+        ready!(over.as_mut().poll(cx));
+        *this.is_over = true;
+        let mut trailers = HeaderMap::new();
+        let written = errors::draining().add_header(&mut trailers);
+        Poll::Ready(Some(written.map(|()| Frame::trailers(trailers))))
+    }
+}
