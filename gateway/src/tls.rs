@@ -57,6 +57,11 @@ struct Files {
 impl Tls {
     /// Reads the files, or says which one cannot be used, by its variable. `None` if TLS is not configured.
     pub(crate) fn read(config: &TlsConfig) -> Result<Option<Self>, String> {
+        if config.tls_client_optional && config.tls_client_ca.is_none() {
+            return Err(
+                "TLS_CLIENT_OPTIONAL: no certificate is asked for at all without TLS_CLIENT_CA".to_owned()
+            );
+        }
         let (Some(cert), Some(key)) = (config.tls_cert.clone(), config.tls_key.clone()) else {
             return Ok(None);
         };

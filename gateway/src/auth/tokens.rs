@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use backbone::backoff::Backoff;
+use clap::builder::NonEmptyStringValueParser;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, Validation, decode, decode_header};
 use serde_json::{Map, Value};
@@ -38,10 +39,10 @@ pub(crate) struct TokenConfig {
     #[arg(long, env = "JWT_JWKS", requires_all = ["jwt_issuer", "jwt_audience"], value_parser = Source::parse)]
     pub(crate) jwt_jwks: Option<Source>,
     /// Who issues tokens, as they say it (`iss`).
-    #[arg(long, env = "JWT_ISSUER", requires = "jwt_jwks")]
+    #[arg(long, env = "JWT_ISSUER", requires = "jwt_jwks", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) jwt_issuer: Option<String>,
     /// Whom tokens are for, as they say it (`aud`).
-    #[arg(long, env = "JWT_AUDIENCE", requires = "jwt_jwks")]
+    #[arg(long, env = "JWT_AUDIENCE", requires = "jwt_jwks", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) jwt_audience: Option<String>,
     /// How tokens may be signed, separated by commas: of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384,
     /// EdDSA.
@@ -49,7 +50,7 @@ pub(crate) struct TokenConfig {
           value_parser = algorithm)]
     pub(crate) jwt_algorithms: Vec<Algorithm>,
     /// The claim that names the tenant.
-    #[arg(long, env = "JWT_TENANT_CLAIM", default_value = "tenant")]
+    #[arg(long, env = "JWT_TENANT_CLAIM", default_value = "tenant", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) jwt_tenant_claim: String,
 }
 

@@ -86,10 +86,22 @@ async fn the_gateway_refuses_settings_that_cannot_be_used() {
         ("JWT_AUDIENCE", "waybill"),
         ("JWT_ALGORITHMS", "HS256"),
         ("JWT_ALGORITHMS", "RS256,none"),
+        ("JWT_TENANT_CLAIM", ""),
+        ("TLS_CLIENT_OPTIONAL", "true"),
+        // Not regular files, one of them without an end.
+        ("API_KEYS_FILE", "/dev/zero"),
+        ("API_KEYS_FILE", "/dev"),
         ("REFLECTION", "perhaps"),
     ];
     for (variable, value) in settings {
         refuses("waybill-gateway", variable, value).await;
+    }
+    for variable in ["JWT_ISSUER", "JWT_AUDIENCE"] {
+        let mut environment =
+            vec![("JWT_JWKS", NO_FILE), ("JWT_ISSUER", "issuer"), ("JWT_AUDIENCE", "waybill")];
+        environment.retain(|(name, _)| *name != variable);
+        environment.push((variable, ""));
+        refuses_with(&environment, variable).await;
     }
 }
 
