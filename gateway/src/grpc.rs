@@ -65,7 +65,7 @@ pub(crate) async fn serve(
             config.max_concurrent_requests_per_caller,
             errors::too_many_calls,
         ),
-        message_timeout: Some(config.request_timeout),
+        message_timeout: config.request_timeout,
         request_bytes_max: 2 * REQUEST_BYTES_MAX,
         streams: STREAMS,
     };

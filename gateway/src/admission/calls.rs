@@ -25,8 +25,8 @@ use crate::errors;
 pub(crate) struct Calls {
     /// The places.
     pub(crate) places: Places,
-    /// How long a message may take to come. `None` where it has no end of its own.
-    pub(crate) message_timeout: Option<Duration>,
+    /// How long a message may take to come.
+    pub(crate) message_timeout: Duration,
     /// How much may come: a client that sends messages without end holds up its own call, and the reader.
     pub(crate) request_bytes_max: usize,
     /// Methods whose calls give their place back when their answer begins: others count their streams.
@@ -67,13 +67,10 @@ where
         };
         let method = request.uri().path().rsplit('/').next();
         let is_stream = method.is_some_and(|method| self.calls.streams.contains(&method));
-        let request = match self.calls.message_timeout {
-            Some(timeout) => request.map(|body| {
-                let bytes_max = self.calls.request_bytes_max;
-                Body::new(Coming { body, timeout, begun: Instant::now(), left: None, bytes_max, bytes: 0 })
-            }),
-            None => request,
-        };
+        let (timeout, bytes_max) = (self.calls.message_timeout, self.calls.request_bytes_max);
+        let begun = Instant::now();
+        let request =
+            request.map(|body| Body::new(Coming { body, timeout, begun, left: None, bytes_max, bytes: 0 }));
         let answer = self.inner.call(request);
         Either::Left(UnderWay { answer, place: Some(place), is_stream })
     }
