@@ -274,7 +274,9 @@ async fn messages_that_never_come_whole() {
     for byte in begun {
         let step: Vec<u8> = stream_ids().take(STREAMS).flat_map(|id| frame(DATA, 0, id, &[byte])).collect();
         for raw in &mut held {
-            assert!(raw.flood(&step).await);
+            // Most of these calls are refused, and the gateway hangs up on a client that goes on sending for them for more
+            // than a second, as this one does on a busy machine.
+            raw.flood(&step).await;
         }
         for _ in 0..CALLS / 5 {
             others.call().await;
