@@ -6,7 +6,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::Message;
@@ -32,6 +32,9 @@ use crate::failures::Failures;
 use crate::parking::{About, Before, Delivery, Fate, Parking, ParkingError, RETRY};
 use crate::step::{Step, StepError};
 
+/// How old an event may be and still be taken for the order as it stands. What waited for longer, behind others or
+/// for a step that was away, has perhaps been cancelled meanwhile, and who cancels in time is not to be charged first.
+const NEWS_AGE_MAX: Duration = Duration::from_secs(10);
 /// How long an append may take; the attempt is repeated afterwards.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -172,9 +175,8 @@ impl<S: Step> Worker<S> {
 
         let (seen, began) = (AtomicU64::new(event.revision.0), Instant::now());
         // A step that panics has failed with this order, and goes on with others.
-        let attempt =
-            AssertUnwindSafe(trace.clone().scope(self.attempt(event, delivery.deliveries, &trace, &seen)))
-                .catch_unwind();
+        let attempt = AssertUnwindSafe(trace.clone().scope(self.attempt(event, delivery, &trace, &seen)))
+            .catch_unwind();
         let outcome = match timeout(self.attempt_timeout, attempt).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Unfinished::Panicked),
@@ -254,17 +256,20 @@ impl<S: Step> Worker<S> {
     async fn attempt(
         &self,
         event: Recorded,
-        deliveries: i64,
+        delivery: &Delivery<'_>,
         trace: &TraceContext,
         seen: &AtomicU64,
     ) -> Result<bool, Unfinished> {
         // Another worker may have been at it before; then the event tells less than the log.
-        let redelivered = deliveries > 1;
+        let redelivered = delivery.deliveries > 1;
         // A worker that died may have acted for the order, and not have lived to append. But after an event that called
         // the order off, all that anybody can have done is to undo.
         let mut acted = redelivered && !lifecycle::is_called_off(&event.order);
+        let id = event.id;
         let mut current = if redelivered {
-            self.log.load_latest(&event.id).await?.ok_or(Unfinished::Gone(event.id))?
+            self.log.load_latest(&id).await?.ok_or(Unfinished::Gone(id))?
+        } else if age(&delivery.published) > NEWS_AGE_MAX {
+            self.log.load(&id).await?.ok_or(Unfinished::Gone(id))?
         } else {
             OrderState::from(event)
         };
@@ -284,6 +289,12 @@ impl<S: Step> Worker<S> {
             }
         }
     }
+}
+
+/// How long ago that was; nothing, if clocks disagree.
+fn age(published: &Timestamp) -> Duration {
+    let published = SystemTime::try_from(*published).ok();
+    published.and_then(|published| published.elapsed().ok()).unwrap_or_default()
 }
 
 /// What the broker says of a message.

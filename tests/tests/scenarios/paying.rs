@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use backbone::stream::ORDERS;
 use backbone::subjects::EventKind;
@@ -213,6 +214,27 @@ async fn a_capture_that_comes_after_its_refund_is_refused() {
     let answer = sandbox.client().capture(late).await.unwrap().into_inner();
     assert!(matches!(answer.outcome, Some(capture_response::Outcome::AlreadyRefunded(_))), "{answer:?}");
     assert_eq!(sandbox.ledger("").await.captures, 0);
+}
+
+#[tokio::test]
+async fn an_order_that_was_cancelled_while_it_waited_for_payment_is_never_charged() {
+    // Longer than the step takes an event for the order as it stands.
+    const WAITED: Duration = Duration::from_secs(11);
+    let mut waybill = deployment().await;
+    die(&mut waybill, "payment").await;
+    let order = place(&waybill).await;
+    let reserved = waybill.reached(&order.order_id, OrderStatus::Reserved).await;
+    waybill.cancel(&order.order_id).await.unwrap();
+    eventually("an event that is no news", async || {
+        let reserved_at = SystemTime::try_from(reserved.update_time?).ok()?;
+        (reserved_at.elapsed().ok()? > WAITED).then_some(())
+    })
+    .await;
+    waybill.start_processor("payment");
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Cancelled);
+    waybill.idle("payment").await;
+    let ledger = waybill.sandbox().ledger("").await;
+    assert_eq!((ledger.capture_calls, ledger.captures), (0, 0), "{ledger:?}");
 }
 
 #[tokio::test]
