@@ -241,6 +241,12 @@ pub(crate) fn log_replaced() -> Status {
     status(Reason::LogReplaced, message, HashMap::new(), ErrorDetails::new())
 }
 
+/// The deadline that its caller has set for a stream has come.
+pub(crate) fn stream_timed_out() -> Status {
+    let message = "the deadline of this stream has come; resume with the last revision seen";
+    status(Reason::TimedOut, message, HashMap::new(), ErrorDetails::new())
+}
+
 /// More came than any request needs.
 pub(crate) fn too_long(bytes_max: usize) -> Status {
     Status::out_of_range(format!(

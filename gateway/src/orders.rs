@@ -271,7 +271,7 @@ impl EndOfStream {
             () = self.draining.cancelled() => errors::draining(),
             Ok(()) = self.log_replaced.changed() => errors::log_replaced(),
             status = self.principal.ended() => status,
-            () = time_out => errors::timed_out(),
+            () = time_out => errors::stream_timed_out(),
         }
     }
 }

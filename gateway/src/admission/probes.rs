@@ -156,4 +156,9 @@ impl http_body::Body for Answer {
         let written = errors::draining().add_header(&mut trailers);
         Poll::Ready(Some(written.map(|()| Frame::trailers(trailers))))
     }
+
+    /// A refusal without a body has to be told apart from one that yet comes: it ends with its headers.
+    fn is_end_stream(&self) -> bool {
+        self.is_over || self.body.is_end_stream()
+    }
 }

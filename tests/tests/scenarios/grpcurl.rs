@@ -98,6 +98,16 @@ async fn a_refusal_is_shown_with_its_details() {
 }
 
 #[tokio::test]
+async fn the_health_of_a_service_that_is_not_there_is_not_found() {
+    let waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
+    for grpcurl in [Grpcurl::of(&waybill), Grpcurl::of_operators(&waybill)].into_iter().flatten() {
+        let output = grpcurl.run(Some(json!({"service": "nope"})), &["grpc.health.v1.Health/Check"]).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("Code: NotFound"), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn reflection_can_be_turned_off() {
     let gateway = vec![("REFLECTION", "false".to_owned())];
     let waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
