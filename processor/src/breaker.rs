@@ -65,10 +65,10 @@ impl Breaker {
             self.probe_at = None;
             self.width = 1;
         }
-        if self.width == self.pool_size {
+        if self.pauses == 0 {
             return Change::None;
         }
-        self.width += 1;
+        self.width = (self.width + 1).min(self.pool_size);
         if self.width < self.pool_size {
             return Change::None;
         }
@@ -133,6 +133,17 @@ mod tests {
             .collect();
         assert_eq!(widths, [2, 3, 4, 4]);
         assert_eq!(breaker.probe_at(), None);
+    }
+
+    #[test]
+    fn a_pool_of_one_is_as_wide_as_before_once_the_probe_went_well() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new(1);
+        while breaker.failed(now) == Change::None {}
+        let probe_at = breaker.probe_at().unwrap();
+        assert_eq!(breaker.succeeded(probe_at), Change::Closed);
+        assert_eq!((breaker.width(probe_at), breaker.pauses), (1, 0));
+        assert_eq!(breaker.succeeded(probe_at), Change::None);
     }
 
     #[test]

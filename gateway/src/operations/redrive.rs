@@ -57,7 +57,9 @@ impl Redrive {
             }
             Canary::Done | Canary::Next => {
                 let id = self.ids.pop_front()?;
-                self.pace.tick().await;
+                if !self.dry_run {
+                    self.pace.tick().await;
+                }
                 let deadline = Instant::now() + self.timeout;
                 match timeout(self.timeout, self.redrive(&id, deadline)).await {
                     Ok(answer) => answer,

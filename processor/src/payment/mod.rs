@@ -7,7 +7,7 @@ mod sandbox;
 
 use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, PaymentCaptured, PaymentRefunded, Undo};
+use proto::orders::v1::{Money, Order, PaymentCaptured, PaymentRefunded, Undo};
 
 pub use config::{ConfiguredProvider, PaymentConfig};
 pub use provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
@@ -54,6 +54,11 @@ impl<P: PaymentProvider> Step for Payment<P> {
 
     async fn undo(&self, order: &Order) -> Result<Option<Detail>, StepError> {
         let refund = self.provider.refund(&idempotency_key(order)?).await?;
+        if let Some(refund) = refund.as_ref().filter(|refund| order.total.as_ref() != Some(&refund.amount)) {
+            let Money { currency_code, minor_units } = &refund.amount;
+            let reason = format!("the refund is {minor_units} {currency_code}, and not the order's total");
+            return Err(StepError::Unexpected(reason));
+        }
         let refunded = refund.map_or_else(PaymentRefunded::default, |refund| PaymentRefunded {
             refund_id: refund.refund_id,
             amount: Some(refund.amount),
@@ -120,6 +125,26 @@ mod tests {
         assert_eq!(refunded, Some(Detail::Refunded(PaymentRefunded::default())));
         let late = payment.act(&order(1)).await;
         assert!(matches!(late, Err(StepError::Unexpected(_))), "{late:?}");
+    }
+
+    /// Refunds another amount than was captured.
+    struct Stingy;
+
+    impl PaymentProvider for Stingy {
+        async fn capture(&self, _: Capture<'_>) -> Result<String, CaptureError> {
+            Ok("payment".to_owned())
+        }
+
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, NoAnswer> {
+            let amount = Money { currency_code: "EUR".to_owned(), minor_units: 1 };
+            Ok(Some(Refund { refund_id: "refund".to_owned(), amount }))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refund_of_another_amount_is_not_believed() {
+        let refused = Payment::new(Stingy).undo(&order(1)).await;
+        assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
     }
 
     #[tokio::test]

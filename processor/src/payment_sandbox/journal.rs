@@ -8,6 +8,9 @@ use thiserror::Error;
 
 use super::ledger::{Ledger, Record};
 
+/// What every record begins with.
+const RECORD_STARTS: [&[u8]; 3] = [br#"{"captured":{"#, br#"{"declined":{"#, br#"{"refunded":{"#];
+
 /// An open journal, which nobody else has open.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -23,6 +26,9 @@ pub enum OpenError {
     /// Two processes would charge twice.
     #[error("{0} is used by another payment sandbox")]
     InUse(PathBuf),
+    /// The end of it would be cut off.
+    #[error("{0} is no file of a payment sandbox; name another")]
+    Foreign(PathBuf),
     /// What cannot be read may have been a charge.
     #[error(
         "{path}, line {line}, is no record of a payment ({reason}); mend the file, or begin with another"
@@ -51,6 +57,9 @@ impl Journal {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
 
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(OpenError::Foreign(path.to_owned()));
+        }
         let mut ledger = Ledger::default();
         let (mut reader, mut text) = (BufReader::new(file), Vec::new());
         let mut whole_bytes = 0;
@@ -72,6 +81,11 @@ impl Journal {
         let mut file = reader.into_inner();
         let torn_bytes = file.seek(SeekFrom::End(0)).map_err(failed)? - whole_bytes;
         if torn_bytes > 0 {
+            // Somebody else's file is not to lose its last line.
+            let begins_as = |start: &&[u8]| text.starts_with(start) || start.starts_with(&text);
+            if !RECORD_STARTS.iter().any(begins_as) {
+                return Err(OpenError::Foreign(path.to_owned()));
+            }
             tracing::warn!(path = %path.display(), torn_bytes, "cut off a record that was never finished");
             file.set_len(whole_bytes).map_err(failed)?;
         }
@@ -160,6 +174,19 @@ mod tests {
             journal.append(&[captured("b")]).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole, "torn at {torn}");
         }
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        for foreign in [r#"{"apiKey":"precious"}"#, "one line", "{\"captured\""] {
+            fs::write(&path, foreign).unwrap();
+            let refused = Journal::open(&path);
+            assert_eq!(refused.is_err(), !foreign.contains("captured"), "{foreign}");
+            assert_eq!(fs::read_to_string(&path).unwrap().is_empty(), refused.is_ok(), "{foreign}");
+        }
+        assert!(matches!(Journal::open(Path::new("/dev/zero")), Err(OpenError::Foreign(_))));
     }
 
     #[test]
