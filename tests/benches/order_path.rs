@@ -33,6 +33,8 @@ const PACED_ORDERS: u32 = 2000;
 /// Longest wait for the next order to end.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 const STOCK: u64 = 100_000_000;
+/// All calls come from one address, which may make no more than 10,000 in a second by default.
+const UNLIMITED: [(&str, &str); 2] = [("RATE_LIMIT", "1000000"), ("RATE_BURST", "1000000")];
 
 #[tokio::main]
 async fn main() {
@@ -48,8 +50,10 @@ async fn main() {
 }
 
 fn options(processors: &[(&'static str, &str)]) -> Options {
-    let processors = processors.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-    Options { stock: vec![("widget", STOCK), ("gadget", STOCK)], processors, ..Options::default() }
+    let settings =
+        |of: &[(&'static str, &str)]| of.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    let (gateway, processors) = (settings(&UNLIMITED), settings(processors));
+    Options { stock: vec![("widget", STOCK), ("gadget", STOCK)], gateway, processors, ..Options::default() }
 }
 
 async fn at_full_load(settings: &str, options: Options, inventories: usize, items: fn() -> Vec<OrderItem>) {
