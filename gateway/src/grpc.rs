@@ -29,17 +29,17 @@ const REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// Methods that answer with a stream, which is counted as such.
 const STREAMS: &[&str] = &["WatchOrder", "WatchOrders"];
 /// Largest request to reflection: names.
-const REFLECTION_BYTES_MAX: usize = 4 * 1024;
+pub(crate) const REFLECTION_BYTES_MAX: usize = 4 * 1024;
 /// Streams that one connection may have open at once.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 /// Headers of one request.
-const HEADER_BYTES_MAX: u32 = 16 * 1024;
+pub(crate) const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// Streams that a client may open and reset at once before its connection is closed (CVE-2023-44487).
 const RESET_STREAMS_MAX: usize = 64;
 /// Frames for streams that are over, and the like, before a connection is closed.
 const FAULTS_MAX: usize = 256;
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until the drain begins and the last call has ended.
 pub(crate) async fn serve(
@@ -84,13 +84,7 @@ pub(crate) async fn serve(
     let (reporter, health) = tonic_health::server::health_reporter();
     let reporting = report::<OrderServiceServer<Orders>>(reporter, readiness, told);
     let _reporting = AbortOnDropHandle::new(tokio::spawn(reporting));
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // Error details, so that grpcurl shows them readable.
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-    };
+    let reflection = || reflection(proto::DESCRIPTOR_SET);
     let (reflection_v1, reflection_v1alpha) = if config.reflection {
         let v1 = reflection().build_v1()?.max_decoding_message_size(REFLECTION_BYTES_MAX);
         let v1alpha = reflection().build_v1alpha()?.max_decoding_message_size(REFLECTION_BYTES_MAX);
@@ -126,6 +120,15 @@ pub(crate) async fn serve(
         )
         .await?;
     Ok(())
+}
+
+/// Reflection of the services in `descriptor_set`, and of what stands beside them on the port.
+pub(crate) fn reflection(descriptor_set: &'static [u8]) -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(descriptor_set)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // Error details, so that grpcurl shows them readable.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 
 /// Passes the state on to grpc.health.v1, for the server as a whole and for its service. Cancels `told` when the drain

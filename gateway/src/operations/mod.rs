@@ -7,8 +7,6 @@ mod service;
 
 pub(crate) use service::Operations;
 
-use std::time::Duration;
-
 use proto::operations::v1::dead_letter_service_server::DeadLetterServiceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +18,7 @@ use crate::admission::{Gate, Probes};
 use crate::auth::Authentication;
 use crate::config::Config;
 use crate::connections::{Acquaint, Limit};
+use crate::grpc::{HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REFLECTION_BYTES_MAX};
 use crate::readiness::Readiness;
 use crate::tls::Tls;
 use crate::{connections, grpc, panics};
@@ -29,9 +28,6 @@ const REQUEST_BYTES_MAX: usize = 128 * 1024;
 /// Operators are few.
 const CONNECTIONS_MAX: usize = 64;
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
-const HEADER_BYTES_MAX: u32 = 16 * 1024;
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until the drain begins and the last call has ended.
 pub(crate) async fn serve(
@@ -52,15 +48,11 @@ pub(crate) async fn serve(
     let (reporter, health) = tonic_health::server::health_reporter();
     let reporting = grpc::report::<DeadLetterServiceServer<Operations>>(reporter, readiness, told);
     let _reporting = AbortOnDropHandle::new(tokio::spawn(reporting));
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::OPERATIONS_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // Error details, so that grpcurl shows them readable.
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-    };
+    let reflection = || grpc::reflection(proto::OPERATIONS_DESCRIPTOR_SET);
     let (reflection_v1, reflection_v1alpha) = if config.reflection {
-        (Some(probes.service(reflection().build_v1()?)), Some(probes.service(reflection().build_v1alpha()?)))
+        let v1 = reflection().build_v1()?.max_decoding_message_size(REFLECTION_BYTES_MAX);
+        let v1alpha = reflection().build_v1alpha()?.max_decoding_message_size(REFLECTION_BYTES_MAX);
+        (Some(probes.service(v1)), Some(probes.service(v1alpha)))
     } else {
         (None, None)
     };
