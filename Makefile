@@ -46,4 +46,4 @@ lint: ## check format, code, contract and dependencies
 bench: ## measure; the release build comes first
 	@$(NATS) && \
 	cargo build --workspace --release --locked && \
-	cargo bench --workspace --locked --bench create_order --bench order_path --bench edge --bench footprint
+	cargo bench --workspace --locked --bench create_order --bench order_path --bench edge --bench footprint --bench traces

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::ids::{OrderId, Revision};
 use crate::subjects::{self, EventKind};
-use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+use crate::trace::TraceContext;
 
 const CONTENT_TYPE: &str = "application/protobuf";
 const CE_SPEC_VERSION: &str = "1.0";
@@ -71,10 +71,7 @@ impl<'a> Draft<'a> {
             headers.insert("ce-time", time.to_string());
         }
         headers.insert("content-type", CONTENT_TYPE);
-        headers.insert(TRACEPARENT, self.trace.to_string());
-        if let Some(state) = self.trace.tracestate() {
-            headers.insert(TRACESTATE, state);
-        }
+        self.trace.insert_into(&mut headers);
         headers
     }
 }
@@ -147,7 +144,7 @@ impl Recorded {
             event_id: event.event_id,
             order,
             detail,
-            trace: headers.and_then(trace_of),
+            trace: headers.and_then(TraceContext::of_headers),
         })
     }
 
@@ -181,11 +178,6 @@ impl Recorded {
 /// The present moment, as events carry it.
 pub(crate) fn now() -> Timestamp {
     SystemTime::now().into()
-}
-
-fn trace_of(headers: &HeaderMap) -> Option<TraceContext> {
-    let traceparent = headers.get(TRACEPARENT)?;
-    TraceContext::parse(traceparent.as_str(), headers.get(TRACESTATE).map(|state| state.as_str()))
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::connections::Limit;
 use crate::orders::Orders;
 use crate::readiness::{Readiness, State};
+use crate::spans::Spans;
 use crate::tls::Tls;
 use crate::{browser, connections, errors, panics};
 
@@ -70,6 +71,8 @@ pub(crate) async fn serve(
         streams: STREAMS,
     };
     let orders = ServiceBuilder::new()
+        // Calls that are refused are to be seen, too.
+        .layer(Spans)
         // From here on it is known whose call it is.
         .layer(Gate(authentication))
         // One caller that calls without end must not keep the others out.

@@ -20,6 +20,7 @@ mod orders;
 mod page_token;
 mod panics;
 mod readiness;
+mod spans;
 mod tls;
 mod validation;
 
@@ -31,6 +32,7 @@ use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use backbone::shutdown::Shutdown;
 use backbone::telemetry;
+use backbone::trace::export::Traces;
 use tokio::net::TcpListener;
 use tokio::select;
 use tokio::time::{sleep, timeout};
@@ -59,13 +61,19 @@ pub async fn main() -> ExitCode {
     };
     let _telemetry = telemetry::start(&config.telemetry);
     open_files::allow(config.max_connections);
-    match run(config, tls, authentication).await {
+    let traces = match Traces::start("waybill-gateway") {
+        Ok(traces) => traces,
+        Err(reason) => return backbone::config::refuse(&reason),
+    };
+    let code = match run(config, tls, authentication).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = format!("{error:#}"), "gateway stopped");
             ExitCode::FAILURE
         }
-    }
+    };
+    traces.flush().await;
+    code
 }
 
 async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -> anyhow::Result<()> {

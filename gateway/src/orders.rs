@@ -9,7 +9,7 @@ use backbone::direct_get::ReadError;
 use backbone::event::Recorded;
 use backbone::ids::{CustomerKey, OrderId, Revision};
 use backbone::log::{AppendError, Appended, OrderLog, WatchError};
-use backbone::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+use backbone::trace::{KeyValue, Span, attribute};
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
 use proto::orders::v1::order_event::Detail;
@@ -23,13 +23,13 @@ use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use tracing::debug;
 
 use crate::admission::{Caller, Place, Places};
 use crate::auth::Principal;
 use crate::readiness::Readiness;
+use crate::spans::{self, span_of};
 use crate::{deadline, errors, validation};
 
 /// The service over one order log.
@@ -75,18 +75,21 @@ impl OrderService for Orders {
         request: Request<CreateOrderRequest>,
     ) -> Result<Response<CreateOrderResponse>, Status> {
         let deadline = self.deadline(&request);
-        let trace = trace_of(request.metadata());
+        let span = span_of(request.extensions());
+        let trace = span.context();
         let new = validation::new_order(&tenant_of(&request)?, request.into_inner())?;
+        spans::about(&span, &new.id);
         let items = new.created.items.clone();
 
-        let appended = self.log.create(new.id, new.created, &trace, deadline).await;
+        let appended = self.log.create(new.id, new.created, trace, deadline).await;
         let order = match appended.map_err(|error| errors::append(&new.id, &error))? {
             Appended::Stored(created) => created.order,
             // A repeat: the id says that customer and request_id are the same, so the items decide.
             Appended::Overtaken(existing) if existing.order.items == items => existing.order,
             Appended::Overtaken(_) => return Err(errors::request_id_reused(&new.id)),
         };
-        debug!(order_id = %new.id, trace_id = trace.trace_id(), revision = order.revision, "order accepted");
+        let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
+        debug!(order_id = %new.id, trace_id, span_id, revision = order.revision, "order accepted");
         Ok(Response::new(CreateOrderResponse { order: Some(order) }))
     }
 
@@ -96,6 +99,7 @@ impl OrderService for Orders {
     ) -> Result<Response<GetOrderResponse>, Status> {
         let deadline = self.deadline(&request);
         let id = validation::order_id(&request.get_ref().order_id)?;
+        spans::about(&span_of(request.extensions()), &id);
         let tenant = tenant_of(&request)?;
         let found = read_by(deadline, self.log.load(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
@@ -123,9 +127,11 @@ impl OrderService for Orders {
         request: Request<CancelOrderRequest>,
     ) -> Result<Response<CancelOrderResponse>, Status> {
         let deadline = self.deadline(&request);
-        let trace = trace_of(request.metadata());
+        let span = span_of(request.extensions());
+        let trace = span.context();
         let tenant = tenant_of(&request)?;
         let (id, cancelled) = validation::cancel(request.into_inner())?;
+        spans::about(&span, &id);
 
         let found = read_by(deadline, self.log.load_latest(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
@@ -133,7 +139,7 @@ impl OrderService for Orders {
         // Each turn lost is an event won by somebody else, and an order has few.
         while !is_cancelled(&current.order) {
             let detail = Detail::Cancelled(cancelled.clone());
-            match self.log.append(&current, detail, &trace, deadline).await {
+            match self.log.append(&current, detail, trace, deadline).await {
                 Ok(Appended::Stored(now) | Appended::Overtaken(now)) => current = now,
                 Err(AppendError::Refused(_)) => {
                     return Err(errors::not_cancellable(&id, current.order.status()));
@@ -141,7 +147,8 @@ impl OrderService for Orders {
                 Err(error) => return Err(errors::append(&id, &error)),
             }
         }
-        debug!(order_id = %id, trace_id = trace.trace_id(), revision = current.order.revision, "order cancelled");
+        let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
+        debug!(order_id = %id, trace_id, span_id, revision = current.order.revision, "order cancelled");
         Ok(Response::new(CancelOrderResponse { order: Some(current.order) }))
     }
 
@@ -151,6 +158,7 @@ impl OrderService for Orders {
     ) -> Result<Response<ListOrderEventsResponse>, Status> {
         let deadline = self.deadline(&request);
         let id = validation::order_id(&request.get_ref().order_id)?;
+        spans::about(&span_of(request.extensions()), &id);
         let tenant = tenant_of(&request)?;
         let history = read_by(deadline, self.log.history(&id, Revision::NONE)).await?;
         if !history.last().is_some_and(|last| owns(&tenant, &last.order, &id)) {
@@ -167,14 +175,16 @@ impl OrderService for Orders {
         request: Request<WatchOrderRequest>,
     ) -> Result<Response<Self::WatchOrderStream>, Status> {
         let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request)?);
-        let tenant = tenant_of(&request)?;
+        let (tenant, span) = (tenant_of(&request)?, span_of(request.extensions()));
         let request = request.into_inner();
         let id = validation::order_id(&request.order_id)?;
+        spans::about(&span, &id);
         let found = read_by(opening, self.log.load(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
         let found = found.ok_or_else(|| errors::not_found(&id))?;
         let watch = self.log.watch(found, Revision(request.after_revision));
         let events = watch_by(opening, watch).await?.into_stream();
+        let events = events.inspect(move |event| delivered(&span, event));
         let updates = events.map(|event| WatchOrderResponse { event: Some(event.into_proto()) });
         Ok(Response::new(Box::pin(ending.of(updates))))
     }
@@ -186,11 +196,12 @@ impl OrderService for Orders {
         request: Request<WatchOrdersRequest>,
     ) -> Result<Response<Self::WatchOrdersStream>, Status> {
         let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request)?);
-        let tenant = tenant_of(&request)?;
+        let (tenant, span) = (tenant_of(&request)?, span_of(request.extensions()));
         let request = request.into_inner();
         let customer = validation::customer(&tenant, &request.customer_id)?;
         let watch = self.log.watch_customer(customer, Revision(request.after_revision));
         let events = watch_by(opening, watch).await?.into_stream();
+        let events = events.inspect(move |event| delivered(&span, event));
         let updates = events.map(|event| WatchOrdersResponse { event: Some(event.into_proto()) });
         Ok(Response::new(Box::pin(ending.of(updates))))
     }
@@ -276,10 +287,14 @@ impl EndOfStream {
     }
 }
 
-/// The caller's trace, or a new one.
-pub(crate) fn trace_of(metadata: &MetadataMap) -> TraceContext {
-    let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
-    text(TRACEPARENT)
-        .and_then(|traceparent| TraceContext::parse(traceparent, text(TRACESTATE)))
-        .map_or_else(TraceContext::root, |caller| caller.child())
+/// Links an update that is given out to where it was appended.
+fn delivered(span: &Span, event: &Recorded) {
+    if let Some(appended) = &event.trace {
+        span.link(appended, || {
+            [
+                KeyValue::new(attribute::ORDER_ID, event.id.to_string()),
+                KeyValue::new(attribute::ORDER_REVISION, i64::try_from(event.revision.0).unwrap_or(i64::MAX)),
+            ]
+        });
+    }
 }

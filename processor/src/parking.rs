@@ -143,13 +143,13 @@ impl Parking {
         let mut attempts = before.map(|record| record.letter.attempts.clone()).unwrap_or_default();
         attempts.push(Attempt { time: Some(now()), error: String::new() });
         let letter = DeadLetter { order_revision, attempts, ..self.of_message(delivery) };
-        self.store(&delivery.id, record.as_ref(), letter).await?;
+        self.store(&delivery.id, record.as_ref(), letter, about.trace).await?;
         Ok(Before::Attempt(Some(alone)))
     }
 
     /// After an attempt that came to an end and does not count: whatever was announced is taken back. What cannot be
     /// taken back counts as vanished, unless the next attempt has an end.
-    pub(crate) async fn heard_of(&self, delivery: &Delivery<'_>) {
+    pub(crate) async fn heard_of(&self, delivery: &Delivery<'_>, about: &About<'_>) {
         if deliveries_before(delivery) < SILENT_DELIVERIES_MAX {
             return;
         }
@@ -163,7 +163,8 @@ impl Parking {
             if attempts.is_empty() {
                 self.letters.forget(&record).await;
             } else {
-                self.letters.replace(&record, DeadLetter { attempts, ..letter.clone() }).await?;
+                let letter = DeadLetter { attempts, ..letter.clone() };
+                self.letters.replace(&record, letter, about.trace).await?;
             }
             Ok::<_, ParkingError>(())
         };
@@ -190,7 +191,7 @@ impl Parking {
         };
         attempts.push(Attempt { time: Some(now()), error: error_text(error) });
         let letter = DeadLetter { order_revision: seen.0, attempts, ..self.of_message(delivery) };
-        let record = self.store(&delivery.id, record.as_ref(), letter).await?;
+        let record = self.store(&delivery.id, record.as_ref(), letter, about.trace).await?;
         let attempts = record.letter.attempts.len();
         if attempts < self.attempts_max {
             return Ok(Fate::Again(RETRY.after(attempts as u64)));
@@ -203,6 +204,7 @@ impl Parking {
         &self,
         delivery: &Delivery<'_>,
         reason: &Undecodable,
+        trace: &TraceContext,
     ) -> Result<Fate, ParkingError> {
         let record = self.record(delivery).await?;
         let state = record.as_ref().map_or(DeadLetterState::Unspecified, |record| record.letter.state());
@@ -215,10 +217,11 @@ impl Parking {
                 .map(|(_, id)| id.to_string())
                 .unwrap_or_default(),
             fingerprint: fingerprint(self.step, DeadLetterReason::Undecodable, &error),
+            trace_id: trace_of(delivery.message).unwrap_or_default(),
             attempts: vec![Attempt { time: Some(now()), error }],
             ..self.open(delivery, DeadLetterReason::Undecodable)
         };
-        self.store(&delivery.id, record.as_ref(), letter).await?;
+        self.store(&delivery.id, record.as_ref(), letter, trace).await?;
         Ok(Fate::Terminate)
     }
 
@@ -241,10 +244,11 @@ impl Parking {
         id: &LetterId,
         record: Option<&Kept>,
         letter: DeadLetter,
+        trace: &TraceContext,
     ) -> Result<Kept, PutError> {
         match record {
-            Some(record) => self.letters.replace(record, letter).await,
-            None => self.letters.put(id, letter).await,
+            Some(record) => self.letters.replace(record, letter, trace).await,
+            None => self.letters.put(id, letter, trace).await,
         }
     }
 
@@ -270,7 +274,7 @@ impl Parking {
             previous_dead_letter_id: about.redriven_from.clone(),
             ..self.open(delivery, reason)
         };
-        let open = self.letters.replace(&record, letter).await?;
+        let open = self.letters.replace(&record, letter, about.trace).await?;
         self.fail(about, open).await
     }
 
@@ -280,7 +284,9 @@ impl Parking {
         let Some(current) = self.log.load_latest(&id).await? else {
             if letter.state() == DeadLetterState::Open {
                 let reason = "the order is no longer kept";
-                self.letters.resolve(&kept, DeadLetterState::Discarded, self.step, reason).await?;
+                self.letters
+                    .resolve(&kept, DeadLetterState::Discarded, self.step, reason, about.trace)
+                    .await?;
             }
             return Ok(Fate::Terminate);
         };
@@ -291,7 +297,7 @@ impl Parking {
             // Parked once, and redriven or cancelled since?
             let history = self.log.history(&id, Revision(letter.order_revision)).await?;
             let parked = history.iter().any(|event| event.parked_by() == Some(&dead_letter_id));
-            return if parked { Ok(Fate::Terminate) } else { self.withdraw(&kept).await };
+            return if parked { Ok(Fate::Terminate) } else { self.withdraw(&kept, about).await };
         }
         let failed = OrderFailed {
             reason: RETRIES_EXHAUSTED.to_owned(),
@@ -304,11 +310,11 @@ impl Parking {
         let deadline = Instant::now() + APPEND_TIMEOUT;
         match self.log.append(&current, Detail::Failed(failed), about.trace, deadline).await {
             Ok(Appended::Stored(_)) => {
-                let (step, trace_id) = (self.step, about.trace.trace_id());
-                error!(step, order_id = %id, trace_id, dead_letter_id, attempts, "order parked");
+                let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
+                error!(step, order_id = %id, trace_id, span_id, dead_letter_id, attempts, "order parked");
                 Ok(Fate::Terminate)
             }
-            Ok(Appended::Overtaken(_)) => self.withdraw(&kept).await,
+            Ok(Appended::Overtaken(_)) => self.withdraw(&kept, about).await,
             // It has ended, and what the step could not take back is for an operator.
             Err(AppendError::Refused(refused)) => {
                 error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter of an order that is not parked");
@@ -319,10 +325,10 @@ impl Parking {
     }
 
     /// Takes the letter back: the order is no longer as it was when the attempts at it failed, and gets new ones.
-    async fn withdraw(&self, kept: &Kept) -> Result<Fate, ParkingError> {
+    async fn withdraw(&self, kept: &Kept, about: &About<'_>) -> Result<Fate, ParkingError> {
         let DeadLetter { subject, publish_time, .. } = kept.letter.clone();
         let record = DeadLetter { subject, publish_time, ..DeadLetter::default() };
-        self.letters.replace(kept, record).await?;
+        self.letters.replace(kept, record, about.trace).await?;
         warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, the order has gone on");
         Ok(Fate::Again(RETRY.initial))
     }
@@ -361,6 +367,10 @@ fn is_open(attempt: &Attempt) -> bool {
 /// The attempts whose error is known.
 fn failed(attempts: &[Attempt]) -> Vec<Attempt> {
     attempts.iter().filter(|attempt| !is_open(attempt)).cloned().collect()
+}
+
+fn trace_of(message: &Message) -> Option<String> {
+    Some(TraceContext::of_headers(message.headers.as_ref()?)?.trace_id())
 }
 
 fn last_error(letter: &DeadLetter) -> &str {

@@ -12,6 +12,7 @@ use backbone::log::OrderLog;
 use backbone::shutdown::Shutdown;
 use backbone::stream::provision;
 use backbone::telemetry;
+use backbone::trace::export::Traces;
 use tokio::select;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -36,13 +37,19 @@ where
         Err(code) => return code,
     };
     let _telemetry = telemetry::start(&config.processor().telemetry);
-    match Box::pin(work(config, open)).await {
+    let traces = match Traces::start(C::command().get_name()) {
+        Ok(traces) => traces,
+        Err(reason) => return backbone::config::refuse(&reason),
+    };
+    let code = match Box::pin(work(config, open)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(step = S::NAME, error = format!("{error:#}"), "processor stopped");
             ExitCode::FAILURE
         }
-    }
+    };
+    traces.flush().await;
+    code
 }
 
 async fn work<C, S, F>(config: C, open: impl FnOnce(C, Connection) -> F) -> anyhow::Result<()>

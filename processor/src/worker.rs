@@ -16,7 +16,8 @@ use backbone::event::Recorded;
 use backbone::ids::{OrderId, Revision};
 use backbone::lifecycle;
 use backbone::log::{AppendError, Appended, OrderLog, OrderState};
-use backbone::trace::TraceContext;
+use backbone::subjects;
+use backbone::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 use futures::FutureExt;
 use prost_types::Timestamp;
 use proto::orders::v1::Order;
@@ -67,6 +68,20 @@ enum Unfinished {
 }
 
 impl Unfinished {
+    /// The same in one word.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Step(StepError::Rejected { .. }) => "rejected",
+            Self::Step(StepError::Unavailable(_)) => "unavailable",
+            Self::Step(StepError::Unexpected(_)) => "unexpected",
+            Self::Append(_) => "append",
+            Self::Read(_) => "read",
+            Self::Gone(_) => "gone",
+            Self::TimedOut(_) => "timeout",
+            Self::Panicked => "panic",
+        }
+    }
+
     /// Whether this is no fault of the order: it would have gone the same way with any other.
     fn is_away(&self) -> bool {
         match self {
@@ -148,22 +163,24 @@ impl<S: Step> Worker<S> {
     /// What becomes of the message, if it is not done with, and what was found out on the way.
     async fn work(&self, delivery: &Delivery<'_>) -> (Option<Fate>, Found) {
         let (message, sequence) = (delivery.message, delivery.id.sequence());
+        let received = received::<S>(delivery);
         let decoded =
             Recorded::decode(&message.subject, sequence, message.headers.as_ref(), message.payload.clone());
         let event = match decoded {
             Ok(event) => event,
             Err(reason) => {
                 // Redelivering it would change nothing.
-                let fate = self.parking.set_aside(delivery, &reason).await;
+                received.fail("undecodable", &reason);
+                let fate = self.parking.set_aside(delivery, &reason, received.context()).await;
                 if fate.is_ok() {
                     error!(step = S::NAME, sequence = sequence.0, subject = %message.subject, %reason, "undecodable message set aside");
                 }
                 return (Some(self.or_again(delivery, fate)), Found::Nothing);
             }
         };
-        let trace = event.trace.as_ref().map_or_else(TraceContext::root, TraceContext::child);
+        received.set(|| about_event(&event));
         let redriven_from = event.redriven_from().unwrap_or_default().to_owned();
-        let about = About { order_id: event.id, trace: &trace, redriven_from };
+        let about = About { order_id: event.id, trace: received.context(), redriven_from };
         let mut _alone = None;
         if delivery.deliveries > 1 {
             match self.parking.before_attempt(delivery, &about).await {
@@ -173,17 +190,25 @@ impl<S: Step> Worker<S> {
             }
         }
 
+        let span = received.child(SpanKind::Consumer, || format!("process {}", template(message)).into());
+        let about = About { trace: span.context(), ..about };
+        // Sent before the attempt ends, so that of a process that dies in it this much is known.
+        drop(received);
+        span.set(|| about_delivery::<S>(delivery, "process"));
+        span.set(|| about_event(&event));
+        span.event("attempt", || [KeyValue::new(attribute::DELIVERIES, delivery.deliveries)]);
+        let trace = span.context();
         let (seen, began) = (AtomicU64::new(event.revision.0), Instant::now());
         // A step that panics has failed with this order, and goes on with others.
-        let attempt = AssertUnwindSafe(trace.clone().scope(self.attempt(event, delivery, &trace, &seen)))
-            .catch_unwind();
+        let attempt = span.scope(self.attempt(event, delivery, trace, &seen));
+        let attempt = AssertUnwindSafe(attempt).catch_unwind();
         let outcome = match timeout(self.attempt_timeout, attempt).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Unfinished::Panicked),
             Err(_) => Err(Unfinished::TimedOut(self.attempt_timeout)),
         };
         if outcome.is_ok() {
-            self.parking.heard_of(delivery).await;
+            self.parking.heard_of(delivery, &about).await;
         }
         let reason = match outcome {
             Ok(true) => {
@@ -199,13 +224,22 @@ impl<S: Step> Worker<S> {
             let seen = Revision(seen.into_inner());
             self.parking.after_attempt(delivery, &about, seen, &reason).await
         } else {
-            self.parking.heard_of(delivery).await;
+            self.parking.heard_of(delivery, &about).await;
             Ok(Fate::Again(pause(delivery)))
         };
         let fate = self.or_again(delivery, fate);
+        span.fail(reason.kind(), &reason);
+        span.event("attempt failed", || {
+            [
+                KeyValue::new(attribute::ATTEMPT_ERROR, reason.to_string()),
+                KeyValue::new(attribute::ATTEMPT_COUNTS, counts),
+            ]
+        });
         if let Fate::Again(delay) = fate {
-            let (order_id, trace_id, deliveries) = (about.order_id, trace.trace_id(), delivery.deliveries);
-            warn!(step = S::NAME, %order_id, trace_id, deliveries, counts, %reason, ?delay, "order tried again later");
+            span.set(|| [KeyValue::new(attribute::ATTEMPT_DELAY, delay.as_secs_f64())]);
+            let (order_id, deliveries) = (about.order_id, delivery.deliveries);
+            let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
+            warn!(step = S::NAME, %order_id, trace_id, span_id, deliveries, counts, %reason, ?delay, "order tried again later");
         }
         (Some(fate), if is_away { Found::Away } else { Found::Nothing })
     }
@@ -282,7 +316,8 @@ impl<S: Step> Worker<S> {
                 Appended::Stored(order) => {
                     let (order_id, revision) = (order.id, order.order.revision);
                     let status = order.order.status().as_str_name();
-                    debug!(step = S::NAME, %order_id, trace_id = trace.trace_id(), revision, status, "done");
+                    let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
+                    debug!(step = S::NAME, %order_id, trace_id, span_id, revision, status, "done");
                     return Ok(true);
                 }
                 Appended::Overtaken(now) => current = now,
@@ -295,6 +330,55 @@ impl<S: Step> Worker<S> {
 fn age(published: &Timestamp) -> Duration {
     let published = SystemTime::try_from(*published).ok();
     published.and_then(|published| published.elapsed().ok()).unwrap_or_default()
+}
+
+/// The span of a message that has come: until the attempt at it begins. The first delivery's has an id that follows
+/// from the message, so that the later ones can link to it.
+fn received<S: Step>(delivery: &Delivery<'_>) -> Span {
+    let message = delivery.message;
+    let parent = message.headers.as_ref().and_then(TraceContext::of_headers);
+    let name = || format!("receive {}", template(message)).into();
+    let what = || format!("{} {}", S::NAME, delivery.id.sequence());
+    let span = match &parent {
+        Some(parent) if delivery.deliveries == 1 => {
+            Span::from_remote_about(parent, what, SpanKind::Client, name)
+        }
+        Some(_) | None => Span::from_remote(parent.as_ref(), SpanKind::Client, name),
+    };
+    span.set(|| about_delivery::<S>(delivery, "receive"));
+    if delivery.deliveries > 1
+        && span.is_recorded()
+        && let Some(parent) = parent
+    {
+        span.link(&parent.child_about(&what()), || [KeyValue::new(attribute::DELIVERIES, 1)]);
+    }
+    span
+}
+
+fn about_delivery<S: Step>(delivery: &Delivery<'_>, operation: &'static str) -> [KeyValue; 8] {
+    [
+        KeyValue::new(attribute::MESSAGING_SYSTEM, attribute::NATS),
+        KeyValue::new(attribute::MESSAGING_OPERATION_NAME, operation),
+        KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, operation),
+        KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, delivery.message.subject.to_string()),
+        KeyValue::new(attribute::MESSAGING_DESTINATION_TEMPLATE, template(delivery.message)),
+        KeyValue::new(attribute::MESSAGING_CONSUMER_GROUP_NAME, S::NAME),
+        KeyValue::new(attribute::STEP, S::NAME),
+        KeyValue::new(attribute::DELIVERIES, delivery.deliveries),
+    ]
+}
+
+fn about_event(event: &Recorded) -> [KeyValue; 3] {
+    [
+        KeyValue::new(attribute::MESSAGING_MESSAGE_ID, event.event_id.clone()),
+        KeyValue::new(attribute::ORDER_ID, event.id.to_string()),
+        KeyValue::new(attribute::ORDER_REVISION, i64::try_from(event.revision.0).unwrap_or(i64::MAX)),
+    ]
+}
+
+/// The message's subject without what differs from order to order.
+fn template(message: &Message) -> String {
+    subjects::parse(&message.subject).map_or_else(|| "ORDER.>".to_owned(), |(kind, _)| subjects::kind(kind))
 }
 
 /// What the broker says of a message.

@@ -6,6 +6,7 @@
 mod broker;
 mod calls;
 pub mod certificates;
+pub mod collector;
 mod deployment;
 pub mod issuer;
 mod load;

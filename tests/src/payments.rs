@@ -37,17 +37,21 @@ pub struct PaymentSandbox {
     /// Its gRPC address.
     pub grpc_addr: String,
     dir: PathBuf,
+    environment: Environment,
 }
 
+type Environment = Vec<(&'static str, String)>;
+
 impl PaymentSandbox {
-    /// Starts one, whose record is kept in `dir`, at an address.
-    pub async fn start(dir: &Path, grpc_addr: &str) -> Self {
+    /// Starts one, whose record is kept in `dir`, at an address and with further environment.
+    pub async fn start(dir: &Path, grpc_addr: &str, environment: &[(&'static str, String)]) -> Self {
         let mut command = Command::new(binary("waybill-payment-sandbox"));
         command
             .env_clear()
             .env("PAYMENT_SANDBOX_ADDR", grpc_addr)
             .env("PAYMENT_SANDBOX_DATA", dir.join(DATA))
-            .env("LOG_FORMAT", "json");
+            .env("LOG_FORMAT", "json")
+            .envs(environment.iter().cloned());
         let mut process = Process::start("payment-sandbox", command, dir);
         // An earlier one of this test wrote to the same file: its address is not this one's.
         let pid = process.pid();
@@ -55,14 +59,14 @@ impl PaymentSandbox {
             (fields["pid"] == pid).then(|| fields["grpc_addr"].as_str().map(str::to_owned))?
         };
         let grpc_addr = process.logged("the payment sandbox's address", listening).await;
-        Self { process, grpc_addr, dir: dir.to_owned() }
+        Self { process, grpc_addr, dir: dir.to_owned(), environment: environment.to_vec() }
     }
 
     /// Starts it anew, at the same address; the old process is killed if it still runs.
     pub async fn restart(&mut self) {
         self.process.kill();
         let grpc_addr = self.grpc_addr.clone();
-        *self = Self::start(&self.dir.clone(), &grpc_addr).await;
+        *self = Self::start(&self.dir.clone(), &grpc_addr, &self.environment.clone()).await;
     }
 
     /// What PAYMENT_URL has to be.

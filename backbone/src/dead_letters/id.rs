@@ -86,6 +86,11 @@ pub(super) fn open(step: Option<&str>) -> String {
     format!("DEAD_LETTER.{}.{}.*", word(DeadLetterState::Open), step.unwrap_or("*"))
 }
 
+/// All letters in one state.
+pub(super) fn all_in(state: DeadLetterState) -> String {
+    format!("DEAD_LETTER.{}.>", word(state))
+}
+
 /// The word for a state in a subject. Before it is a letter it is a record of attempts.
 fn word(state: DeadLetterState) -> &'static str {
     match state {

@@ -26,6 +26,8 @@ use crate::ids::Revision;
 use crate::log::kept;
 use crate::publish::{Outcome, publish};
 use crate::stream::DEAD_LETTERS;
+use crate::subjects;
+use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
 /// How long the attempts at a message are remembered after the latest of them.
 const ATTEMPTS_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -53,6 +55,8 @@ pub struct Kept {
     pub id: LetterId,
     /// The letter. Its state is unspecified as long as it is but a record of attempts.
     pub letter: DeadLetter,
+    /// Where in its order's trace it was written, if its message tells.
+    pub trace: Option<TraceContext>,
     /// Where its latest message lies.
     head: Revision,
 }
@@ -104,17 +108,29 @@ impl DeadLetters {
             warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, passed over");
             DeadLetter::default()
         });
-        Ok(Some(Kept { id: id.clone(), letter, head: Revision(last.sequence) }))
+        let trace = TraceContext::of_headers(&last.headers);
+        Ok(Some(Kept { id: id.clone(), letter, trace, head: Revision(last.sequence) }))
     }
 
-    /// Stores what was not there before.
-    pub async fn put(&self, id: &LetterId, letter: DeadLetter) -> Result<Kept, PutError> {
-        self.publish(id, letter, Revision::NONE).await
+    /// Stores what was not there before, as a part of the span at `trace`.
+    pub async fn put(
+        &self,
+        id: &LetterId,
+        letter: DeadLetter,
+        trace: &TraceContext,
+    ) -> Result<Kept, PutError> {
+        self.publish(id, letter, trace, Revision::NONE).await
     }
 
-    /// Stores the letter anew, provided that it is still as it was when `before` was read.
-    pub async fn replace(&self, before: &Kept, letter: DeadLetter) -> Result<Kept, PutError> {
-        let after = self.publish(&before.id, letter, before.head).await?;
+    /// Stores the letter anew, provided that it is still as it was when `before` was read, as a part of the span at
+    /// `trace`.
+    pub async fn replace(
+        &self,
+        before: &Kept,
+        letter: DeadLetter,
+        trace: &TraceContext,
+    ) -> Result<Kept, PutError> {
+        let after = self.publish(&before.id, letter, trace, before.head).await?;
         if before.letter.state() == DeadLetterState::Open && after.letter.state() != DeadLetterState::Open {
             self.delete(&before.id, before.head).await;
         }
@@ -128,6 +144,7 @@ impl DeadLetters {
         state: DeadLetterState,
         operator: &str,
         reason: &str,
+        trace: &TraceContext,
     ) -> Result<Kept, PutError> {
         let resolution = Resolution {
             operator: operator.to_owned(),
@@ -135,7 +152,7 @@ impl DeadLetters {
             reason: reason.to_owned(),
         };
         let letter = DeadLetter { state: state.into(), resolution: Some(resolution), ..open.letter.clone() };
-        self.replace(open, letter).await
+        self.replace(open, letter, trace).await
     }
 
     /// Removes the record of attempts that came to nothing. If that fails, it expires.
@@ -169,6 +186,7 @@ impl DeadLetters {
             (*message.subject == *id.subject(DeadLetterState::Open)).then_some(Kept {
                 id,
                 letter,
+                trace: None,
                 head: message.sequence,
             })
         });
@@ -179,6 +197,7 @@ impl DeadLetters {
         &self,
         id: &LetterId,
         mut letter: DeadLetter,
+        trace: &TraceContext,
         expected: Revision,
     ) -> Result<Kept, PutError> {
         letter.dead_letter_id = id.to_string();
@@ -190,8 +209,28 @@ impl DeadLetters {
             letter.payload = Vec::new();
             letter.content_omitted = true;
         }
+        let span =
+            Span::child_of(trace, SpanKind::Producer, || format!("publish {}", subject_of(&letter)).into());
+        let subject = id.subject(letter.state());
+        span.set(|| {
+            [
+                KeyValue::new(attribute::MESSAGING_SYSTEM, attribute::NATS),
+                KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "publish"),
+                KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "send"),
+                KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, subject.clone()),
+                KeyValue::new(attribute::MESSAGING_DESTINATION_TEMPLATE, subject_of(&letter)),
+                KeyValue::new(attribute::DEAD_LETTER_ID, letter.dead_letter_id.clone()),
+                KeyValue::new(attribute::ORDER_ID, order_of(&letter)),
+                KeyValue::new(attribute::STEP, id.step().to_owned()),
+            ]
+        });
+        if letter.state() != DeadLetterState::Unspecified {
+            span.keep();
+        }
+        let trace = span.context();
         let mut headers = HeaderMap::new();
         headers.insert("content-type", "application/protobuf");
+        trace.insert_into(&mut headers);
         let ttl = match letter.state() {
             DeadLetterState::Unspecified => Some(ATTEMPTS_TTL),
             DeadLetterState::Open => None,
@@ -200,16 +239,21 @@ impl DeadLetters {
         if let Some(ttl) = ttl {
             headers.insert("Nats-TTL", format!("{}s", ttl.as_secs()));
         }
-        let (subject, payload) = (id.subject(letter.state()), letter.encode_to_vec().into());
+        let payload = letter.encode_to_vec().into();
         let deadline = Instant::now() + PUBLISH_TIMEOUT;
         let expectation = (id.filter(), expected);
-        match publish(&self.connection, subject, headers, payload, expectation, deadline).await {
-            Outcome::Stored(head) => Ok(Kept { id: id.clone(), letter, head }),
-            Outcome::Conflict => Err(PutError::Conflict),
-            Outcome::Unavailable(error) => Err(PutError::Unavailable(error)),
-            Outcome::Full => Err(PutError::Unavailable("the stream is full".to_owned())),
-            Outcome::Unknown(error) => Err(PutError::Unknown(error)),
-        }
+        let (kind, error) =
+            match publish(&self.connection, subject, headers, payload, expectation, deadline).await {
+                Outcome::Stored(head) => {
+                    return Ok(Kept { id: id.clone(), letter, trace: Some(trace.clone()), head });
+                }
+                Outcome::Conflict => ("conflict", PutError::Conflict),
+                Outcome::Unavailable(error) => ("unavailable", PutError::Unavailable(error)),
+                Outcome::Full => ("full", PutError::Unavailable("the stream is full".to_owned())),
+                Outcome::Unknown(error) => ("unknown", PutError::Unknown(error)),
+            };
+        span.fail(kind, &error);
+        Err(error)
     }
 
     /// Removes the message by which a letter was open. If that fails, the letter is listed until somebody looks at it
@@ -219,6 +263,16 @@ impl DeadLetters {
             warn!(dead_letter_id = %id, %error, "a dead letter that is resolved is still listed");
         }
     }
+}
+
+/// Whose letter it is, or is to become; empty of a message that names no order.
+fn order_of(letter: &DeadLetter) -> String {
+    subjects::parse(&letter.subject).map(|(_, order)| order.to_string()).unwrap_or_default()
+}
+
+/// All letters in the same state.
+fn subject_of(letter: &DeadLetter) -> String {
+    id::all_in(letter.state())
 }
 
 /// The headers of a message as a letter has them, by name.

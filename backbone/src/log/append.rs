@@ -19,8 +19,8 @@ use crate::event::{Draft, now};
 use crate::ids::{OrderId, Revision};
 use crate::lifecycle::{self, Refused};
 use crate::publish::{Outcome, publish};
-use crate::subjects;
-use crate::trace::TraceContext;
+use crate::subjects::{self, EventKind};
+use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(500) };
 
@@ -50,6 +50,18 @@ pub enum AppendError {
     Unknown(String),
 }
 
+impl AppendError {
+    /// The same in one word.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::Unavailable(_) => "unavailable",
+            Self::Full => "full",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
 /// What was in the way of an append.
 enum Settled {
     /// The event itself, stored by an earlier try.
@@ -61,7 +73,7 @@ enum Settled {
 }
 
 impl OrderLog {
-    /// Appends an order's first event.
+    /// Appends an order's first event. It is a span of its own, a part of the one at `trace`.
     pub async fn create(
         &self,
         id: OrderId,
@@ -75,6 +87,7 @@ impl OrderLog {
     }
 
     /// Appends what happened to the order in `current`, provided that nothing else happened to it since.
+    /// It is a span of its own, a part of the one at `trace`.
     pub async fn append(
         &self,
         current: &OrderState,
@@ -97,8 +110,30 @@ impl OrderLog {
         trace: &TraceContext,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
+        let kind = EventKind::of(&detail);
+        let span =
+            Span::child_of(trace, SpanKind::Producer, || format!("publish {}", subjects::kind(kind)).into());
+        let trace = span.context();
         let draft = Draft::new(&id, previous, &mut order, detail, trace, self.source);
+        span.set(|| {
+            [
+                KeyValue::new(attribute::MESSAGING_SYSTEM, attribute::NATS),
+                KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "publish"),
+                KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "send"),
+                KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, draft.subject.clone()),
+                KeyValue::new(attribute::MESSAGING_DESTINATION_TEMPLATE, subjects::kind(kind)),
+                KeyValue::new(attribute::MESSAGING_MESSAGE_ID, draft.event_id.clone()),
+                KeyValue::new(attribute::MESSAGING_MESSAGE_BODY_SIZE, count(draft.payload.len() as u64)),
+                KeyValue::new(attribute::ORDER_ID, id.to_string()),
+            ]
+        });
         let stored = |order: Order, revision: Revision| {
+            span.set(|| {
+                [
+                    KeyValue::new(attribute::OUTCOME, "stored"),
+                    KeyValue::new(attribute::ORDER_REVISION, count(revision.0)),
+                ]
+            });
             let order = Order { revision: revision.0, ..order };
             Appended::Stored(OrderState { id, order, head: revision, event_id: draft.event_id.clone() })
         };
@@ -115,7 +150,10 @@ impl OrderLog {
                 Outcome::Conflict => {
                     match self.settle(&id, previous, &draft.event_id, unknown.is_some()).await {
                         Ok(Settled::Mine(revision)) => return Ok(stored(order, revision)),
-                        Ok(Settled::Overtaken(current)) => return Ok(Appended::Overtaken(*current)),
+                        Ok(Settled::Overtaken(current)) => {
+                            span.set(|| [KeyValue::new(attribute::OUTCOME, "overtaken")]);
+                            return Ok(Appended::Overtaken(*current));
+                        }
                         Ok(Settled::Vacant(head)) => {
                             expected = head;
                             AppendError::Unavailable(format!("foreign messages up to {head} on its subjects"))
@@ -134,9 +172,13 @@ impl OrderLog {
             let pause = RETRY.after(attempts);
             let hopeless = matches!(error, AppendError::Full) || Instant::now() + pause >= deadline;
             if hopeless || (unknown.is_none() && !self.connection.is_up()) {
-                return Err(unknown.map_or(error, AppendError::Unknown));
+                let error = unknown.map_or(error, AppendError::Unknown);
+                span.fail(error.kind(), &error);
+                return Err(error);
             }
-            debug!(order_id = %id, attempts, %error, "append tried again");
+            let trace_id = trace.trace_id();
+            debug!(order_id = %id, trace_id, attempts, %error, "append tried again");
+            span.event("append tried again", || [KeyValue::new(attribute::ERROR_TYPE, error.kind())]);
             sleep(pause).await;
         }
         Err(AppendError::Unknown("gave up".to_owned()))
@@ -162,4 +204,9 @@ impl OrderLog {
         let mine = history.iter().find(|event| event.event_id == event_id);
         Ok(mine.map_or(Settled::Overtaken(current), |event| Settled::Mine(event.revision)))
     }
+}
+
+/// A number as attributes take it.
+fn count(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

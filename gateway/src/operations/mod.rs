@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::connections::{Acquaint, Limit};
 use crate::grpc::{HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REFLECTION_BYTES_MAX};
 use crate::readiness::Readiness;
+use crate::spans::Spans;
 use crate::tls::Tls;
 use crate::{connections, grpc, panics};
 
@@ -40,8 +41,13 @@ pub(crate) async fn serve(
 ) -> anyhow::Result<()> {
     let draining = readiness.draining();
     let service = DeadLetterServiceServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
-    // Nobody without the role gets any further.
-    let service = ServiceBuilder::new().layer(Gate(authentication)).layer(Gate(Acquaint)).service(service);
+    let service = ServiceBuilder::new()
+        // Calls that are refused are to be seen, too.
+        .layer(Spans)
+        // Nobody without the role gets any further.
+        .layer(Gate(authentication))
+        .layer(Gate(Acquaint))
+        .service(service);
 
     let told = CancellationToken::new();
     let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));

@@ -7,7 +7,7 @@ use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
 use backbone::ids::{OrderId, Revision};
 use backbone::lifecycle::is_finished;
 use backbone::log::{AppendError, Appended, OrderLog, OrderState, WatchError};
-use backbone::trace::TraceContext;
+use backbone::trace::{KeyValue, Span, SpanKind, attribute};
 use proto::operations::v1::{DeadLetterReason, DeadLetterState, RedriveDeadLettersResponse, RedriveOutcome};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{OrderRedriven, OrderStatus};
@@ -28,7 +28,8 @@ pub(super) struct Redrive {
     pub(super) pace: Interval,
     pub(super) dry_run: bool,
     pub(super) operator: String,
-    pub(super) trace: TraceContext,
+    /// The operator's call.
+    pub(super) span: Span,
     /// How long one letter may take.
     pub(super) timeout: Duration,
     pub(super) canary: Canary,
@@ -102,16 +103,18 @@ impl Redrive {
         };
 
         let letter = id.to_string();
+        let span = if self.dry_run { self.span.clone() } else { self.redriving(&kept) };
         let mut found = self.log.load_latest(&order).await.map_err(|error| errors::read(&error))?;
         // Each turn lost is an event won by somebody else, and a parked order can only be cancelled or redriven.
         while let Some(current) = found.take_if(|current| current.order.dead_letter_id == letter) {
             if self.dry_run {
                 return say(WouldRedrive, "the order is parked and would be redriven");
             }
-            match self.append(&current, &letter, deadline).await? {
+            match self.append(&current, &letter, &span, deadline).await? {
                 Appended::Stored(now) => {
-                    self.resolve(&kept, DeadLetterState::Redriven, "redriven").await;
-                    info!(order_id = %order, dead_letter_id = letter, operator = self.operator, "order redriven");
+                    self.resolve(&kept, DeadLetterState::Redriven, "redriven", &span).await;
+                    let (trace_id, span_id) = (span.context().trace_id(), span.context().span_id());
+                    info!(order_id = %order, trace_id, span_id, dead_letter_id = letter, operator = self.operator, "order redriven");
                     if matches!(self.canary, Canary::Next) {
                         self.canary = Canary::Gone(id.clone(), order);
                     }
@@ -122,21 +125,21 @@ impl Redrive {
             }
         }
         let Some(current) = found else {
-            self.resolve(&kept, DeadLetterState::Discarded, "the order is no longer kept").await;
+            self.resolve(&kept, DeadLetterState::Discarded, "the order is no longer kept", &span).await;
             return say(OrderWentOn, "the order is no longer kept");
         };
 
         let history = self.log.history(&order, Revision::NONE).await.map_err(|error| errors::read(&error))?;
         let status = status_name(current.order.status());
         if history.iter().any(|event| event.redriven_from() == Some(&letter)) {
-            self.resolve(&kept, DeadLetterState::Redriven, "redriven by an earlier request").await;
+            self.resolve(&kept, DeadLetterState::Redriven, "redriven by an earlier request", &span).await;
             return say(AlreadyResolved, "the order was redriven by an earlier request");
         }
         // Not parked, but ended by another worker that had the same message: the step may never look at it again.
         let went_on = is_finished(&current.order) && current.revision().0 != kept.letter.order_revision;
         if went_on || history.iter().any(|event| event.parked_by() == Some(&letter)) {
             let message = format!("the order has gone on: it is {status}");
-            self.resolve(&kept, DeadLetterState::Discarded, &message).await;
+            self.resolve(&kept, DeadLetterState::Discarded, &message, &span).await;
             return say(OrderWentOn, &message);
         }
         if is_finished(&current.order) {
@@ -149,14 +152,38 @@ impl Redrive {
         say(NotRedrivable, "the step has not parked the order yet; try again in a moment")
     }
 
+    /// The order goes on in its own trace: from its letter, not from the call of the operator, who may redrive many.
+    fn redriving(&self, kept: &Kept) -> Span {
+        let name = || "redrive".into();
+        let span = match &kept.trace {
+            Some(letter) => Span::from_remote(Some(letter), SpanKind::Internal, name),
+            None => self.span.child(SpanKind::Internal, name),
+        };
+        let about = || {
+            [
+                KeyValue::new(attribute::DEAD_LETTER_ID, kept.id.to_string()),
+                KeyValue::new(attribute::ORDER_ID, kept.letter.order_id.clone()),
+            ]
+        };
+        span.set(about);
+        if let Some(letter) = &kept.trace {
+            span.link(letter, || [KeyValue::new(attribute::DEAD_LETTER_ID, kept.id.to_string())]);
+            span.link(self.span.context(), || []);
+            self.span.link(span.context(), about);
+        }
+        span.keep();
+        span
+    }
+
     async fn append(
         &self,
         current: &OrderState,
         letter: &str,
+        span: &Span,
         deadline: Instant,
     ) -> Result<Appended, Status> {
         let redriven = OrderRedriven { operator: self.operator.clone(), dead_letter_id: letter.to_owned() };
-        let appended = self.log.append(current, Detail::Redriven(redriven), &self.trace, deadline).await;
+        let appended = self.log.append(current, Detail::Redriven(redriven), span.context(), deadline).await;
         appended.map_err(|error| match error {
             AppendError::Refused(_)
             | AppendError::Unavailable(_)
@@ -166,11 +193,11 @@ impl Redrive {
     }
 
     /// The order decides; a letter that could not be resolved is resolved when somebody looks at it again.
-    async fn resolve(&self, open: &Kept, state: DeadLetterState, reason: &str) {
+    async fn resolve(&self, open: &Kept, state: DeadLetterState, reason: &str, span: &Span) {
         if self.dry_run {
             return;
         }
-        match self.letters.resolve(open, state, &self.operator, reason).await {
+        match self.letters.resolve(open, state, &self.operator, reason, span.context()).await {
             Ok(_) | Err(PutError::Conflict) => {}
             Err(error @ (PutError::Unavailable(_) | PutError::Unknown(_))) => {
                 warn!(dead_letter_id = %open.id, %error, "dead letter not resolved yet");

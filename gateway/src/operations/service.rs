@@ -26,7 +26,8 @@ use super::page::{self, Walk, in_list};
 use super::redrive::{Canary, Redrive};
 use super::requests::{self, Which};
 use crate::auth::Principal;
-use crate::orders::{principal_of, read_by, trace_of};
+use crate::orders::{principal_of, read_by};
+use crate::spans::span_of;
 use crate::{deadline, errors};
 
 /// How a caller of whom nobody asked a credential is named in what it does.
@@ -167,7 +168,7 @@ impl DeadLetterService for Operations {
             pace,
             dry_run: wanted.dry_run,
             operator,
-            trace: trace_of(request.metadata()),
+            span: span_of(request.extensions()),
             timeout: self.request_timeout,
             canary: if wanted.canary && !wanted.dry_run { Canary::Next } else { Canary::Done },
         };
@@ -180,6 +181,7 @@ impl DeadLetterService for Operations {
     ) -> Result<Response<DiscardDeadLetterResponse>, Status> {
         let by = deadline::of(request.metadata(), self.request_timeout);
         let operator = operator(principal_of(&request)?);
+        let span = span_of(request.extensions());
         let (id, reason) = requests::discard(request.into_inner())?;
         loop {
             let kept = self.find(&id, by).await?;
@@ -190,7 +192,13 @@ impl DeadLetterService for Operations {
                     kept
                 }
                 DeadLetterState::Open => {
-                    let resolve = self.letters.resolve(&kept, DeadLetterState::Discarded, &operator, &reason);
+                    let resolve = self.letters.resolve(
+                        &kept,
+                        DeadLetterState::Discarded,
+                        &operator,
+                        &reason,
+                        span.context(),
+                    );
                     match timeout_at(by, resolve).await.map_err(|_| errors::letter_unknown(&id))? {
                         Ok(discarded) => discarded,
                         // Somebody else was first: look again.

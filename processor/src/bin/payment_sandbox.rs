@@ -9,6 +9,7 @@ use anyhow::Context;
 use backbone::config::{DAY, duration};
 use backbone::shutdown::Shutdown;
 use backbone::telemetry::{self, TelemetryConfig};
+use backbone::trace::export::Traces;
 use clap::Parser;
 use processor::payment_sandbox::PaymentSandbox;
 use tokio::net::TcpListener;
@@ -42,13 +43,19 @@ async fn main() -> ExitCode {
         Err(code) => return code,
     };
     let _telemetry = telemetry::start(&config.telemetry);
-    match run(config).await {
+    let traces = match Traces::start("waybill-payment-sandbox") {
+        Ok(traces) => traces,
+        Err(reason) => return backbone::config::refuse(&reason),
+    };
+    let code = match run(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = format!("{error:#}"), "payment sandbox stopped");
             ExitCode::FAILURE
         }
-    }
+    };
+    traces.flush().await;
+    code
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use backbone::backoff::Backoff;
 use backbone::direct_get::ReadError;
+use backbone::trace::{KeyValue, Span, SpanKind, attribute};
 use proto::orders::v1::Order;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -16,7 +17,7 @@ use tracing::debug;
 use super::ORDER_SKUS_MAX;
 use super::batch::{Batch, CommitError, WRITES_MAX};
 use super::ledger::{Answer, Entry, Ledger, Unsure, Wish};
-use super::store::{ReservationState, Store, reservation_key, stock_key};
+use super::store::{BUCKET, ReservationState, Store, reservation_key, stock_key};
 use crate::incarnation::Incarnation;
 use crate::step::StepError;
 
@@ -53,12 +54,37 @@ impl Reservations {
     /// What becomes of the order's wish, once that is durable. A repeat changes nothing more.
     pub(super) async fn ask(&self, order: &Order, wish: Wish) -> Result<Answer, StepError> {
         let closed = || StepError::Unexpected("the inventory is closed".to_owned());
+        let span = asking(order, &wish);
         let (reply, answer) = oneshot::channel();
         let incarnation = Incarnation::of(order)?;
         let request = Request { order_id: order.order_id.clone(), incarnation, wish, reply };
         self.queue.send(request).await.map_err(|_| closed())?;
-        answer.await.map_err(|_| closed())?
+        let answer = answer.await.map_err(|_| closed())?;
+        match &answer {
+            Ok(Answer::Held | Answer::Released(_) | Answer::OutOfStock(_)) => {}
+            Ok(Answer::Refused(reason)) => span.fail("refused", reason),
+            Err(error) => span.fail("unavailable", error),
+        }
+        answer
     }
+}
+
+/// The span of one order's wish: from its place in the queue to the commit of the batch that it was in.
+fn asking(order: &Order, wish: &Wish) -> Span {
+    let operation = match wish {
+        Wish::Reserve(_) => "reserve",
+        Wish::Release => "release",
+    };
+    let span = Span::current().child(SpanKind::Client, || format!("{operation} {BUCKET}").into());
+    span.set(|| {
+        [
+            KeyValue::new(attribute::DB_SYSTEM_NAME, attribute::NATS),
+            KeyValue::new(attribute::DB_OPERATION_NAME, operation),
+            KeyValue::new(attribute::DB_COLLECTION_NAME, BUCKET),
+            KeyValue::new(attribute::ORDER_ID, order.order_id.clone()),
+        ]
+    });
+    span
 }
 
 /// Serves the queue, a batch at a time.

@@ -4,13 +4,13 @@ use std::error::Error;
 use std::time::Duration;
 
 use backbone::backoff::Backoff;
-use backbone::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+use backbone::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
 use proto::orders::v1::Money;
 use proto::payments::v1::payment_service_client::PaymentServiceClient;
 use proto::payments::v1::{self as payments, CaptureRequest, RefundRequest};
 use proto::payments::v1::{capture_response, refund_response};
 use tokio::time::{Instant, sleep, timeout};
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 use tracing::debug;
@@ -36,6 +36,9 @@ const TEXT_CHARS_MAX: usize = 256;
 #[derive(Clone, Debug)]
 pub struct Remote {
     client: PaymentServiceClient<Channel>,
+    /// Where it is, for spans.
+    host: String,
+    port: i64,
     call_timeout: Duration,
     /// For all calls together that are made for one answer.
     answer_timeout: Duration,
@@ -45,6 +48,10 @@ impl Remote {
     /// The service at `endpoint`. One call may take `call_timeout`, and a call with all its repeats
     /// `answer_timeout`.
     pub fn new(endpoint: Endpoint, call_timeout: Duration, answer_timeout: Duration) -> Self {
+        let uri = endpoint.uri();
+        let host = uri.host().unwrap_or_default().to_owned();
+        let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let port = uri.port_u16().unwrap_or(default_port).into();
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -54,12 +61,14 @@ impl Remote {
             .tcp_nodelay(true)
             .connect_lazy();
         let client = PaymentServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-        Self { client, call_timeout, answer_timeout }
+        Self { client, host, port, call_timeout, answer_timeout }
     }
 
     /// Makes a call, and repeats it while that may help and there is time.
     async fn call<T: Clone, R>(
         &self,
+        name: &'static str,
+        order_id: &str,
         request: T,
         method: impl AsyncFn(PaymentServiceClient<Channel>, Request<T>) -> Result<Response<R>, Status>,
     ) -> Result<R, NoAnswer> {
@@ -70,12 +79,19 @@ impl Remote {
             let mut request = Request::new(request.clone());
             // So that the service need not finish what nobody waits for.
             request.set_timeout(time);
-            pass_on_trace(request.metadata_mut());
+            let span = self.calling(name, order_id);
+            pass_on(span.context(), request.metadata_mut());
             let status = match timeout(time, method(self.client.clone(), request)).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Ok(response)) => {
+                    answered(&span, Code::Ok);
+                    return Ok(response.into_inner());
+                }
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded(format!("not within {time:?}")),
             };
+            answered(&span, status.code());
+            span.fail(attribute::grpc_status(status.code().into()), &shortened(status.message()));
+            drop(span);
             calls += 1;
             let pause = RETRY.after(calls);
             if calls == CALLS_MAX || !may_pass(&status) || Instant::now() + pause >= deadline {
@@ -87,6 +103,39 @@ impl Remote {
     }
 }
 
+impl Remote {
+    /// The span of one call.
+    fn calling(&self, name: &'static str, order_id: &str) -> Span {
+        let span = Span::current().child(SpanKind::Client, || name.into());
+        span.set(|| {
+            [
+                KeyValue::new(attribute::RPC_SYSTEM_NAME, attribute::GRPC),
+                KeyValue::new(attribute::RPC_METHOD, name),
+                KeyValue::new(attribute::SERVER_ADDRESS, self.host.clone()),
+                KeyValue::new(attribute::SERVER_PORT, self.port),
+                KeyValue::new(attribute::ORDER_ID, order_id.to_owned()),
+            ]
+        });
+        span
+    }
+}
+
+/// Tells the service which trace the call belongs to.
+fn pass_on(trace: &TraceContext, metadata: &mut MetadataMap) {
+    // Both are made of what a header may hold.
+    let text = |text: &str| text.parse::<AsciiMetadataValue>().ok();
+    if let Some(parent) = text(&trace.to_string()) {
+        metadata.insert(TRACEPARENT, parent);
+    }
+    if let Some(state) = trace.tracestate().and_then(text) {
+        metadata.insert(TRACESTATE, state);
+    }
+}
+
+fn answered(span: &Span, code: Code) {
+    span.set(|| [KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, attribute::grpc_status(code.into()))]);
+}
+
 impl PaymentProvider for Remote {
     async fn capture(&self, capture: Capture<'_>) -> Result<String, CaptureError> {
         let request = CaptureRequest {
@@ -95,7 +144,9 @@ impl PaymentProvider for Remote {
             customer_id: capture.customer_id.to_owned(),
             amount: Some(to_payments(capture.amount)),
         };
-        let response = self.call(request, async |mut client, request| client.capture(request).await).await?;
+        let call = async |mut client: PaymentServiceClient<_>, request| client.capture(request).await;
+        let response =
+            self.call("payments.v1.PaymentService/Capture", capture.order_id, request, call).await?;
         match response.outcome {
             Some(capture_response::Outcome::Captured(captured)) => {
                 Ok(reference("payment_id", captured.payment_id)?)
@@ -110,7 +161,10 @@ impl PaymentProvider for Remote {
 
     async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, NoAnswer> {
         let request = RefundRequest { idempotency_key: idempotency_key.to_owned() };
-        let response = self.call(request, async |mut client, request| client.refund(request).await).await?;
+        let call = async |mut client: PaymentServiceClient<_>, request| client.refund(request).await;
+        // The key begins with the order's id.
+        let order_id = idempotency_key.rsplit_once('-').map_or(idempotency_key, |(order_id, _)| order_id);
+        let response = self.call("payments.v1.PaymentService/Refund", order_id, request, call).await?;
         match response.outcome {
             Some(refund_response::Outcome::Refunded(refunded)) => {
                 let amount = refunded.amount.ok_or_else(|| unusable("a refund without an amount"))?;
@@ -121,17 +175,6 @@ impl PaymentProvider for Remote {
             }
             Some(refund_response::Outcome::NothingCaptured(_)) => Ok(None),
             None => Err(unusable("a refund without an outcome")),
-        }
-    }
-}
-
-/// Tells the service which order's trace the call is a part of.
-fn pass_on_trace(metadata: &mut MetadataMap) {
-    let Some(span) = TraceContext::current().map(|span| span.child()) else { return };
-    let values = [(TRACEPARENT, Some(span.to_string())), (TRACESTATE, span.tracestate().map(str::to_owned))];
-    for (key, value) in values {
-        if let Some(value) = value.and_then(|value| value.parse().ok()) {
-            metadata.insert(key, value);
         }
     }
 }
@@ -279,9 +322,11 @@ mod tests {
         capture(&remote).await.unwrap();
         let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let order = TraceContext::parse(parent, Some("congo=t61rcWkgMzE")).unwrap();
-        order.clone().scope(capture(&remote)).await.unwrap();
+        let span = Span::child_of(&order, SpanKind::Consumer, || "process".into());
+        span.scope(capture(&remote)).await.unwrap();
         let traces = script.traces.lock().unwrap();
-        assert_eq!(traces[0], None, "made for no order");
+        let none = traces[0].clone().unwrap();
+        assert_ne!(none.trace_id(), order.trace_id(), "made for no order");
         let [first, second] = [1, 2].map(|call| traces[call].clone().unwrap());
         for span in [&first, &second] {
             assert_eq!((span.trace_id(), span.tracestate()), (order.trace_id(), order.tracestate()));

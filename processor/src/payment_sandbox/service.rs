@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use backbone::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
 use proto::payments::v1::payment_service_server::PaymentService;
 use proto::payments::v1::sandbox_control_service_server::SandboxControlService;
 use proto::payments::v1::{
@@ -14,6 +15,7 @@ use proto::payments::v1::{
 use tokio::select;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -81,29 +83,38 @@ impl Service {
 impl PaymentService for Service {
     async fn capture(&self, request: Request<CaptureRequest>) -> Result<Response<CaptureResponse>, Status> {
         self.calls.captures.fetch_add(1, Ordering::Relaxed);
-        let (key, charge) = charge_in(request.into_inner())?;
-        let behaviour = self.behaviours.next(&charge.customer_id);
-        if is_nonsense(behaviour, &charge.customer_id) {
-            let outcome = self.behave(behaviour, async { Ok(None) }).await?;
-            return Ok(Response::new(CaptureResponse { outcome }));
-        }
-        let decline = behaviour.fault == Fault::Decline || is_declined(&charge.customer_id);
-        let outcome = self.behave(behaviour, self.records.capture(key, charge, decline)).await?;
-        Ok(Response::new(CaptureResponse { outcome: Some(outcome) }))
+        let span = serving(request.metadata(), "payments.v1.PaymentService/Capture");
+        let answer = async {
+            let (key, charge) = charge_in(request.into_inner())?;
+            span.set(|| [KeyValue::new(attribute::ORDER_ID, charge.order_id.clone())]);
+            let behaviour = self.behaviours.next(&charge.customer_id);
+            if is_nonsense(behaviour, &charge.customer_id) {
+                let outcome = self.behave(behaviour, async { Ok(None) }).await?;
+                return Ok(Response::new(CaptureResponse { outcome }));
+            }
+            let decline = behaviour.fault == Fault::Decline || is_declined(&charge.customer_id);
+            let outcome = self.behave(behaviour, self.records.capture(key, charge, decline)).await?;
+            Ok(Response::new(CaptureResponse { outcome: Some(outcome) }))
+        };
+        served(&span, answer.await)
     }
 
     async fn refund(&self, request: Request<RefundRequest>) -> Result<Response<RefundResponse>, Status> {
         self.calls.refunds.fetch_add(1, Ordering::Relaxed);
-        let key = checked_key(request.into_inner().idempotency_key)?;
-        let customer_id = self.records.customer_of(&key).await.map_err(|error| refused(&error))?;
-        let customer_id = customer_id.unwrap_or_default();
-        let behaviour = self.behaviours.next(&customer_id);
-        if is_nonsense(behaviour, &customer_id) {
-            let outcome = self.behave(behaviour, async { Ok(None) }).await?;
-            return Ok(Response::new(RefundResponse { outcome }));
-        }
-        let outcome = self.behave(behaviour, self.records.refund(key)).await?;
-        Ok(Response::new(RefundResponse { outcome: Some(outcome) }))
+        let span = serving(request.metadata(), "payments.v1.PaymentService/Refund");
+        let answer = async {
+            let key = checked_key(request.into_inner().idempotency_key)?;
+            let customer_id = self.records.customer_of(&key).await.map_err(|error| refused(&error))?;
+            let customer_id = customer_id.unwrap_or_default();
+            let behaviour = self.behaviours.next(&customer_id);
+            if is_nonsense(behaviour, &customer_id) {
+                let outcome = self.behave(behaviour, async { Ok(None) }).await?;
+                return Ok(Response::new(RefundResponse { outcome }));
+            }
+            let outcome = self.behave(behaviour, self.records.refund(key)).await?;
+            Ok(Response::new(RefundResponse { outcome: Some(outcome) }))
+        };
+        served(&span, answer.await)
     }
 }
 
@@ -156,6 +167,31 @@ impl SandboxControlService for Service {
 
 fn is_nonsense(behaviour: Behaviour, customer_id: &str) -> bool {
     behaviour.fault == Fault::Nonsense || customer_id.starts_with(NONSENSE_PREFIX)
+}
+
+/// The span of a call, in its caller's trace.
+fn serving(metadata: &MetadataMap, name: &'static str) -> Span {
+    let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
+    let caller = text(TRACEPARENT).and_then(|parent| TraceContext::parse(parent, text(TRACESTATE)));
+    let span = Span::from_remote(caller.as_ref(), SpanKind::Server, || name.into());
+    span.set(|| {
+        [
+            KeyValue::new(attribute::RPC_SYSTEM_NAME, attribute::GRPC),
+            KeyValue::new(attribute::RPC_METHOD, name),
+        ]
+    });
+    span
+}
+
+fn served<T>(span: &Span, answer: Result<T, Status>) -> Result<T, Status> {
+    let code = attribute::grpc_status(answer.as_ref().err().map_or(Code::Ok, Status::code).into());
+    span.set(|| [KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, code)]);
+    if let Err(status) = &answer
+        && attribute::is_server_error(code)
+    {
+        span.fail(code, &status.message());
+    }
+    answer
 }
 
 fn charge_in(request: CaptureRequest) -> Result<(String, Charge), Status> {

@@ -17,7 +17,11 @@ use crate::events::{kind, kinds};
 
 /// A deployment whose steps give up after so many attempts, and in which no gadgets can be reserved.
 pub(crate) async fn with_damage(attempts_max: u8) -> Deployment {
-    let mut options = Options::default();
+    with_damage_and(attempts_max, Options::default()).await
+}
+
+/// The same with other options.
+pub(crate) async fn with_damage_and(attempts_max: u8, mut options: Options) -> Deployment {
     options.processors.push(("MAX_ATTEMPTS", attempts_max.to_string()));
     let waybill = Deployment::start_with(options).await;
     waybill.idle("inventory").await;

@@ -7,6 +7,7 @@ use backbone::dead_letters::LetterId;
 use backbone::ids::{OrderId, Revision};
 use backbone::stream::ORDERS;
 use backbone::subjects;
+use backbone::trace::TraceContext;
 use harness::certificates::replace;
 use harness::issuer::{AUDIENCE, ISSUER, SigningKey, claims, key_set, seconds_from_now};
 use harness::{Deployment, Options, Shows, eventually, item, order_of, these};
@@ -100,9 +101,10 @@ async fn operators_refusals(waybill: &Deployment) -> [Result<(), Status>; 2] {
     let redriven = LetterId::new("inventory", Revision(1_000_002)).unwrap();
     let state = DeadLetterState::Open.into();
     let reason = DeadLetterReason::Undecodable.into();
-    letters.put(&undecodable, DeadLetter { state, reason, ..DeadLetter::default() }).await.unwrap();
-    let open = letters.put(&redriven, DeadLetter { state, ..DeadLetter::default() }).await.unwrap();
-    letters.resolve(&open, DeadLetterState::Redriven, "us", "redriven").await.unwrap();
+    let trace = TraceContext::root();
+    letters.put(&undecodable, DeadLetter { state, reason, ..DeadLetter::default() }, &trace).await.unwrap();
+    let open = letters.put(&redriven, DeadLetter { state, ..DeadLetter::default() }, &trace).await.unwrap();
+    letters.resolve(&open, DeadLetterState::Redriven, "us", "redriven", &trace).await.unwrap();
     let discard = DiscardDeadLetterRequest { dead_letter_id: redriven.to_string(), reason: "x".to_owned() };
     [
         operations.redrive_dead_letters(these(&[&undecodable.to_string()])).await.map(drop),

@@ -10,14 +10,14 @@ use tokio::time::timeout;
 use crate::dead_letters::{parked, with_damage};
 
 /// grpcurl, where there is one.
-struct Grpcurl {
+pub(crate) struct Grpcurl {
     program: std::ffi::OsString,
     address: String,
 }
 
 impl Grpcurl {
     #[allow(clippy::print_stdout, reason = "a test that does nothing says so")]
-    fn of(waybill: &Deployment) -> Option<Self> {
+    pub(crate) fn of(waybill: &Deployment) -> Option<Self> {
         let program = std::env::var_os("GRPCURL");
         if program.is_none() {
             println!("skipped: no grpcurl");
@@ -31,8 +31,13 @@ impl Grpcurl {
     }
 
     async fn run(&self, data: Option<Value>, method: &[&str]) -> Output {
+        self.run_with(&[], data, method).await
+    }
+
+    /// Calls with further flags.
+    pub(crate) async fn run_with(&self, flags: &[&str], data: Option<Value>, method: &[&str]) -> Output {
         let mut command = Command::new(&self.program);
-        command.arg("-plaintext").kill_on_drop(true);
+        command.arg("-plaintext").args(flags).kill_on_drop(true);
         if let Some(data) = data {
             command.args(["-d", &data.to_string()]);
         }

@@ -51,6 +51,7 @@ mod ten_thousand;
 mod tenants;
 mod tls;
 mod tokens;
+mod traces;
 mod watching;
 mod watching_customers;
 mod worker_pool;

@@ -1,9 +1,22 @@
 //! W3C Trace Context (<https://www.w3.org/TR/trace-context/>): what ties a client's call to every event
-//! that came of it. Carried in gRPC metadata and in the headers of every message.
+//! that came of it. Carried in gRPC metadata and in the headers of every message; while traces are exported, every
+//! context but those from outside is that of a [`Span`].
+
+pub mod attribute;
+pub mod export;
+mod http;
+mod span;
+
+pub use opentelemetry::KeyValue;
+pub use opentelemetry::trace::SpanKind;
+pub use span::Span;
 
 use std::fmt;
 
+use async_nats::HeaderMap;
 use data_encoding::HEXLOWER;
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
+use sha2::{Digest, Sha256};
 
 /// Header and metadata key of the trace and span ids.
 pub const TRACEPARENT: &str = "traceparent";
@@ -13,9 +26,8 @@ pub const TRACESTATE: &str = "tracestate";
 /// Longest tracestate that is passed on; a longer one is dropped, as the specification allows.
 const TRACESTATE_BYTES_MAX: usize = 512;
 
-tokio::task_local! {
-    static CURRENT: TraceContext;
-}
+/// The flag that says that a trace is sampled.
+const SAMPLED: u8 = 1;
 
 /// One place in one trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +41,7 @@ pub struct TraceContext {
 impl TraceContext {
     /// Starts a new trace, sampled.
     pub fn root() -> Self {
-        Self { trace_id: rand::random(), span_id: rand::random(), flags: 1, state: String::new() }
+        Self { trace_id: rand::random(), span_id: rand::random(), flags: SAMPLED, state: String::new() }
     }
 
     /// A new span within the same trace.
@@ -37,14 +49,12 @@ impl TraceContext {
         Self { span_id: rand::random(), ..self.clone() }
     }
 
-    /// Does `work` as a part of this span, so that calls to others made by it can say so.
-    pub async fn scope<F: Future>(self, work: F) -> F::Output {
-        CURRENT.scope(self, work).await
-    }
-
-    /// The span that the caller's task is at work for, if it said so by [`scope`](Self::scope).
-    pub fn current() -> Option<Self> {
-        CURRENT.try_with(Self::clone).ok()
+    /// A new span within the same trace, whose id follows from the trace and from `what` it is about.
+    pub fn child_about(&self, what: &str) -> Self {
+        let digest = Sha256::new().chain_update(self.trace_id).chain_update(what).finalize();
+        let mut span_id = [0; 8];
+        span_id.copy_from_slice(&digest[..8]);
+        Self { span_id, ..self.clone() }
     }
 
     /// Reads a `traceparent` and its `tracestate`; `None` if the former is not valid.
@@ -63,9 +73,50 @@ impl TraceContext {
         Some(Self { trace_id, span_id, flags, state: state.unwrap_or_default().to_owned() })
     }
 
+    /// Where the message with these headers was written.
+    pub fn of_headers(headers: &HeaderMap) -> Option<Self> {
+        let traceparent = headers.get(TRACEPARENT)?;
+        Self::parse(traceparent.as_str(), headers.get(TRACESTATE).map(|state| state.as_str()))
+    }
+
+    /// Writes it to a message's headers.
+    pub(crate) fn insert_into(&self, headers: &mut HeaderMap) {
+        headers.insert(TRACEPARENT, self.to_string());
+        if let Some(state) = self.tracestate() {
+            headers.insert(TRACESTATE, state);
+        }
+    }
+
     /// The trace id: 32 lower-case hex digits.
     pub fn trace_id(&self) -> String {
         HEXLOWER.encode(&self.trace_id)
+    }
+
+    /// The span id: 16 lower-case hex digits.
+    pub fn span_id(&self) -> String {
+        HEXLOWER.encode(&self.span_id)
+    }
+
+    /// Whether somebody has decided to keep the trace.
+    pub fn is_sampled(&self) -> bool {
+        self.flags & SAMPLED != 0
+    }
+
+    fn sampled(mut self, is_sampled: bool) -> Self {
+        self.flags = self.flags & !SAMPLED | u8::from(is_sampled);
+        self
+    }
+
+    fn otel_span_id(&self) -> SpanId {
+        SpanId::from_bytes(self.span_id)
+    }
+
+    /// The same as the exporter takes it.
+    fn span_context(&self, is_remote: bool) -> SpanContext {
+        let (trace_id, flags) = (TraceId::from_bytes(self.trace_id), TraceFlags::new(self.flags));
+        // What is passed on as it came may not be what the SDK takes.
+        let state = self.state.parse().unwrap_or(TraceState::NONE);
+        SpanContext::new(trace_id, self.otel_span_id(), flags, is_remote, state)
     }
 
     /// The `tracestate` to pass on, if there is one.
@@ -131,6 +182,25 @@ mod tests {
         let child = root.child();
         assert_eq!(child.trace_id(), root.trace_id());
         assert_ne!(child.to_string(), root.to_string());
+    }
+
+    #[test]
+    fn a_span_about_the_same_has_the_same_id_in_every_process() {
+        let parent = TraceContext::root();
+        let first = parent.child_about("payment 7");
+        assert_eq!(first, parent.child().child_about("payment 7"), "whoever its parent is");
+        assert_ne!(first, parent.child_about("payment 8"));
+        assert_ne!(first.span_id(), TraceContext::root().child_about("payment 7").span_id());
+        assert_eq!(first.trace_id(), parent.trace_id());
+    }
+
+    #[test]
+    fn sampling_changes_no_other_flag() {
+        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-02";
+        let context = TraceContext::parse(text, None).unwrap();
+        assert!(!context.is_sampled());
+        assert_eq!(context.clone().sampled(true).to_string(), text.replace("-02", "-03"));
+        assert_eq!(context.sampled(true).sampled(false).to_string(), text);
     }
 
     proptest! {

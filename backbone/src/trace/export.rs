@@ -1,0 +1,408 @@
+//! Sending spans to a collector, by OTLP. Nothing waits for it: spans lie in a bounded queue until a thread of the SDK
+//! sends them, and what finds no room there is dropped and counted.
+//!
+//! Configured by the standard variables of OpenTelemetry alone; the exporter reads some of them by itself
+//! (<https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>).
+
+use std::env;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use opentelemetry::trace::SpanKind;
+use opentelemetry::{InstrumentationScope, Key, KeyValue};
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingDecision, ShouldSample, SpanData, SpanProcessor,
+};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::http::Http;
+use super::{TraceContext, attribute};
+
+/// Share of new traces that is sampled unless OTEL_TRACES_SAMPLER says otherwise.
+const RATIO: f64 = 0.1;
+/// Spans that wait to be sent unless OTEL_BSP_MAX_QUEUE_SIZE says otherwise: the default of the specification.
+const QUEUE_SPANS: usize = 2048;
+const QUEUE_SPANS_MAX: usize = 1_000_000;
+/// How long one batch may take to be sent, with its repeats, unless OTEL_BSP_EXPORT_TIMEOUT says otherwise.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the last spans may take to be sent when the program ends.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Least time between two lines about dropped spans.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+static RUNNING: OnceLock<Export> = OnceLock::new();
+
+/// The export, if there is one.
+pub(super) fn running() -> Option<&'static Export> {
+    RUNNING.get()
+}
+
+/// The export of this program's traces, as its `main` holds it.
+#[derive(Debug)]
+#[must_use = "the last spans are sent by flush"]
+pub struct Traces(Option<&'static Export>);
+
+impl Traces {
+    /// Starts to export if the variables say so; called once, within the runtime, when the log is there. Fails with
+    /// the name of a variable that cannot be used.
+    pub fn start(program: &str) -> Result<Self, String> {
+        let Some(settings) = Settings::read(|name| env::var(name).ok().filter(|text| !text.is_empty()))?
+        else {
+            return Ok(Self(None));
+        };
+        let export = Export::start(&settings, program)?;
+        let Settings { protocol, ratio, parent_based, .. } = settings;
+        info!(?protocol, sample_ratio = ratio, parent_based, "traces are exported");
+        Ok(Self(Some(RUNNING.get_or_init(|| export))))
+    }
+
+    /// Sends the last spans, if that is possible within [`FLUSH_TIMEOUT`].
+    pub async fn flush(self) {
+        let Some(export) = self.0 else { return };
+        let flushed = spawn_blocking(|| export.processor.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
+        let dropped_spans = export.counts.dropped.load(Ordering::Relaxed);
+        let counts = &export.counts;
+        let unsent_spans = counts.queued.load(Ordering::Relaxed) + counts.sending.load(Ordering::Relaxed);
+        match flushed {
+            Ok(Ok(())) if dropped_spans == 0 => {}
+            Ok(Ok(())) => warn!(dropped_spans, "spans were dropped since the start"),
+            Ok(Err(error)) => warn!(%error, dropped_spans, unsent_spans, "the last spans were not sent"),
+            Err(error) => warn!(%error, dropped_spans, unsent_spans, "the last spans were not sent"),
+        }
+    }
+}
+
+/// How spans travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Grpc,
+    Http,
+}
+
+#[derive(Debug, PartialEq)]
+struct Settings {
+    protocol: Protocol,
+    /// Whether the connection is to be encrypted.
+    tls: bool,
+    ratio: f64,
+    parent_based: bool,
+    queue_spans: usize,
+    export_timeout: Duration,
+}
+
+impl Settings {
+    /// `None` if no traces are wanted.
+    fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
+        let traces_or_all = |name: &str| {
+            let (traces, all) =
+                (format!("OTEL_EXPORTER_OTLP_TRACES_{name}"), format!("OTEL_EXPORTER_OTLP_{name}"));
+            variable(&traces).map(|text| (traces, text)).or_else(|| variable(&all).map(|text| (all, text)))
+        };
+        if variable("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
+            return Ok(None);
+        }
+        let endpoint = traces_or_all("ENDPOINT");
+        match variable("OTEL_TRACES_EXPORTER").as_deref() {
+            Some("none") => return Ok(None),
+            None if endpoint.is_none() => return Ok(None),
+            None | Some("otlp") => {}
+            Some(other) => return Err(format!("OTEL_TRACES_EXPORTER: `{other}` is neither otlp nor none")),
+        }
+        let protocol = match traces_or_all("PROTOCOL") {
+            None => Protocol::Http,
+            Some((name, text)) => match text.as_str() {
+                "grpc" => Protocol::Grpc,
+                "http/protobuf" => Protocol::Http,
+                other => return Err(format!("{name}: `{other}` is neither grpc nor http/protobuf")),
+            },
+        };
+        for name in ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"] {
+            if let Some((name, _)) = traces_or_all(name) {
+                return Err(format!(
+                    "{name} is not supported; SSL_CERT_FILE names the certificates that are trusted"
+                ));
+            }
+        }
+        let (parent_based, ratio) = sampler(&variable)?;
+        let queue_spans = match variable("OTEL_BSP_MAX_QUEUE_SIZE") {
+            None => QUEUE_SPANS,
+            Some(text) => {
+                text.parse().ok().filter(|spans| (1..=QUEUE_SPANS_MAX).contains(spans)).ok_or_else(|| {
+                    format!("OTEL_BSP_MAX_QUEUE_SIZE: must be a whole number of 1-{QUEUE_SPANS_MAX}")
+                })?
+            }
+        };
+        let export_timeout = match variable("OTEL_BSP_EXPORT_TIMEOUT") {
+            None => EXPORT_TIMEOUT,
+            Some(text) => text
+                .parse()
+                .map(Duration::from_millis)
+                .map_err(|_| "OTEL_BSP_EXPORT_TIMEOUT: must be a whole number of milliseconds".to_owned())?,
+        };
+        let tls = endpoint.is_some_and(|(_, url)| !url.starts_with("http://"));
+        Ok(Some(Self { protocol, tls, ratio, parent_based, queue_spans, export_timeout }))
+    }
+
+    fn exporter(&self) -> Result<SpanExporter, String> {
+        let exporter = match self.protocol {
+            Protocol::Grpc => {
+                let exporter = SpanExporter::builder().with_tonic();
+                let tls = ClientTlsConfig::new().with_enabled_roots();
+                if self.tls { exporter.with_tls_config(tls) } else { exporter }.build()
+            }
+            Protocol::Http => {
+                let client = Http::new().map_err(|error| format!("the system's certificates: {error}"))?;
+                let protocol = opentelemetry_otlp::Protocol::HttpBinary;
+                SpanExporter::builder().with_http().with_protocol(protocol).with_http_client(client).build()
+            }
+        };
+        exporter.map_err(|error| format!("OTEL_EXPORTER_OTLP_*: {error}"))
+    }
+}
+
+/// Whether a parent's decision counts, and the share of the other traces.
+fn sampler(variable: impl Fn(&str) -> Option<String>) -> Result<(bool, f64), String> {
+    let ratio = |default| match variable("OTEL_TRACES_SAMPLER_ARG") {
+        None => Ok(default),
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|ratio| (0.0..=1.0).contains(ratio))
+            .ok_or_else(|| format!("OTEL_TRACES_SAMPLER_ARG: `{text}` is no number of 0-1")),
+    };
+    match variable("OTEL_TRACES_SAMPLER").as_deref() {
+        None => Ok((true, ratio(RATIO)?)),
+        Some("parentbased_traceidratio") => Ok((true, ratio(1.0)?)),
+        Some("parentbased_always_on") => Ok((true, 1.0)),
+        Some("parentbased_always_off") => Ok((true, 0.0)),
+        Some("traceidratio") => Ok((false, ratio(1.0)?)),
+        Some("always_on") => Ok((false, 1.0)),
+        Some("always_off") => Ok((false, 0.0)),
+        Some(other) => Err(format!(
+            "OTEL_TRACES_SAMPLER: `{other}` is none of always_on, always_off, traceidratio, parentbased_always_on, \
+             parentbased_always_off, parentbased_traceidratio"
+        )),
+    }
+}
+
+/// A running export.
+pub(super) struct Export {
+    pub(super) scope: InstrumentationScope,
+    processor: BatchSpanProcessor,
+    counts: Arc<Counts>,
+    queue_spans: usize,
+    parent_based: bool,
+    sampler: Sampler,
+}
+
+impl fmt::Debug for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Export").field("sampler", &self.sampler).finish_non_exhaustive()
+    }
+}
+
+impl Export {
+    fn start(settings: &Settings, program: &str) -> Result<Self, String> {
+        let counts = Arc::new(Counts::default());
+        let mut exporter = settings.exporter()?;
+        opentelemetry_sdk::trace::SpanExporter::set_resource(&mut exporter, &resource(program));
+        let exporter = Sender {
+            exporter: Arc::new(exporter),
+            timeout: settings.export_timeout,
+            runtime: Handle::current(),
+            counts: counts.clone(),
+        };
+        // The other OTEL_BSP_* are read by the SDK.
+        let batches = BatchConfigBuilder::default().with_max_queue_size(settings.queue_spans).build();
+        let scope = InstrumentationScope::builder("waybill").with_version(env!("CARGO_PKG_VERSION")).build();
+        Ok(Self {
+            scope,
+            processor: BatchSpanProcessor::new(exporter, batches),
+            counts,
+            queue_spans: settings.queue_spans,
+            parent_based: settings.parent_based,
+            sampler: Sampler::TraceIdRatioBased(settings.ratio),
+        })
+    }
+
+    /// Whether a span is to be sampled.
+    pub(super) fn samples(&self, span: &TraceContext, parent: Option<&TraceContext>) -> bool {
+        if let Some(parent) = parent.filter(|_| self.parent_based) {
+            return parent.is_sampled();
+        }
+        let id = span.span_context(false).trace_id();
+        let sampled = self.sampler.should_sample(None, id, "", &SpanKind::Internal, &[], &[]);
+        matches!(sampled.decision, SamplingDecision::RecordAndSample)
+    }
+
+    /// Takes a span that has ended.
+    pub(super) fn end(&self, span: SpanData) {
+        if self.counts.queued.fetch_add(1, Ordering::Relaxed) >= self.queue_spans {
+            self.counts.queued.fetch_sub(1, Ordering::Relaxed);
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.processor.on_end(span);
+    }
+}
+
+fn resource(program: &str) -> Resource {
+    // The SDK has its say from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
+    let resource = Resource::builder().build();
+    let unnamed = |name: &opentelemetry::Value| name.as_str().starts_with("unknown_service");
+    let is_unnamed = resource.get(&Key::new(attribute::SERVICE_NAME)).is_none_or(|name| unnamed(&name));
+    let mut builder = Resource::builder();
+    if is_unnamed {
+        builder = builder.with_service_name(program.to_owned());
+    }
+    for (name, value) in [
+        (attribute::SERVICE_VERSION, env!("CARGO_PKG_VERSION").to_owned()),
+        (attribute::SERVICE_INSTANCE_ID, Uuid::now_v7().to_string()),
+    ] {
+        if resource.get(&Key::new(name)).is_none() {
+            builder = builder.with_attribute(KeyValue::new(name, value));
+        }
+    }
+    builder.build()
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Spans that have not been taken to be sent.
+    queued: AtomicUsize,
+    /// Spans that are being sent.
+    sending: AtomicUsize,
+    dropped: AtomicU64,
+}
+
+/// Sends what the SDK's thread gives it, on the program's runtime, and says when that does not work.
+#[derive(Debug)]
+struct Sender {
+    exporter: Arc<SpanExporter>,
+    timeout: Duration,
+    runtime: Handle,
+    counts: Arc<Counts>,
+}
+
+/// What was said of the export last.
+#[derive(Debug, Default)]
+struct Said {
+    is_away: bool,
+    dropped: u64,
+    at: Option<Instant>,
+}
+
+static SAID: Mutex<Said> = Mutex::new(Said { is_away: false, dropped: 0, at: None });
+
+impl opentelemetry_sdk::trace::SpanExporter for Sender {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        self.counts.queued.fetch_sub(spans, Ordering::Relaxed);
+        self.counts.sending.store(spans, Ordering::Relaxed);
+        let (exporter, limit) = (self.exporter.clone(), self.timeout);
+        let sending = async move {
+            let sending = opentelemetry_sdk::trace::SpanExporter::export(&*exporter, batch);
+            timeout(limit, sending).await.unwrap_or(Err(OTelSdkError::Timeout(limit)))
+        };
+        // Without a runtime the program is at its end, and has said what was not sent.
+        let sent = self.runtime.spawn(sending).await.map_err(|_| OTelSdkError::AlreadyShutdown)?;
+        self.counts.sending.store(0, Ordering::Relaxed);
+        if sent.is_err() {
+            self.counts.dropped.fetch_add(spans as u64, Ordering::Relaxed);
+        }
+        self.report(&sent);
+        sent
+    }
+}
+
+impl Sender {
+    /// A line when the collector goes and when it comes back, and now and then one about what was dropped.
+    fn report(&self, sent: &OTelSdkResult) {
+        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        let dropped_spans = self.counts.dropped.load(Ordering::Relaxed);
+        match sent {
+            Err(error) if !said.is_away => {
+                warn!(%error, dropped_spans, "spans cannot be sent to the collector, and are dropped until it is back");
+            }
+            Ok(()) if said.is_away => {
+                info!(dropped_spans, "spans are sent to the collector again");
+            }
+            Ok(()) if dropped_spans > said.dropped => {
+                if said.at.is_some_and(|at| at.elapsed() < REPORT_INTERVAL) {
+                    return;
+                }
+                warn!(dropped_spans, "spans were dropped since the start: there are more than can be sent");
+            }
+            Ok(()) | Err(_) => return,
+        }
+        *said = Said { is_away: sent.is_err(), dropped: dropped_spans, at: Some(Instant::now()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Option<Settings>, String> {
+        Settings::read(|name| {
+            variables.iter().find(|(variable, _)| *variable == name).map(|(_, text)| (*text).to_owned())
+        })
+    }
+
+    const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317");
+
+    #[test]
+    fn nothing_is_exported_unless_somebody_asks_for_it() {
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&[ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")]), Ok(None));
+        assert_eq!(read(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")]), Ok(None));
+        for wanted in
+            [ENDPOINT, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://c"), ("OTEL_TRACES_EXPORTER", "otlp")]
+        {
+            assert!(read(&[wanted]).unwrap().is_some(), "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_tenth_of_new_traces_is_sampled_unless_told_otherwise() {
+        let sampling = |variables: &[(&str, &str)]| {
+            let settings = read(&[&[ENDPOINT], variables].concat()).unwrap().unwrap();
+            (settings.parent_based, settings.ratio)
+        };
+        let sampler = |name| ("OTEL_TRACES_SAMPLER", name);
+        let arg = ("OTEL_TRACES_SAMPLER_ARG", "0.25");
+        assert_eq!(sampling(&[]), (true, 0.1));
+        assert_eq!(sampling(&[arg]), (true, 0.25));
+        assert_eq!(sampling(&[sampler("parentbased_traceidratio"), arg]), (true, 0.25));
+        assert_eq!(sampling(&[sampler("parentbased_traceidratio")]), (true, 1.0));
+        assert_eq!(sampling(&[sampler("parentbased_always_on"), arg]), (true, 1.0));
+        assert_eq!(sampling(&[sampler("always_off")]), (false, 0.0));
+    }
+
+    #[test]
+    fn a_variable_that_cannot_be_used_is_named() {
+        for (name, text) in [
+            ("OTEL_TRACES_EXPORTER", "zipkin"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "udp"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "ca.pem"),
+            ("OTEL_TRACES_SAMPLER", "sometimes"),
+            ("OTEL_TRACES_SAMPLER_ARG", "2"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+            ("OTEL_BSP_EXPORT_TIMEOUT", "1s"),
+        ] {
+            let refused = read(&[ENDPOINT, (name, text)]).unwrap_err();
+            assert!(refused.starts_with(name), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The server span of each call: from before anybody can refuse it until its answer is taken.
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use backbone::ids::OrderId;
+use backbone::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
+use bytes::Bytes;
+use http::{Extensions, HeaderMap, Request, Response};
+use http_body::Frame;
+use pin_project_lite::pin_project;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower::{Layer, Service};
+
+/// How calls to methods that do not exist are named: anybody can make up a name.
+const OTHER: &str = "_OTHER";
+const INTERNAL: &str = "INTERNAL";
+const GRPC_STATUS: &str = "grpc-status";
+const GRPC_MESSAGE: &str = "grpc-message";
+
+/// The layer that begins a span for each call, in the caller's trace or in a new one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spans;
+
+/// The span of the call that a request is, if [`Spans`] saw it.
+pub(crate) fn span_of(extensions: &Extensions) -> Span {
+    extensions.get().cloned().unwrap_or_else(Span::current)
+}
+
+/// Says which order a call is about.
+pub(crate) fn about(span: &Span, id: &OrderId) {
+    span.set(|| [KeyValue::new(attribute::ORDER_ID, id.to_string())]);
+}
+
+impl<S> Layer<S> for Spans {
+    type Service = Spanned<S>;
+
+    fn layer(&self, inner: S) -> Spanned<S> {
+        Spanned(inner)
+    }
+}
+
+/// A service behind [`Spans`].
+#[derive(Clone, Debug)]
+pub(crate) struct Spanned<S>(S);
+
+impl<S> Service<Request<Body>> for Spanned<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answering<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let span = begin(&request);
+        request.extensions_mut().insert(span.clone());
+        Answering { answer: self.0.call(request), call: Call(Some(span)) }
+    }
+}
+
+impl<S: NamedService> NamedService for Spanned<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+fn begin(request: &Request<Body>) -> Span {
+    let text = |key| request.headers().get(key).and_then(|value| value.to_str().ok());
+    let caller = text(TRACEPARENT).and_then(|parent| TraceContext::parse(parent, text(TRACESTATE)));
+    let method = || request.uri().path().trim_start_matches('/').to_owned();
+    let span = Span::from_remote(caller.as_ref(), SpanKind::Server, || Cow::from(method()));
+    span.set(|| {
+        [
+            KeyValue::new(attribute::RPC_SYSTEM_NAME, attribute::GRPC),
+            KeyValue::new(attribute::RPC_METHOD, method()),
+        ]
+    });
+    span
+}
+
+/// A call until it is known how it ended. One that is dropped before was cancelled by its caller.
+struct Call(Option<Span>);
+
+impl Call {
+    /// Ends it, if these headers or trailers say how.
+    fn end(&mut self, headers: &HeaderMap) {
+        let Some(code) = headers.get(GRPC_STATUS) else { return };
+        let code = code.to_str().ok().and_then(|code| code.parse().ok()).unwrap_or(-1);
+        let reason = headers.get(GRPC_MESSAGE).and_then(|message| message.to_str().ok()).unwrap_or_default();
+        self.end_as(attribute::grpc_status(code), reason);
+    }
+
+    fn end_as(&mut self, status: &'static str, reason: &str) {
+        let Some(span) = self.0.take() else { return };
+        span.set(|| [KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, status)]);
+        if status == "UNIMPLEMENTED" {
+            span.rename(OTHER);
+        }
+        if attribute::is_server_error(status) {
+            span.fail(status, &reason);
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end_as("CANCELLED", "");
+    }
+}
+
+pin_project! {
+    /// A call whose answer has not begun.
+    pub(crate) struct Answering<F> {
+        #[pin]
+        answer: F,
+        call: Call,
+    }
+}
+
+impl<F> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        // The layer outside answers a panic, and leaves nothing to tell it from a call that its caller gave up.
+        let polled = catch_unwind(AssertUnwindSafe(|| this.answer.poll(cx))).unwrap_or_else(|panic| {
+            this.call.end_as(INTERNAL, "panic");
+            resume_unwind(panic)
+        });
+        let Ok(answer) = ready!(polled);
+        this.call.end(answer.headers());
+        let call = Call(this.call.0.take());
+        Poll::Ready(Ok(match &call.0 {
+            Some(span) if span.is_recorded() => answer.map(|body| Body::new(Answered { body, call })),
+            Some(_) | None => answer,
+        }))
+    }
+}
+
+pin_project! {
+    /// An answer that ends its call's span with its last word.
+    struct Answered {
+        #[pin]
+        body: Body,
+        call: Call,
+    }
+}
+
+impl http_body::Body for Answered {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.project();
+        let frame = ready!(this.body.poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    this.call.end(trailers);
+                }
+            }
+            Some(Err(status)) => {
+                this.call.end_as(attribute::grpc_status(status.code().into()), status.message())
+            }
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
