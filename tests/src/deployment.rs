@@ -32,7 +32,7 @@ pub struct Options {
     /// The program whose wire can be tripped: a step, or "gateway".
     pub wired: Option<&'static str>,
     /// Further environment of every program of Waybill.
-    pub programs: Vec<(&'static str, String)>,
+    pub environment: Vec<(&'static str, String)>,
     /// Further environment of the gateway.
     pub gateway: Vec<(&'static str, String)>,
     /// Further environment of the processors.
@@ -48,7 +48,7 @@ impl Default for Options {
             payment_sandbox: false,
             password: None,
             wired: None,
-            programs: Vec::new(),
+            environment: Vec::new(),
             gateway: Vec::new(),
             // Redelivery after a kill would else take the default of 10 s.
             processors: vec![("ACK_WAIT", "2s".to_owned())],
@@ -117,7 +117,7 @@ impl Deployment {
 
     async fn start_around(broker: Broker, options: Options, dir: TempDir) -> Self {
         let payment_sandbox = if options.payment_sandbox {
-            Some(PaymentSandbox::start(dir.path(), FREE_PORT, &options.programs).await)
+            Some(PaymentSandbox::start(dir.path(), FREE_PORT, &options.environment).await)
         } else {
             None
         };
@@ -155,7 +155,7 @@ impl Deployment {
             .env_clear()
             .env("NATS_URL", nats_url)
             .env("LOG_FORMAT", "json")
-            .envs(self.options.programs.iter().cloned())
+            .envs(self.options.environment.iter().cloned())
             .envs(self.options.processors.iter().cloned());
         if let Some(sandbox) = &self.payment_sandbox {
             command.env("PAYMENT_URL", wire.and_then(Wire::payments_url).unwrap_or_else(|| sandbox.url()));
@@ -250,7 +250,7 @@ impl Deployment {
     pub async fn gateway_with(&self, name: &str, environment: Vec<(&'static str, String)>) -> Gateway {
         let gateway = [self.options.gateway.clone(), environment].concat();
         let options = Options { gateway, ..self.options.clone() };
-        let gateway = start_gateway(&self.dir, &self.broker, &options, name, FREE_PORT).await;
+        let gateway = start_gateway(&self.dir, &self.broker.url(), &options, name, FREE_PORT).await;
         gateway.ready().await;
         gateway
     }
@@ -286,7 +286,7 @@ async fn start_gateway(
         .env("OPS_ADDR", FREE_PORT)
         .env("OPERATIONS_ADDR", FREE_PORT)
         .env("LOG_FORMAT", "json")
-        .envs(options.programs.iter().cloned())
+        .envs(options.environment.iter().cloned())
         .envs(options.gateway.iter().cloned());
     let mut process = Process::start(name, command, dir.path());
     // An earlier gateway of this test wrote to the same file: its addresses are not these.

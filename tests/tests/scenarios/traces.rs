@@ -22,7 +22,7 @@ const CALLER: &str = "00f067aa0ba902b7";
 /// Deployment options under which everything is told to the collector.
 fn options(collector: &Collector) -> Options {
     let mut options =
-        Options { payment_sandbox: true, programs: collector.environment(), ..Options::default() };
+        Options { payment_sandbox: true, environment: collector.environment(), ..Options::default() };
     // The reply that is lost in these tests is not to be asked for again by the same process.
     options.processors.push(("PAYMENT_TIMEOUT", "30s".to_owned()));
     options
@@ -226,7 +226,7 @@ async fn of_traces_that_are_not_sampled_errors_and_dead_letters_are_kept() {
     let collector = Collector::start().await;
     let mut options = options(&collector);
     options.payment_sandbox = false;
-    options.programs.push(("OTEL_TRACES_SAMPLER", "always_off".to_owned()));
+    options.environment.push(("OTEL_TRACES_SAMPLER", "always_off".to_owned()));
     let waybill = with_damage_and(2, options).await;
     let good = waybill.place(order_of("customer", "good", vec![item("widget", 1)])).await.unwrap();
     waybill.finished(&good.order_id).await;
@@ -261,8 +261,8 @@ async fn a_new_trace_is_sampled_once_for_all() {
     let collector = Collector::start().await;
     let mut options = options(&collector);
     options.payment_sandbox = false;
-    options.programs.push(("OTEL_TRACES_SAMPLER", "parentbased_traceidratio".to_owned()));
-    options.programs.push(("OTEL_TRACES_SAMPLER_ARG", "0.5".to_owned()));
+    options.environment.push(("OTEL_TRACES_SAMPLER", "parentbased_traceidratio".to_owned()));
+    options.environment.push(("OTEL_TRACES_SAMPLER_ARG", "0.5".to_owned()));
     let waybill = Deployment::start_with(options).await;
     let mut sampled = 0;
     for n in 0..40 {
@@ -291,7 +291,7 @@ async fn a_dead_collector_costs_a_line_in_the_log_and_no_more() {
     for (protocol, addr) in [("grpc", dead), ("http/protobuf", dead), ("grpc", silent.local_addr().unwrap())]
     {
         let set = |name, value: &str| (name, value.to_owned());
-        let programs = vec![
+        let environment = vec![
             set("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{addr}")),
             set("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
             set("OTEL_TRACES_SAMPLER", "always_on"),
@@ -300,7 +300,7 @@ async fn a_dead_collector_costs_a_line_in_the_log_and_no_more() {
             set("OTEL_EXPORTER_OTLP_TIMEOUT", "600000"),
             set("OTEL_BSP_EXPORT_TIMEOUT", "600000"),
         ];
-        let mut waybill = Deployment::start_with(Options { programs, ..Options::default() }).await;
+        let mut waybill = Deployment::start_with(Options { environment, ..Options::default() }).await;
         let fulfil = async |request_id: &str| {
             let order =
                 waybill.place(order_of("customer", request_id, vec![item("widget", 1)])).await.unwrap();
@@ -329,7 +329,7 @@ async fn a_dead_collector_costs_a_line_in_the_log_and_no_more() {
 async fn a_queue_that_is_full_drops_spans_and_says_how_many() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let set = |name, value: &str| (name, value.to_owned());
-    let programs = vec![
+    let environment = vec![
         set("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{}", silent.local_addr().unwrap())),
         set("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         set("OTEL_EXPORTER_OTLP_TIMEOUT", "600000"),
@@ -337,7 +337,8 @@ async fn a_queue_that_is_full_drops_spans_and_says_how_many() {
         set("OTEL_TRACES_SAMPLER", "always_on"),
         set("OTEL_BSP_MAX_QUEUE_SIZE", "1"),
     ];
-    let mut waybill = Deployment::start_with(Options { programs, replicas: 0, ..Options::default() }).await;
+    let mut waybill =
+        Deployment::start_with(Options { environment, replicas: 0, ..Options::default() }).await;
     for n in 0..5 {
         waybill.place(order_of("customer", &n.to_string(), vec![item("widget", 1)])).await.unwrap();
     }
