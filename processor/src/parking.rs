@@ -149,7 +149,7 @@ impl Parking {
 
     /// After an attempt that came to an end and does not count: whatever was announced is taken back. What cannot be
     /// taken back counts as vanished, unless the next attempt has an end.
-    pub(crate) async fn heard_of(&self, delivery: &Delivery<'_>, about: &About<'_>) {
+    pub(crate) async fn heard_of(&self, delivery: &Delivery<'_>, trace: &TraceContext) {
         if deliveries_before(delivery) < SILENT_DELIVERIES_MAX {
             return;
         }
@@ -164,7 +164,7 @@ impl Parking {
                 self.letters.forget(&record).await;
             } else {
                 let letter = DeadLetter { attempts, ..letter.clone() };
-                self.letters.replace(&record, letter, about.trace).await?;
+                self.letters.replace(&record, letter, trace).await?;
             }
             Ok::<_, ParkingError>(())
         };

@@ -146,7 +146,7 @@ impl<S: Step> Worker<S> {
             biased;
             () = self.leave.cancelled() => {
                 give_back::<S>(&message).await;
-                self.parking.heard_of(&delivery).await;
+                self.parking.heard_of(&delivery, &origin(&message)).await;
                 return Found::Nothing;
             }
             ended = self.keep_alive(&message, work) => ended,
@@ -208,7 +208,7 @@ impl<S: Step> Worker<S> {
             Err(_) => Err(Unfinished::TimedOut(self.attempt_timeout)),
         };
         if outcome.is_ok() {
-            self.parking.heard_of(delivery, &about).await;
+            self.parking.heard_of(delivery, trace).await;
         }
         let reason = match outcome {
             Ok(true) => {
@@ -224,7 +224,7 @@ impl<S: Step> Worker<S> {
             let seen = Revision(seen.into_inner());
             self.parking.after_attempt(delivery, &about, seen, &reason).await
         } else {
-            self.parking.heard_of(delivery, &about).await;
+            self.parking.heard_of(delivery, trace).await;
             Ok(Fate::Again(pause(delivery)))
         };
         let fate = self.or_again(delivery, fate);
@@ -330,6 +330,11 @@ impl<S: Step> Worker<S> {
 fn age(published: &Timestamp) -> Duration {
     let published = SystemTime::try_from(*published).ok();
     published.and_then(|published| published.elapsed().ok()).unwrap_or_default()
+}
+
+/// Where the message was written.
+fn origin(message: &Message) -> TraceContext {
+    message.headers.as_ref().and_then(TraceContext::of_headers).unwrap_or_else(TraceContext::root)
 }
 
 /// The span of a message that has come: until the attempt at it begins. The first delivery's has an id that follows
