@@ -3,12 +3,12 @@
 use std::error::Error;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use tokio::time::timeout;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{self, Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
@@ -43,11 +43,9 @@ pub(crate) fn endpoint(gateway: Uri) -> Endpoint {
 
 /// Connects to a gateway that is expected to be there.
 pub(crate) async fn connect(gateway: Uri, tls: &Tls, credential: Credential) -> anyhow::Result<Orders> {
-    let channel = tls.apply(endpoint(gateway.clone()))?.connect().await.with_context(|| {
-        format!(
-            "cannot reach a gateway at {gateway}: start one with `{} dev`, or name another with --gateway",
-            called()
-        )
+    let channel = tls.apply(endpoint(gateway.clone()))?.connect().await.map_err(|error| {
+        let advice = advice(&error, "--gateway");
+        anyhow!(error).context(format!("cannot reach a gateway at {gateway}: {advice}"))
     })?;
     Ok(orders(channel, credential))
 }
@@ -58,15 +56,25 @@ pub(crate) async fn connect_operations(
     tls: &Tls,
     credential: Credential,
 ) -> anyhow::Result<DeadLetters> {
-    let channel = tls.apply(endpoint(operations.clone()))?.connect().await.with_context(|| {
-        format!(
-            "cannot reach a gateway's address for operators (OPERATIONS_ADDR) at {operations}: start one with `{} dev`, \
-             or name another with --operations",
-            called()
-        )
+    let channel = tls.apply(endpoint(operations.clone()))?.connect().await.map_err(|error| {
+        let advice = advice(&error, "--operations");
+        anyhow!(error).context(format!(
+            "cannot reach a gateway's address for operators (OPERATIONS_ADDR) at {operations}: {advice}"
+        ))
     })?;
     let letters = DeadLetterServiceClient::with_interceptor(channel, credential);
     Ok(letters.max_decoding_message_size(LETTER_BYTES_MAX))
+}
+
+/// What to do about a connection that could not be made.
+fn advice(error: &transport::Error, flag: &str) -> String {
+    let mut reasons = std::iter::successors(Some::<&dyn Error>(error), |&error| error.source());
+    // rustls says so; its error has gone through too many hands to be recognised by its type.
+    if reasons.any(|reason| reason.to_string().contains("UnknownIssuer")) {
+        return "its certificate is of an authority that this machine does not trust; name that with --ca"
+            .to_owned();
+    }
+    format!("start one with `{} dev`, or name another with {flag}", called())
 }
 
 /// The order service at the end of a channel.

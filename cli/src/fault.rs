@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::iter;
+use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -11,7 +12,11 @@ use tonic_types::{ErrorDetails, StatusExt};
 pub(crate) fn explain(error: &anyhow::Error) -> String {
     match error.downcast_ref::<Status>() {
         Some(status) => {
-            let details = detail_lines(&status.get_error_details());
+            let mut details = detail_lines(&status.get_error_details());
+            // A connection that was made, and broke before anything was said.
+            if status.code() == Code::Unknown && status.source().is_some() {
+                details.push("a gateway that has a certificate (TLS_CERT) is at https://".to_owned());
+            }
             let lines = details.iter().map(|line| format!("\n  {line}"));
             headline(status) + &lines.collect::<String>()
         }
@@ -56,9 +61,15 @@ fn detail_lines(details: &ErrorDetails) -> Vec<String> {
         lines.push(format!("reason: {}{}", info.reason, metadata.collect::<String>()));
     }
     if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
-        lines.push(format!("try again in {}", humantime::format_duration(delay)));
+        lines.push(format!("try again in {}", humantime::format_duration(rounded_up(delay))));
     }
     lines
+}
+
+/// To whole milliseconds: nobody waits more exactly.
+fn rounded_up(delay: Duration) -> Duration {
+    let millis = delay.as_nanos().div_ceil(1_000_000);
+    Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
 }
 
 /// The code as the gRPC specification spells it.
@@ -88,7 +99,6 @@ fn code_name(code: Code) -> &'static str {
 mod tests {
     use super::*;
     use std::collections::HashMap;
-    use std::time::Duration;
 
     #[test]
     fn every_detail_gets_its_line() {
@@ -97,7 +107,7 @@ mod tests {
             .add_bad_request_violation("items[0].sku", "must not be empty")
             .add_bad_request_violation("customer_id", "is required")
             .set_error_info("REQUEST_ID_REUSED", "waybill", HashMap::new())
-            .set_retry_info(Some(Duration::from_millis(1500)));
+            .set_retry_info(Some(Duration::from_nanos(1_499_000_001)));
         let status = Status::with_error_details(Code::InvalidArgument, "2 invalid fields", details);
         assert_eq!(
             explain(&status.into()),
