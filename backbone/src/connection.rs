@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::access::BrokerConfig;
 use crate::backoff::Backoff;
+use crate::metrics;
 
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -94,7 +95,23 @@ impl Connection {
             .max_ack_inflight(ACKS_IN_FLIGHT_MAX)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        Ok(Self { client, jetstream, connects })
+        let connection = Self { client, jetstream, connects };
+        connection.measure();
+        Ok(connection)
+    }
+
+    fn measure(&self) {
+        let (of_now, of_all) = (self.clone(), self.clone());
+        metrics::gauge(
+            "waybill.broker.connected",
+            "Whether the connection to the broker is up.",
+            move |gauge| gauge.observe(of_now.is_up().into(), &[]),
+        );
+        metrics::total(
+            "waybill.broker.reconnects",
+            "Connections to the broker that were made after the first one.",
+            move || of_all.connects.borrow().saturating_sub(1),
+        );
     }
 
     /// Whether the broker is there at this moment.

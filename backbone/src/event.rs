@@ -93,6 +93,8 @@ pub struct Recorded {
     pub detail: Detail,
     /// The trace that it belongs to, if its headers tell.
     pub trace: Option<TraceContext>,
+    /// When the broker stored it, by its clock, if its headers tell.
+    pub stored: Option<SystemTime>,
 }
 
 /// A message on a subject of the order log that is not a whole event of ours.
@@ -110,6 +112,12 @@ pub enum Undecodable {
     /// The payload speaks of another order or event than the subject.
     #[error("the {0} of subject and payload differ")]
     Mismatch(&'static str),
+}
+
+/// What the stream says of when it stored a message that it gives or republishes.
+pub(crate) fn stored(headers: &HeaderMap) -> Option<SystemTime> {
+    let time: Timestamp = headers.get("Nats-Time-Stamp")?.as_str().parse().ok()?;
+    time.try_into().ok()
 }
 
 impl Recorded {
@@ -145,6 +153,7 @@ impl Recorded {
             order,
             detail,
             trace: headers.and_then(TraceContext::of_headers),
+            stored: headers.and_then(stored),
         })
     }
 

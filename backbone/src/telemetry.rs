@@ -4,7 +4,7 @@
 
 use std::io::IsTerminal;
 use std::sync::mpsc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,13 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between two lines of a kind that callers can bring about as often as they like.
 const SELDOM_INTERVAL: Duration = Duration::from_secs(1);
+
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Lines that nobody read in time, since the start.
+pub(crate) fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
+}
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -63,12 +70,13 @@ pub fn start(config: &TelemetryConfig) -> Telemetry {
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
     let (writer, writing) = builder.finish(std::io::stdout());
     let dropped = writer.error_counter();
+    DROPPED.get_or_init(|| dropped.clone());
     let text = (config.log_format == LogFormat::Text)
         .then(|| fmt::layer().with_ansi(ansi).with_writer(writer.clone()));
     let json = (config.log_format == LogFormat::Json).then(|| fmt::layer().json().with_writer(writer));
     tracing_subscriber::registry()
         .with(EnvFilter::new(&config.log))
-        .with(filter_fn(|metadata| !shows_secrets(metadata)))
+        .with(filter_fn(|metadata| !shows_secrets(metadata) && !repeats(metadata)))
         .with(text)
         .with(json)
         .init();
@@ -159,6 +167,11 @@ impl Default for Seldom {
 /// The NATS client's finer levels show where it connects to, with the password, and what it sends.
 fn shows_secrets(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with("async_nats") && *metadata.level() > Level::INFO
+}
+
+/// What the libraries that export say of it we say ourselves, and less often.
+fn repeats(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("opentelemetry")
 }
 
 fn directives(text: &str) -> Result<String, String> {

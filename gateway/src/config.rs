@@ -15,6 +15,7 @@ use http::HeaderValue;
 
 use crate::admission::{COST_MAX, RateLimits};
 use crate::auth::{Authentication, Directory, TokenConfig, Tokens};
+use crate::durability::DurabilityConfig;
 use crate::tls::TlsConfig;
 
 const COUNT_MAX: usize = 1_000_000_000;
@@ -31,7 +32,7 @@ pub(crate) struct Config {
     /// Where to serve gRPC. Port 0 takes a free one, which is logged.
     #[arg(long, env = "GRPC_ADDR", default_value = "127.0.0.1:50051")]
     pub(crate) grpc_addr: SocketAddr,
-    /// Where to serve /livez, /readyz and /health over HTTP.
+    /// Where to serve /livez, /readyz, /health and /metrics over HTTP.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
     pub(crate) ops_addr: SocketAddr,
     /// Where to serve operators (operations.v1.DeadLetterService) over gRPC. Unset: nowhere. While nobody is asked who
@@ -109,6 +110,8 @@ pub(crate) struct Config {
     pub(crate) broker: BrokerConfig,
     #[command(flatten)]
     pub(crate) stream: StreamConfig,
+    #[command(flatten)]
+    pub(crate) durability: DurabilityConfig,
     #[command(flatten)]
     pub(crate) telemetry: TelemetryConfig,
 }

@@ -14,6 +14,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::{error, warn};
 
 use crate::auth::Role;
+use crate::metrics;
 
 // Lines that each call brings about while the broker is away, full or out of order.
 static NOT_STORED: Seldom = Seldom::new();
@@ -42,6 +43,7 @@ pub(crate) enum Reason {
     Draining,
     OutcomeUnknown,
     TimedOut,
+    NotDurable,
     NotCancellable,
     NotRedrivable,
     AlreadyRedriven,
@@ -51,8 +53,7 @@ pub(crate) enum Reason {
 
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
-    #[cfg(test)]
-    const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::CredentialMissing,
         Self::CredentialInvalid,
         Self::CredentialExpired,
@@ -68,6 +69,7 @@ impl Reason {
         Self::Draining,
         Self::OutcomeUnknown,
         Self::TimedOut,
+        Self::NotDurable,
         Self::NotCancellable,
         Self::NotRedrivable,
         Self::AlreadyRedriven,
@@ -75,7 +77,8 @@ impl Reason {
         Self::Internal,
     ];
 
-    fn as_str(self) -> &'static str {
+    /// The reason as clients and metrics have it.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::CredentialMissing => "CREDENTIAL_MISSING",
             Self::CredentialInvalid => "CREDENTIAL_INVALID",
@@ -92,6 +95,7 @@ impl Reason {
             Self::Draining => "DRAINING",
             Self::OutcomeUnknown => "OUTCOME_UNKNOWN",
             Self::TimedOut => "TIMED_OUT",
+            Self::NotDurable => "NOT_DURABLE",
             Self::NotCancellable => "NOT_CANCELLABLE",
             Self::NotRedrivable => "NOT_REDRIVABLE",
             Self::AlreadyRedriven => "ALREADY_REDRIVEN",
@@ -112,6 +116,7 @@ impl Reason {
             | Self::Overloaded
             | Self::BrokerUnavailable
             | Self::StorageFull
+            | Self::NotDurable
             | Self::Draining => Code::Unavailable,
             Self::OutcomeUnknown | Self::TimedOut => Code::DeadlineExceeded,
             Self::NotCancellable | Self::NotRedrivable | Self::AlreadyRedriven => Code::FailedPrecondition,
@@ -233,6 +238,12 @@ pub(crate) fn overloaded() -> Status {
 pub(crate) fn draining() -> Status {
     let message = "this gateway is stopping; call again, and resume a watch with the last revision seen";
     come_back(Reason::Draining, message, RETRY_DELAY)
+}
+
+/// What the broker guarantees is less than was asked for, or not known yet.
+pub(crate) fn not_durable(reason: &str) -> Status {
+    let message = format!("nothing was accepted: {reason}");
+    come_back(Reason::NotDurable, &message, RETRY_DELAY)
 }
 
 /// The log that a stream was read from is lost.
@@ -385,6 +396,7 @@ fn status(
     metadata: HashMap<String, String>,
     mut details: ErrorDetails,
 ) -> Status {
+    metrics::refused(reason);
     details.set_error_info(reason.as_str(), DOMAIN, metadata);
     Status::with_error_details(reason.code(), message, details)
 }

@@ -71,8 +71,6 @@ pub(crate) async fn serve(
         streams: STREAMS,
     };
     let orders = ServiceBuilder::new()
-        // Calls that are refused are to be seen, too.
-        .layer(Spans)
         // From here on it is known whose call it is.
         .layer(Gate(authentication))
         // One caller that calls without end must not keep the others out.
@@ -113,6 +111,8 @@ pub(crate) async fn serve(
         .layer(GrpcWebLayer::new())
         // One call that panics must not look like a broken connection.
         .layer(panics::layer())
+        // Calls that are refused are to be seen, too.
+        .layer(Spans)
         .add_service(probes.service(health))
         .add_optional_service(reflection_v1)
         .add_optional_service(reflection_v1alpha)
@@ -146,7 +146,7 @@ pub(crate) async fn report<S: NamedService>(
         let now = state.borrow_and_update().clone();
         let serving = match now {
             State::Ready => ServingStatus::Serving,
-            State::BrokerAway(_) | State::Draining => ServingStatus::NotServing,
+            State::BrokerAway(_) | State::NotDurable(_) | State::Draining => ServingStatus::NotServing,
         };
         for service in ["", S::NAME] {
             reporter.set_service_status(service, serving).await;

@@ -8,40 +8,47 @@ mod browser;
 mod config;
 mod connections;
 mod deadline;
+mod durability;
 mod errors;
 mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod grpc;
+mod methods;
+mod metrics;
 mod open_files;
 mod operations;
-mod ops;
 mod orders;
 mod page_token;
 mod panics;
 mod readiness;
 mod spans;
+mod streams;
 mod tls;
 mod validation;
 
 use std::process::ExitCode;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use backbone::connection::Connection;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
+use backbone::metrics::Metrics;
+use backbone::ops;
 use backbone::shutdown::Shutdown;
 use backbone::telemetry;
 use backbone::trace::export::Traces;
 use tokio::net::TcpListener;
-use tokio::select;
+use tokio::{join, select};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::auth::Authentication;
 use crate::config::Config;
+use crate::durability::Monitors;
 use crate::operations::Operations;
 use crate::readiness::Readiness;
+use crate::streams::Streams;
 use crate::tls::Tls;
 
 /// The whole program: reads its settings, and serves until it is told to stop.
@@ -65,6 +72,10 @@ pub async fn main() -> ExitCode {
         Ok(traces) => traces,
         Err(reason) => return backbone::config::refuse(&reason),
     };
+    let metrics = match Metrics::start("waybill-gateway") {
+        Ok(metrics) => metrics,
+        Err(reason) => return backbone::config::refuse(&reason),
+    };
     let code = match run(config, tls, authentication).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -72,7 +83,7 @@ pub async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     };
-    traces.flush().await;
+    join!(traces.flush(), metrics.flush());
     code
 }
 
@@ -104,10 +115,13 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
         "listening"
     );
 
-    let readiness = Readiness::new();
+    let monitors = Monitors::new(&config.durability).context("the system's certificates")?;
+    let streams = Streams::new(connection.clone(), config.durability.durability, &config.stream);
+    let readiness = Readiness::new(streams);
+    metrics::start(&readiness);
     let drain = readiness.draining();
     let operations = operations_listener.map(|listener| {
-        let service = Operations::new(log.clone(), letters, config.request_timeout, drain.clone());
+        let service = Operations::new(log.clone(), letters.clone(), config.request_timeout, readiness.clone());
         operations::serve(
             listener,
             service,
@@ -135,7 +149,7 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
         tls,
         config.clone(),
     ));
-    let mut watching = tokio::spawn(readiness.clone().keep(log, config.stream));
+    let mut watching = tokio::spawn(readiness.clone().keep(log, letters, monitors, config.stream));
     let mut answering = tokio::spawn(ops::serve(ops_listener, readiness.clone()));
 
     let outcome = select! {

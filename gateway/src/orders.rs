@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use backbone::direct_get::ReadError;
 use backbone::event::Recorded;
 use backbone::ids::{CustomerKey, OrderId, Revision};
-use backbone::log::{AppendError, Appended, OrderLog, WatchError};
+use backbone::log::{AppendError, Appended, OrderLog, Update, WatchError};
 use backbone::trace::{KeyValue, Span, attribute};
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
@@ -28,9 +28,10 @@ use tracing::debug;
 
 use crate::admission::{Caller, Place, Places};
 use crate::auth::Principal;
+use crate::metrics::{OpenStream, WATCH_ORDER, WATCH_ORDERS};
 use crate::readiness::Readiness;
 use crate::spans::{self, span_of};
-use crate::{deadline, errors, validation};
+use crate::{deadline, errors, metrics, validation};
 
 /// The service over one order log.
 #[derive(Debug)]
@@ -55,13 +56,14 @@ impl Orders {
         deadline::of(request.metadata(), self.request_timeout)
     }
 
-    fn end_of_stream<T>(&self, request: &Request<T>) -> Result<EndOfStream, Status> {
+    fn end_of_stream<T>(&self, request: &Request<T>, method: &'static str) -> Result<EndOfStream, Status> {
         Ok(EndOfStream {
             principal: principal_of(request)?.clone(),
             draining: self.readiness.draining(),
             log_replaced: self.readiness.log_replaced(),
             caller_gone: deadline::of_stream(request.metadata()),
             _place: self.streams.take(Caller::of(request.extensions()))?,
+            _open: OpenStream::of(method),
         })
     }
 }
@@ -79,6 +81,7 @@ impl OrderService for Orders {
         let trace = span.context();
         let new = validation::new_order(&tenant_of(&request)?, request.into_inner())?;
         spans::about(&span, &new.id);
+        self.readiness.may_store()?;
         let items = new.created.items.clone();
 
         let appended = self.log.create(new.id, new.created, trace, deadline).await;
@@ -132,6 +135,7 @@ impl OrderService for Orders {
         let tenant = tenant_of(&request)?;
         let (id, cancelled) = validation::cancel(request.into_inner())?;
         spans::about(&span, &id);
+        self.readiness.may_store()?;
 
         let found = read_by(deadline, self.log.load_latest(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
@@ -174,7 +178,7 @@ impl OrderService for Orders {
         &self,
         request: Request<WatchOrderRequest>,
     ) -> Result<Response<Self::WatchOrderStream>, Status> {
-        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request)?);
+        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request, WATCH_ORDER)?);
         let (tenant, span) = (tenant_of(&request)?, span_of(request.extensions()));
         let request = request.into_inner();
         let id = validation::order_id(&request.order_id)?;
@@ -184,8 +188,8 @@ impl OrderService for Orders {
         let found = found.ok_or_else(|| errors::not_found(&id))?;
         let watch = self.log.watch(found, Revision(request.after_revision));
         let events = watch_by(opening, watch).await?.into_stream();
-        let events = events.inspect(move |event| delivered(&span, event));
-        let updates = events.map(|event| WatchOrderResponse { event: Some(event.into_proto()) });
+        let events = events.inspect(move |update| delivered(&span, WATCH_ORDER, update));
+        let updates = events.map(|update| WatchOrderResponse { event: Some(update.event.into_proto()) });
         Ok(Response::new(Box::pin(ending.of(updates))))
     }
 
@@ -195,14 +199,14 @@ impl OrderService for Orders {
         &self,
         request: Request<WatchOrdersRequest>,
     ) -> Result<Response<Self::WatchOrdersStream>, Status> {
-        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request)?);
+        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request, WATCH_ORDERS)?);
         let (tenant, span) = (tenant_of(&request)?, span_of(request.extensions()));
         let request = request.into_inner();
         let customer = validation::customer(&tenant, &request.customer_id)?;
         let watch = self.log.watch_customer(customer, Revision(request.after_revision));
         let events = watch_by(opening, watch).await?.into_stream();
-        let events = events.inspect(move |event| delivered(&span, event));
-        let updates = events.map(|event| WatchOrdersResponse { event: Some(event.into_proto()) });
+        let events = events.inspect(move |update| delivered(&span, WATCH_ORDERS, update));
+        let updates = events.map(|update| WatchOrdersResponse { event: Some(update.event.into_proto()) });
         Ok(Response::new(Box::pin(ending.of(updates))))
     }
 }
@@ -254,6 +258,7 @@ struct EndOfStream {
     log_replaced: watch::Receiver<Option<SystemTime>>,
     caller_gone: Option<Instant>,
     _place: Place,
+    _open: OpenStream,
 }
 
 impl EndOfStream {
@@ -287,8 +292,11 @@ impl EndOfStream {
     }
 }
 
-/// Links an update that is given out to where it was appended.
-fn delivered(span: &Span, event: &Recorded) {
+/// An update is given out: it is linked to where it was appended, and how late it is is counted.
+fn delivered(span: &Span, method: &'static str, Update { event, lag }: &Update) {
+    if let Some(lag) = lag {
+        metrics::delivered(method, *lag);
+    }
     if let Some(appended) = &event.trace {
         span.link(appended, || {
             [

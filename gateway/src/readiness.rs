@@ -2,13 +2,20 @@
 
 use std::time::{Duration, SystemTime};
 
+use backbone::dead_letters::DeadLetters;
 use backbone::log::{Extent, OrderLog};
+use backbone::ops::Health;
 use backbone::stream::{ORDERS, ProvisionError, StreamConfig, provision};
 use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tracing::{error, info, warn};
+
+use crate::durability::Monitors;
+use crate::errors;
+use crate::streams::Streams;
 
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -20,6 +27,8 @@ pub(crate) enum State {
     Ready,
     /// The broker is away, or the stream is missing or does not answer; says what.
     BrokerAway(String),
+    /// The broker guarantees less than was asked for; says what.
+    NotDurable(String),
     /// The gateway is about to stop.
     Draining,
 }
@@ -28,6 +37,7 @@ pub(crate) enum State {
 #[derive(Clone, Debug)]
 pub(crate) struct Readiness {
     state: watch::Sender<State>,
+    streams: Streams,
     /// When the stream was made that the log is in, once that is known.
     log_created: watch::Sender<Option<SystemTime>>,
     leaving: CancellationToken,
@@ -35,10 +45,10 @@ pub(crate) struct Readiness {
 }
 
 impl Readiness {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(streams: Streams) -> Self {
         let (state, _) = watch::channel(State::BrokerAway("not connected yet".to_owned()));
         let (leaving, draining) = (CancellationToken::new(), CancellationToken::new());
-        Self { state, log_created: watch::Sender::default(), leaving, draining }
+        Self { state, streams, log_created: watch::Sender::default(), leaving, draining }
     }
 
     /// Tells whoever asks that this gateway is about to stop. It still answers everybody.
@@ -68,12 +78,25 @@ impl Readiness {
         self.state.borrow().clone()
     }
 
+    /// Whether what is stored now is kept as safely as was asked for.
+    pub(crate) fn may_store(&self) -> Result<(), Status> {
+        self.streams.may_store().map_err(|reason| errors::not_durable(&reason))
+    }
+
     /// Sets the stream up, then asks it for a sign of life again and again, and sets it up anew when it is lost.
     /// Ends only when the stream cannot be set up, or never.
-    pub(crate) async fn keep(self, log: OrderLog, config: StreamConfig) -> Result<(), ProvisionError> {
+    pub(crate) async fn keep(
+        self,
+        log: OrderLog,
+        letters: DeadLetters,
+        monitors: Option<Monitors>,
+        config: StreamConfig,
+    ) -> Result<(), ProvisionError> {
         let keeping = async {
             let waiting = |reason| self.set(State::BrokerAway(reason));
             provision(log.connection(), &config, waiting).await?;
+            // So that the first that is said of the log is the whole truth.
+            self.streams.look(&letters, monitors.as_ref()).await;
             loop {
                 self.until_lost(&log).await;
                 provision(log.connection(), &config, waiting).await?;
@@ -81,6 +104,7 @@ impl Readiness {
         };
         select! {
             ended = keeping => ended,
+            () = self.streams.keep_looking(&letters, monitors.as_ref()) => Ok(()),
             () = self.leaving.cancelled() => std::future::pending().await,
         }
     }
@@ -90,13 +114,17 @@ impl Readiness {
     async fn until_lost(&self, log: &OrderLog) {
         let mut lost = false;
         while !lost {
+            let connects = self.streams.connects();
             match probe(log).await {
                 Ok(extent) => {
-                    self.found(extent);
-                    self.set(State::Ready);
+                    self.found(&extent);
+                    let kept = self.streams.found_orders(Some(extent.state), connects);
+                    self.set(kept.map_or_else(State::NotDurable, |()| State::Ready));
                 }
                 Err(reason) => {
                     lost = log.connection().is_up();
+                    // Nothing is known of it.
+                    self.streams.found_orders(None, connects).ok();
                     self.set(State::BrokerAway(reason));
                 }
             }
@@ -104,7 +132,7 @@ impl Readiness {
         }
     }
 
-    fn found(&self, extent: Extent) {
+    fn found(&self, extent: &Extent) {
         self.log_created.send_if_modified(|created| match created.replace(extent.created) {
             Some(before) if before != extent.created => {
                 error!("stream {ORDERS} was lost and made anew; the orders that it held are lost");
@@ -122,12 +150,30 @@ impl Readiness {
             }
             match &state {
                 State::Ready => info!("ready"),
-                State::BrokerAway(reason) => warn!(reason, "not ready"),
+                State::BrokerAway(reason) | State::NotDurable(reason) => warn!(reason, "not ready"),
                 State::Draining => info!("not ready: draining"),
             }
             *current = state;
             true
         });
+    }
+}
+
+impl Health for Readiness {
+    fn ready(&self) -> Result<String, String> {
+        match self.now() {
+            State::Ready => Ok(self.streams.level().map(|level| format!("durability: {level}\n")).unwrap_or_default()),
+            State::BrokerAway(reason) | State::NotDurable(reason) => Err(reason),
+            State::Draining => Err("draining".to_owned()),
+        }
+    }
+
+    /// NATS is connected and the stream answers.
+    fn healthy(&self) -> Result<(), String> {
+        match self.now() {
+            State::Ready | State::NotDurable(_) | State::Draining => Ok(()),
+            State::BrokerAway(reason) => Err(reason),
+        }
     }
 }
 

@@ -1,10 +1,11 @@
-//! The server span of each call: from before anybody can refuse it until its answer is taken.
+//! The server span of each call, and how long it took: from before anybody can refuse it until its answer is taken.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use backbone::ids::OrderId;
 use backbone::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
@@ -14,16 +15,16 @@ use http_body::Frame;
 use pin_project_lite::pin_project;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::server::NamedService;
 use tower::{Layer, Service};
 
-/// How calls to methods that do not exist are named: anybody can make up a name.
-const OTHER: &str = "_OTHER";
+use crate::methods::{Method, OTHER};
+use crate::metrics;
+
 const INTERNAL: &str = "INTERNAL";
 const GRPC_STATUS: &str = "grpc-status";
 const GRPC_MESSAGE: &str = "grpc-message";
 
-/// The layer that begins a span for each call, in the caller's trace or in a new one.
+/// The layer that measures each call, and begins a span for it, in the caller's trace or in a new one. Probes have none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spans;
 
@@ -62,14 +63,15 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let span = begin(&request);
-        request.extensions_mut().insert(span.clone());
-        Answering { answer: self.0.call(request), call: Call(Some(span)) }
+        let began = Instant::now();
+        let method = Method::at(request.uri().path());
+        let span = method.has_span.then(|| begin(&request));
+        if let Some(span) = &span {
+            request.extensions_mut().insert(span.clone());
+        }
+        let open = Open { span, method: method.name, began };
+        Answering { answer: self.0.call(request), call: Call(Some(open)) }
     }
-}
-
-impl<S: NamedService> NamedService for Spanned<S> {
-    const NAME: &'static str = S::NAME;
 }
 
 fn begin(request: &Request<Body>) -> Span {
@@ -87,7 +89,13 @@ fn begin(request: &Request<Body>) -> Span {
 }
 
 /// A call until it is known how it ended. One that is dropped before was cancelled by its caller.
-struct Call(Option<Span>);
+struct Call(Option<Open>);
+
+struct Open {
+    span: Option<Span>,
+    method: &'static str,
+    began: Instant,
+}
 
 impl Call {
     /// Ends it, if these headers or trailers say how.
@@ -99,7 +107,9 @@ impl Call {
     }
 
     fn end_as(&mut self, status: &'static str, reason: &str) {
-        let Some(span) = self.0.take() else { return };
+        let Some(Open { span, method, began }) = self.0.take() else { return };
+        metrics::answered(method, status, began.elapsed());
+        let Some(span) = span else { return };
         span.set(|| [KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, status)]);
         if status == "UNIMPLEMENTED" {
             span.rename(OTHER);
@@ -142,14 +152,14 @@ where
         this.call.end(answer.headers());
         let call = Call(this.call.0.take());
         Poll::Ready(Ok(match &call.0 {
-            Some(span) if span.is_recorded() => answer.map(|body| Body::new(Answered { body, call })),
-            Some(_) | None => answer,
+            Some(_) => answer.map(|body| Body::new(Answered { body, call })),
+            None => answer,
         }))
     }
 }
 
 pin_project! {
-    /// An answer that ends its call's span with its last word.
+    /// An answer that ends its call with its last word.
     struct Answered {
         #[pin]
         body: Body,

@@ -25,6 +25,17 @@ pub(crate) struct Breaker {
     probe_at: Option<Instant>,
 }
 
+/// How the breaker stands, as metrics tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The dependency is there.
+    Closed = 0,
+    /// It is probed, or the pool is not yet as wide again as it was.
+    HalfOpen = 1,
+    /// Nothing is begun.
+    Open = 2,
+}
+
 /// What a failure or a success did to the breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -46,6 +57,15 @@ impl Breaker {
             Some(probe_at) if now < probe_at => 0,
             Some(_) => 1,
             None => self.width,
+        }
+    }
+
+    /// How it stands.
+    pub(crate) fn phase(&self, now: Instant) -> Phase {
+        match self.width(now) {
+            0 => Phase::Open,
+            _ if self.pauses > 0 => Phase::HalfOpen,
+            _ => Phase::Closed,
         }
     }
 
@@ -115,16 +135,16 @@ mod tests {
             assert_eq!(breaker.failed(now), Change::None);
             assert_eq!(breaker.succeeded(now), Change::None);
         }
-        assert_eq!(breaker.width(now), POOL);
+        assert_eq!((breaker.width(now), breaker.phase(now)), (POOL, Phase::Closed));
     }
 
     #[test]
     fn an_outage_is_probed_by_one_and_resumed_one_more_at_a_time() {
         let now = Instant::now();
         let mut breaker = opened(now);
-        assert_eq!(breaker.width(now), 0);
+        assert_eq!((breaker.width(now), breaker.phase(now)), (0, Phase::Open));
         let probe_at = breaker.probe_at().unwrap();
-        assert_eq!(breaker.width(probe_at), 1);
+        assert_eq!((breaker.width(probe_at), breaker.phase(probe_at)), (1, Phase::HalfOpen));
         let widths: Vec<_> = (0..POOL)
             .map(|_| {
                 breaker.succeeded(probe_at);

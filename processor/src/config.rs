@@ -1,5 +1,6 @@
 //! A processor's settings: each a flag and an environment variable.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use backbone::access::BrokerConfig;
@@ -31,6 +32,10 @@ pub struct ProcessorConfig {
     /// the step depends on is away for every order does not count.
     #[arg(long, env = "MAX_ATTEMPTS", default_value = "10", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub max_attempts: u8,
+    /// Where to serve /livez, /readyz, /health and /metrics over HTTP. Port 0 takes a free one, which is logged. Unset:
+    /// nowhere.
+    #[arg(long, env = "OPS_ADDR")]
+    pub ops_addr: Option<SocketAddr>,
     /// How long running work may take to end after SIGTERM, 0s-1d.
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_parser = duration(Duration::ZERO..=DAY))]
     pub drain_timeout: Duration,

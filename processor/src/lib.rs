@@ -14,6 +14,8 @@ pub mod step;
 
 mod breaker;
 mod failures;
+mod metrics;
 mod parking;
 mod runtime;
+mod status;
 mod worker;

@@ -23,6 +23,8 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
+use crate::metrics;
+
 /// Reason of an order that a step has given up.
 pub(crate) const RETRIES_EXHAUSTED: &str = "RETRIES_EXHAUSTED";
 /// Growing pauses before a message is tried again.
@@ -45,6 +47,16 @@ pub(crate) enum Fate {
     Terminate,
     /// It comes again after so long.
     Again(Duration),
+}
+
+impl Fate {
+    /// The same in one word.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Terminate => "parked",
+            Self::Again(_) => "postponed",
+        }
+    }
 }
 
 /// What is to happen to a message that has come before.
@@ -221,7 +233,8 @@ impl Parking {
             attempts: vec![Attempt { time: Some(now()), error }],
             ..self.open(delivery, DeadLetterReason::Undecodable)
         };
-        self.store(&delivery.id, record.as_ref(), letter, trace).await?;
+        let stored = self.store(&delivery.id, record.as_ref(), letter, trace).await?;
+        metrics::given_up(self.step, &stored.letter.fingerprint);
         Ok(Fate::Terminate)
     }
 
@@ -275,6 +288,7 @@ impl Parking {
             ..self.open(delivery, reason)
         };
         let open = self.letters.replace(&record, letter, about.trace).await?;
+        metrics::given_up(self.step, &open.letter.fingerprint);
         self.fail(about, open).await
     }
 

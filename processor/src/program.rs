@@ -1,25 +1,32 @@
 //! A processor's whole life, the same for every step.
 
+use std::convert::Infallible;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use backbone::connection::Connection;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
+use backbone::metrics::Metrics;
+use backbone::ops;
 use backbone::shutdown::Shutdown;
 use backbone::stream::provision;
 use backbone::telemetry;
 use backbone::trace::export::Traces;
-use tokio::select;
+use tokio::net::TcpListener;
 use tokio::time::timeout;
+use tokio::{join, select};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::runtime;
+use crate::status::Status;
 use crate::step::Step;
 
 /// How long, after the drain, a processor may take to give back what is left.
@@ -41,6 +48,10 @@ where
         Ok(traces) => traces,
         Err(reason) => return backbone::config::refuse(&reason),
     };
+    let metrics = match Metrics::start(C::command().get_name()) {
+        Ok(metrics) => metrics,
+        Err(reason) => return backbone::config::refuse(&reason),
+    };
     let code = match Box::pin(work(config, open)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -48,7 +59,7 @@ where
             ExitCode::FAILURE
         }
     };
-    traces.flush().await;
+    join!(traces.flush(), metrics.flush());
     code
 }
 
@@ -63,6 +74,11 @@ where
     let connection = Connection::open(&settings.broker, S::NAME).await?;
     let log = OrderLog::new(connection.clone(), S::NAME).await?;
     let dead_letters = DeadLetters::new(connection.clone()).await?;
+    let status = Status::new(S::NAME, connection.clone());
+    let _answering = match settings.ops_addr {
+        Some(addr) => Some(answer(addr, status.clone()).await?),
+        None => None,
+    };
     let drain = CancellationToken::new();
 
     let processing = async {
@@ -76,7 +92,13 @@ where
             // Nothing has begun that would have to be finished.
             () = drain.cancelled() => return Ok(()),
         };
-        runtime::process(step, log, dead_letters, &settings, &drain).await;
+        let looking = async {
+            select! {
+                () = drain.cancelled() => {}
+                () = status.keep_looking(&log) => {}
+            }
+        };
+        join!(runtime::process(step, log.clone(), dead_letters, &settings, &status, &drain), looking);
         Ok(())
     };
     tokio::pin!(processing);
@@ -87,6 +109,7 @@ where
         signal = shutdown.requested() => info!(step = S::NAME, signal, "draining"),
     }
     drain.cancel();
+    status.drains();
     // Its own bounds end it before; but a broker that stands still does not even take what is given back.
     match timeout(settings.drain_timeout + LEAVE_TIMEOUT, processing).await {
         Ok(ended) => ended?,
@@ -95,4 +118,12 @@ where
     connection.flush().await;
     info!(step = S::NAME, "stopped");
     Ok(())
+}
+
+/// Answers probes, until what it returns is dropped.
+async fn answer(addr: SocketAddr, status: Status) -> anyhow::Result<AbortOnDropHandle<Infallible>> {
+    let listener = TcpListener::bind(addr).await;
+    let listener = listener.with_context(|| format!("cannot listen on {addr} (OPS_ADDR)"))?;
+    info!(pid = std::process::id(), ops_addr = %listener.local_addr()?, "listening");
+    Ok(AbortOnDropHandle::new(tokio::spawn(ops::serve(listener, status))))
 }

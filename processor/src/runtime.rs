@@ -18,6 +18,8 @@ use tracing::{error, info, warn};
 
 use crate::breaker::{Breaker, Change};
 use crate::config::ProcessorConfig;
+use crate::metrics;
+use crate::status::Status;
 use crate::step::Step;
 use crate::worker::{Found, Worker, give_back};
 
@@ -31,6 +33,7 @@ pub(crate) async fn process<S: Step>(
     log: OrderLog,
     dead_letters: DeadLetters,
     config: &ProcessorConfig,
+    status: &Status,
     drain: &CancellationToken,
 ) {
     let events = lifecycle::wakes(S::DOES, S::UNDOES);
@@ -42,7 +45,10 @@ pub(crate) async fn process<S: Step>(
         running: JoinSet::new(),
         size: pool_size,
         breaker: Breaker::new(pool_size),
+        status: status.clone(),
     };
+    metrics::start(S::NAME);
+    status.workers(pool_size);
     info!(step = S::NAME, workers = pool_size, "processing");
     let mut failures = 0;
     while !drain.is_cancelled() {
@@ -53,7 +59,11 @@ pub(crate) async fn process<S: Step>(
         match opened {
             Ok(consumer) => {
                 failures = 0;
-                if let Err(reason) = pool.consume(consumer, drain).await {
+                status.is_open(true);
+                let consumed = pool.consume(consumer, drain).await;
+                status.is_open(false);
+                if let Err(reason) = consumed {
+                    metrics::reopened(S::NAME, &reason);
                     warn!(step = S::NAME, %reason, "consumer lost, opened anew");
                 }
             }
@@ -83,6 +93,7 @@ struct Pool<S> {
     running: JoinSet<Found>,
     size: usize,
     breaker: Breaker,
+    status: Status,
 }
 
 impl<S: Step> Pool<S> {
@@ -90,6 +101,7 @@ impl<S: Step> Pool<S> {
     async fn consume(&mut self, mut consumer: Consumer, drain: &CancellationToken) -> Result<(), Lost> {
         loop {
             let now = Instant::now();
+            self.status.at_work(self.running.len(), self.breaker.phase(now));
             let room = self.breaker.width(now).saturating_sub(self.running.len());
             let probe_at = self.breaker.probe_at().filter(|probe_at| *probe_at > now);
             select! {
@@ -107,6 +119,7 @@ impl<S: Step> Pool<S> {
     }
 
     async fn take(&mut self, message: Message) {
+        self.status.delivered();
         // Asked for when there was more room, or before the breaker opened.
         if self.running.len() >= self.breaker.width(Instant::now()).min(self.size) {
             return give_back::<S>(&message).await;
@@ -136,6 +149,7 @@ impl<S: Step> Pool<S> {
     /// Waits for what runs. Tells whether all of it ended in time.
     async fn finish(&mut self, deadline: Instant) -> bool {
         loop {
+            self.status.at_work(self.running.len(), self.breaker.phase(Instant::now()));
             match timeout_at(deadline, self.running.join_next()).await {
                 Ok(Some(found)) => self.learn(found),
                 Ok(None) => return true,

@@ -30,6 +30,7 @@ use tracing::{debug, error, warn};
 
 use crate::config::ProcessorConfig;
 use crate::failures::Failures;
+use crate::metrics;
 use crate::parking::{About, Before, Delivery, Fate, Parking, ParkingError, RETRY};
 use crate::step::{Step, StepError};
 
@@ -48,6 +49,26 @@ pub(crate) enum Found {
     Away,
     /// Nothing.
     Nothing,
+}
+
+/// What has become of a message.
+struct Ended {
+    /// `None` if it is done with.
+    fate: Option<Fate>,
+    found: Found,
+    /// The same for metrics, in one word.
+    outcome: &'static str,
+}
+
+/// What an attempt that went well has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    /// The order needed nothing.
+    Nothing,
+    /// What the order needed.
+    Work,
+    /// The business said no, which is an answer.
+    Rejected,
 }
 
 /// Why an order could not be finished this time.
@@ -141,16 +162,22 @@ impl<S: Step> Worker<S> {
                 return Found::Nothing;
             }
         };
+        let began = Instant::now();
+        if delivery.deliveries > 1 {
+            metrics::redelivered(S::NAME);
+        }
         let work = self.work(&delivery);
-        let (fate, found) = select! {
+        let Ended { fate, found, outcome } = select! {
             biased;
             () = self.leave.cancelled() => {
                 give_back::<S>(&message).await;
                 self.parking.heard_of(&delivery, &origin(&message)).await;
+                metrics::attempted(S::NAME, "given_back", began.elapsed());
                 return Found::Nothing;
             }
             ended = self.keep_alive(&message, work) => ended,
         };
+        metrics::attempted(S::NAME, outcome, began.elapsed());
         let kind = match fate {
             None => AckKind::Ack,
             Some(Fate::Terminate) => AckKind::Term,
@@ -160,8 +187,9 @@ impl<S: Step> Worker<S> {
         found
     }
 
-    /// What becomes of the message, if it is not done with, and what was found out on the way.
-    async fn work(&self, delivery: &Delivery<'_>) -> (Option<Fate>, Found) {
+    /// What becomes of the message, and what was found out on the way.
+    async fn work(&self, delivery: &Delivery<'_>) -> Ended {
+        let ended = |fate, found, outcome| Ended { fate, found, outcome };
         let (message, sequence) = (delivery.message, delivery.id.sequence());
         let received = received::<S>(delivery);
         let decoded =
@@ -175,7 +203,7 @@ impl<S: Step> Worker<S> {
                 if fate.is_ok() {
                     error!(step = S::NAME, sequence = sequence.0, subject = %message.subject, %reason, "undecodable message set aside");
                 }
-                return (Some(self.or_again(delivery, fate)), Found::Nothing);
+                return ended(Some(self.or_again(delivery, fate)), Found::Nothing, "undecodable");
             }
         };
         received.set(|| about_event(&event));
@@ -185,8 +213,8 @@ impl<S: Step> Worker<S> {
         if delivery.deliveries > 1 {
             match self.parking.before_attempt(delivery, &about).await {
                 Ok(Before::Attempt(alone)) => _alone = alone,
-                Ok(Before::Settled(fate)) => return (Some(fate), Found::Nothing),
-                Err(error) => return (Some(self.or_again(delivery, Err(error))), Found::Nothing),
+                Ok(Before::Settled(fate)) => return ended(Some(fate), Found::Nothing, fate.as_str()),
+                Err(error) => return ended(Some(self.or_again(delivery, Err(error))), Found::Nothing, "read"),
             }
         }
 
@@ -211,11 +239,12 @@ impl<S: Step> Worker<S> {
             self.parking.heard_of(delivery, trace).await;
         }
         let reason = match outcome {
-            Ok(true) => {
+            Ok(Done::Nothing) => return ended(None, Found::Nothing, "nothing_to_do"),
+            Ok(done @ (Done::Work | Done::Rejected)) => {
                 self.failures().served(sequence, began);
-                return (None, Found::Served);
+                let outcome = if done == Done::Rejected { "rejected" } else { "done" };
+                return ended(None, Found::Served, outcome);
             }
-            Ok(false) => return (None, Found::Nothing),
             Err(reason) => reason,
         };
         let is_away = reason.is_away();
@@ -241,7 +270,8 @@ impl<S: Step> Worker<S> {
             let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
             warn!(step = S::NAME, %order_id, trace_id, span_id, deliveries, counts, %reason, ?delay, "order tried again later");
         }
-        (Some(fate), if is_away { Found::Away } else { Found::Nothing })
+        let outcome = if fate == Fate::Terminate { fate.as_str() } else { reason.kind() };
+        ended(Some(fate), if is_away { Found::Away } else { Found::Nothing }, outcome)
     }
 
     /// What could not be given up comes again.
@@ -293,7 +323,7 @@ impl<S: Step> Worker<S> {
         delivery: &Delivery<'_>,
         trace: &TraceContext,
         seen: &AtomicU64,
-    ) -> Result<bool, Unfinished> {
+    ) -> Result<Done, Unfinished> {
         // Another worker may have been at it before; then the event tells less than the log.
         let redelivered = delivery.deliveries > 1;
         // A worker that died may have acted for the order, and not have lived to append. But after an event that called
@@ -307,18 +337,19 @@ impl<S: Step> Worker<S> {
         } else {
             OrderState::from(event)
         };
-        let mut served = false;
+        let mut done = Done::Nothing;
         loop {
             seen.store(current.revision().0, Ordering::Relaxed);
-            let Some(fact) = self.next_fact(&current.order, acted).await? else { return Ok(served) };
-            (acted, served) = (true, true);
+            let Some(fact) = self.next_fact(&current.order, acted).await? else { return Ok(done) };
+            acted = true;
+            done = if matches!(fact, Detail::Rejected(_)) { Done::Rejected } else { Done::Work };
             match self.log.append(&current, fact, trace, Instant::now() + APPEND_TIMEOUT).await? {
                 Appended::Stored(order) => {
                     let (order_id, revision) = (order.id, order.order.revision);
                     let status = order.order.status().as_str_name();
                     let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
                     debug!(step = S::NAME, %order_id, trace_id, span_id, revision, status, "done");
-                    return Ok(true);
+                    return Ok(done);
                 }
                 Appended::Overtaken(now) => current = now,
             }

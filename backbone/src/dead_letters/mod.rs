@@ -7,10 +7,12 @@
 mod fingerprint;
 mod id;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use futures::TryStreamExt;
 use prost::Message;
 use proto::operations::v1::{DeadLetter, DeadLetterState, Header, Resolution};
 use thiserror::Error;
@@ -25,7 +27,7 @@ use crate::direct_get::{self, ReadError};
 use crate::ids::Revision;
 use crate::log::kept;
 use crate::publish::{Outcome, publish};
-use crate::stream::DEAD_LETTERS;
+use crate::stream::{DEAD_LETTERS, StreamState};
 use crate::subjects;
 use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
@@ -191,6 +193,22 @@ impl DeadLetters {
             })
         });
         Ok(Letters { letters: letters.collect(), next: last.filter(|_| batch.remaining > 0) })
+    }
+
+    /// How the stream of the letters is, and how many open ones there are of each step that has any.
+    pub async fn state(&self) -> Result<(StreamState, BTreeMap<String, u64>), ReadError> {
+        direct_get::reachable(&self.connection.client)?;
+        let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
+        let info = self.stream.get_info().await.map_err(|error| no_answer(&error))?;
+        let mut open = BTreeMap::new();
+        let subjects = self.stream.info_with_subjects(id::open(None)).await;
+        let mut subjects = subjects.map_err(|error| no_answer(&error))?;
+        // One message each: the stream keeps no more of a subject.
+        while let Some((subject, letters)) = subjects.try_next().await.map_err(|error| no_answer(&error))? {
+            let step = subject.split('.').nth(2).filter(|step| is_step(step)).unwrap_or_default();
+            *open.entry(step.to_owned()).or_default() += letters as u64;
+        }
+        Ok((StreamState::from(&info), open))
     }
 
     async fn publish(

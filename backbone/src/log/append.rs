@@ -3,8 +3,10 @@
 //! A publish whose acknowledgement does not come may have been stored, or may yet be. So it is repeated
 //! with the same event id until the broker answers: if it was stored, the repeat meets its own event.
 
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime};
 
+use opentelemetry::metrics::Histogram;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderCreated};
 use thiserror::Error;
@@ -18,11 +20,22 @@ use crate::direct_get::ReadError;
 use crate::event::{Draft, now};
 use crate::ids::{OrderId, Revision};
 use crate::lifecycle::{self, Refused};
+use crate::metrics::{self, seconds};
 use crate::publish::{Outcome, publish};
 use crate::subjects::{self, EventKind};
 use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(500) };
+
+static APPENDS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
+    metrics::wait(
+        "waybill.append.duration",
+        "One append to the order log, from its first publish to the broker's decision, repeats included.",
+    )
+});
+static ORDERS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
+    metrics::way("waybill.order.duration", "From an order's creation to its terminal event.")
+});
 
 /// How an append went that the broker decided on.
 #[derive(Debug)]
@@ -104,13 +117,42 @@ impl OrderLog {
         &self,
         id: OrderId,
         previous: Revision,
+        expected: Revision,
+        order: Order,
+        detail: Detail,
+        trace: &TraceContext,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        let kind = EventKind::of(&detail);
+        let began = Instant::now();
+        let appended = self.publish_until_decided(id, kind, previous, expected, order, detail, trace, deadline).await;
+        let outcome = match &appended {
+            Ok(Appended::Stored(_)) => "acked",
+            Ok(Appended::Overtaken(_)) => "conflict",
+            Err(error) => error.kind(),
+        };
+        let labels = [KeyValue::new("event", kind.as_str()), KeyValue::new("outcome", outcome)];
+        APPENDS.record(seconds(began.elapsed()), &labels);
+        if let Ok(Appended::Stored(stored)) = &appended
+            && matches!(kind, EventKind::Fulfilled | EventKind::Rejected | EventKind::Cancelled)
+        {
+            ended(&stored.order);
+        }
+        appended
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "private, with one caller right above")]
+    async fn publish_until_decided(
+        &self,
+        id: OrderId,
+        kind: EventKind,
+        previous: Revision,
         mut expected: Revision,
         mut order: Order,
         detail: Detail,
         trace: &TraceContext,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
-        let kind = EventKind::of(&detail);
         let span =
             Span::child_of(trace, SpanKind::Producer, || format!("publish {}", subjects::kind(kind)).into());
         let trace = span.context();
@@ -204,6 +246,15 @@ impl OrderLog {
         let mine = history.iter().find(|event| event.event_id == event_id);
         Ok(mine.map_or(Settled::Overtaken(current), |event| Settled::Mine(event.revision)))
     }
+}
+
+/// The order has come to its end: how long it took, by the clocks of those who appended its first and last event.
+fn ended(order: &Order) {
+    let time = |time: Option<prost_types::Timestamp>| SystemTime::try_from(time?).ok();
+    let (Some(created), Some(ended)) = (time(order.create_time), time(order.update_time)) else { return };
+    let status = order.status().as_str_name().trim_start_matches("ORDER_STATUS_");
+    let took = ended.duration_since(created).unwrap_or_default();
+    ORDERS.record(seconds(took), &[KeyValue::new("status", status)]);
 }
 
 /// A number as attributes take it.

@@ -2,6 +2,7 @@
 //! record of an order.
 
 mod append;
+mod backlog;
 mod list;
 mod live;
 mod read;
@@ -14,10 +15,11 @@ use async_nats::jetstream::stream::Stream;
 use proto::orders::v1::Order;
 
 pub use append::{AppendError, Appended};
+pub use backlog::Backlog;
 pub use list::Page;
 pub use read::Extent;
 pub(crate) use read::kept;
-pub use watch::{Watch, WatchError};
+pub use watch::{Update, Watch, WatchError};
 pub use watch_customer::CustomerWatch;
 
 use crate::connection::Connection;

@@ -14,16 +14,18 @@ use super::{OrderLog, OrderState};
 use crate::direct_get::{self, ReadError, Stored};
 use crate::event::Recorded;
 use crate::ids::{CustomerKey, OrderId, Revision};
-use crate::stream::ORDERS;
+use crate::stream::{ORDERS, StreamState};
 use crate::subjects::{self, EventKind};
 
 /// How far the log goes, and which log it is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Extent {
     /// When the stream was made. One that was lost and made anew has another time, and counts from 1 again.
     pub created: SystemTime,
     /// The last revision of any order.
     pub last: Revision,
+    /// How full and how safe it is.
+    pub state: StreamState,
 }
 
 /// What lies on an order's subjects.
@@ -116,7 +118,8 @@ impl OrderLog {
     pub async fn extent(&self) -> Result<Extent, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let info = self.stream.get_info().await.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
-        Ok(Extent { created: info.created.into(), last: Revision(info.state.last_sequence) })
+        let (created, last) = (info.created.into(), Revision(info.state.last_sequence));
+        Ok(Extent { created, last, state: StreamState::from(&info) })
     }
 
     async fn state(

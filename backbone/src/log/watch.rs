@@ -40,7 +40,27 @@ pub struct Watch {
     ready: VecDeque<Recorded>,
     /// Revision of the last event given out or ready.
     last: Revision,
+    /// Up to here the events were there before the watch was.
+    caught_up: Revision,
     finished: bool,
+}
+
+/// An event as it is given to a watcher.
+#[derive(Debug)]
+pub struct Update {
+    /// The event.
+    pub event: Recorded,
+    /// How long ago it was stored, if that was while it was watched.
+    pub lag: Option<Duration>,
+}
+
+impl Update {
+    /// An event that is given out now; `is_live` if it came while it was watched.
+    pub(super) fn now(event: Recorded, is_live: bool) -> Self {
+        // By two clocks, so it may not have happened yet.
+        let lag = event.stored.filter(|_| is_live).map(|stored| stored.elapsed().unwrap_or_default());
+        Self { event, lag }
+    }
 }
 
 /// A watch that cannot begin.
@@ -78,10 +98,12 @@ impl OrderLog {
             reconcile_at: Instant::now() + RECONCILE_INTERVAL,
             ready: VecDeque::new(),
             last: after,
+            caught_up: after,
             finished: false,
         };
         watch.connects.mark_unchanged();
         watch.read_log().await?;
+        watch.caught_up = watch.last;
         watch.finished = watch.ready.is_empty()
             && after >= last
             && current.is_some_and(|current| is_finished(&current.order));
@@ -117,8 +139,12 @@ impl Watch {
     }
 
     /// The events as a stream, which ends once the order is finished.
-    pub fn into_stream(self) -> impl Stream<Item = Recorded> + Send {
-        unfold(self, async |mut watch| Some((watch.next().await?, watch)))
+    pub fn into_stream(self) -> impl Stream<Item = Update> + Send {
+        unfold(self, async |mut watch| {
+            let event = watch.next().await?;
+            let is_live = event.revision > watch.caught_up;
+            Some((Update::now(event, is_live), watch))
+        })
     }
 
     /// Takes a live event; says whether events before it were missed.

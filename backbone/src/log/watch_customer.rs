@@ -15,7 +15,7 @@ use tracing::debug;
 use super::OrderLog;
 use super::live::{Heard, Listener};
 use super::read::decode_all;
-use super::watch::{RECONCILE_INTERVAL, RECONCILE_RETRY, WatchError};
+use super::watch::{RECONCILE_INTERVAL, RECONCILE_RETRY, Update, WatchError};
 use crate::backoff::Backoff;
 use crate::direct_get::{ReadError, batch_from};
 use crate::event::Recorded;
@@ -40,6 +40,8 @@ pub struct CustomerWatch {
     ready: VecDeque<Recorded>,
     /// Up to where the log has been read.
     read: Revision,
+    /// Up to here the events were there before the watch was; `None` until all of them have been read.
+    caught_up: Option<Revision>,
     /// The latest event that came live.
     announced: Revision,
     /// Looks, one after the other, at replicas that had not got it.
@@ -75,6 +77,7 @@ impl OrderLog {
             read_at: Instant::now(),
             ready: VecDeque::new(),
             read: after,
+            caught_up: None,
             announced: after,
             behind: 0,
         })
@@ -108,8 +111,12 @@ impl CustomerWatch {
     }
 
     /// The events as a stream, which never ends.
-    pub fn into_stream(self) -> impl Stream<Item = Recorded> + Send {
-        unfold(self, async |mut watch| Some((watch.next().await, watch)))
+    pub fn into_stream(self) -> impl Stream<Item = Update> + Send {
+        unfold(self, async |mut watch| {
+            let event = watch.next().await;
+            let is_live = watch.caught_up.is_some_and(|caught_up| event.revision > caught_up);
+            Some((Update::now(event, is_live), watch))
+        })
     }
 
     fn hear(&mut self, heard: Heard) {
@@ -127,6 +134,9 @@ impl CustomerWatch {
         let batch = batch_from(client, ORDERS, &self.filter, from, READ_MESSAGES_MAX).await?;
         self.read = batch.messages.last().map_or(self.read, |last| last.sequence);
         self.ready.extend(decode_all(batch.messages));
+        if batch.remaining == 0 {
+            self.caught_up.get_or_insert(self.read);
+        }
         let pause = if batch.remaining > 0 {
             Duration::ZERO
         } else if self.read < self.announced {

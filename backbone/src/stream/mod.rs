@@ -2,6 +2,7 @@
 //! harm, and otherwise left alone.
 
 mod layout;
+mod state;
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 pub use layout::{age, harm};
+pub use state::StreamState;
 
 use crate::backoff::Backoff;
 use crate::config::{DAY, duration};

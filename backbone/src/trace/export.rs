@@ -1,20 +1,14 @@
 //! Sending spans to a collector, by OTLP. Nothing waits for it: spans lie in a bounded queue until a thread of the SDK
 //! sends them, and what finds no room there is dropped and counted.
-//!
-//! Configured by the standard variables of OpenTelemetry alone; the exporter reads some of them by itself
-//! (<https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>).
 
-use std::env;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use opentelemetry::trace::SpanKind;
-use opentelemetry::{InstrumentationScope, Key, KeyValue};
-use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
-use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig};
-use opentelemetry_sdk::Resource;
+use opentelemetry::InstrumentationScope;
+use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingDecision, ShouldSample, SpanData, SpanProcessor,
@@ -23,10 +17,9 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{info, warn};
-use uuid::Uuid;
 
-use super::http::Http;
-use super::{TraceContext, attribute};
+use super::TraceContext;
+use crate::otlp::{self, FLUSH_TIMEOUT, Protocol, Signal, Way};
 
 /// Share of new traces that is sampled unless OTEL_TRACES_SAMPLER says otherwise.
 const RATIO: f64 = 0.1;
@@ -35,16 +28,21 @@ const QUEUE_SPANS: usize = 2048;
 const QUEUE_SPANS_MAX: usize = 1_000_000;
 /// How long one batch may take to be sent, with its repeats, unless OTEL_BSP_EXPORT_TIMEOUT says otherwise.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the last spans may take to be sent when the program ends.
-pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Least time between two lines about dropped spans.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+const TRACES: Signal = Signal { exporter: "OTEL_TRACES_EXPORTER", infix: "TRACES" };
 
 static RUNNING: OnceLock<Export> = OnceLock::new();
 
 /// The export, if there is one.
 pub(super) fn running() -> Option<&'static Export> {
     RUNNING.get()
+}
+
+/// Spans that were not exported, since the start.
+pub(crate) fn dropped_spans() -> u64 {
+    running().map_or(0, |export| export.counts.dropped.load(Ordering::Relaxed))
 }
 
 /// The export of this program's traces, as its `main` holds it.
@@ -56,13 +54,10 @@ impl Traces {
     /// Starts to export if the variables say so; called once, within the runtime, when the log is there. Fails with
     /// the name of a variable that cannot be used.
     pub fn start(program: &str) -> Result<Self, String> {
-        let Some(settings) = Settings::read(|name| env::var(name).ok().filter(|text| !text.is_empty()))?
-        else {
-            return Ok(Self(None));
-        };
+        let Some(settings) = Settings::read(otlp::variable)? else { return Ok(Self(None)) };
         let export = Export::start(&settings, program)?;
-        let Settings { protocol, ratio, parent_based, .. } = settings;
-        info!(?protocol, sample_ratio = ratio, parent_based, "traces are exported");
+        let Settings { way, ratio, parent_based, .. } = settings;
+        info!(protocol = ?way.protocol, sample_ratio = ratio, parent_based, "traces are exported");
         Ok(Self(Some(RUNNING.get_or_init(|| export))))
     }
 
@@ -82,18 +77,9 @@ impl Traces {
     }
 }
 
-/// How spans travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
-    Grpc,
-    Http,
-}
-
 #[derive(Debug, PartialEq)]
 struct Settings {
-    protocol: Protocol,
-    /// Whether the connection is to be encrypted.
-    tls: bool,
+    way: Way,
     ratio: f64,
     parent_based: bool,
     queue_spans: usize,
@@ -103,36 +89,7 @@ struct Settings {
 impl Settings {
     /// `None` if no traces are wanted.
     fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
-        let traces_or_all = |name: &str| {
-            let (traces, all) =
-                (format!("OTEL_EXPORTER_OTLP_TRACES_{name}"), format!("OTEL_EXPORTER_OTLP_{name}"));
-            variable(&traces).map(|text| (traces, text)).or_else(|| variable(&all).map(|text| (all, text)))
-        };
-        if variable("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
-            return Ok(None);
-        }
-        let endpoint = traces_or_all("ENDPOINT");
-        match variable("OTEL_TRACES_EXPORTER").as_deref() {
-            Some("none") => return Ok(None),
-            None if endpoint.is_none() => return Ok(None),
-            None | Some("otlp") => {}
-            Some(other) => return Err(format!("OTEL_TRACES_EXPORTER: `{other}` is neither otlp nor none")),
-        }
-        let protocol = match traces_or_all("PROTOCOL") {
-            None => Protocol::Http,
-            Some((name, text)) => match text.as_str() {
-                "grpc" => Protocol::Grpc,
-                "http/protobuf" => Protocol::Http,
-                other => return Err(format!("{name}: `{other}` is neither grpc nor http/protobuf")),
-            },
-        };
-        for name in ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"] {
-            if let Some((name, _)) = traces_or_all(name) {
-                return Err(format!(
-                    "{name} is not supported; SSL_CERT_FILE names the certificates that are trusted"
-                ));
-            }
-        }
+        let Some(way) = Way::read(TRACES, &variable)? else { return Ok(None) };
         let (parent_based, ratio) = sampler(&variable)?;
         let queue_spans = match variable("OTEL_BSP_MAX_QUEUE_SIZE") {
             None => QUEUE_SPANS,
@@ -149,22 +106,13 @@ impl Settings {
                 .map(Duration::from_millis)
                 .map_err(|_| "OTEL_BSP_EXPORT_TIMEOUT: must be a whole number of milliseconds".to_owned())?,
         };
-        let tls = endpoint.is_some_and(|(_, url)| !url.starts_with("http://"));
-        Ok(Some(Self { protocol, tls, ratio, parent_based, queue_spans, export_timeout }))
+        Ok(Some(Self { way, ratio, parent_based, queue_spans, export_timeout }))
     }
 
     fn exporter(&self) -> Result<SpanExporter, String> {
-        let exporter = match self.protocol {
-            Protocol::Grpc => {
-                let exporter = SpanExporter::builder().with_tonic();
-                let tls = ClientTlsConfig::new().with_enabled_roots();
-                if self.tls { exporter.with_tls_config(tls) } else { exporter }.build()
-            }
-            Protocol::Http => {
-                let client = Http::new().map_err(|error| format!("the system's certificates: {error}"))?;
-                let protocol = opentelemetry_otlp::Protocol::HttpBinary;
-                SpanExporter::builder().with_http().with_protocol(protocol).with_http_client(client).build()
-            }
+        let exporter = match self.way.protocol {
+            Protocol::Grpc => self.way.over_grpc(SpanExporter::builder().with_tonic()).build(),
+            Protocol::Http => self.way.over_http(SpanExporter::builder().with_http())?.build(),
         };
         exporter.map_err(|error| format!("OTEL_EXPORTER_OTLP_*: {error}"))
     }
@@ -215,7 +163,7 @@ impl Export {
     fn start(settings: &Settings, program: &str) -> Result<Self, String> {
         let counts = Arc::new(Counts::default());
         let mut exporter = settings.exporter()?;
-        opentelemetry_sdk::trace::SpanExporter::set_resource(&mut exporter, &resource(program));
+        opentelemetry_sdk::trace::SpanExporter::set_resource(&mut exporter, &otlp::resource(program));
         let exporter = Sender {
             exporter: Arc::new(exporter),
             timeout: settings.export_timeout,
@@ -254,26 +202,6 @@ impl Export {
         }
         self.processor.on_end(span);
     }
-}
-
-fn resource(program: &str) -> Resource {
-    // The SDK has its say from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
-    let resource = Resource::builder().build();
-    let unnamed = |name: &opentelemetry::Value| name.as_str().starts_with("unknown_service");
-    let is_unnamed = resource.get(&Key::new(attribute::SERVICE_NAME)).is_none_or(|name| unnamed(&name));
-    let mut builder = Resource::builder();
-    if is_unnamed {
-        builder = builder.with_service_name(program.to_owned());
-    }
-    for (name, value) in [
-        (attribute::SERVICE_VERSION, env!("CARGO_PKG_VERSION").to_owned()),
-        (attribute::SERVICE_INSTANCE_ID, Uuid::now_v7().to_string()),
-    ] {
-        if resource.get(&Key::new(name)).is_none() {
-            builder = builder.with_attribute(KeyValue::new(name, value));
-        }
-    }
-    builder.build()
 }
 
 #[derive(Debug, Default)]

@@ -4,7 +4,6 @@
 
 pub mod attribute;
 pub mod export;
-mod http;
 mod span;
 
 pub use opentelemetry::KeyValue;

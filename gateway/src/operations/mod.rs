@@ -42,8 +42,6 @@ pub(crate) async fn serve(
     let draining = readiness.draining();
     let service = DeadLetterServiceServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
     let service = ServiceBuilder::new()
-        // Calls that are refused are to be seen, too.
-        .layer(Spans)
         // Nobody without the role gets any further.
         .layer(Gate(authentication))
         .layer(Gate(Acquaint))
@@ -72,6 +70,8 @@ pub(crate) async fn serve(
         .max_connection_age_grace(config.max_connection_age_grace)
         // One call that panics must not look like a broken connection.
         .layer(panics::layer())
+        // Calls that are refused are to be seen, too.
+        .layer(Spans)
         .add_service(probes.service(health))
         .add_optional_service(reflection_v1)
         .add_optional_service(reflection_v1alpha)

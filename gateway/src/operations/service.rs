@@ -18,7 +18,6 @@ use proto::operations::v1::{
 };
 use tokio::select;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
@@ -27,6 +26,7 @@ use super::redrive::{Canary, Redrive};
 use super::requests::{self, Which};
 use crate::auth::Principal;
 use crate::orders::{principal_of, read_by};
+use crate::readiness::Readiness;
 use crate::spans::span_of;
 use crate::{deadline, errors};
 
@@ -39,7 +39,7 @@ pub(crate) struct Operations {
     log: OrderLog,
     letters: DeadLetters,
     request_timeout: Duration,
-    draining: CancellationToken,
+    readiness: Readiness,
 }
 
 impl Operations {
@@ -47,9 +47,9 @@ impl Operations {
         log: OrderLog,
         letters: DeadLetters,
         request_timeout: Duration,
-        draining: CancellationToken,
+        readiness: Readiness,
     ) -> Self {
-        Self { log, letters, request_timeout, draining }
+        Self { log, letters, request_timeout, readiness }
     }
 
     async fn find(&self, id: &LetterId, by: Instant) -> Result<Kept, Status> {
@@ -94,7 +94,7 @@ impl Operations {
         principal: Arc<Principal>,
         redrive: Redrive,
     ) -> impl Stream<Item = Result<RedriveDeadLettersResponse, Status>> + Send + use<T> {
-        let (draining, caller_gone) = (self.draining.clone(), deadline::of_stream(request.metadata()));
+        let (draining, caller_gone) = (self.readiness.draining(), deadline::of_stream(request.metadata()));
         unfold(Some(redrive), move |redrive| {
             let (draining, principal) = (draining.clone(), principal.clone());
             async move {
@@ -153,6 +153,9 @@ impl DeadLetterService for Operations {
     ) -> Result<Response<Self::RedriveDeadLettersStream>, Status> {
         let by = deadline::of(request.metadata(), self.request_timeout);
         let wanted = requests::redrive(request.get_ref().clone())?;
+        if !wanted.dry_run {
+            self.readiness.may_store()?;
+        }
         let ids = self.chosen(wanted.which, wanted.limit, by).await?;
         let principal = principal_of(&request)?.clone();
         let operator = operator(&principal);
@@ -183,6 +186,7 @@ impl DeadLetterService for Operations {
         let operator = operator(principal_of(&request)?);
         let span = span_of(request.extensions());
         let (id, reason) = requests::discard(request.into_inner())?;
+        self.readiness.may_store()?;
         loop {
             let kept = self.find(&id, by).await?;
             let discarded = match kept.letter.state() {

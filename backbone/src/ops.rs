@@ -1,4 +1,4 @@
-//! HTTP for whoever runs the gateway: probes of an orchestrator, and of people with curl.
+//! HTTP for whoever runs the programs: probes of an orchestrator, Prometheus, and people with curl.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -7,17 +7,19 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use backbone::telemetry::Seldom;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
-use crate::readiness::{self, Readiness};
+use crate::metrics;
+use crate::telemetry::Seldom;
 
 /// Connections at a time. A further one takes the place of the oldest: a probe is answered as soon as it is there,
 /// and needs its connection no longer.
@@ -27,13 +29,23 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a connection could not be accepted; for want of file descriptors, as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until it is aborted.
-pub(crate) async fn serve(listener: TcpListener, readiness: Readiness) -> Infallible {
+/// What a program knows of how it is.
+pub trait Health: Clone + Send + Sync + 'static {
+    /// Whether to send it work: what more there is to say of that, or why not.
+    fn ready(&self) -> Result<String, String>;
+
+    /// Whether what it stands on is well, or what is not.
+    fn healthy(&self) -> Result<(), String>;
+}
+
+/// Serves /livez, /readyz, /health and /metrics until it is aborted.
+pub async fn serve<H: Health>(listener: TcpListener, health: H) -> Infallible {
     let routes = Router::new()
         .route("/livez", get(async || "alive\n"))
-        .route("/readyz", get(ready))
-        .route("/health", get(healthy))
-        .with_state(readiness);
+        .route("/readyz", get(ready::<H>))
+        .route("/health", get(healthy::<H>))
+        .route("/metrics", get(measured))
+        .with_state(health);
     let routes = TowerToHyperService::new(routes);
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
@@ -67,20 +79,27 @@ pub(crate) async fn serve(listener: TcpListener, readiness: Readiness) -> Infall
     }
 }
 
-/// Whether to send this gateway new calls.
-async fn ready(State(readiness): State<Readiness>) -> (StatusCode, String) {
-    match readiness.now() {
-        readiness::State::Ready => (StatusCode::OK, "ready\n".to_owned()),
-        readiness::State::BrokerAway(reason) => unavailable(&reason),
-        readiness::State::Draining => unavailable("draining"),
+async fn ready<H: Health>(State(health): State<H>) -> (StatusCode, String) {
+    match health.ready() {
+        Ok(more) => (StatusCode::OK, format!("ready\n{more}")),
+        Err(reason) => unavailable(&reason),
     }
 }
 
-/// Whether what the gateway stands on is well: NATS is connected and the stream answers.
-async fn healthy(State(readiness): State<Readiness>) -> (StatusCode, String) {
-    match readiness.now() {
-        readiness::State::Ready | readiness::State::Draining => (StatusCode::OK, "healthy\n".to_owned()),
-        readiness::State::BrokerAway(reason) => unavailable(&reason),
+async fn healthy<H: Health>(State(health): State<H>) -> (StatusCode, String) {
+    match health.healthy() {
+        Ok(()) => (StatusCode::OK, "healthy\n".to_owned()),
+        Err(reason) => unavailable(&reason),
+    }
+}
+
+async fn measured() -> Response {
+    match metrics::text() {
+        Ok(text) => ([(CONTENT_TYPE, metrics::TEXT_TYPE)], text).into_response(),
+        Err(error) => {
+            error!(%error, "metrics cannot be written");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
     }
 }
 

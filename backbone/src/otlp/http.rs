@@ -1,4 +1,5 @@
-//! The HTTP client of the exporter: the one that is in the tree already.
+//! The HTTP client of the exporters, and of whoever asks the broker's monitoring port: the one that is in the tree
+//! already.
 
 use std::io;
 use std::pin::Pin;
@@ -12,18 +13,27 @@ use hyper_util::rt::TokioExecutor;
 use opentelemetry_http::{HttpClient, HttpError, Request, Response};
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 
-/// Longest answer of a collector: which spans it refused, and why.
+/// Longest answer: which spans a collector refused, and why; what a broker says of itself.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
+/// A client that trusts what the system trusts. Sets no deadline of its own.
 #[derive(Debug)]
-pub(super) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+pub struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl Http {
-    pub(super) fn new() -> io::Result<Self> {
+    /// Fails if the system's certificates cannot be read.
+    pub fn new() -> io::Result<Self> {
         let provider = aws_lc_rs::default_provider();
         let connector = HttpsConnectorBuilder::new().with_provider_and_native_roots(provider)?;
         let connector = connector.https_or_http().enable_http1().build();
         Ok(Self(Client::builder(TokioExecutor::new()).build(connector)))
+    }
+
+    /// Sends a request, and reads the whole answer.
+    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (head, body) = self.0.request(request.map(Full::new)).await?.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?;
+        Ok(Response::from_parts(head, body.to_bytes()))
     }
 }
 
@@ -36,10 +46,6 @@ impl HttpClient for Http {
         'a: 'b,
         Self: 'b,
     {
-        Box::pin(async move {
-            let (head, body) = self.0.request(request.map(Full::new)).await?.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?;
-            Ok(Response::from_parts(head, body.to_bytes()))
-        })
+        Box::pin(self.send(request))
     }
 }

@@ -1,0 +1,64 @@
+//! What a step has before it: what its consumer has not acknowledged, and how old the oldest of that is.
+
+use std::time::SystemTime;
+
+use async_nats::jetstream::consumer::Info;
+
+use super::OrderLog;
+use crate::direct_get::{self, ReadError};
+use crate::event::stored;
+use crate::ids::Revision;
+use crate::stream::ORDERS;
+
+/// The messages that a consumer has not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Not delivered to anybody yet.
+    pub pending: u64,
+    /// Delivered, and not acknowledged: worked on, or waiting for a further attempt.
+    pub ack_pending: u64,
+    /// When the oldest of all these was stored; `None` if there are none.
+    pub oldest: Option<SystemTime>,
+}
+
+impl OrderLog {
+    /// The backlog of a consumer of the log, asked now.
+    pub async fn backlog_of(&self, consumer: &str) -> Result<Backlog, ReadError> {
+        direct_get::reachable(&self.connection.client)?;
+        let info = self.stream.consumer_info(consumer).await;
+        self.backlog(&info.map_err(|error| ReadError::NoAnswer(error.to_string()))?).await
+    }
+
+    /// The backlog of the consumer of which the broker has just said this.
+    pub async fn backlog(&self, info: &Info) -> Result<Backlog, ReadError> {
+        let (pending, ack_pending) = (info.num_pending, info.num_ack_pending as u64);
+        let mut backlog = Backlog { pending, ack_pending, oldest: None };
+        if pending == 0 && ack_pending == 0 {
+            return Ok(backlog);
+        }
+        // Up to the floor everything is acknowledged; so the first message behind it that the consumer reads is not.
+        let from = Revision(info.ack_floor.stream_sequence + 1);
+        let mut oldest: Option<direct_get::Stored> = None;
+        for filter in filters(info) {
+            let found = direct_get::batch_from(&self.connection.client, ORDERS, filter, from, 1).await?;
+            let found = found.messages.into_iter().next();
+            oldest = match (oldest, found) {
+                (Some(one), Some(other)) if one.sequence <= other.sequence => Some(one),
+                (one, other) => other.or(one),
+            };
+        }
+        backlog.oldest = oldest.and_then(|oldest| stored(&oldest.headers));
+        match backlog.oldest {
+            Some(_) => Ok(backlog),
+            // A replica that is behind, or what was expired or deleted a moment ago.
+            None => Err(ReadError::NoAnswer("the oldest message of the consumer is not there".to_owned())),
+        }
+    }
+}
+
+fn filters(info: &Info) -> Vec<&str> {
+    let config = &info.config;
+    let several = config.filter_subjects.iter().map(String::as_str);
+    let one = Some(config.filter_subject.as_str()).filter(|filter| !filter.is_empty());
+    several.chain(one).collect()
+}

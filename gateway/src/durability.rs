@@ -1,0 +1,206 @@
+//! How safely the broker keeps what it has acknowledged, and whether that is enough.
+//!
+//! STREAM.INFO says on how many servers the order log is, and whether on disk. Whether a server writes each message
+//! through to its disk before it acknowledges it (`sync_interval: always`) it tells at its monitoring port alone, so
+//! that is asked where NATS_MONITOR_URL names it. What is not known counts as no.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use backbone::otlp::Http;
+use backbone::stream::StreamState;
+use bytes::Bytes;
+use clap::ValueEnum;
+use futures::future::join_all;
+use http::{Request, Uri};
+use serde::Deserialize;
+use tokio::time::timeout;
+use tracing::warn;
+
+/// Copies of the log of which a majority survives the loss of a server, its disk and its power.
+const REPLICAS_SAFE: usize = 3;
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is asked of the broker.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct DurabilityConfig {
+    /// What the broker has to guarantee: `strict` takes orders only while the order log is on three servers at least,
+    /// or each write goes through to the disk. `any` takes them in any case, and says what is guaranteed.
+    #[arg(long, env = "DURABILITY", default_value = "any")]
+    pub(crate) durability: Wanted,
+    /// Monitoring ports of the broker's servers, such as `http://nats:8222`, separated by commas: they alone tell
+    /// whether each write goes through to the disk. Needs all servers that hold the order log. Unset: it is taken not
+    /// to.
+    #[arg(long, env = "NATS_MONITOR_URL", value_delimiter = ',', value_parser = monitor)]
+    pub(crate) nats_monitor_url: Vec<Uri>,
+}
+
+/// How much is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Wanted {
+    Any,
+    Strict,
+}
+
+/// What survives, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// Nothing that ends the server.
+    Memory,
+    /// The death of the server's process, not the loss of its machine's power.
+    Process,
+    /// The loss of power too.
+    Fsync,
+    /// The loss of a server.
+    Replicated,
+}
+
+impl Level {
+    pub(crate) const ALL: [Self; 4] = [Self::Memory, Self::Process, Self::Fsync, Self::Replicated];
+
+    /// The level of a stream, whose servers are known to write through, or not to.
+    pub(crate) fn of(stream: &StreamState, fsyncs: &HashMap<String, bool>) -> Self {
+        let writes_through = |server| fsyncs.get(server).copied().unwrap_or(false);
+        match stream {
+            StreamState { on_file: false, .. } => Self::Memory,
+            StreamState { replicas: REPLICAS_SAFE.., .. } => Self::Replicated,
+            StreamState { servers, .. } if !servers.is_empty() && servers.iter().all(writes_through) => Self::Fsync,
+            StreamState { .. } => Self::Process,
+        }
+    }
+
+    pub(crate) fn satisfies(self, wanted: Wanted) -> bool {
+        match wanted {
+            Wanted::Any => true,
+            Wanted::Strict => self >= Self::Fsync,
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Process => "process",
+            Self::Fsync => "fsync",
+            Self::Replicated => "replicated",
+        }
+    }
+}
+
+/// Formats it for people.
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memory => "memory: nothing survives the end of the broker",
+            Self::Process => "process: what is acknowledged survives the death of the broker, not the loss of power",
+            Self::Fsync => "fsync: what is acknowledged survives the loss of power",
+            Self::Replicated => "replicated: what is acknowledged survives the loss of a server",
+        })
+    }
+}
+
+/// Asks the monitoring ports.
+#[derive(Debug)]
+pub(crate) struct Monitors {
+    http: Http,
+    urls: Vec<Uri>,
+}
+
+/// What a server says of itself, as far as it matters.
+#[derive(Deserialize)]
+struct Varz {
+    server_name: String,
+    #[serde(default)]
+    jetstream: JetStream,
+}
+
+#[derive(Default, Deserialize)]
+struct JetStream {
+    #[serde(default)]
+    config: JetStreamConfig,
+}
+
+#[derive(Default, Deserialize)]
+struct JetStreamConfig {
+    #[serde(default)]
+    sync_always: bool,
+}
+
+impl Monitors {
+    /// Fails if the system's certificates cannot be read.
+    pub(crate) fn new(config: &DurabilityConfig) -> std::io::Result<Option<Self>> {
+        let urls = config.nats_monitor_url.clone();
+        if urls.is_empty() { Ok(None) } else { Ok(Some(Self { http: Http::new()?, urls })) }
+    }
+
+    /// The names of the servers that answer, and whether each of them writes through.
+    pub(crate) async fn ask(&self) -> Vec<(String, bool)> {
+        let answers = join_all(self.urls.iter().map(|url| async move {
+            let asked = timeout(ASK_TIMEOUT, self.ask_one(url)).await;
+            asked.unwrap_or_else(|_| Err("no answer in time".to_owned())).inspect_err(|error| {
+                warn!(%url, error, "monitoring port of the broker (NATS_MONITOR_URL) not asked");
+            })
+        }));
+        answers.await.into_iter().filter_map(Result::ok).collect()
+    }
+
+    async fn ask_one(&self, url: &Uri) -> Result<(String, bool), String> {
+        let path = format!("{}/varz", url.to_string().trim_end_matches('/'));
+        let request = Request::get(path).body(Bytes::new()).map_err(|error| error.to_string())?;
+        let answer = self.http.send(request).await.map_err(|error| error.to_string())?;
+        let varz: Varz = serde_json::from_slice(answer.body()).map_err(|error| error.to_string())?;
+        Ok((varz.server_name, varz.jetstream.config.sync_always))
+    }
+}
+
+fn monitor(text: &str) -> Result<Uri, String> {
+    let url: Uri = text.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
+    let is_http = matches!(url.scheme_str(), Some("http" | "https"));
+    // Whoever logs in there would be seen in the log.
+    let is_plain = url.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+    if is_http && is_plain { Ok(url) } else { Err("must be an address such as http://nats:8222".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(replicas: usize, servers: &[&str]) -> StreamState {
+        StreamState {
+            messages: 0,
+            bytes: 0,
+            bytes_max: None,
+            replicas,
+            replicas_current: servers.len(),
+            on_file: true,
+            servers: servers.iter().map(|server| (*server).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_level_needs_every_server_that_holds_the_log() {
+        let fsyncs = HashMap::from([("a".to_owned(), true), ("b".to_owned(), false)]);
+        let level = |replicas, servers: &[&str]| Level::of(&stream(replicas, servers), &fsyncs);
+        assert_eq!(level(1, &["a"]), Level::Fsync);
+        assert_eq!(level(1, &["b"]), Level::Process);
+        assert_eq!(level(1, &["unknown"]), Level::Process);
+        assert_eq!(level(2, &["a", "b"]), Level::Process);
+        assert_eq!(level(1, &[]), Level::Process, "nobody says who holds it");
+        assert_eq!(level(3, &["b"]), Level::Replicated);
+        assert_eq!(Level::of(&StreamState { on_file: false, ..stream(3, &["a"]) }, &fsyncs), Level::Memory);
+    }
+
+    #[test]
+    fn strict_takes_what_survives_the_loss_of_power() {
+        let enough = Level::ALL.map(|level| level.satisfies(Wanted::Strict));
+        assert_eq!(enough, [false, false, true, true]);
+    }
+
+    #[test]
+    fn a_monitoring_port_is_an_address_without_a_password() {
+        assert!(monitor("http://nats:8222").is_ok() && monitor("https://10.0.0.1:8222/").is_ok());
+        for text in ["", "nats:8222", "nats://nats:8222", "http://user:secret@nats:8222"] {
+            assert!(monitor(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What the gateway counts; docs/metrics.md says what it means.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use backbone::metrics::{self, Counter, Histogram, KeyValue, UpDownCounter, seconds};
+use backbone::trace::attribute;
+
+use crate::errors::Reason;
+use crate::readiness::{Readiness, State};
+
+/// Methods whose answer is a watch.
+pub(crate) const WATCH_ORDER: &str = "orders.v1.OrderService/WatchOrder";
+pub(crate) const WATCH_ORDERS: &str = "orders.v1.OrderService/WatchOrders";
+
+static CALLS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
+    metrics::wait("rpc.server.call.duration", "Calls, from their headers to the end of the answer.")
+});
+static REFUSED: LazyLock<Counter<u64>> = LazyLock::new(|| {
+    metrics::counter("waybill.calls.refused", "Calls answered with an error that has a reason.")
+});
+static STREAMS: LazyLock<UpDownCounter<i64>> =
+    LazyLock::new(|| metrics::up_and_down("waybill.streams.open", "Watches open now."));
+static LAG: LazyLock<Histogram<f64>> = LazyLock::new(|| {
+    metrics::way(
+        "waybill.watch.lag",
+        "From when the broker stored an event to when a watcher was given it who was there already.",
+    )
+});
+
+/// What there is to see before anything has happened.
+pub(crate) fn start(readiness: &Readiness) {
+    for reason in Reason::ALL {
+        REFUSED.add(0, &[KeyValue::new("reason", reason.as_str())]);
+    }
+    for method in [WATCH_ORDER, WATCH_ORDERS] {
+        STREAMS.add(0, &[KeyValue::new(attribute::RPC_METHOD, method)]);
+    }
+    let readiness = readiness.clone();
+    metrics::gauge("waybill.ready", "Whether /readyz says ready.", move |gauge| {
+        gauge.observe(u64::from(readiness.now() == State::Ready), &[]);
+    });
+}
+
+/// A call has ended.
+pub(crate) fn answered(method: &'static str, status: &'static str, took: Duration) {
+    let labels = [
+        KeyValue::new(attribute::RPC_METHOD, method),
+        KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, status),
+    ];
+    CALLS.record(seconds(took), &labels);
+}
+
+/// A call is refused.
+pub(crate) fn refused(reason: Reason) {
+    REFUSED.add(1, &[KeyValue::new("reason", reason.as_str())]);
+}
+
+/// An event is given to a watcher, so long after it was stored.
+pub(crate) fn delivered(method: &'static str, lag: Duration) {
+    LAG.record(seconds(lag), &[KeyValue::new(attribute::RPC_METHOD, method)]);
+}
+
+/// A watch, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct OpenStream(&'static str);
+
+impl OpenStream {
+    pub(crate) fn of(method: &'static str) -> Self {
+        STREAMS.add(1, &[KeyValue::new(attribute::RPC_METHOD, method)]);
+        Self(method)
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        STREAMS.add(-1, &[KeyValue::new(attribute::RPC_METHOD, self.0)]);
+    }
+}

@@ -1,0 +1,217 @@
+//! What the broker says of the two streams: for metrics, and to find out how safely orders are kept.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use backbone::connection::Connection;
+use backbone::dead_letters::DeadLetters;
+use backbone::metrics::{self, AsyncInstrument, KeyValue};
+use backbone::stream::{DEAD_LETTERS, ORDERS, StreamConfig, StreamState};
+use tokio::join;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::durability::{Level, Monitors, Wanted};
+
+/// How often it is asked what changes slowly: the dead letters, and what the servers say of themselves.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Steps whose open letters are counted; those of others are counted together.
+const STEPS_MAX: usize = 32;
+const OTHER: &str = "other";
+
+/// What is known of the streams. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Streams {
+    known: Arc<Mutex<Known>>,
+    connection: Connection,
+    wanted: Wanted,
+    /// Copies that were asked for.
+    replicas: Option<u8>,
+}
+
+/// What cannot be asked is not known: nothing is said of it rather than something old.
+#[derive(Debug, Default)]
+struct Known {
+    orders: Option<StreamState>,
+    letters: Option<StreamState>,
+    /// Open letters by step. A step that had some stays, with none.
+    open_letters: Option<BTreeMap<String, u64>>,
+    /// Servers by name, and whether they write through.
+    fsyncs: HashMap<String, bool>,
+    level: Option<Level>,
+    /// The connection by which the level was found: after another one it may be another broker.
+    found_at: u64,
+}
+
+impl Streams {
+    pub(crate) fn new(connection: Connection, wanted: Wanted, config: &StreamConfig) -> Self {
+        let streams = Self { known: Arc::default(), connection, wanted, replicas: config.orders_replicas };
+        streams.measure();
+        streams
+    }
+
+    /// The order log was found like this, or could not be asked. Says why orders cannot be kept in it, if so.
+    pub(crate) fn found_orders(&self, orders: Option<StreamState>, connects: u64) -> Result<(), String> {
+        let mut known = self.known();
+        known.orders = orders;
+        let Some(orders) = &known.orders else { return Ok(()) };
+        let level = Level::of(orders, &known.fsyncs);
+        let (replicas, is_enough) = (orders.replicas, level.satisfies(self.wanted));
+        known.found_at = connects;
+        if known.level.replace(level) != Some(level) {
+            if is_enough {
+                info!(level = level.as_str(), replicas, "{ORDERS} is kept: {level}");
+            } else {
+                warn!(level = level.as_str(), replicas, "{ORDERS} is kept less safely than DURABILITY asks for: {level}");
+            }
+        }
+        if is_enough { Ok(()) } else { Err(too_little(level)) }
+    }
+
+    /// Whether what is stored now is kept as it was asked for; if not, why.
+    pub(crate) fn may_store(&self) -> Result<(), String> {
+        if self.wanted == Wanted::Any {
+            return Ok(());
+        }
+        let known = self.known();
+        match known.level {
+            Some(level) if known.found_at == self.connects() => {
+                if level.satisfies(self.wanted) { Ok(()) } else { Err(too_little(level)) }
+            }
+            Some(_) | None => Err("what the broker guarantees is not known yet".to_owned()),
+        }
+    }
+
+    /// What is guaranteed, if that is known.
+    pub(crate) fn level(&self) -> Option<Level> {
+        self.known().level
+    }
+
+    /// How often the connection to the broker has come up.
+    pub(crate) fn connects(&self) -> u64 {
+        *self.connection.connects().borrow()
+    }
+
+    /// Looks at what changes slowly, again and again.
+    pub(crate) async fn keep_looking(&self, letters: &DeadLetters, monitors: Option<&Monitors>) {
+        loop {
+            sleep(LOOK_INTERVAL).await;
+            self.look(letters, monitors).await;
+        }
+    }
+
+    /// Looks once at what changes slowly.
+    pub(crate) async fn look(&self, letters: &DeadLetters, monitors: Option<&Monitors>) {
+        let fsyncs = async {
+            match monitors {
+                Some(monitors) => monitors.ask().await,
+                None => Vec::new(),
+            }
+        };
+        let (found, fsyncs) = join!(timeout(LOOK_TIMEOUT, letters.state()), fsyncs);
+        let mut known = self.known();
+        // A server that does not answer is as it was: only its restart could change that.
+        known.fsyncs.extend(fsyncs);
+        let found = match found {
+            Ok(Ok(found)) => Some(found),
+            Ok(Err(error)) => {
+                debug!(%error, "stream {DEAD_LETTERS} not looked at");
+                None
+            }
+            Err(_) => None,
+        };
+        let Some((state, open)) = found else {
+            known.letters = None;
+            known.open_letters = None;
+            return;
+        };
+        known.letters = Some(state);
+        let counts = known.open_letters.get_or_insert_default();
+        counts.values_mut().for_each(|letters| *letters = 0);
+        for (step, letters) in open {
+            let is_named = counts.contains_key(&step) || counts.len() < STEPS_MAX;
+            let step = if is_named && !step.is_empty() { step } else { OTHER.to_owned() };
+            *counts.entry(step).or_default() += letters;
+        }
+    }
+
+    fn measure(&self) {
+        self.of_streams("waybill.stream.messages", "Messages of a stream.", |state, _| state.messages);
+        self.of_streams("waybill.stream.bytes", "What the messages of a stream take.", |state, _| state.bytes);
+        self.of_streams(
+            "waybill.stream.bytes.max",
+            "What the messages of a stream may take; 0: the stream sets no limit.",
+            |state, _| state.bytes_max.unwrap_or(0),
+        );
+        self.of_streams("waybill.stream.replicas", "Copies that a stream is to have.", |state, _| {
+            state.replicas as u64
+        });
+        self.of_streams(
+            "waybill.stream.replicas.current",
+            "Copies of a stream that are up to date.",
+            |state, _| state.replicas_current as u64,
+        );
+        self.of_streams(
+            "waybill.stream.replicas.wanted",
+            "Copies of a stream that were asked for.",
+            |state, wanted| wanted.map_or(state.replicas as u64, u64::from),
+        );
+        let streams = self.clone();
+        metrics::gauge("waybill.durability", "What the broker guarantees of stream ORDERS.", move |gauge| {
+            let Some(level) = streams.known_level() else { return };
+            for each in Level::ALL {
+                gauge.observe(u64::from(each == level), &[KeyValue::new("level", each.as_str())]);
+            }
+        });
+        let streams = self.clone();
+        metrics::gauge(
+            "waybill.durability.below_wanted",
+            "Whether that is less than DURABILITY asks for.",
+            move |gauge| {
+                if let Some(level) = streams.known_level() {
+                    gauge.observe(u64::from(!level.satisfies(streams.wanted)), &[]);
+                }
+            },
+        );
+        let streams = self.clone();
+        metrics::gauge("waybill.dead_letters.open", "Open dead letters.", move |gauge| {
+            for (step, letters) in streams.known().open_letters.iter().flatten() {
+                gauge.observe(*letters, &[KeyValue::new("step", step.clone())]);
+            }
+        });
+    }
+
+    fn of_streams(
+        &self,
+        name: &'static str,
+        description: &'static str,
+        number: impl Fn(&StreamState, Option<u8>) -> u64 + Send + Sync + 'static,
+    ) {
+        let streams = self.clone();
+        metrics::gauge(name, description, move |gauge: &dyn AsyncInstrument<u64>| {
+            let known = streams.known();
+            for (stream, state) in [(ORDERS, &known.orders), (DEAD_LETTERS, &known.letters)] {
+                if let Some(state) = state {
+                    gauge.observe(number(state, streams.replicas), &[KeyValue::new("stream", stream)]);
+                }
+            }
+        });
+    }
+
+    /// The level, while the stream can be asked.
+    fn known_level(&self) -> Option<Level> {
+        let known = self.known();
+        known.level.filter(|_| known.orders.is_some())
+    }
+
+    /// Nothing panics while it is held, so poison would mean nothing.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn too_little(level: Level) -> String {
+    format!("the broker guarantees too little for DURABILITY=strict ({level})")
+}

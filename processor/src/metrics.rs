@@ -1,0 +1,70 @@
+//! What a processor counts; docs/metrics.md says what it means.
+
+use std::collections::HashSet;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use backbone::consumer::Lost;
+use backbone::metrics::{self, Counter, Histogram, KeyValue, seconds};
+
+/// Fingerprints that are told apart; the letters of others are counted together.
+const FINGERPRINTS_MAX: usize = 100;
+const OTHER: &str = "other";
+const CAUSES: [&str; 4] = ["stuck", "silent", "refused", "closed"];
+
+static ATTEMPTS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
+    metrics::wait("waybill.step.attempt.duration", "Attempts at a message, until it is known what becomes of it.")
+});
+static REDELIVERIES: LazyLock<Counter<u64>> = LazyLock::new(|| {
+    metrics::counter("waybill.step.redeliveries", "Messages that came not for the first time.")
+});
+static REOPENED: LazyLock<Counter<u64>> = LazyLock::new(|| {
+    metrics::counter("waybill.step.consumer.reopened", "Times that the consumer was lost and opened anew.")
+});
+static LETTERS: LazyLock<Counter<u64>> = LazyLock::new(|| {
+    metrics::counter("waybill.dead_letters", "Messages that were given up, parked or set aside.")
+});
+
+/// What there is to see before anything has happened.
+pub(crate) fn start(step: &'static str) {
+    REDELIVERIES.add(0, &[of(step)]);
+    for cause in CAUSES {
+        REOPENED.add(0, &[of(step), KeyValue::new("cause", cause)]);
+    }
+}
+
+/// A message has been worked on.
+pub(crate) fn attempted(step: &'static str, outcome: &'static str, took: Duration) {
+    ATTEMPTS.record(seconds(took), &[of(step), KeyValue::new("outcome", outcome)]);
+}
+
+/// A message has come again.
+pub(crate) fn redelivered(step: &'static str) {
+    REDELIVERIES.add(1, &[of(step)]);
+}
+
+/// The consumer is lost.
+pub(crate) fn reopened(step: &'static str, lost: &Lost) {
+    let cause = match lost {
+        Lost::Stuck { .. } => "stuck",
+        Lost::Silent => "silent",
+        Lost::Refused(_) => "refused",
+        Lost::Closed => "closed",
+    };
+    REOPENED.add(1, &[of(step), KeyValue::new("cause", cause)]);
+}
+
+/// A message was given up, for a cause that has this fingerprint.
+pub(crate) fn given_up(step: &'static str, fingerprint: &str) {
+    static KNOWN: Mutex<Option<HashSet<String>>> = Mutex::new(None);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.get_or_insert_default();
+    let fits = known.contains(fingerprint)
+        || (known.len() < FINGERPRINTS_MAX && known.insert(fingerprint.to_owned()));
+    let fingerprint = if fits { fingerprint } else { OTHER }.to_owned();
+    LETTERS.add(1, &[of(step), KeyValue::new("fingerprint", fingerprint)]);
+}
+
+pub(crate) fn of(step: &'static str) -> KeyValue {
+    KeyValue::new("step", step)
+}

@@ -1,0 +1,183 @@
+//! How a processor is: for probes, and for what is measured when somebody looks.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use backbone::connection::Connection;
+use backbone::log::{Backlog, OrderLog};
+use backbone::metrics::{age, gauge, seconds};
+use backbone::ops::Health;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::debug;
+
+use crate::breaker::Phase;
+use crate::metrics::of;
+
+/// How often it is looked what the step has before it.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+/// And how soon again when it could not be.
+const LOOK_RETRY: Duration = Duration::from_secs(1);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How the processor of a step is. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Status(Arc<Known>);
+
+#[derive(Debug)]
+struct Known {
+    step: &'static str,
+    connection: Connection,
+    is_open: AtomicBool,
+    is_draining: AtomicBool,
+    workers: AtomicUsize,
+    in_flight: AtomicUsize,
+    breaker: AtomicU8,
+    last_delivery: Mutex<Instant>,
+    /// `None` while it cannot be asked: nothing is said then rather than something old.
+    backlog: Mutex<Option<Backlog>>,
+}
+
+impl Status {
+    pub(crate) fn new(step: &'static str, connection: Connection) -> Self {
+        let status = Self(Arc::new(Known {
+            step,
+            connection,
+            is_open: AtomicBool::new(false),
+            is_draining: AtomicBool::new(false),
+            workers: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            breaker: AtomicU8::new(Phase::Closed as u8),
+            last_delivery: Mutex::new(Instant::now()),
+            backlog: Mutex::new(None),
+        }));
+        status.measure();
+        status
+    }
+
+    /// The consumer is open, or is no longer.
+    pub(crate) fn is_open(&self, is_open: bool) {
+        self.0.is_open.store(is_open, Ordering::Relaxed);
+    }
+
+    /// No more work is begun.
+    pub(crate) fn drains(&self) {
+        self.0.is_draining.store(true, Ordering::Relaxed);
+        *lock(&self.0.backlog) = None;
+    }
+
+    /// So many messages may be worked on at a time.
+    pub(crate) fn workers(&self, workers: usize) {
+        self.0.workers.store(workers, Ordering::Relaxed);
+    }
+
+    /// So many messages are worked on, and the breaker is like this.
+    pub(crate) fn at_work(&self, in_flight: usize, breaker: Phase) {
+        self.0.in_flight.store(in_flight, Ordering::Relaxed);
+        self.0.breaker.store(breaker as u8, Ordering::Relaxed);
+    }
+
+    /// A message has come.
+    pub(crate) fn delivered(&self) {
+        *lock(&self.0.last_delivery) = Instant::now();
+    }
+
+    /// Looks again and again what the step has before it.
+    pub(crate) async fn keep_looking(&self, log: &OrderLog) {
+        loop {
+            let backlog = match timeout(LOOK_TIMEOUT, log.backlog_of(self.0.step)).await {
+                Ok(Ok(backlog)) => Some(backlog),
+                Ok(Err(error)) => {
+                    debug!(step = self.0.step, %error, "backlog not known");
+                    None
+                }
+                Err(_) => None,
+            };
+            *lock(&self.0.backlog) = backlog;
+            sleep(if backlog.is_some() { LOOK_INTERVAL } else { LOOK_RETRY }).await;
+        }
+    }
+
+    fn backlog(&self) -> Option<Backlog> {
+        // What was known before the connection was lost may have been done by others since.
+        lock(&self.0.backlog).filter(|_| self.0.connection.is_up())
+    }
+
+    fn measure(&self) {
+        let step = of(self.0.step);
+        let (status, label) = (self.clone(), [step.clone()]);
+        gauge("waybill.step.in_flight", "Messages worked on now.", move |gauge| {
+            gauge.observe(status.0.in_flight.load(Ordering::Relaxed) as u64, &label);
+        });
+        let (status, label) = (self.clone(), [step.clone()]);
+        gauge("waybill.step.workers", "Messages that may be worked on at a time.", move |gauge| {
+            gauge.observe(status.0.workers.load(Ordering::Relaxed) as u64, &label);
+        });
+        let (status, label) = (self.clone(), [step.clone()]);
+        gauge(
+            "waybill.step.breaker.state",
+            "0: closed, 1: half open, 2: open, because what the step depends on is away.",
+            move |gauge| gauge.observe(status.0.breaker.load(Ordering::Relaxed).into(), &label),
+        );
+        let (status, label) = (self.clone(), [step.clone()]);
+        gauge("waybill.step.pending", "Messages of the log that no replica has received yet.", move |gauge| {
+            if let Some(backlog) = status.backlog() {
+                gauge.observe(backlog.pending, &label);
+            }
+        });
+        let (status, label) = (self.clone(), [step.clone()]);
+        gauge(
+            "waybill.step.ack_pending",
+            "Messages that a replica has received, and none has acknowledged.",
+            move |gauge| {
+                if let Some(backlog) = status.backlog() {
+                    gauge.observe(backlog.ack_pending, &label);
+                }
+            },
+        );
+        let (status, label) = (self.clone(), [step.clone()]);
+        age(
+            "waybill.step.oldest_unprocessed_age",
+            "Age of the oldest message that the step has not acknowledged; 0 if there is none.",
+            move |gauge| {
+                if let Some(backlog) = status.backlog() {
+                    gauge.observe(seconds(since(backlog.oldest)), &label);
+                }
+            },
+        );
+        let (status, label) = (self.clone(), [step]);
+        age(
+            "waybill.step.last_delivery_age",
+            "Since this process was last brought a message, or else since its start.",
+            move |gauge| gauge.observe(seconds(lock(&status.0.last_delivery).elapsed()), &label),
+        );
+    }
+}
+
+impl Health for Status {
+    fn ready(&self) -> Result<String, String> {
+        if self.0.is_draining.load(Ordering::Relaxed) {
+            return Err("draining".to_owned());
+        }
+        self.healthy()?;
+        if self.0.is_open.load(Ordering::Relaxed) {
+            Ok(String::new())
+        } else {
+            Err("the consumer is not open".to_owned())
+        }
+    }
+
+    fn healthy(&self) -> Result<(), String> {
+        if self.0.connection.is_up() { Ok(()) } else { Err("not connected to NATS".to_owned()) }
+    }
+}
+
+/// How long ago that was; nothing if clocks disagree.
+fn since(oldest: Option<SystemTime>) -> Duration {
+    oldest.and_then(|oldest| oldest.elapsed().ok()).unwrap_or_default()
+}
+
+/// Nothing panics while it is held, so poison would mean nothing.
+fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
