@@ -9,7 +9,8 @@ use backbone::dead_letters::DeadLetters;
 use backbone::metrics::{self, AsyncInstrument, KeyValue};
 use backbone::stream::{DEAD_LETTERS, ORDERS, StreamConfig, StreamState};
 use tokio::join;
-use tokio::time::{sleep, timeout};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::durability::{Level, Monitors, Wanted};
@@ -25,6 +26,8 @@ const OTHER: &str = "other";
 #[derive(Clone, Debug)]
 pub(crate) struct Streams {
     known: Arc<Mutex<Known>>,
+    /// Has what changes slowly be looked at now.
+    look_now: Arc<Notify>,
     connection: Connection,
     wanted: Wanted,
     /// Copies that were asked for.
@@ -40,6 +43,8 @@ struct Known {
     open_letters: Option<BTreeMap<String, u64>>,
     /// Servers by name, and whether they write through.
     fsyncs: HashMap<String, bool>,
+    /// The connection by which they were there.
+    fsyncs_at: u64,
     level: Option<Level>,
     /// The connection by which the level was found: after another one it may be another broker.
     found_at: u64,
@@ -47,7 +52,7 @@ struct Known {
 
 impl Streams {
     pub(crate) fn new(connection: Connection, wanted: Wanted, config: &StreamConfig) -> Self {
-        let streams = Self { known: Arc::default(), connection, wanted, replicas: config.orders_replicas };
+        let streams = Self { known: Arc::default(), look_now: Arc::default(), connection, wanted, replicas: config.orders_replicas };
         streams.measure();
         streams
     }
@@ -56,10 +61,15 @@ impl Streams {
     pub(crate) fn found_orders(&self, orders: Option<StreamState>, connects: u64) -> Result<(), String> {
         let mut known = self.known();
         known.orders = orders;
+        // What servers have said of themselves holds until they are restarted.
+        if known.fsyncs_at != connects && !known.fsyncs.is_empty() {
+            known.fsyncs.clear();
+            self.look_now.notify_one();
+        }
+        known.found_at = connects;
         let Some(orders) = &known.orders else { return Ok(()) };
         let level = Level::of(orders, &known.fsyncs);
         let (replicas, is_enough) = (orders.replicas, level.satisfies(self.wanted));
-        known.found_at = connects;
         if known.level.replace(level) != Some(level) {
             if is_enough {
                 info!(level = level.as_str(), replicas, "{ORDERS} is kept: {level}");
@@ -97,7 +107,8 @@ impl Streams {
     /// Looks at what changes slowly, again and again.
     pub(crate) async fn keep_looking(&self, letters: &DeadLetters, monitors: Option<&Monitors>) {
         loop {
-            sleep(LOOK_INTERVAL).await;
+            // Nobody has to be told that the time is over.
+            timeout(LOOK_INTERVAL, self.look_now.notified()).await.ok();
             self.look(letters, monitors).await;
         }
     }
@@ -110,10 +121,12 @@ impl Streams {
                 None => Vec::new(),
             }
         };
+        let connects = self.connects();
         let (found, fsyncs) = join!(timeout(LOOK_TIMEOUT, letters.state()), fsyncs);
         let mut known = self.known();
-        // A server that does not answer is as it was: only its restart could change that.
+        // A server that does not answer now is as it was.
         known.fsyncs.extend(fsyncs);
+        known.fsyncs_at = connects;
         let found = match found {
             Ok(Ok(found)) => Some(found),
             Ok(Err(error)) => {

@@ -24,9 +24,7 @@ pub struct Broker {
 impl Broker {
     /// Takes a free port for a broker that is started later.
     pub fn reserve(dir: &Path) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("free port");
-        let port = listener.local_addr().expect("port").port();
-        Self { process: None, port, dir: dir.to_owned(), password: None }
+        Self { process: None, port: free_port(), dir: dir.to_owned(), password: None }
     }
 
     /// Lets in nobody but a user with this password, if there is one.
@@ -39,6 +37,16 @@ impl Broker {
         let data = self.data();
         self.run(|command| command.arg("--jetstream").arg("--store_dir").arg(data));
         self.jetstream().await;
+    }
+
+    /// Starts it with further settings, in the words of its configuration: of JetStream, and of the server. It may not be
+    /// there yet.
+    pub fn start_configured(&mut self, of_jetstream: &str, of_server: &str) {
+        let data = self.data();
+        let text = format!("jetstream {{ store_dir: {data:?}\n{of_jetstream} }}\n{of_server}\n");
+        let file = self.dir.join("nats.conf");
+        std::fs::write(&file, text).expect("configuration");
+        self.run(|command| command.arg("--config").arg(file));
     }
 
     /// Starts it without JetStream; it may not be there yet.
@@ -121,6 +129,12 @@ impl Broker {
         })
         .await
     }
+}
+
+/// A port that nobody listens on at the moment.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("free port");
+    listener.local_addr().expect("port").port()
 }
 
 fn login(password: &str) -> String {

@@ -19,7 +19,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::deployment::{Deployment, Gateway};
-use crate::{PATIENCE, eventually};
+use crate::{PATIENCE, Scrape, eventually};
 
 /// Orders looked at side by side.
 const READS_AT_ONCE: usize = 16;
@@ -54,6 +54,23 @@ impl Gateway {
 }
 
 impl Deployment {
+    /// What the gateway says at /metrics.
+    pub async fn scrape(&self) -> Scrape {
+        Scrape::read(&self.gateway.http("/metrics").await.1)
+    }
+
+    /// What the process of `step` that was started last says at /metrics.
+    pub async fn scrape_of(&mut self, step: &str) -> Scrape {
+        let (_, text) = self.http_of(step, "/metrics").await;
+        Scrape::read(&text)
+    }
+
+    /// Status and body of a path on the HTTP port of the process of `step` that was started last.
+    pub async fn http_of(&mut self, step: &str, path: &str) -> (u16, String) {
+        let addr = self.processor(step).ops_addr().await;
+        http_get(&addr, path).await.unwrap_or_default()
+    }
+
     /// Status and body of a path on the gateway's HTTP port.
     pub async fn http(&self, path: &str) -> (u16, String) {
         self.gateway.http(path).await
@@ -192,8 +209,8 @@ impl Watcher {
     }
 }
 
-/// A plain HTTP GET.
-async fn http_get(addr: &str, path: &str) -> Option<(u16, String)> {
+/// A plain HTTP GET: status and body, if there is an answer.
+pub async fn http_get(addr: &str, path: &str) -> Option<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut connection = tokio::net::TcpStream::connect(addr).await.ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");

@@ -154,6 +154,7 @@ impl Deployment {
         command
             .env_clear()
             .env("NATS_URL", nats_url)
+            .env("OPS_ADDR", FREE_PORT)
             .env("LOG_FORMAT", "json")
             .envs(self.options.environment.iter().cloned())
             .envs(self.options.processors.iter().cloned());

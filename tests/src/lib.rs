@@ -16,16 +16,18 @@ mod payments;
 mod process;
 mod records;
 mod relay;
+mod scrape;
 mod wire;
 
-pub use broker::Broker;
-pub use calls::{Shows, Watcher, health, item, order_of};
+pub use broker::{Broker, free_port};
+pub use calls::{Shows, Watcher, health, http_get, item, order_of};
 pub use deployment::{Deployment, Gateway, Options};
 pub use load::{Load, cancel, create};
 pub use operations::{every_one, these};
 pub use payments::{Account, PaymentSandbox};
 pub use process::{Process, binary};
 pub use relay::Relay;
+pub use scrape::{Sample, Scrape};
 pub use wire::{DELIVERY, Held, Moment, Wire};
 
 use std::time::{Duration, Instant};

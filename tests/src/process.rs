@@ -69,6 +69,16 @@ impl Process {
         self.line(what, |line| pick(&fields(line)?)).await
     }
 
+    /// Where it serves HTTP, once it says so.
+    pub async fn ops_addr(&mut self) -> String {
+        // An earlier process may have written to the same file.
+        let pid = self.pid();
+        let addr = |fields: &Value| {
+            (fields["pid"] == pid).then(|| fields["ops_addr"].as_str().map(str::to_owned))?
+        };
+        self.logged("its HTTP address", addr).await
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(self.as_pid(), signal).expect("signal");

@@ -124,15 +124,14 @@ impl OrderLog {
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         let kind = EventKind::of(&detail);
-        let began = Instant::now();
-        let appended = self.publish_until_decided(id, kind, previous, expected, order, detail, trace, deadline).await;
-        let outcome = match &appended {
+        let mut measured = Measured { kind, began: Instant::now(), outcome: "unknown" };
+        let appended =
+            self.publish_until_decided(id, kind, previous, expected, order, detail, trace, deadline).await;
+        measured.outcome = match &appended {
             Ok(Appended::Stored(_)) => "acked",
             Ok(Appended::Overtaken(_)) => "conflict",
             Err(error) => error.kind(),
         };
-        let labels = [KeyValue::new("event", kind.as_str()), KeyValue::new("outcome", outcome)];
-        APPENDS.record(seconds(began.elapsed()), &labels);
         if let Ok(Appended::Stored(stored)) = &appended
             && matches!(kind, EventKind::Fulfilled | EventKind::Rejected | EventKind::Cancelled)
         {
@@ -245,6 +244,20 @@ impl OrderLog {
         let history = if tried_before { self.history(id, Revision::NONE).await? } else { Vec::new() };
         let mine = history.iter().find(|event| event.event_id == event_id);
         Ok(mine.map_or(Settled::Overtaken(current), |event| Settled::Mine(event.revision)))
+    }
+}
+
+/// An append until it has ended. The outcome of one that nobody waits for any longer is not known.
+struct Measured {
+    kind: EventKind,
+    began: Instant,
+    outcome: &'static str,
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        let labels = [KeyValue::new("event", self.kind.as_str()), KeyValue::new("outcome", self.outcome)];
+        APPENDS.record(seconds(self.began.elapsed()), &labels);
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) async fn start(
     for (name, program) in processors {
         let mut command = broker.command_of_client(program)?;
         command.env("STOCK", &stock).env("PAYMENT_URL", payment_url);
+        // The gateway's own address is in the same variable.
+        command.env("OPS_ADDR", "127.0.0.1:0");
         children.start(name, command)?;
     }
     let logs: Vec<_> = processors.iter().map(|(name, _)| children.log_of(name)).collect();
