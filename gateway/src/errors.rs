@@ -8,6 +8,7 @@ use backbone::direct_get::ReadError;
 use backbone::ids::{OrderId, Revision};
 use backbone::log::AppendError;
 use backbone::telemetry::Seldom;
+use backbone::trace::TraceContext;
 use proto::orders::v1::OrderStatus;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -272,31 +273,32 @@ pub(crate) fn timed_out() -> Status {
 }
 
 /// A status for an event that was not appended, or may not have been.
-pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
+pub(crate) fn append(id: &OrderId, trace: &TraceContext, append_error: &AppendError) -> Status {
+    let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
     match append_error {
         AppendError::Unavailable(_) => {
             if let Some(left_out) = NOT_STORED.may_tell() {
-                warn!(left_out, order_id = %id, error = %append_error, "event not stored");
+                warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
             }
             come_back(Reason::BrokerUnavailable, "nothing was accepted; try again", RETRY_DELAY)
         }
         AppendError::Full => {
             if let Some(left_out) = FULL.may_tell() {
-                error!(left_out, order_id = %id, error = %append_error, "event not stored");
+                error!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
             }
             let message = "nothing was accepted: storage is full; try again later";
             come_back(Reason::StorageFull, message, RETRY_DELAY_FULL)
         }
         AppendError::Unknown(_) => {
             if let Some(left_out) = UNKNOWN.may_tell() {
-                warn!(left_out, order_id = %id, error = %append_error, "outcome of an append unknown");
+                warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "outcome of an append unknown");
             }
             let message = "it is not known whether this was accepted; repeat it (a CreateOrder with the same \
                            request_id), or get the order_id";
             status(Reason::OutcomeUnknown, message, of_order(id), ErrorDetails::new())
         }
         AppendError::Refused(_) => {
-            error!(order_id = %id, error = %append_error, "the lifecycle refused a checked request");
+            error!(order_id = %id, trace_id, span_id, error = %append_error, "the lifecycle refused a checked request");
             internal()
         }
     }

@@ -85,7 +85,7 @@ impl OrderService for Orders {
         let items = new.created.items.clone();
 
         let appended = self.log.create(new.id, new.created, trace, deadline).await;
-        let order = match appended.map_err(|error| errors::append(&new.id, &error))? {
+        let order = match appended.map_err(|error| errors::append(&new.id, trace, &error))? {
             Appended::Stored(created) => created.order,
             // A repeat: the id says that customer and request_id are the same, so the items decide.
             Appended::Overtaken(existing) if existing.order.items == items => existing.order,
@@ -148,7 +148,7 @@ impl OrderService for Orders {
                 Err(AppendError::Refused(_)) => {
                     return Err(errors::not_cancellable(&id, current.order.status()));
                 }
-                Err(error) => return Err(errors::append(&id, &error)),
+                Err(error) => return Err(errors::append(&id, trace, &error)),
             }
         }
         let (trace_id, span_id) = (trace.trace_id(), trace.span_id());

@@ -323,15 +323,17 @@ impl Parking {
         let attempts = letter.attempts.len();
         let deadline = Instant::now() + APPEND_TIMEOUT;
         match self.log.append(&current, Detail::Failed(failed), about.trace, deadline).await {
-            Ok(Appended::Stored(_)) => {
+            Ok(Appended::Stored(parked)) => {
                 let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
-                error!(step, order_id = %id, trace_id, span_id, dead_letter_id, attempts, "order parked");
+                let revision = parked.order.revision;
+                error!(step, order_id = %id, trace_id, span_id, revision, dead_letter_id, attempts, "order parked");
                 Ok(Fate::Terminate)
             }
             Ok(Appended::Overtaken(_)) => self.withdraw(&kept, about).await,
             // It has ended, and what the step could not take back is for an operator.
             Err(AppendError::Refused(refused)) => {
-                error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter of an order that is not parked");
+                let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
+                error!(step, order_id = %id, trace_id, span_id, dead_letter_id, %refused, "dead letter of an order that is not parked");
                 Ok(Fate::Terminate)
             }
             Err(error) => Err(error.into()),

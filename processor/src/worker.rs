@@ -268,7 +268,8 @@ impl<S: Step> Worker<S> {
             span.set(|| [KeyValue::new(attribute::ATTEMPT_DELAY, delay.as_secs_f64())]);
             let (order_id, deliveries) = (about.order_id, delivery.deliveries);
             let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
-            warn!(step = S::NAME, %order_id, trace_id, span_id, deliveries, counts, %reason, ?delay, "order tried again later");
+            let revision = sequence.0;
+            warn!(step = S::NAME, %order_id, trace_id, span_id, revision, deliveries, counts, %reason, ?delay, "order tried again later");
         }
         let outcome = if fate == Fate::Terminate { fate.as_str() } else { reason.kind() };
         ended(Some(fate), if is_away { Found::Away } else { Found::Nothing }, outcome)

@@ -114,7 +114,8 @@ impl Redrive {
                 Appended::Stored(now) => {
                     self.resolve(&kept, DeadLetterState::Redriven, "redriven", &span).await;
                     let (trace_id, span_id) = (span.context().trace_id(), span.context().span_id());
-                    info!(order_id = %order, trace_id, span_id, dead_letter_id = letter, operator = self.operator, "order redriven");
+                    let revision = now.order.revision;
+                    info!(order_id = %order, trace_id, span_id, revision, dead_letter_id = letter, operator = self.operator, "order redriven");
                     if matches!(self.canary, Canary::Next) {
                         self.canary = Canary::Gone(id.clone(), order);
                     }
@@ -188,7 +189,7 @@ impl Redrive {
             AppendError::Refused(_)
             | AppendError::Unavailable(_)
             | AppendError::Full
-            | AppendError::Unknown(_) => errors::append(&current.id, &error),
+            | AppendError::Unknown(_) => errors::append(&current.id, span.context(), &error),
         })
     }
 
