@@ -65,7 +65,9 @@ impl Level {
         match stream {
             StreamState { on_file: false, .. } => Self::Memory,
             StreamState { replicas: REPLICAS_SAFE.., .. } => Self::Replicated,
-            StreamState { servers, .. } if !servers.is_empty() && servers.iter().all(writes_through) => Self::Fsync,
+            StreamState { servers, .. } if !servers.is_empty() && servers.iter().all(writes_through) => {
+                Self::Fsync
+            }
             StreamState { .. } => Self::Process,
         }
     }
@@ -92,7 +94,9 @@ impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Memory => "memory: nothing survives the end of the broker",
-            Self::Process => "process: what is acknowledged survives the death of the broker, not the loss of power",
+            Self::Process => {
+                "process: what is acknowledged survives the death of the broker, not the loss of power"
+            }
             Self::Fsync => "fsync: what is acknowledged survives the loss of power",
             Self::Replicated => "replicated: what is acknowledged survives the loss of a server",
         })

@@ -39,8 +39,8 @@ use backbone::shutdown::Shutdown;
 use backbone::telemetry;
 use backbone::trace::export::Traces;
 use tokio::net::TcpListener;
-use tokio::{join, select};
 use tokio::time::{sleep, timeout};
+use tokio::{join, select};
 use tracing::{error, info, warn};
 
 use crate::auth::Authentication;
@@ -121,7 +121,8 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
     metrics::start(&readiness);
     let drain = readiness.draining();
     let operations = operations_listener.map(|listener| {
-        let service = Operations::new(log.clone(), letters.clone(), config.request_timeout, readiness.clone());
+        let service =
+            Operations::new(log.clone(), letters.clone(), config.request_timeout, readiness.clone());
         operations::serve(
             listener,
             service,

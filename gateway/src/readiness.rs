@@ -162,7 +162,9 @@ impl Readiness {
 impl Health for Readiness {
     fn ready(&self) -> Result<String, String> {
         match self.now() {
-            State::Ready => Ok(self.streams.level().map(|level| format!("durability: {level}\n")).unwrap_or_default()),
+            State::Ready => {
+                Ok(self.streams.level().map(|level| format!("durability: {level}\n")).unwrap_or_default())
+            }
             State::BrokerAway(reason) | State::NotDurable(reason) => Err(reason),
             State::Draining => Err("draining".to_owned()),
         }

@@ -52,7 +52,13 @@ struct Known {
 
 impl Streams {
     pub(crate) fn new(connection: Connection, wanted: Wanted, config: &StreamConfig) -> Self {
-        let streams = Self { known: Arc::default(), look_now: Arc::default(), connection, wanted, replicas: config.orders_replicas };
+        let streams = Self {
+            known: Arc::default(),
+            look_now: Arc::default(),
+            connection,
+            wanted,
+            replicas: config.orders_replicas,
+        };
         streams.measure();
         streams
     }
@@ -74,7 +80,10 @@ impl Streams {
             if is_enough {
                 info!(level = level.as_str(), replicas, "{ORDERS} is kept: {level}");
             } else {
-                warn!(level = level.as_str(), replicas, "{ORDERS} is kept less safely than DURABILITY asks for: {level}");
+                warn!(
+                    level = level.as_str(),
+                    replicas, "{ORDERS} is kept less safely than DURABILITY asks for: {level}"
+                );
             }
         }
         if is_enough { Ok(()) } else { Err(too_little(level)) }
@@ -88,7 +97,11 @@ impl Streams {
         let known = self.known();
         match known.level {
             Some(level) if known.found_at == self.connects() => {
-                if level.satisfies(self.wanted) { Ok(()) } else { Err(too_little(level)) }
+                if level.satisfies(self.wanted) {
+                    Ok(())
+                } else {
+                    Err(too_little(level))
+                }
             }
             Some(_) | None => Err("what the broker guarantees is not known yet".to_owned()),
         }
@@ -152,7 +165,9 @@ impl Streams {
 
     fn measure(&self) {
         self.of_streams("waybill.stream.messages", "Messages of a stream.", |state, _| state.messages);
-        self.of_streams("waybill.stream.bytes", "What the messages of a stream take.", |state, _| state.bytes);
+        self.of_streams("waybill.stream.bytes", "What the messages of a stream take.", |state, _| {
+            state.bytes
+        });
         self.of_streams(
             "waybill.stream.bytes.max",
             "What the messages of a stream may take; 0: the stream sets no limit.",

@@ -13,7 +13,10 @@ const OTHER: &str = "other";
 const CAUSES: [&str; 4] = ["stuck", "silent", "refused", "closed"];
 
 static ATTEMPTS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
-    metrics::wait("waybill.step.attempt.duration", "Attempts at a message, until it is known what becomes of it.")
+    metrics::wait(
+        "waybill.step.attempt.duration",
+        "Attempts at a message, until it is known what becomes of it.",
+    )
 });
 static REDELIVERIES: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter("waybill.step.redeliveries", "Messages that came not for the first time.")

@@ -120,11 +120,15 @@ impl Status {
             move |gauge| gauge.observe(status.0.breaker.load(Ordering::Relaxed).into(), &label),
         );
         let (status, label) = (self.clone(), [step.clone()]);
-        gauge("waybill.step.pending", "Messages of the log that no replica has received yet.", move |gauge| {
-            if let Some(backlog) = status.backlog() {
-                gauge.observe(backlog.pending, &label);
-            }
-        });
+        gauge(
+            "waybill.step.pending",
+            "Messages of the log that no replica has received yet.",
+            move |gauge| {
+                if let Some(backlog) = status.backlog() {
+                    gauge.observe(backlog.pending, &label);
+                }
+            },
+        );
         let (status, label) = (self.clone(), [step.clone()]);
         gauge(
             "waybill.step.ack_pending",

@@ -214,7 +214,9 @@ impl<S: Step> Worker<S> {
             match self.parking.before_attempt(delivery, &about).await {
                 Ok(Before::Attempt(alone)) => _alone = alone,
                 Ok(Before::Settled(fate)) => return ended(Some(fate), Found::Nothing, fate.as_str()),
-                Err(error) => return ended(Some(self.or_again(delivery, Err(error))), Found::Nothing, "read"),
+                Err(error) => {
+                    return ended(Some(self.or_again(delivery, Err(error))), Found::Nothing, "read");
+                }
             }
         }
 

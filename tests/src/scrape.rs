@@ -61,7 +61,8 @@ impl Sample {
     /// The name of its metric.
     fn metric(&self, types: &BTreeMap<String, String>) -> &str {
         let stems = ["_bucket", "_sum", "_count"].into_iter().filter_map(|end| self.name.strip_suffix(end));
-        let histogram = stems.into_iter().find(|stem| types.get(*stem).is_some_and(|kind| kind == "histogram"));
+        let histogram =
+            stems.into_iter().find(|stem| types.get(*stem).is_some_and(|kind| kind == "histogram"));
         histogram.unwrap_or(&self.name)
     }
 }

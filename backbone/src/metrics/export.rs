@@ -138,9 +138,11 @@ mod tests {
         assert_eq!(read(&[]), Ok(None));
         assert_eq!(read(&[ENDPOINT, ("OTEL_METRICS_EXPORTER", "none")]), Ok(None));
         assert_eq!(read(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://localhost")]), Ok(None));
-        for wanted in
-            [ENDPOINT, ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "https://c"), ("OTEL_METRICS_EXPORTER", "otlp")]
-        {
+        for wanted in [
+            ENDPOINT,
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "https://c"),
+            ("OTEL_METRICS_EXPORTER", "otlp"),
+        ] {
             assert_eq!(read(&[wanted]).unwrap().unwrap().interval, INTERVAL, "{wanted:?}");
         }
     }

@@ -33,9 +33,8 @@ const SERIES_MAX: usize = 512;
 pub const TEXT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Bounds of times that somebody waits for: a call, an append, an attempt.
-const WAIT_SECONDS: [f64; 17] = [
-    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
-];
+const WAIT_SECONDS: [f64; 17] =
+    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 /// Bounds of times that may go on for hours: an order's whole way, what a watcher is behind.
 const WAY_SECONDS: [f64; 19] = [
     0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0,
@@ -143,7 +142,7 @@ pub fn gauge(
     look: impl Fn(&dyn AsyncInstrument<u64>) + Send + Sync + 'static,
 ) {
     // The provider keeps it.
-    drop(meter().u64_observable_gauge(name).with_description(description).with_callback(look).build());
+    meter().u64_observable_gauge(name).with_description(description).with_callback(look).build();
 }
 
 /// The same of an age.
@@ -154,14 +153,14 @@ pub fn age(
 ) {
     let meter = meter();
     let seconds = meter.f64_observable_gauge(name).with_description(description).with_unit("s");
-    drop(seconds.with_callback(look).build());
+    seconds.with_callback(look).build();
 }
 
 /// A number that somebody else counts, and that only grows.
 pub fn total(name: &'static str, description: &'static str, look: impl Fn() -> u64 + Send + Sync + 'static) {
     let meter = meter();
     let total = meter.u64_observable_counter(name).with_description(description);
-    drop(total.with_callback(move |total| total.observe(look(), &[])).build());
+    total.with_callback(move |total| total.observe(look(), &[])).build();
 }
 
 /// In seconds, as durations are told.

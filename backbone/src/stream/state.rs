@@ -35,7 +35,10 @@ impl From<&Info> for StreamState {
             replicas: config.num_replicas,
             replicas_current: current + usize::from(leader.is_some()),
             on_file: config.storage == StorageType::File,
-            servers: leader.into_iter().chain(followers.iter().map(|follower| follower.name.clone())).collect(),
+            servers: leader
+                .into_iter()
+                .chain(followers.iter().map(|follower| follower.name.clone()))
+                .collect(),
         }
     }
 }

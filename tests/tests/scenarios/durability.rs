@@ -86,7 +86,9 @@ async fn three_servers_get_orders() {
     assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
     let current = eventually("all copies", async || {
         let scrape = waybill.scrape().await;
-        scrape.sum("waybill_stream_replicas_current", &[("stream", "ORDERS")]).filter(|current| *current == 3.0)
+        scrape
+            .sum("waybill_stream_replicas_current", &[("stream", "ORDERS")])
+            .filter(|current| *current == 3.0)
     });
     assert_eq!(current.await, 3.0);
     // One that is gone is noticed.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use harness::issuer::{AUDIENCE, ISSUER, SigningKey, claims, key_set};
 use harness::{Deployment, Options, Shows, eventually, order_of};
 use proto::orders::v1::{
-    CancelOrderRequest, GetOrderRequest, ListOrdersRequest, Money, Order, OrderItem, OrderStatus, WatchOrdersRequest,
+    CancelOrderRequest, GetOrderRequest, ListOrdersRequest, Money, Order, OrderItem, OrderStatus,
+    WatchOrdersRequest,
 };
 use proto::payments::v1::Fault;
 use serde_json::Value;
@@ -99,7 +100,9 @@ async fn no_log_tells_who_bought_what_or_what_anybody_shows_or_knows() {
     mend(&waybill).await;
     by_token.cancel_order(cancel.clone()).await.unwrap();
     assert!(Shows::key(WRONG_KEY).on(waybill.channel()).cancel_order(cancel.clone()).await.is_err());
-    assert!(Shows::token(&token[..token.len() - 9]).on(waybill.channel()).cancel_order(cancel).await.is_err());
+    assert!(
+        Shows::token(&token[..token.len() - 9]).on(waybill.channel()).cancel_order(cancel).await.is_err()
+    );
     let mut invalid = order(CUSTOMER, "invalid", SKU);
     invalid.items[0].quantity = -1;
     assert!(by_key.create_order(invalid).await.is_err());
@@ -129,13 +132,27 @@ async fn no_log_tells_who_bought_what_or_what_anybody_shows_or_knows() {
     let signature = token.rsplit('.').next().unwrap();
     let price = PRICE.to_string();
     let secrets = [
-        CUSTOMER, EMAIL, DECLINED, SKU, &price, REQUEST_ID, MESSAGE, KEY, WRONG_KEY, signature, &token, PASSWORD,
-        "magrathea", "insufficient funds", "heartofgold",
+        CUSTOMER,
+        EMAIL,
+        DECLINED,
+        SKU,
+        &price,
+        REQUEST_ID,
+        MESSAGE,
+        KEY,
+        WRONG_KEY,
+        signature,
+        &token,
+        PASSWORD,
+        "magrathea",
+        "insufficient funds",
+        "heartofgold",
     ];
     // What is in stock at the start is a setting of whoever runs it, and no order's.
     let is_setting = |line: &str| line.contains(r#""message":"stock created""#);
     for secret in secrets {
-        let telling: Vec<_> = lines.iter().filter(|line| line.contains(secret) && !is_setting(line)).collect();
+        let telling: Vec<_> =
+            lines.iter().filter(|line| line.contains(secret) && !is_setting(line)).collect();
         assert!(telling.is_empty(), "{secret} is told: {telling:#?}");
     }
 
@@ -156,7 +173,14 @@ async fn no_log_tells_who_bought_what_or_what_anybody_shows_or_knows() {
         if target.starts_with("processor") {
             assert!(fields["step"].is_string(), "{line}");
         }
-        let done = ["done", "order accepted", "order cancelled", "order parked", "order tried again later", "order redriven"];
+        let done = [
+            "done",
+            "order accepted",
+            "order cancelled",
+            "order parked",
+            "order tried again later",
+            "order redriven",
+        ];
         if done.iter().any(|done| fields["message"] == *done) {
             assert!(fields["revision"].is_u64(), "{line}");
         }

@@ -80,10 +80,9 @@ async fn what_the_programs_count_is_what_the_page_lists_and_what_happened() {
         assert_eq!(again.code(), Code::FailedPrecondition);
         placed += 1.0;
     }
-    for (customer, sku, status) in [
-        ("declined-customer", "widget", OrderStatus::Rejected),
-        ("customer", "rare", OrderStatus::Rejected),
-    ] {
+    for (customer, sku, status) in
+        [("declined-customer", "widget", OrderStatus::Rejected), ("customer", "rare", OrderStatus::Rejected)]
+    {
         let order = waybill.place(order_of(customer, "no", vec![item(sku, 2)])).await.unwrap();
         assert_eq!(waybill.finished(&order.order_id).await.status(), status);
         placed += 1.0;
@@ -107,7 +106,8 @@ async fn what_the_programs_count_is_what_the_page_lists_and_what_happened() {
     .await;
     eventually("a greater age", async || {
         let scrape = waybill.scrape_of("payment").await;
-        let waiting = scrape.sum("waybill_step_ack_pending", &[])? + scrape.sum("waybill_step_pending", &[])?;
+        let waiting =
+            scrape.sum("waybill_step_ack_pending", &[])? + scrape.sum("waybill_step_pending", &[])?;
         (scrape.sum(AGE, &[])? > age + 2.0 && waiting >= 10.0).then_some(())
     })
     .await;
@@ -137,7 +137,10 @@ async fn what_the_programs_count_is_what_the_page_lists_and_what_happened() {
     .await;
 
     let gateway = waybill.scrape().await;
-    assert_eq!(gateway.sum(CALLS, &[("rpc_method", CREATE), ("rpc_response_status_code", "OK")]), Some(placed));
+    assert_eq!(
+        gateway.sum(CALLS, &[("rpc_method", CREATE), ("rpc_response_status_code", "OK")]),
+        Some(placed)
+    );
     let appends = |scrape: &Scrape, event: &str| {
         scrape.sum("waybill_append_duration_seconds_count", &[("event", event), ("outcome", "acked")])
     };
@@ -149,7 +152,8 @@ async fn what_the_programs_count_is_what_the_page_lists_and_what_happened() {
     assert_eq!(["memory", "process", "fsync", "replicated"].map(level), [0.0, 1.0, 0.0, 0.0].map(Some));
     let messages = waybill.messages().await.len() as f64;
     assert_eq!(gateway.sum("waybill_stream_messages", &[("stream", "ORDERS")]), Some(messages));
-    let lags = gateway.sum("waybill_watch_lag_seconds_count", &[("rpc_method", "orders.v1.OrderService/WatchOrder")]);
+    let lags = gateway
+        .sum("waybill_watch_lag_seconds_count", &[("rpc_method", "orders.v1.OrderService/WatchOrder")]);
     assert!(lags.is_some_and(|lags| (1.0..=9.0).contains(&lags)), "{lags:?} of 3 orders with 3 updates each");
 
     let mut steps = Vec::new();
@@ -157,7 +161,8 @@ async fn what_the_programs_count_is_what_the_page_lists_and_what_happened() {
         steps.push(waybill.scrape_of(step).await);
     }
     let [inventory, payment, fulfilment] = &steps[..] else { panic!("three steps") };
-    let ended = |scrape: &Scrape, status| scrape.sum("waybill_order_duration_seconds_count", &[("status", status)]);
+    let ended =
+        |scrape: &Scrape, status| scrape.sum("waybill_order_duration_seconds_count", &[("status", status)]);
     assert_eq!(ended(fulfilment, "FULFILLED"), Some(12.0));
     assert_eq!((ended(inventory, "REJECTED"), ended(payment, "REJECTED")), (Some(1.0), Some(1.0)));
     assert_eq!(ended(&gateway, "CANCELLED"), Some(1.0));
@@ -220,14 +225,16 @@ async fn what_was_counted_last_is_sent_at_the_end() {
 async fn a_processor_says_whether_it_works() {
     let mut waybill = Deployment::start_with(Options::default()).await;
     for step in STEPS {
-        eventually("readiness", async || (waybill.http_of(step, "/readyz").await.0 == 200).then_some(())).await;
+        eventually("readiness", async || (waybill.http_of(step, "/readyz").await.0 == 200).then_some(()))
+            .await;
         assert_eq!(waybill.http_of(step, "/livez").await.0, 200);
         assert_eq!(waybill.http_of(step, "/health").await.0, 200);
     }
     assert_eq!(waybill.scrape_of("payment").await.sum("waybill_broker_connected", &[]), Some(1.0));
 
     // The broker is away: nothing old is told.
-    eventually("a backlog", async || waybill.scrape_of("payment").await.sum("waybill_step_pending", &[])).await;
+    eventually("a backlog", async || waybill.scrape_of("payment").await.sum("waybill_step_pending", &[]))
+        .await;
     waybill.broker.kill();
     eventually("no readiness", async || {
         let (status, said) = waybill.http_of("payment", "/readyz").await;
@@ -248,8 +255,10 @@ async fn a_processor_says_whether_it_works() {
     })
     .await;
     waybill.broker.start().await;
-    eventually("readiness again", async || (waybill.http_of("payment", "/readyz").await.0 == 200).then_some(()))
-        .await;
+    eventually("readiness again", async || {
+        (waybill.http_of("payment", "/readyz").await.0 == 200).then_some(())
+    })
+    .await;
     let back = waybill.scrape_of("payment").await;
     assert_eq!(back.sum("waybill_broker_reconnects_total", &[]), Some(1.0));
 }
@@ -292,7 +301,8 @@ async fn an_order_that_is_tried_again_counts_as_unprocessed() {
         let scrape = waybill.scrape_of("payment").await;
         let age = scrape.sum(AGE, &[]).filter(|age| *age > 0.0)?;
         // All the others are done with.
-        (scrape.sum("waybill_step_ack_pending", &[]) == Some(1.0)).then_some((age, reserved.elapsed().unwrap()))
+        (scrape.sum("waybill_step_ack_pending", &[]) == Some(1.0))
+            .then_some((age, reserved.elapsed().unwrap()))
     })
     .await;
     // Stored a moment after it was made.
