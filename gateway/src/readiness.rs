@@ -105,7 +105,10 @@ impl Readiness {
         select! {
             ended = keeping => ended,
             () = self.streams.keep_looking(&letters, monitors.as_ref()) => Ok(()),
-            () = self.leaving.cancelled() => std::future::pending().await,
+            () = self.leaving.cancelled() => {
+                self.streams.forget();
+                std::future::pending().await
+            }
         }
     }
 

@@ -89,6 +89,14 @@ impl Streams {
         if is_enough { Ok(()) } else { Err(too_little(level)) }
     }
 
+    /// Nobody looks any more.
+    pub(crate) fn forget(&self) {
+        let mut known = self.known();
+        known.orders = None;
+        known.letters = None;
+        known.open_letters = None;
+    }
+
     /// Whether what is stored now is kept as it was asked for; if not, why.
     pub(crate) fn may_store(&self) -> Result<(), String> {
         if self.wanted == Wanted::Any {

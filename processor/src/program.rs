@@ -94,6 +94,7 @@ where
         };
         let looking = async {
             select! {
+                biased;
                 () = drain.cancelled() => {}
                 () = status.keep_looking(&log) => {}
             }

@@ -46,6 +46,7 @@ async fn every_program_refuses_settings_that_cannot_be_used() {
         ("NATS_TLS_CA", NO_PEM),
         ("NATS_TLS_CERT", NO_FILE),
         ("NATS_TLS_KEY", NO_PEM),
+        ("OPS_ADDR", "nonsense"),
         ("LOG_FORMAT", "xml"),
         ("RUST_LOG", "a=b=c"),
         ("RUST_LOG", "infoo"),
@@ -92,6 +93,9 @@ async fn the_gateway_refuses_settings_that_cannot_be_used() {
         ("API_KEYS_FILE", "/dev/zero"),
         ("API_KEYS_FILE", "/dev"),
         ("REFLECTION", "perhaps"),
+        ("DURABILITY", "very"),
+        ("NATS_MONITOR_URL", "nats://nats:8222"),
+        ("OTEL_METRICS_EXPORTER", "prometheus"),
     ];
     for (variable, value) in settings {
         refuses("waybill-gateway", variable, value).await;

@@ -251,6 +251,12 @@ async fn every_documented_reason_is_given_with_its_code_and_details() {
     let refusal =
         async || get(&mut hasty, &done).await.err().filter(|status| status.code() != Code::NotFound);
     seen.refused(Err::<(), _>(eventually("a refusal", refusal).await));
+    drop(waybill);
+
+    let gateway = vec![("DURABILITY", "strict".to_owned())];
+    let careful =
+        Deployment::start_without_broker(Options { replicas: 0, gateway, ..Options::default() }).await;
+    seen.refused(place(&mut client(&careful, None), widget("r-1", 1)).await);
 
     let seen = seen.0.into_iter().map(|(reason, code)| (reason, format!("{code:?}").to_uppercase()));
     assert_eq!(seen.collect::<BTreeMap<_, _>>(), documented());

@@ -299,6 +299,7 @@ async fn a_dead_collector_costs_a_line_in_the_log_and_no_more() {
             // Nothing but the limit of the flush ends the program within the patience of this test.
             set("OTEL_EXPORTER_OTLP_TIMEOUT", "600000"),
             set("OTEL_BSP_EXPORT_TIMEOUT", "600000"),
+            set("OTEL_METRIC_EXPORT_TIMEOUT", "600000"),
         ];
         let mut waybill = Deployment::start_with(Options { environment, ..Options::default() }).await;
         let fulfil = async |request_id: &str| {
@@ -309,7 +310,7 @@ async fn a_dead_collector_costs_a_line_in_the_log_and_no_more() {
         fulfil("first").await;
         if addr == dead {
             let away =
-                |fields: &Value| (fields["message"].as_str()?.contains("cannot be sent")).then_some(());
+                |fields: &Value| (fields["message"].as_str()?.contains("spans cannot be sent")).then_some(());
             fulfil("second").await;
             waybill.processor("payment").logged("that the collector is away", away).await;
         }
@@ -319,9 +320,10 @@ async fn a_dead_collector_costs_a_line_in_the_log_and_no_more() {
         assert!(waybill.processor("payment").ended().await.success());
         let log = waybill.processor("payment").output();
         let said = |text: &str| log.matches(text).count();
-        let (away, unsent) = (said("cannot be sent"), said("were not sent"));
+        let (away, unsent) = (said("spans cannot be sent"), said("the last spans were not sent"));
         let expected = if addr == dead { (1, 0) } else { (0, 1) };
         assert_eq!((away, unsent), expected, "{protocol} {addr}: {log}");
+        assert_eq!(said("the last metrics were not sent"), 1, "{protocol} {addr}: {log}");
     }
 }
 
