@@ -4,9 +4,10 @@
 //! asks for more when nothing stands, or when it could take twice as many as do: so a busy one asks for several at
 //! a time, and none waits for a timer.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::Info;
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{self, Message};
 use async_nats::{Client, StatusCode, Subscriber};
 use futures::StreamExt;
@@ -17,19 +18,21 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
-use crate::connection::Connection;
-use crate::stream::ORDERS;
-use crate::subjects::{self, EventKind};
+pub use crate::durable::Floor;
 
-/// Messages delivered and not yet acknowledged, over all replicas. Orders that wait for their retry count among
-/// them, so this bounds how many may fail at once before the others have to wait.
-const ACK_PENDING_MAX: i64 = 10_000;
+use crate::connection::Connection;
+use crate::durable::Durable;
+use crate::stream::ORDERS;
+use crate::subjects::EventKind;
+
 /// How long one request for messages stands.
 const REQUEST_EXPIRY: Duration = Duration::from_secs(30);
 /// A broker silent for two of these while a request stands has lost it.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Requests in a row that the broker may lose. After more of them it is not the requests.
 const LOST_REQUESTS_MAX: u32 = 1;
+/// How often the consumer's settings are looked at. The broker answers from memory, however long the stream is.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 /// How long a leaving reader waits for messages that are already on their way to it.
 const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_millis(100);
 /// How much longer it waits for the broker to learn that it leaves.
@@ -48,13 +51,27 @@ pub struct ConsumerConfig {
     pub ack_wait: Duration,
 }
 
+/// What a reader has to know of the consumer about each message that it brings.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// How long the broker waits for a sign of life. Another program may have chosen that.
+    pub ack_wait: Duration,
+    /// When the consumer was made. What is older may have been brought before, by another of its name.
+    pub since: SystemTime,
+}
+
+impl Terms {
+    fn of(info: &Info) -> Self {
+        Self { ack_wait: info.config.ack_wait, since: info.created.into() }
+    }
+}
+
 /// An open consumer.
 #[derive(Debug)]
 pub struct Consumer {
-    name: &'static str,
+    durable: Durable,
     client: Client,
     jetstream: jetstream::Context,
-    consumer: PullConsumer,
     messages: Subscriber,
     /// Answers to request number n come to `<inbox>.<n>`.
     inbox: String,
@@ -69,6 +86,13 @@ pub struct Consumer {
     /// Requests lost since the latest sign of life.
     lost: u32,
     connects: watch::Receiver<u64>,
+    look_at: Instant,
+    /// Where the answer to a look comes.
+    look_inbox: String,
+    /// A request that brought nothing; the next look tells whether there was nothing.
+    unserved: Option<u64>,
+    floor: Floor,
+    terms: Terms,
     leave_at: Option<Instant>,
     /// Whether the broker was told that no more is wanted.
     drained: bool,
@@ -85,6 +109,12 @@ pub enum Lost {
     Stuck {
         /// Messages that it should have delivered.
         pending: u64,
+    },
+    /// Somebody has edited it, so that it may pass messages over, hold them back, or bring them too often.
+    #[error("it was edited: {settings}")]
+    Edited {
+        /// What is other than it has to be.
+        settings: String,
     },
     /// Whatever is asked, nothing comes, although the connection is up: so the broker knows no longer whom to answer.
     #[error("no sign of life from the broker, although it was asked again")]
@@ -103,29 +133,26 @@ struct Request {
 }
 
 impl Consumer {
-    /// Opens the consumer, making it if it is missing.
-    pub async fn open(connection: &Connection, config: &ConsumerConfig) -> Result<Self, async_nats::Error> {
-        let durable = pull::Config {
-            durable_name: Some(config.name.to_owned()),
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: config.ack_wait,
-            max_ack_pending: ACK_PENDING_MAX,
-            filter_subjects: config.events.iter().map(|kind| subjects::kind(*kind)).collect(),
-            ..pull::Config::default()
-        };
+    /// Opens the consumer: makes it if it is missing, and makes it right if somebody has edited it. `floor` is how far
+    /// it had come when it was open before.
+    pub async fn open(
+        connection: &Connection,
+        config: &ConsumerConfig,
+        floor: Option<Floor>,
+    ) -> Result<Self, async_nats::Error> {
         let mut connects = connection.connects();
         connects.mark_unchanged();
         let client = connection.client.clone();
         let inbox = client.new_inbox();
         let messages = client.subscribe(format!("{inbox}.*")).await?;
         let stream = connection.jetstream.get_stream_no_info(ORDERS).await?;
-        let consumer = stream.create_consumer(durable).await?;
+        let (durable, info) = Durable::open(&stream, config, floor).await?;
         Ok(Self {
-            name: config.name,
+            durable,
             client,
             jetstream: connection.jetstream.clone(),
-            consumer,
             messages,
+            look_inbox: format!("{inbox}.look"),
             inbox,
             request: 0,
             given_up: 0,
@@ -134,6 +161,10 @@ impl Consumer {
             silent_until: Instant::now(),
             lost: 0,
             connects,
+            look_at: Instant::now() + LOOK_INTERVAL,
+            unserved: None,
+            floor: Floor::of(&info),
+            terms: Terms::of(&info),
             leave_at: None,
             drained: false,
         })
@@ -160,11 +191,19 @@ impl Consumer {
                     if self.lost > LOST_REQUESTS_MAX {
                         return Err(Lost::Silent);
                     }
-                    debug!(consumer = self.name, "no sign of life from the broker, asked again");
+                    debug!(consumer = self.durable.name, "no sign of life from the broker, asked again");
                     self.give_up();
                     continue;
                 }
+                () = sleep_until(self.look_at) => {
+                    self.look().await?;
+                    continue;
+                }
             };
+            if self.is_answer_to_look(&message) {
+                self.learn(&message)?;
+                continue;
+            }
             self.silent_until = Instant::now() + 2 * HEARTBEAT;
             self.lost = 0;
             match message.status {
@@ -185,11 +224,22 @@ impl Consumer {
                     }
                     self.standing = self.standing.saturating_sub(unserved(&message));
                     if self.served < request {
-                        self.check().await?;
+                        self.unserved = Some(request);
+                        self.look().await?;
                     }
                 }
             }
         }
+    }
+
+    /// How far it had come when it was last as it has to be.
+    pub fn floor(&self) -> Floor {
+        self.floor
+    }
+
+    /// What holds for the messages that it brings now.
+    pub fn terms(&self) -> Terms {
+        self.terms
     }
 
     /// Messages that may come although no more are asked for.
@@ -206,7 +256,7 @@ impl Consumer {
                 && let Ok(message) = timeout_at(leave_at, self.messages.next()).await
             {
                 let message = message?;
-                if message.status.is_none() {
+                if self.is_delivery(&message) {
                     self.standing -= 1;
                     return Some(self.delivery(message));
                 }
@@ -218,7 +268,7 @@ impl Consumer {
                     self.messages.drain().await.ok()?;
                 }
                 let message = timeout_at(leave_at + DRAIN_TIMEOUT, self.messages.next()).await.ok()??;
-                if message.status.is_none() {
+                if self.is_delivery(&message) {
                     return Some(self.delivery(message));
                 }
             }
@@ -240,7 +290,7 @@ impl Consumer {
             idle_heartbeat: HEARTBEAT.as_nanos(),
         };
         let payload = serde_json::to_vec(&request).map_err(|error| Lost::Refused(error.to_string()))?;
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{ORDERS}.{}", self.name);
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{ORDERS}.{}", self.durable.name);
         let reply = format!("{}.{}", self.inbox, self.request);
         self.client.publish_with_reply(subject, reply, payload.into()).await.map_err(|_| Lost::Closed)?;
         self.standing += wanted;
@@ -258,12 +308,35 @@ impl Consumer {
         status.subject.strip_prefix(&self.inbox)?.strip_prefix('.')?.parse().ok()
     }
 
-    /// Finds out whether nothing came because there is nothing.
-    async fn check(&mut self) -> Result<(), Lost> {
-        // Without an answer the next request tells.
-        let Ok(info) = self.consumer.info().await else { return Ok(()) };
-        let room = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX) < ACK_PENDING_MAX;
-        if info.num_pending > 0 && room && !info.paused {
+    fn is_delivery(&self, message: &async_nats::Message) -> bool {
+        message.status.is_none() && !self.is_answer_to_look(message)
+    }
+
+    fn is_answer_to_look(&self, message: &async_nats::Message) -> bool {
+        *message.subject == *self.look_inbox
+    }
+
+    /// Asks how the consumer is. Nothing waits for the answer; without one the next look tells.
+    async fn look(&mut self) -> Result<(), Lost> {
+        self.look_at = Instant::now() + LOOK_INTERVAL;
+        let subject = format!("$JS.API.CONSUMER.INFO.{ORDERS}.{}", self.durable.name);
+        let reply = self.look_inbox.clone();
+        self.client.publish_with_reply(subject, reply, "".into()).await.map_err(|_| Lost::Closed)
+    }
+
+    /// Whether the consumer is as it has to be, and whether nothing came because there is nothing.
+    fn learn(&mut self, answer: &async_nats::Message) -> Result<(), Lost> {
+        let Ok(Response::Ok(info)) = serde_json::from_slice::<Response<Info>>(&answer.payload) else {
+            debug!(consumer = self.durable.name, "no answer how the consumer is");
+            return Ok(());
+        };
+        if let Some(settings) = self.durable.edited(&info.config) {
+            return Err(Lost::Edited { settings });
+        }
+        (self.floor, self.terms) = (Floor::of(&info), Terms::of(&info));
+        let unserved = self.unserved.take().is_some_and(|request| self.served < request);
+        let room = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX) < info.config.max_ack_pending;
+        if unserved && info.num_pending > 0 && room && !info.paused {
             return Err(Lost::Stuck { pending: info.num_pending });
         }
         Ok(())

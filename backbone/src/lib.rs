@@ -24,4 +24,5 @@ pub mod subjects;
 pub mod telemetry;
 pub mod trace;
 
+mod durable;
 mod publish;

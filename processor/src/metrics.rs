@@ -51,6 +51,7 @@ pub(crate) fn reopened(step: &'static str, lost: &Lost) {
     let cause = match lost {
         Lost::Stuck { .. } => "stuck",
         Lost::Silent => "silent",
+        Lost::Edited { .. } => "edited",
         Lost::Refused(_) => "refused",
         Lost::Closed => "closed",
     };

@@ -89,6 +89,8 @@ pub(crate) struct Delivery<'a> {
     /// When it was stored. With the subject it tells messages apart that had the same sequence, one after the other,
     /// in a stream that was made anew.
     pub(crate) published: Timestamp,
+    /// Whether the order stands as the message says, for all that is known.
+    pub(crate) is_news: bool,
 }
 
 /// What is known of a message that could be decoded.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::Message;
 use backbone::backoff::Backoff;
-use backbone::consumer::{Consumer, ConsumerConfig, Lost};
+use backbone::consumer::{Consumer, ConsumerConfig, Lost, Terms};
 use backbone::dead_letters::DeadLetters;
 use backbone::lifecycle;
 use backbone::log::OrderLog;
@@ -50,19 +50,20 @@ pub(crate) async fn process<S: Step>(
     metrics::start(S::NAME);
     status.workers(pool_size);
     info!(step = S::NAME, workers = pool_size, "processing");
-    let mut failures = 0;
+    let (mut failures, mut floor) = (0, None);
     while !drain.is_cancelled() {
         let opened = select! {
             () = drain.cancelled() => break,
-            opened = Consumer::open(log.connection(), &consumer) => opened,
+            opened = Consumer::open(log.connection(), &consumer, floor) => opened,
         };
         match opened {
-            Ok(consumer) => {
+            Ok(mut consumer) => {
                 failures = 0;
                 status.is_open(true);
-                let consumed = pool.consume(consumer, drain).await;
+                let ended = pool.consume(&mut consumer, drain).await;
                 status.is_open(false);
-                if let Err(reason) = consumed {
+                floor = Some(consumer.floor());
+                if let Err(reason) = ended {
                     metrics::reopened(S::NAME, &reason);
                     warn!(step = S::NAME, %reason, "consumer lost, opened anew");
                 }
@@ -98,7 +99,7 @@ struct Pool<S> {
 
 impl<S: Step> Pool<S> {
     /// Works on what the consumer brings, until the drain begins or the consumer is lost.
-    async fn consume(&mut self, mut consumer: Consumer, drain: &CancellationToken) -> Result<(), Lost> {
+    async fn consume(&mut self, consumer: &mut Consumer, drain: &CancellationToken) -> Result<(), Lost> {
         loop {
             let now = Instant::now();
             self.status.at_work(self.running.len(), self.breaker.phase(now));
@@ -108,24 +109,26 @@ impl<S: Step> Pool<S> {
                 biased;
                 () = drain.cancelled() => break,
                 Some(found) = self.running.join_next() => self.learn(found),
-                message = consumer.next(room), if room > 0 || consumer.standing() > 0 => self.take(message?).await,
+                message = consumer.next(room), if room > 0 || consumer.standing() > 0 => {
+                    self.take(message?, consumer.terms()).await
+                }
                 () = sleep_until(probe_at.unwrap_or(now)), if probe_at.is_some() => {}
             }
         }
         while let Some(message) = consumer.last().await {
-            self.take(message).await;
+            self.take(message, consumer.terms()).await;
         }
         Ok(())
     }
 
-    async fn take(&mut self, message: Message) {
+    async fn take(&mut self, message: Message, terms: Terms) {
         self.status.delivered();
         // Asked for when there was more room, or before the breaker opened.
         if self.running.len() >= self.breaker.width(Instant::now()).min(self.size) {
             return give_back::<S>(&message).await;
         }
         let worker = self.worker.clone();
-        self.running.spawn(async move { worker.handle(message).await });
+        self.running.spawn(async move { worker.handle(message, terms).await });
     }
 
     fn learn(&mut self, found: Result<Found, tokio::task::JoinError>) {

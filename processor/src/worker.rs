@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::Message;
+use backbone::consumer::Terms;
 use backbone::dead_letters::{DeadLetters, LetterId};
 use backbone::direct_get::ReadError;
 use backbone::event::Recorded;
@@ -36,6 +37,7 @@ use crate::step::{Step, StepError};
 
 /// How old an event may be and still be taken for the order as it stands. What waited for longer, behind others or
 /// for a step that was away, has perhaps been cancelled meanwhile, and who cancels in time is not to be charged first.
+/// Nor is one taken for that which is older than the step's consumer: it may have been delivered before.
 const NEWS_AGE_MAX: Duration = Duration::from_secs(10);
 /// How long an append may take; the attempt is repeated afterwards.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -154,8 +156,8 @@ impl<S: Step> Worker<S> {
     }
 
     /// Brings one message to its end.
-    pub(crate) async fn handle(&self, message: Message) -> Found {
-        let delivery = match delivery::<S>(&message) {
+    pub(crate) async fn handle(&self, message: Message, terms: Terms) -> Found {
+        let delivery = match delivery::<S>(&message, terms) {
             Ok(delivery) => delivery,
             Err(error) => {
                 error!(step = S::NAME, subject = %message.subject, error, "not a message of a consumer");
@@ -175,7 +177,7 @@ impl<S: Step> Worker<S> {
                 metrics::attempted(S::NAME, "given_back", began.elapsed());
                 return Found::Nothing;
             }
-            ended = self.keep_alive(&message, work) => ended,
+            ended = self.keep_alive(&message, terms.ack_wait, work) => ended,
         };
         metrics::attempted(S::NAME, outcome, began.elapsed());
         let kind = match fate {
@@ -291,13 +293,14 @@ impl<S: Step> Worker<S> {
     }
 
     /// Tells the broker again and again that the message is being worked on, while it is.
-    async fn keep_alive<T>(&self, message: &Message, work: impl Future<Output = T>) -> T {
+    async fn keep_alive<T>(&self, message: &Message, ack_wait: Duration, work: impl Future<Output = T>) -> T {
+        let interval = self.ack_wait.min(ack_wait) / 3;
         tokio::pin!(work);
         loop {
             select! {
                 biased;
                 done = &mut work => return done,
-                () = sleep(self.ack_wait / 3) => acknowledge::<S>(message, AckKind::Progress).await,
+                () = sleep(interval) => acknowledge::<S>(message, AckKind::Progress).await,
             }
         }
     }
@@ -335,7 +338,7 @@ impl<S: Step> Worker<S> {
         let id = event.id;
         let mut current = if redelivered {
             self.log.load_latest(&id).await?.ok_or(Unfinished::Gone(id))?
-        } else if age(&delivery.published) > NEWS_AGE_MAX {
+        } else if !delivery.is_news {
             self.log.load(&id).await?.ok_or(Unfinished::Gone(id))?
         } else {
             OrderState::from(event)
@@ -421,12 +424,13 @@ fn template(message: &Message) -> String {
 }
 
 /// What the broker says of a message.
-fn delivery<S: Step>(message: &Message) -> Result<Delivery<'_>, String> {
+fn delivery<S: Step>(message: &Message, terms: Terms) -> Result<Delivery<'_>, String> {
     let info = message.info().map_err(|error| error.to_string())?;
     let id = LetterId::new(S::NAME, Revision(info.stream_sequence)).map_err(|error| error.to_string())?;
     let (seconds, nanos) = (info.published.unix_timestamp(), info.published.nanosecond());
     let published = Timestamp { seconds, nanos: i32::try_from(nanos).unwrap_or_default() };
-    Ok(Delivery { message, id, deliveries: info.delivered, published })
+    let is_news = age(&published) <= NEWS_AGE_MAX && SystemTime::from(info.published) >= terms.since;
+    Ok(Delivery { message, id, deliveries: info.delivered, published, is_news })
 }
 
 /// How long a message waits that failed through no fault of its order.

@@ -146,6 +146,15 @@ impl Deployment {
         self.start_processor_at(step, self.broker_url(step));
     }
 
+    /// Starts one more process of `step`, with further environment.
+    pub fn start_processor_with(&mut self, step: &'static str, environment: &[(&'static str, &str)]) {
+        let usual = self.options.processors.clone();
+        let further = environment.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        self.options.processors.extend(further);
+        self.start_processor(step);
+        self.options.processors = usual;
+    }
+
     /// Starts one more process of `step`, for which the broker is at an address of its own.
     pub fn start_processor_at(&mut self, step: &'static str, nats_url: String) {
         let wire = self.wire.as_ref().filter(|_| self.options.wired == Some(step));
