@@ -11,7 +11,8 @@ use clap::Parser;
 
 /// A third of it is how often a worker gives its sign of life.
 const ACK_WAIT_MIN: Duration = Duration::from_millis(100);
-const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_millis(10);
+/// Less is not enough for a broker that is busy: an attempt reads, acts and appends, and each has but a part of it.
+const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
 /// Settings that every processor has.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,7 +25,7 @@ pub struct ProcessorConfig {
     /// 100ms-1d.
     #[arg(long, env = "ACK_WAIT", default_value = "10s", value_parser = duration(ACK_WAIT_MIN..=DAY))]
     pub ack_wait: Duration,
-    /// How long one attempt at an order may take, 10ms-1d.
+    /// How long one attempt at an order may take, 1s-1d.
     #[arg(long, env = "ATTEMPT_TIMEOUT", default_value = "30s",
           value_parser = duration(ATTEMPT_TIMEOUT_MIN..=DAY))]
     pub attempt_timeout: Duration,

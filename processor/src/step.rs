@@ -23,6 +23,9 @@ pub trait Step: Send + Sync + 'static {
     const WORKER_POOL_SIZE: u16 = 10;
 
     /// Does the step's work for an order that waits for it, and says what happened: the detail of [`DOES`](Self::DOES).
+    ///
+    /// What it waits for in vain has to end as [`StepError::Unavailable`] within half of ATTEMPT_TIMEOUT, as in
+    /// [`undo`](Self::undo); an attempt that is cut off at its end counts against the order.
     fn act(&self, order: &Order) -> impl Future<Output = Result<Detail, StepError>> + Send;
 
     /// Takes back what [`act`](Self::act) did for an order that is called off, and says so. That may have been nothing;

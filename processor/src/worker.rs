@@ -25,7 +25,7 @@ use proto::orders::v1::Order;
 use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
 use tokio::select;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -41,6 +41,10 @@ use crate::step::{Step, StepError};
 const NEWS_AGE_MAX: Duration = Duration::from_secs(10);
 /// How long an append may take; the attempt is repeated afterwards.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// The parts of an attempt: reading the order, the step's work, which may take half of it, and the append. So whoever
+/// does not answer has been found to be away before the attempt is cut off, which would count against the order.
+const READ_PART: f64 = 0.2;
+const APPEND_PART: f64 = 0.9;
 
 /// What working on a message has shown of the step's dependencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,8 @@ enum Unfinished {
     Read(#[from] ReadError),
     #[error("order {0} is no longer kept")]
     Gone(OrderId),
+    #[error("too little time is left to go on, {0:?} after the attempt began")]
+    Late(Duration),
     #[error("the attempt took longer than {0:?}")]
     TimedOut(Duration),
     #[error("the attempt panicked")]
@@ -100,6 +106,7 @@ impl Unfinished {
             Self::Append(_) => "append",
             Self::Read(_) => "read",
             Self::Gone(_) => "gone",
+            Self::Late(_) => "late",
             Self::TimedOut(_) => "timeout",
             Self::Panicked => "panic",
         }
@@ -108,7 +115,9 @@ impl Unfinished {
     /// Whether this is no fault of the order: it would have gone the same way with any other.
     fn is_away(&self) -> bool {
         match self {
-            Self::Step(StepError::Unavailable(_)) | Self::Read(ReadError::NoAnswer(_)) => true,
+            Self::Step(StepError::Unavailable(_)) | Self::Read(ReadError::NoAnswer(_)) | Self::Late(_) => {
+                true
+            }
             Self::Append(error) => match error {
                 AppendError::Unavailable(_) | AppendError::Full | AppendError::Unknown(_) => true,
                 AppendError::Refused(_) => false,
@@ -330,6 +339,9 @@ impl<S: Step> Worker<S> {
         trace: &TraceContext,
         seen: &AtomicU64,
     ) -> Result<Done, Unfinished> {
+        let began = Instant::now();
+        let read_by = began + self.attempt_timeout.mul_f64(READ_PART);
+        let append_by = began + self.attempt_timeout.mul_f64(APPEND_PART);
         // Another worker may have been at it before; then the event tells less than the log.
         let redelivered = delivery.deliveries > 1;
         // A worker that died may have acted for the order, and not have lived to append. But after an event that called
@@ -337,19 +349,25 @@ impl<S: Step> Worker<S> {
         let mut acted = redelivered && !lifecycle::is_called_off(&event.order);
         let id = event.id;
         let mut current = if redelivered {
-            self.log.load_latest(&id).await?.ok_or(Unfinished::Gone(id))?
+            in_time(read_by, self.log.load_latest(&id)).await?.ok_or(Unfinished::Gone(id))?
         } else if !delivery.is_news {
-            self.log.load(&id).await?.ok_or(Unfinished::Gone(id))?
+            in_time(read_by, self.log.load(&id)).await?.ok_or(Unfinished::Gone(id))?
         } else {
             OrderState::from(event)
         };
         let mut done = Done::Nothing;
         loop {
             seen.store(current.revision().0, Ordering::Relaxed);
+            if Instant::now() > read_by {
+                return Err(Unfinished::Late(began.elapsed()));
+            }
             let Some(fact) = self.next_fact(&current.order, acted).await? else { return Ok(done) };
             acted = true;
             done = if matches!(fact, Detail::Rejected(_)) { Done::Rejected } else { Done::Work };
-            match self.log.append(&current, fact, trace, Instant::now() + APPEND_TIMEOUT).await? {
+            let deadline = append_by.min(Instant::now() + APPEND_TIMEOUT);
+            let appended = timeout_at(append_by, self.log.append(&current, fact, trace, deadline)).await;
+            let no_answer = || AppendError::Unknown("no answer in time".to_owned());
+            match appended.unwrap_or_else(|_| Err(no_answer()))? {
                 Appended::Stored(order) => {
                     let (order_id, revision) = (order.id, order.order.revision);
                     let status = order.order.status().as_str_name();
@@ -361,6 +379,12 @@ impl<S: Step> Worker<S> {
             }
         }
     }
+}
+
+/// A read that has no answer by then has none at all.
+async fn in_time<T>(by: Instant, read: impl Future<Output = Result<T, ReadError>>) -> Result<T, ReadError> {
+    let no_answer = |_| Err(ReadError::NoAnswer("no answer in time".to_owned()));
+    timeout_at(by, read).await.unwrap_or_else(no_answer)
 }
 
 /// How long ago that was; nothing, if clocks disagree.

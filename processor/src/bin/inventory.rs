@@ -25,6 +25,8 @@ impl processor::config::Config for Config {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    program::run(async |config: Config, connection| Ok(Inventory::open(&config.inventory, connection).await?))
-        .await
+    program::run(async |config: Config, connection| {
+        Ok(Inventory::open(&config.inventory, connection, config.processor.attempt_timeout).await?)
+    })
+    .await
 }

@@ -6,6 +6,7 @@ mod reservations;
 mod store;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use backbone::connection::Connection;
 use backbone::subjects::EventKind;
@@ -34,10 +35,15 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Opens the inventory behind `connection`, setting it up where it is missing.
-    pub async fn open(config: &InventoryConfig, connection: Connection) -> Result<Self, StoreError> {
+    /// Opens the inventory behind `connection`, setting it up where it is missing. One attempt at an order may take
+    /// `attempt_timeout`, of which the inventory takes half at the most.
+    pub async fn open(
+        config: &InventoryConfig,
+        connection: Connection,
+        attempt_timeout: Duration,
+    ) -> Result<Self, StoreError> {
         let store = Store::open(connection, config).await?;
-        Ok(Self { reservations: Reservations::start(store) })
+        Ok(Self { reservations: Reservations::start(store, attempt_timeout / 2) })
     }
 }
 

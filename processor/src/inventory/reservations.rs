@@ -10,7 +10,7 @@ use backbone::trace::{KeyValue, Span, SpanKind, attribute};
 use proto::orders::v1::Order;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
@@ -33,6 +33,7 @@ const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Durati
 #[derive(Debug)]
 pub(super) struct Reservations {
     queue: mpsc::Sender<Request>,
+    answer_timeout: Duration,
     _clerk: AbortOnDropHandle<()>,
 }
 
@@ -45,10 +46,14 @@ struct Request {
 }
 
 impl Reservations {
-    pub(super) fn start(store: Store) -> Self {
+    /// Whoever asks has an answer within `answer_timeout`.
+    pub(super) fn start(store: Store, answer_timeout: Duration) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE_WISHES_MAX);
-        let clerk = Clerk { store, stock: HashMap::new() };
-        Self { queue, _clerk: AbortOnDropHandle::new(tokio::spawn(clerk.serve(requests))) }
+        // A wish may wait for the batch before its own.
+        let commit_timeout = COMMIT_TIMEOUT.min(answer_timeout / 2);
+        let clerk = Clerk { store, stock: HashMap::new(), commit_timeout };
+        let _clerk = AbortOnDropHandle::new(tokio::spawn(clerk.serve(requests)));
+        Self { queue, answer_timeout, _clerk }
     }
 
     /// What becomes of the order's wish, once that is durable. A repeat changes nothing more.
@@ -58,8 +63,12 @@ impl Reservations {
         let (reply, answer) = oneshot::channel();
         let incarnation = Incarnation::of(order)?;
         let request = Request { order_id: order.order_id.clone(), incarnation, wish, reply };
-        self.queue.send(request).await.map_err(|_| closed())?;
-        let answer = answer.await.map_err(|_| closed())?;
+        let answered = async {
+            self.queue.send(request).await.map_err(|_| closed())?;
+            answer.await.map_err(|_| closed())?
+        };
+        let late = |_| Err(StepError::Unavailable("inventory: no commit in time".to_owned()));
+        let answer = timeout(self.answer_timeout, answered).await.unwrap_or_else(late);
         match &answer {
             Ok(Answer::Held | Answer::Released(_) | Answer::OutOfStock(_)) => {}
             Ok(Answer::Refused(reason)) => span.fail("refused", reason),
@@ -92,6 +101,7 @@ struct Clerk {
     store: Store,
     /// Stock as last seen. Another replica or an operator may have changed it since; then the commit fails.
     stock: HashMap<String, Entry<u64>>,
+    commit_timeout: Duration,
 }
 
 #[derive(Debug, Error)]
@@ -125,7 +135,7 @@ impl Clerk {
 
     /// Answers every request, after what was decided is durable.
     async fn settle(&mut self, requests: Vec<Request>) {
-        let deadline = Instant::now() + COMMIT_TIMEOUT;
+        let deadline = Instant::now() + self.commit_timeout;
         let mut ledger = Some(self.remember(&requests));
         for attempts in 1.. {
             let failure = match self.attempt(ledger.take(), &requests).await {

@@ -128,23 +128,69 @@ async fn attempts_are_counted_over_the_death_of_the_step() {
 
 #[tokio::test]
 async fn an_outage_uses_up_no_attempts() {
+    outage_of_the_bucket(&[]).await;
+}
+
+#[tokio::test]
+async fn an_outage_uses_up_no_attempts_however_short_they_are() {
+    outage_of_the_bucket(&[SHORT]).await;
+}
+
+/// The least that may be set.
+const SHORT: (&str, &str) = ("ATTEMPT_TIMEOUT", "1s");
+
+fn one_attempt(settings: &[(&'static str, &str)]) -> Options {
     let mut options = Options::default();
     options.processors.push(("MAX_ATTEMPTS", "1".to_owned()));
-    let mut waybill = Deployment::start_with(options).await;
+    options.processors.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
+    options
+}
+
+/// What a step says of an attempt in vain: why it was, and whether it counts.
+fn in_vain(fields: &Value) -> Option<(String, bool)> {
+    let again = fields["message"] == "order tried again later";
+    again.then(|| Some((fields["reason"].as_str()?.to_owned(), fields["counts"].as_bool()?)))?
+}
+
+async fn outage_of_the_bucket(settings: &[(&'static str, &str)]) {
+    let mut waybill = Deployment::start_with(one_attempt(settings)).await;
     waybill.idle("inventory").await;
     waybill.jetstream().await.delete_stream(format!("KV_{BUCKET}")).await.unwrap();
     let orders = Load::start(waybill.channel(), widgets(10)).all().await;
-    let away = |fields: &Value| {
-        let again = fields["message"] == "order tried again later";
-        (again && fields["reason"].as_str()?.contains("not available")).then(|| fields["counts"].clone())
-    };
-    let counts = waybill.processor("inventory").logged("the outage", away).await;
-    assert_eq!(counts, false);
+    let (reason, counts) = waybill.processor("inventory").logged("the outage", in_vain).await;
+    assert!(reason.contains("not available") && !counts, "{reason}");
     assert!(waybill.letters_kept().await.is_empty());
 
     waybill.kill_processors("inventory");
     waybill.start_processor("inventory");
     assert_eq!(waybill.statuses(&ids(&orders)).await.get(&OrderStatus::Fulfilled), Some(&10));
+    assert!(waybill.letters_kept().await.is_empty());
+}
+
+#[tokio::test]
+async fn an_outage_of_the_log_uses_up_no_short_attempt() {
+    let options = Options { wired: Some("fulfilment"), ..one_attempt(&[SHORT]) };
+    let mut waybill = Deployment::start_with(options).await;
+    let mut held = waybill.wire().hold("append fulfilled");
+    let order = waybill.place(order_of("customer", "request", vec![item("widget", 1)])).await.unwrap();
+    held.reached().await;
+    let (reason, counts) = waybill.processor("fulfilment").logged("the outage", in_vain).await;
+    held.release();
+    assert!(!counts, "{reason}");
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    assert!(waybill.letters_kept().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_payment_service_that_stands_still_uses_up_no_short_attempt() {
+    let mut waybill =
+        Deployment::start_with(Options { payment_sandbox: true, ..one_attempt(&[SHORT]) }).await;
+    waybill.sandbox().process.pause();
+    let order = waybill.place(order_of("customer", "request", vec![item("widget", 1)])).await.unwrap();
+    let (reason, counts) = waybill.processor("payment").logged("the outage", in_vain).await;
+    waybill.sandbox().process.resume();
+    assert!(!counts, "{reason}");
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
     assert!(waybill.letters_kept().await.is_empty());
 }
 
