@@ -27,7 +27,7 @@ use crate::direct_get::{self, ReadError};
 use crate::ids::Revision;
 use crate::log::kept;
 use crate::publish::{Outcome, publish};
-use crate::stream::{DEAD_LETTERS, StreamState};
+use crate::stream::{DEAD_LETTERS, StreamState, restore_dead_letters};
 use crate::subjects;
 use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
@@ -103,9 +103,8 @@ impl DeadLetters {
 
     /// The letter as the stream's leader has it.
     pub async fn find(&self, id: &LetterId) -> Result<Option<Kept>, ReadError> {
-        let Some(last) = kept(self.stream.get_last_raw_message_by_subject(&id.filter()).await)? else {
-            return Ok(None);
-        };
+        let found = kept(self.stream.get_last_raw_message_by_subject(&id.filter()).await);
+        let Some(last) = self.or_restored(found).await? else { return Ok(None) };
         let letter = DeadLetter::decode(last.payload).unwrap_or_else(|error| {
             warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, passed over");
             DeadLetter::default()
@@ -179,7 +178,8 @@ impl DeadLetters {
     pub async fn open_from(&self, step: Option<&str>, from: Revision) -> Result<Letters, ReadError> {
         let client = &self.connection.client;
         let batch =
-            direct_get::batch_from(client, DEAD_LETTERS, &id::open(step), from, READ_LETTERS_MAX).await?;
+            direct_get::batch_from(client, DEAD_LETTERS, &id::open(step), from, READ_LETTERS_MAX).await;
+        let batch = self.or_restored(batch).await?;
         let last = batch.messages.last().map(|last| Revision(last.sequence.0 + 1));
         let letters = batch.messages.into_iter().filter_map(|message| {
             let letter = DeadLetter::decode(message.payload).ok()?;
@@ -271,7 +271,24 @@ impl DeadLetters {
                 Outcome::Unknown(error) => ("unknown", PutError::Unknown(error)),
             };
         span.fail(kind, &error);
+        if matches!(error, PutError::Unavailable(_)) {
+            self.restore().await;
+        }
         Err(error)
+    }
+
+    /// The answer of a read. Without one the stream may be gone: whoever comes back then finds it made anew.
+    async fn or_restored<T>(&self, answer: Result<T, ReadError>) -> Result<T, ReadError> {
+        if matches!(answer, Err(ReadError::NoAnswer(_))) {
+            self.restore().await;
+        }
+        answer
+    }
+
+    async fn restore(&self) {
+        if self.connection.is_up() {
+            restore_dead_letters(&self.connection).await;
+        }
     }
 
     /// Removes the message by which a letter was open. If that fails, the letter is listed until somebody looks at it

@@ -6,10 +6,10 @@ mod state;
 
 use std::time::Duration;
 
-use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::{self, ErrorCode};
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use layout::{age, harm};
 pub use state::StreamState;
@@ -77,6 +77,35 @@ pub async fn provision(
     let replicas = provision_one(connection, &Layout::of_orders(config), &waiting).await?;
     provision_one(connection, &Layout::of_dead_letters(replicas), &waiting).await?;
     Ok(())
+}
+
+/// Makes the stream of dead letters anew if somebody has deleted it while the programs run.
+pub(crate) async fn restore_dead_letters(connection: &Connection) {
+    let jetstream = connection.jetstream();
+    match jetstream.get_stream(DEAD_LETTERS).await {
+        Err(error) if is_not_found(&error) => {}
+        // It is there, or nobody can tell at the moment.
+        Ok(_) | Err(_) => return,
+    }
+    // As safe as the orders are.
+    let Ok(orders) = jetstream.get_stream(ORDERS).await else { return };
+    let layout = Layout::of_dead_letters(orders.cached_info().config.num_replicas);
+    match create(connection, &layout).await {
+        Ok(Attempt::Done(_)) => {
+            error!(
+                "stream {DEAD_LETTERS} was deleted and is made anew; the dead letters that it held are lost"
+            );
+        }
+        Ok(Attempt::Again(error)) | Err(Hopeless::Broker(error)) => {
+            error!(error, "stream {DEAD_LETTERS} was deleted, and is not made anew yet");
+        }
+        // Said of one that is there.
+        Err(Hopeless::Differs(_)) => {}
+    }
+}
+
+fn is_not_found(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 async fn provision_one(

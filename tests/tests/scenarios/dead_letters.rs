@@ -6,7 +6,7 @@ use backbone::stream::{DEAD_LETTERS, ORDERS};
 use backbone::subjects::EventKind;
 use harness::{Deployment, Load, Options, eventually, every_one, item, order_of, these};
 use processor::inventory::{BUCKET, stock_key};
-use proto::operations::v1::{DeadLetter, DeadLetterReason, DeadLetterState};
+use proto::operations::v1::{DeadLetter, DeadLetterReason, DeadLetterState, ListDeadLettersRequest};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderStatus};
 use proto::payments::v1::Fault;
@@ -332,4 +332,55 @@ async fn a_step_that_gets_all_its_messages_again_parks_nothing_again() {
         let history = waybill.history(&order.order_id).await;
         assert_eq!(history.iter().filter(|kind| **kind == EventKind::Reserved).count(), 1);
     }
+}
+
+#[tokio::test]
+async fn dead_letters_that_somebody_deleted_while_all_runs_have_their_place_again() {
+    let mut waybill = with_damage(1).await;
+    let lost = parked(&waybill, "lost").await;
+    waybill.jetstream().await.delete_stream(DEAD_LETTERS).await.unwrap();
+    let order = place_poison(&waybill, "poison").await;
+    let order = waybill.reached(&order.order_id, OrderStatus::Failed).await;
+    let said = |fields: &Value| {
+        fields["message"].as_str().filter(|text| text.contains("DEAD_LETTERS was deleted")).map(str::to_owned)
+    };
+    waybill.processor("inventory").logged("the loss", said).await;
+    assert_eq!(waybill.open_letters().await, [order.dead_letter_id.clone()]);
+    mend(&waybill).await;
+    waybill.redrive(every_one()).await.unwrap();
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    waybill.cancel(&lost.order_id).await.unwrap();
+    assert_eq!(waybill.finished(&lost.order_id).await.status(), OrderStatus::Cancelled);
+
+    // And an operator who looks is enough.
+    waybill.jetstream().await.delete_stream(DEAD_LETTERS).await.unwrap();
+    eventually("an empty list", async || {
+        let letters = waybill.operations().list_dead_letters(ListDeadLettersRequest::default()).await.ok()?;
+        letters.into_inner().dead_letters.is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_letter_for_which_there_is_no_room_waits_and_holds_up_nobody() {
+    let mut waybill = with_damage(1).await;
+    let first = parked(&waybill, "first").await;
+    let room_for = async |max_messages: i64| {
+        let jetstream = waybill.jetstream().await;
+        let config = jetstream.get_stream(DEAD_LETTERS).await.unwrap().cached_info().config.clone();
+        let config = async_nats::jetstream::stream::Config { max_messages, ..config };
+        jetstream.update_stream(config).await.unwrap();
+    };
+    room_for(1).await;
+    let second = place_poison(&waybill, "second").await;
+    let other = waybill.place(order_of("customer", "other", vec![item("widget", 1)])).await.unwrap();
+    assert_eq!(waybill.finished(&other.order_id).await.status(), OrderStatus::Fulfilled);
+    room_for(-1).await;
+    let second = waybill.reached(&second.order_id, OrderStatus::Failed).await;
+    assert_eq!(waybill.open_letters().await, [first.dead_letter_id, second.dead_letter_id]);
+    let said = |fields: &Value| {
+        let waits = fields["message"] == "dead letter or its order not stored yet";
+        (waits && fields["error"].as_str()?.contains("full")).then_some(())
+    };
+    waybill.processor("inventory").logged("a letter that waits", said).await;
 }
