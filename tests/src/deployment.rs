@@ -157,8 +157,18 @@ impl Deployment {
 
     /// Starts one more process of `step`, for which the broker is at an address of its own.
     pub fn start_processor_at(&mut self, step: &'static str, nats_url: String) {
+        let place = self.processors.get(step).map_or(0, Vec::len);
+        let process = self.processor_process(step, nats_url, &format!("{step}-{place}"));
+        self.processors.entry(step).or_default().push(process);
+    }
+
+    /// One more process of `step`, which is its caller's.
+    pub fn another_processor(&self, step: &'static str) -> Process {
+        self.processor_process(step, self.broker_url(step), &format!("{step}-another"))
+    }
+
+    fn processor_process(&self, step: &'static str, nats_url: String, name: &str) -> Process {
         let wire = self.wire.as_ref().filter(|_| self.options.wired == Some(step));
-        let processes = self.processors.entry(step).or_default();
         let mut command = Command::new(self.options.program(&format!("waybill-{step}")));
         command
             .env_clear()
@@ -175,8 +185,7 @@ impl Deployment {
                 self.options.stock.iter().map(|(sku, units)| format!("{sku}={units}")).collect();
             command.env("STOCK", stock.join(","));
         }
-        let name = format!("{step}-{}", processes.len());
-        processes.push(Process::start(&name, command, self.dir.path()));
+        Process::start(name, command, self.dir.path())
     }
 
     /// Starts a process of `step` in the place of another, which is killed if it still runs.

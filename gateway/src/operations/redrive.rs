@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
 use backbone::ids::{OrderId, Revision};
-use backbone::lifecycle::is_finished;
+use backbone::lifecycle::{is_called_off, is_finished};
 use backbone::log::{AppendError, Appended, OrderLog, OrderState, WatchError};
 use backbone::trace::{KeyValue, Span, SpanKind, attribute};
 use proto::operations::v1::{DeadLetterReason, DeadLetterState, RedriveDeadLettersResponse, RedriveOutcome};
@@ -41,8 +41,8 @@ pub(super) enum Canary {
     Done,
     /// The next that can be redriven.
     Next,
-    /// On its way.
-    Gone(LetterId, OrderId),
+    /// On its way. Whether its order was called off before it was redriven, and is finished by being undone.
+    Gone { letter: LetterId, order: OrderId, called_off: bool },
 }
 
 type Answer = Result<RedriveDeadLettersResponse, Status>;
@@ -51,10 +51,10 @@ impl Redrive {
     /// Deals with the next letter. An error is the last answer.
     pub(super) async fn next(&mut self) -> Option<Answer> {
         let answer = match &self.canary {
-            Canary::Gone(letter, order) => {
-                let (letter, order) = (letter.clone(), *order);
+            Canary::Gone { letter, order, called_off } => {
+                let (letter, order, called_off) = (letter.clone(), *order, *called_off);
                 self.canary = Canary::Done;
-                self.follow(letter, order).await
+                self.follow(letter, order, called_off).await
             }
             Canary::Done | Canary::Next => {
                 let id = self.ids.pop_front()?;
@@ -117,7 +117,8 @@ impl Redrive {
                     let revision = now.order.revision;
                     info!(order_id = %order, trace_id, span_id, revision, dead_letter_id = letter, operator = self.operator, "order redriven");
                     if matches!(self.canary, Canary::Next) {
-                        self.canary = Canary::Gone(id.clone(), order);
+                        let called_off = is_called_off(&now.order);
+                        self.canary = Canary::Gone { letter: id.clone(), order, called_off };
                     }
                     let status = status_name(now.order.status());
                     return say(Redriven, &format!("the order is {status} again"));
@@ -207,10 +208,16 @@ impl Redrive {
     }
 
     /// Waits for the end of the canary's order. Nothing else is redriven unless it is a good one.
-    async fn follow(&mut self, letter: LetterId, order: OrderId) -> Answer {
+    async fn follow(&mut self, letter: LetterId, order: OrderId, called_off: bool) -> Answer {
         let (passed, message) = match timeout(CANARY_TIMEOUT, self.end_of(&order)).await {
             Ok(Ok(OrderStatus::Failed)) => {
                 (false, "the order has failed again; nothing else is redriven".to_owned())
+            }
+            Ok(Ok(OrderStatus::Cancelled)) if !called_off => {
+                self.canary = Canary::Next;
+                let message =
+                    "the order was cancelled meanwhile, which shows nothing; the next one goes first";
+                return Ok(answer(&letter, &order.to_string(), RedriveOutcome::OrderWentOn, message));
             }
             Ok(Ok(status)) => (true, format!("the order is {} and finished", status_name(status))),
             Ok(Err(status)) => return Err(status),

@@ -6,7 +6,10 @@ use backbone::stream::{DEAD_LETTERS, ORDERS};
 use backbone::subjects::EventKind;
 use harness::{Deployment, Load, Options, eventually, every_one, item, order_of, these};
 use processor::inventory::{BUCKET, stock_key};
-use proto::operations::v1::{DeadLetter, DeadLetterReason, DeadLetterState, ListDeadLettersRequest};
+use proto::operations::v1::{
+    DeadLetter, DeadLetterReason, DeadLetterState, ListDeadLettersRequest, RedriveDeadLettersRequest,
+    RedriveOutcome,
+};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderStatus};
 use proto::payments::v1::Fault;
@@ -284,7 +287,11 @@ async fn what_is_owed_is_tried_and_parked_like_all_else() {
     assert_eq!(waybill.cancel(&order.order_id).await.unwrap(), failed, "it is cancelled already");
 
     bucket.purge(&key).await.unwrap();
-    waybill.redrive(these(&[&failed.dead_letter_id])).await.unwrap();
+    let canary = RedriveDeadLettersRequest { canary: true, ..these(&[&failed.dead_letter_id]) };
+    let answers = waybill.redrive(canary).await.unwrap();
+    // It was called off before, so this is the end that was to come.
+    let outcomes = [RedriveOutcome::Redriven, RedriveOutcome::CanaryPassed];
+    assert_eq!(answers, outcomes.map(|outcome| (failed.dead_letter_id.clone(), outcome)));
     assert_eq!(kinds(&watcher.rest().await), [EventKind::Redriven, EventKind::Released]);
     let order = waybill.finished(&order.order_id).await;
     assert_eq!((order.status(), order.reason.as_str()), (OrderStatus::Cancelled, "CLIENT_REQUEST"));

@@ -203,6 +203,31 @@ async fn a_canary_that_fails_again_is_the_only_one() {
 }
 
 #[tokio::test]
+async fn a_canary_that_is_cancelled_meanwhile_shows_nothing_and_the_next_one_goes_first() {
+    let mut waybill = with_damage(1).await;
+    let mut orders = Vec::new();
+    for request_id in ["one", "two", "three"] {
+        orders.push(parked(&waybill, request_id).await);
+    }
+    mend(&waybill).await;
+    waybill.kill_processors("inventory");
+    let canary = RedriveDeadLettersRequest { canary: true, ..every_one() };
+    let redriving = waybill.redrive(canary);
+    let cancelled = async {
+        waybill.reached(&orders[0].order_id, OrderStatus::Accepted).await;
+        waybill.cancel(&orders[0].order_id).await.unwrap();
+        // Not before: it would be reserved.
+        waybill.another_processor("inventory")
+    };
+    let (answers, _inventory) = tokio::join!(redriving, cancelled);
+    let outcomes: Vec<_> = answers.unwrap().into_iter().map(|(_, outcome)| outcome).collect();
+    use RedriveOutcome as O;
+    assert_eq!(outcomes, [O::Redriven, O::OrderWentOn, O::Redriven, O::CanaryPassed, O::Redriven]);
+    let ends = waybill.statuses(&ids(&orders)).await;
+    assert_eq!((ends.get(&OrderStatus::Cancelled), ends.get(&OrderStatus::Fulfilled)), (Some(&1), Some(&2)));
+}
+
+#[tokio::test]
 async fn a_limit_and_the_names_of_letters_are_kept_to() {
     let waybill = with_damage(1).await;
     let first = parked(&waybill, "first").await;
