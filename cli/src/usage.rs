@@ -8,7 +8,19 @@ use clap::{Command, Parser};
 use crate::console;
 
 /// Exit code for flags and variables that cannot be used (`EX_USAGE` of sysexits.h).
-const EXIT_USAGE: u8 = 64;
+pub(crate) const EXIT_USAGE: u8 = 64;
+
+/// Flags of which each is good, and which make no sense together.
+#[derive(Debug)]
+pub(crate) struct Misuse(pub(crate) &'static str);
+
+impl std::fmt::Display for Misuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Misuse {}
 
 /// Reads flags and environment. On a bad value, and on `--help`, says so and gives the code to exit with.
 pub(crate) fn parse<Args: Parser>() -> Result<Args, ExitCode> {

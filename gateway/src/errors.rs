@@ -259,6 +259,13 @@ pub(crate) fn stream_timed_out() -> Status {
     status(Reason::TimedOut, message, HashMap::new(), ErrorDetails::new())
 }
 
+/// The deadline that its caller has set for a redrive has come.
+pub(crate) fn redrive_timed_out() -> Status {
+    let message = "the deadline of this call has come; the letters that were answered for are dealt with, and the next \
+                   one perhaps: repeat the call for the others, no order is redriven twice from one letter";
+    status(Reason::TimedOut, message, HashMap::new(), ErrorDetails::new())
+}
+
 /// More came than any request needs.
 pub(crate) fn too_long(bytes_max: usize) -> Status {
     Status::out_of_range(format!(

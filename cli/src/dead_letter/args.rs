@@ -8,6 +8,7 @@ use tonic::transport::Uri;
 use crate::args::parse_gateway;
 use crate::credential::Credential;
 use crate::tls::Tls;
+use crate::usage::Misuse;
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct DeadLetterArgs {
@@ -88,6 +89,22 @@ pub(crate) struct RedriveArgs {
     /// Redrive one order first, and the others only once that one is finished.
     #[arg(long)]
     pub(crate) canary: bool,
+}
+
+impl RedriveArgs {
+    /// Nothing is redriven unless it is said what.
+    pub(crate) fn check(&self) -> Result<(), Misuse> {
+        let named = !self.dead_letter_ids.is_empty();
+        if !named && !self.all && !self.filter.is_set() {
+            return Err(Misuse(
+                "say which letters: by their ids, --step, --fingerprint, --older-than, or --all",
+            ));
+        }
+        if named && self.filter.is_set() {
+            return Err(Misuse("name letters by their ids or by a filter, not both"));
+        }
+        Ok(())
+    }
 }
 
 impl FilterArgs {

@@ -30,6 +30,9 @@ pub(crate) async fn run(args: DeadLetterArgs) -> anyhow::Result<()> {
 }
 
 async fn obey(args: DeadLetterArgs) -> anyhow::Result<()> {
+    if let DeadLetterCommand::Redrive(redrive_args) = &args.command {
+        redrive_args.check()?;
+    }
     let letters = client::connect_operations(args.operations, &args.tls, args.credential).await?;
     match args.command {
         DeadLetterCommand::List { filter, limit } => list(letters, &filter, limit).await,
@@ -90,14 +93,7 @@ async fn get(mut letters: DeadLetters, dead_letter_id: String) -> anyhow::Result
 }
 
 async fn redrive(mut letters: DeadLetters, args: RedriveArgs) -> anyhow::Result<()> {
-    let named = !args.dead_letter_ids.is_empty();
-    if !named && !args.all && !args.filter.is_set() {
-        bail!("say which letters: by their ids, --step, --fingerprint, --older-than, or --all");
-    }
-    if named && args.filter.is_set() {
-        bail!("name letters by their ids or by a filter, not both");
-    }
-    let filter = if named { None } else { Some(filter_of(&args.filter)?) };
+    let filter = if args.dead_letter_ids.is_empty() { Some(filter_of(&args.filter)?) } else { None };
     let request = RedriveDeadLettersRequest {
         dead_letter_ids: args.dead_letter_ids,
         filter,

@@ -76,3 +76,12 @@ async fn no_command_is_a_usage_error_and_help_is_none() {
     assert_eq!(output_of(&mut waybill()).await.status.code(), Some(64));
     assert_eq!(output_of(waybill().arg("--help")).await.status.code(), Some(0));
 }
+
+#[tokio::test]
+async fn a_redrive_that_does_not_say_of_what_is_a_usage_error() {
+    for choice in [&[][..], &["--step", ""], &["inventory-1", "--step", "inventory"]] {
+        let output = output_of(waybill().args(["dead-letter", "redrive"]).args(choice)).await;
+        assert_eq!(output.status.code(), Some(64), "{choice:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("letters"), "{}", stderr(&output));
+    }
+}

@@ -109,7 +109,7 @@ impl Operations {
                     biased;
                     () = draining.cancelled() => Some((Err(errors::draining()), None)),
                     status = principal.ended() => Some((Err(status), None)),
-                    () = caller_gone => Some((Err(errors::timed_out()), None)),
+                    () = caller_gone => Some((Err(errors::redrive_timed_out()), None)),
                     answer = redrive.next() => Some((answer?, Some(redrive))),
                 }
             }

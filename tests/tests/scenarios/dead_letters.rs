@@ -352,7 +352,7 @@ async fn dead_letters_that_somebody_deleted_while_all_runs_have_their_place_agai
         fields["message"].as_str().filter(|text| text.contains("DEAD_LETTERS was deleted")).map(str::to_owned)
     };
     waybill.processor("inventory").logged("the loss", said).await;
-    assert_eq!(waybill.open_letters().await, [order.dead_letter_id.clone()]);
+    assert_eq!(waybill.open_letters().await, std::slice::from_ref(&order.dead_letter_id));
     mend(&waybill).await;
     waybill.redrive(every_one()).await.unwrap();
     assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);

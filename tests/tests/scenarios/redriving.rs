@@ -349,3 +349,25 @@ async fn a_message_that_cannot_be_decoded_is_not_redriven_but_discarded() {
     let refused = operations.discard_dead_letter(redriven).await.unwrap_err();
     assert_eq!(refused.get_details_error_info().unwrap().reason, "ALREADY_REDRIVEN");
 }
+
+#[tokio::test]
+async fn a_redrive_that_reaches_its_deadline_does_not_deny_what_it_has_done() {
+    let waybill = with_damage(1).await;
+    let mut orders = Vec::new();
+    for request_id in ["one", "two", "three"] {
+        orders.push(parked(&waybill, request_id).await);
+    }
+    mend(&waybill).await;
+    // The second letter is due when the time is over.
+    let mut request = tonic::Request::new(RedriveDeadLettersRequest { rate_per_second: 1, ..every_one() });
+    request.metadata_mut().insert("grpc-timeout", "900m".parse().unwrap());
+    let mut stream = waybill.operations().redrive_dead_letters(request).await.unwrap().into_inner();
+    let first = stream.message().await.unwrap().unwrap();
+    assert_eq!(first.outcome(), RedriveOutcome::Redriven);
+    let ended = stream.message().await.unwrap_err();
+    assert_eq!(ended.code(), Code::DeadlineExceeded);
+    assert_eq!(ended.get_details_error_info().unwrap().reason, "TIMED_OUT");
+    assert!(ended.message().contains("answered for are dealt with"), "{ended:?}");
+    waybill.redrive(every_one()).await.unwrap();
+    assert_eq!(waybill.statuses(&ids(&orders)).await.get(&OrderStatus::Fulfilled), Some(&3));
+}
