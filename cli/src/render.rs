@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, OrderStatus, Undo};
+use proto::orders::v1::{Money, Order, OrderStatus, Undo};
 
 use crate::watch::Update;
 
@@ -113,7 +113,12 @@ pub(crate) fn detail(detail: &Detail) -> String {
         Detail::Rejected(rejected) => format!("{}: {}", rejected.step, rejected.message),
         Detail::Cancelled(cancelled) => cancelled.message.clone(),
         Detail::Refunded(refunded) if refunded.refund_id.is_empty() => "nothing to refund".to_owned(),
-        Detail::Refunded(refunded) => format!("refund {}", refunded.refund_id),
+        Detail::Refunded(refunded) => match &refunded.amount {
+            Some(Money { currency_code, minor_units }) => {
+                format!("refund {} of {minor_units} {currency_code} (minor units)", refunded.refund_id)
+            }
+            None => format!("refund {}", refunded.refund_id),
+        },
         Detail::Failed(failed) => {
             format!("{} after {} attempts: {}", failed.step, failed.attempts, failed.message)
         }
@@ -141,6 +146,7 @@ pub(crate) fn time_text(time: Option<SystemTime>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::orders::v1::PaymentRefunded;
 
     #[test]
     fn a_rejected_order_says_why_and_what_it_owes() {
@@ -151,6 +157,14 @@ mod tests {
             ..Order::default()
         };
         assert_eq!(standing(&order), "REJECTED (CARD_DECLINED), stock to release");
+    }
+
+    #[test]
+    fn a_refund_says_how_much_it_was() {
+        let amount = Some(Money { currency_code: "EUR".to_owned(), minor_units: 700 });
+        let refunded = PaymentRefunded { refund_id: "r-1".to_owned(), amount };
+        assert_eq!(detail(&Detail::Refunded(refunded)), "refund r-1 of 700 EUR (minor units)");
+        assert_eq!(detail(&Detail::Refunded(PaymentRefunded::default())), "nothing to refund");
     }
 
     #[test]

@@ -31,7 +31,13 @@ pub trait Step: Send + Sync + 'static {
     /// Takes back what [`act`](Self::act) did for an order that is called off, and says so. That may have been nothing;
     /// if it is still under way elsewhere, it must come to nothing. Also called for an order that owes nothing, when the
     /// order was called off while `act` was at it: what is answered then goes nowhere.
-    fn undo(&self, _order: &Order) -> impl Future<Output = Result<Option<Detail>, StepError>> + Send {
+    ///
+    /// `done` says whether the log has it that `act` was done. Even if not, it may have been.
+    fn undo(
+        &self,
+        _order: &Order,
+        _done: bool,
+    ) -> impl Future<Output = Result<Option<Detail>, StepError>> + Send {
         async { Ok(None) }
     }
 }

@@ -21,7 +21,6 @@ use backbone::subjects;
 use backbone::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 use futures::FutureExt;
 use prost_types::Timestamp;
-use proto::orders::v1::Order;
 use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
 use tokio::select;
@@ -316,14 +315,25 @@ impl<S: Step> Worker<S> {
 
     /// Does what the order, as it stands, needs of the step, and says what happened. `None` if it needs nothing, though
     /// what was done before in vain may have been taken back. What the order owes in the log is appended.
-    async fn next_fact(&self, order: &Order, acted: bool) -> Result<Option<Detail>, StepError> {
+    async fn next_fact(
+        &self,
+        current: &OrderState,
+        acted: bool,
+        read_by: Instant,
+    ) -> Result<Option<Detail>, Unfinished> {
+        let order = &current.order;
         if lifecycle::waits_for(order, S::DOES) {
             let done = self.step.act(order).await;
-            return done.or_else(|error| error.into_rejection(S::NAME)).map(Some);
+            return Ok(Some(done.or_else(|error| error.into_rejection(S::NAME))?));
         }
         let owes = S::UNDOES.is_some_and(|undo| lifecycle::owes(order, undo));
         if owes || (acted && lifecycle::is_called_off(order)) {
-            let undone = self.step.undo(order).await?;
+            let history = in_time(read_by, self.log.history(&current.id, Revision::NONE)).await?;
+            if history.last().is_none_or(|last| last.revision < current.revision()) {
+                return Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()).into());
+            }
+            let done = history.iter().any(|event| event.kind() == S::DOES);
+            let undone = self.step.undo(order, done).await?;
             return Ok(undone.filter(|_| owes));
         }
         Ok(None)
@@ -361,7 +371,7 @@ impl<S: Step> Worker<S> {
             if Instant::now() > read_by {
                 return Err(Unfinished::Late(began.elapsed()));
             }
-            let Some(fact) = self.next_fact(&current.order, acted).await? else { return Ok(done) };
+            let Some(fact) = self.next_fact(&current, acted, read_by).await? else { return Ok(done) };
             acted = true;
             done = if matches!(fact, Detail::Rejected(_)) { Done::Rejected } else { Done::Work };
             let deadline = append_by.min(Instant::now() + APPEND_TIMEOUT);

@@ -67,7 +67,7 @@ impl Step for Inventory {
         }
     }
 
-    async fn undo(&self, order: &Order) -> Result<Option<Detail>, StepError> {
+    async fn undo(&self, order: &Order, _: bool) -> Result<Option<Detail>, StepError> {
         match self.reservations.ask(order, Wish::Release).await? {
             Answer::Released(units) => Ok(Some(Detail::Released(StockReleased { lines: lines(units) }))),
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),

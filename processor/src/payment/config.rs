@@ -70,6 +70,13 @@ impl PaymentProvider for ConfiguredProvider {
             Self::Sandbox(sandbox) => sandbox.refund(idempotency_key).await,
         }
     }
+
+    fn remembers(&self) -> bool {
+        match self {
+            Self::Remote(remote) => remote.remembers(),
+            Self::Sandbox(sandbox) => sandbox.remembers(),
+        }
+    }
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, String> {

@@ -52,8 +52,12 @@ impl<P: PaymentProvider> Step for Payment<P> {
         Ok(Detail::Paid(PaymentCaptured { payment_id, amount: Some(amount) }))
     }
 
-    async fn undo(&self, order: &Order) -> Result<Option<Detail>, StepError> {
+    async fn undo(&self, order: &Order, done: bool) -> Result<Option<Detail>, StepError> {
         let refund = self.provider.refund(&idempotency_key(order)?).await?;
+        if refund.is_none() && done && self.provider.remembers() {
+            let reason = "nothing was captured, the payment service says, and the log has the payment";
+            return Err(StepError::Unexpected(reason.to_owned()));
+        }
         if let Some(refund) = refund.as_ref().filter(|refund| order.total.as_ref() != Some(&refund.amount)) {
             let Money { currency_code, minor_units } = &refund.amount;
             let reason = format!("the refund is {minor_units} {currency_code}, and not the order's total");
@@ -112,16 +116,16 @@ mod tests {
     async fn what_was_captured_for_a_cancelled_order_is_refunded_once() {
         let payment = Payment::new(Sandbox::default());
         payment.act(&order(1)).await.unwrap();
-        let refunded = payment.undo(&order(1)).await.unwrap();
+        let refunded = payment.undo(&order(1), true).await.unwrap();
         let Some(Detail::Refunded(detail)) = &refunded else { panic!("{refunded:?}") };
         assert_eq!(detail.amount, order(1).total);
-        assert_eq!(payment.undo(&order(1)).await.unwrap(), refunded, "a repeat is the same refund");
+        assert_eq!(payment.undo(&order(1), true).await.unwrap(), refunded, "a repeat is the same refund");
     }
 
     #[tokio::test]
     async fn a_capture_overtaken_by_its_refund_is_tried_again_and_not_declined() {
         let payment = Payment::new(Sandbox::default());
-        let refunded = payment.undo(&order(1)).await.unwrap();
+        let refunded = payment.undo(&order(1), false).await.unwrap();
         assert_eq!(refunded, Some(Detail::Refunded(PaymentRefunded::default())));
         let late = payment.act(&order(1)).await;
         assert!(matches!(late, Err(StepError::Unexpected(_))), "{late:?}");
@@ -143,15 +147,38 @@ mod tests {
 
     #[tokio::test]
     async fn a_refund_of_another_amount_is_not_believed() {
-        let refused = Payment::new(Stingy).undo(&order(1)).await;
+        let refused = Payment::new(Stingy).undo(&order(1), true).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
+    }
+
+    /// Says of each payment that there was none.
+    struct Forgetful;
+
+    impl PaymentProvider for Forgetful {
+        async fn capture(&self, _: Capture<'_>) -> Result<String, CaptureError> {
+            Ok("payment".to_owned())
+        }
+
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, NoAnswer> {
+            Ok(None)
+        }
+    }
+
+    #[tokio::test]
+    async fn that_nothing_was_captured_is_not_believed_of_an_order_that_was_paid() {
+        let refused = Payment::new(Forgetful).undo(&order(1), true).await;
+        assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
+        let nothing = Some(Detail::Refunded(PaymentRefunded::default()));
+        assert_eq!(Payment::new(Forgetful).undo(&order(1), false).await.unwrap(), nothing);
+        // The sandbox that is part of the step knows nothing of captures before its start.
+        assert_eq!(Payment::new(Sandbox::default()).undo(&order(1), true).await.unwrap(), nothing);
     }
 
     #[tokio::test]
     async fn a_later_order_of_the_same_id_is_another_payment() {
         let payment = Payment::new(Sandbox::default());
         let first = payment.act(&order(1)).await.unwrap();
-        payment.undo(&order(1)).await.unwrap();
+        payment.undo(&order(1), true).await.unwrap();
         let second = payment.act(&order(2)).await.unwrap();
         assert!(matches!(second, Detail::Paid(_)) && second != first, "{second:?}");
     }

@@ -60,4 +60,9 @@ pub trait PaymentProvider: Send + Sync + 'static {
     /// Gives back what was captured under the key, and tells what it was: `None` if nothing was. No capture
     /// under the key succeeds afterwards.
     fn refund(&self, idempotency_key: &str) -> impl Future<Output = Result<Option<Refund>, NoAnswer>> + Send;
+
+    /// Whether it still knows of every capture that it has ever answered for.
+    fn remembers(&self) -> bool {
+        true
+    }
 }

@@ -61,6 +61,10 @@ impl Memory {
 }
 
 impl PaymentProvider for Sandbox {
+    fn remembers(&self) -> bool {
+        false
+    }
+
     async fn capture(&self, capture: Capture<'_>) -> Result<String, CaptureError> {
         let Capture { idempotency_key, customer_id, amount, .. } = capture;
         if customer_id.starts_with(DECLINED_PREFIX) {

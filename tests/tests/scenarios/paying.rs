@@ -484,3 +484,26 @@ async fn a_service_behind_tls_is_called_if_its_certificate_is_good() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_service_that_denies_a_payment_closes_no_books() {
+    // In its senses from the first call on, but for refunds.
+    let calls = Arc::new(AtomicUsize::new(3));
+    let addr = Confused { calls, ..Confused::default() }.serve(Server::builder()).await;
+    let mut options = Options::default();
+    options.processors.push(("PAYMENT_URL", format!("http://{addr}")));
+    options.processors.push(("MAX_ATTEMPTS", "2".to_owned()));
+    let mut waybill = Deployment::start_with(options).await;
+    die(&mut waybill, "fulfilment").await;
+    let order = place(&waybill).await;
+    waybill.reached(&order.order_id, OrderStatus::Paid).await;
+    waybill.cancel(&order.order_id).await.unwrap();
+    let parked = waybill.reached(&order.order_id, OrderStatus::Failed).await;
+    assert_eq!(parked.parked_status(), OrderStatus::Cancelled);
+    assert!(parked.undo_pending.contains(&i32::from(Undo::Refund)), "{parked:?}");
+    let letter = waybill.letter(&parked.dead_letter_id).await.unwrap();
+    assert!(
+        letter.attempts.iter().all(|attempt| attempt.error.contains("nothing was captured")),
+        "{letter:?}"
+    );
+}
