@@ -2,11 +2,32 @@
 
 use std::io::{self, ErrorKind, Write};
 
+/// Text from elsewhere as it may be shown in a line: what would do something to the terminal, or to the line, instead
+/// of being read is escaped.
+pub(crate) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                plain.extend(c.escape_unicode());
+            }
+            c if c.is_control() => plain.extend(c.escape_default()),
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
+/// Lines of ours, in each of which all is plain.
+fn plain_lines(lines: &str) -> String {
+    lines.split('\n').map(plain).collect::<Vec<_>>().join("\n")
+}
+
 /// Writes lines of an answer. The error is the caller's to return: whoever read may have gone (`| head`), and
 /// then there is no point in going on.
 pub(crate) fn answer(lines: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{lines}")?;
+    writeln!(stdout, "{}", plain_lines(lines))?;
     stdout.flush()
 }
 
@@ -22,5 +43,16 @@ pub(crate) fn tell(lines: &str) {
 
 /// Writes a complaint to stderr. When even that cannot be written there is nowhere left to say so.
 pub(crate) fn warn(lines: &str) {
-    drop(writeln!(io::stderr().lock(), "{lines}"));
+    drop(writeln!(io::stderr().lock(), "{}", plain_lines(lines)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_text_is_escaped() {
+        assert_eq!(plain("\u{1b}[2J\u{9b}1m\r\nÖl\u{202e}"), "\\u{1b}[2J\\u{9b}1m\\r\\nÖl\\u{202e}");
+        assert_eq!(plain_lines("one\ntwo\u{7}\n"), "one\ntwo\\u{7}\n");
+    }
 }

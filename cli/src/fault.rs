@@ -8,6 +8,8 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::console::plain;
+
 /// The whole error: one line, and below it one line for each detail.
 pub(crate) fn explain(error: &anyhow::Error) -> String {
     match error.downcast_ref::<Status>() {
@@ -17,7 +19,7 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
             if status.code() == Code::Unknown && status.source().is_some() {
                 details.push("a gateway that has a certificate (TLS_CERT) is at https://".to_owned());
             }
-            let lines = details.iter().map(|line| format!("\n  {line}"));
+            let lines = details.iter().map(|line| format!("\n  {}", plain(line)));
             headline(status) + &lines.collect::<String>()
         }
         None => format!("{error:#}"),
@@ -26,7 +28,7 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
 
 /// Code and message; for a broken connection also what broke it, at the bottom of a chain that repeats itself.
 pub(crate) fn headline(status: &Status) -> String {
-    let text = format!("{}: {}", code_name(status.code()), status.message());
+    let text = format!("{}: {}", code_name(status.code()), plain(status.message()));
     let root = iter::successors(status.source(), |&error| error.source()).last();
     match root.map(ToString::to_string) {
         Some(cause) if !text.ends_with(&cause) => format!("{text}: {cause}"),

@@ -5,21 +5,22 @@ use std::time::{Duration, SystemTime};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Money, Order, OrderStatus, Undo};
 
+use crate::console::plain;
 use crate::watch::Update;
 
 /// An order, one field a line.
 pub(crate) fn order(order: &Order) -> String {
     let mut lines = vec![
-        format!("order     {}", order.order_id),
-        format!("customer  {}", order.customer_id),
+        format!("order     {}", plain(&order.order_id)),
+        format!("customer  {}", plain(&order.customer_id)),
         format!("status    {}", standing(order)),
     ];
     lines.extend(order.items.iter().map(|item| {
         let price = item.unit_price.clone().unwrap_or_default();
-        format!("item      {} {} at {}", item.quantity, item.sku, price.minor_units)
+        format!("item      {} {} at {}", item.quantity, plain(&item.sku), price.minor_units)
     }));
     let total = order.total.clone().unwrap_or_default();
-    lines.push(format!("total     {} {} (minor units)", total.minor_units, total.currency_code));
+    lines.push(format!("total     {} {} (minor units)", total.minor_units, plain(&total.currency_code)));
     lines.push(format!("revision  {}", order.revision));
     lines.push(format!("created   {}", time_text(create_time(order))));
     lines.push(format!("updated   {}", time_text(update_time(order))));
@@ -28,7 +29,7 @@ pub(crate) fn order(order: &Order) -> String {
 
 /// An order, on one line.
 pub(crate) fn order_line(order: &Order) -> String {
-    format!("{}  {}  {}", time_text(create_time(order)), order.order_id, standing(order))
+    format!("{}  {}  {}", time_text(create_time(order)), plain(&order.order_id), standing(order))
 }
 
 /// An event, on one line.
@@ -46,7 +47,7 @@ pub(crate) fn update(update: &Update) -> String {
         line = format!("{line}  {details}");
     }
     if !update.trace_id.is_empty() {
-        line = format!("{line}  trace {}", update.trace_id);
+        line = format!("{line}  trace {}", plain(&update.trace_id));
     }
     line
 }
@@ -55,10 +56,10 @@ pub(crate) fn update(update: &Update) -> String {
 pub(crate) fn standing(order: &Order) -> String {
     let mut text = status_name(order.status()).to_owned();
     if !order.reason.is_empty() {
-        text = format!("{text} ({})", order.reason);
+        text = format!("{text} ({})", plain(&order.reason));
     }
     if order.status() == OrderStatus::Failed {
-        let (parked_as, letter) = (status_name(order.parked_status()), &order.dead_letter_id);
+        let (parked_as, letter) = (status_name(order.parked_status()), plain(&order.dead_letter_id));
         text = format!("{text}, parked as {parked_as}, dead letter {letter}");
     }
     for undo in order.undo_pending() {
@@ -106,6 +107,10 @@ pub(crate) fn short_duration(duration: Duration) -> String {
 
 /// What the event says beyond its kind, in one line.
 pub(crate) fn detail(detail: &Detail) -> String {
+    plain(&detail_text(detail))
+}
+
+fn detail_text(detail: &Detail) -> String {
     match detail {
         Detail::Created(_) | Detail::Reserved(_) | Detail::Released(_) => String::new(),
         Detail::Paid(paid) => format!("payment {}", paid.payment_id),

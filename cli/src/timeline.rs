@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::console::plain;
 use crate::render::{detail, event_name, short_duration, standing, time_text, update_time};
 use crate::watch::Update;
 
@@ -15,7 +16,7 @@ pub(crate) fn timeline(events: &[Update]) -> String {
     let whole = since(ended, begun);
     let mut lines = Vec::new();
     if let (Some(first), Some(last)) = (events.first(), events.last()) {
-        lines.push(format!("order   {}", first.order.order_id));
+        lines.push(format!("order   {}", plain(&first.order.order_id)));
         lines.push(format!("placed  {}", time_text(begun)));
         lines.push(format!("now     {}, {} later", standing(&last.order), short_duration(whole)));
     }
@@ -24,7 +25,7 @@ pub(crate) fn timeline(events: &[Update]) -> String {
         if event.trace_id != trace_id {
             trace_id = &event.trace_id;
             let named = if trace_id.is_empty() { "unknown" } else { trace_id };
-            lines.push(format!("\ntrace   {named}"));
+            lines.push(format!("\ntrace   {}", plain(named)));
         }
         let (at, took) = (since(time, begun), since(time, before));
         let line = format!(

@@ -5,6 +5,7 @@ use proto::operations::v1::{
     RedriveOutcome,
 };
 
+use crate::console::plain;
 use crate::render::time_text;
 
 /// A letter, one field a line.
@@ -46,7 +47,7 @@ pub(super) fn letter(letter: &DeadLetter) -> String {
         let (by, at) = (&resolution.operator, time(resolution.time));
         lines.push(format!("resolved     {at}  by {by}: {}", resolution.reason));
     }
-    lines.join("\n")
+    lines.iter().map(|line| plain(line)).collect::<Vec<_>>().join("\n")
 }
 
 /// A letter, on one line.
@@ -56,25 +57,30 @@ pub(super) fn letter_line(letter: &DeadLetter) -> String {
         Some(resolution) => format!("{}: {}", state(letter.state()), resolution.reason),
         None => letter.attempts.last().map(|attempt| attempt.error.clone()).unwrap_or_default(),
     };
-    format!(
+    plain(&format!(
         "{}  {}  order {}  {}  {what}",
         time_text(created),
         letter.dead_letter_id,
         or_none(&letter.order_id),
         letter.fingerprint
-    )
+    ))
 }
 
 /// How many letters have one cause, on one line.
 pub(super) fn group(group: &DeadLetterGroup) -> String {
     let DeadLetterGroup { count, step, fingerprint, sample_error, .. } = group;
-    format!("{count:>7}  {step}  {}  {fingerprint}  {sample_error}", reason(group.reason()))
+    plain(&format!("{count:>7}  {step}  {}  {fingerprint}  {sample_error}", reason(group.reason())))
 }
 
 /// What was done about a letter, on one line.
 pub(super) fn answer(answer: &RedriveDeadLettersResponse) -> String {
     let what = outcome(answer.outcome());
-    format!("{}  order {}  {what}: {}", answer.dead_letter_id, or_none(&answer.order_id), answer.message)
+    plain(&format!(
+        "{}  order {}  {what}: {}",
+        answer.dead_letter_id,
+        or_none(&answer.order_id),
+        answer.message
+    ))
 }
 
 /// The outcome as people say it.

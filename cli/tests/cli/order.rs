@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{ListOrdersResponse, OrderCancelled, OrderCreated, OrderEvent, OrderStatus};
+use proto::orders::v1::{ListOrdersResponse, Order, OrderCancelled, OrderCreated, OrderEvent, OrderStatus};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -253,4 +253,22 @@ fn page(orders: usize, next_page_token: &str) -> ListOrdersResponse {
         orders: vec![order(OrderStatus::Paid, 9); orders],
         next_page_token: next_page_token.to_owned(),
     }
+}
+
+#[tokio::test]
+async fn what_a_server_says_does_nothing_to_the_terminal() {
+    let get = Box::new(|_: &_, _| {
+        let reason = "\u{1b}[2J\u{1b}]0;owned\u{7}\nstatus    FULFILLED".to_owned();
+        Ok(Order { reason, ..order(OrderStatus::Rejected, 7) })
+    });
+    let (addr, _) = shop::open(Script { get, ..Script::default() }).await;
+    let output = output_of(waybill_order(addr).args(["get", "customer-order"])).await;
+    let said = stdout(&output);
+    assert!(said.contains("REJECTED (\\u{1b}[2J\\u{1b}]0;owned\\u{7}\\nstatus    FULFILLED)"), "{said}");
+    assert!(!said.contains(|c: char| c.is_control() && c != '\n'), "{said:?}");
+
+    let get = Box::new(|_: &_, _| Err(Status::not_found("no \u{1b}[31m such order")));
+    let (addr, _) = shop::open(Script { get, ..Script::default() }).await;
+    let output = output_of(waybill_order(addr).args(["get", "customer-order"])).await;
+    assert_eq!(stderr(&output), "error: NOT_FOUND: no \\u{1b}[31m such order\n");
 }

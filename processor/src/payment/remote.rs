@@ -207,14 +207,26 @@ fn unusable(what: &str) -> NoAnswer {
 }
 
 fn reference(field: &str, text: String) -> Result<String, NoAnswer> {
+    if !text.chars().all(is_plain) {
+        return Err(unusable(&format!("a {field} with control characters")));
+    }
     match text.chars().count() {
         1..=TEXT_CHARS_MAX => Ok(text),
         chars => Err(unusable(&format!("a {field} of {chars} characters"))),
     }
 }
 
+/// A text for people, without what would do something to their terminal instead of being read.
 fn shortened(text: &str) -> String {
-    text.chars().take(TEXT_CHARS_MAX).collect()
+    let plain = |c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER };
+    text.chars().take(TEXT_CHARS_MAX).map(plain).collect()
+}
+
+/// Whether it is neither a control character nor one that changes the order in which others are shown.
+fn is_plain(c: char) -> bool {
+    let is_layout =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    !c.is_control() && !is_layout
 }
 
 fn to_payments(amount: &Money) -> payments::Money {
@@ -400,6 +412,23 @@ mod tests {
             );
             assert_eq!(script.seen.lock().unwrap().len(), 1);
         }
+    }
+
+    #[tokio::test]
+    async fn what_would_reach_into_a_terminal_is_refused_or_replaced() {
+        let declined = Declined { message: "\u{1b}[2J\u{202e}no\n".to_owned() };
+        let (remote, _) = serving_captures(vec![
+            captured("p\u{1b}]0;paid\u{7}"),
+            outcome(capture_response::Outcome::Declined(declined)),
+            Err(Status::internal("\u{9b}31m no")),
+        ])
+        .await;
+        let error = capture(&remote).await.unwrap_err();
+        assert!(matches!(&error, CaptureError::NoAnswer(NoAnswer::Unusable(_))), "{error}");
+        let declined = capture(&remote).await.unwrap_err();
+        assert_eq!(declined.to_string(), "declined: \u{fffd}[2J\u{fffd}no\u{fffd}");
+        let internal = capture(&remote).await.unwrap_err();
+        assert_eq!(internal.to_string(), "an answer of no use: Internal: \u{fffd}31m no");
     }
 
     #[tokio::test]
