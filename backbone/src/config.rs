@@ -1,11 +1,13 @@
 //! Reading a program's configuration: flags, each of which is also an environment variable.
 
+use std::ffi::{OsStr, OsString};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue};
-use clap::{Command, Parser};
+use clap::{Arg, Command, Parser};
 
 /// Exit code for a configuration that cannot be used (`EX_USAGE` of sysexits.h).
 const EXIT_USAGE: u8 = 64;
@@ -13,9 +15,19 @@ const EXIT_USAGE: u8 = 64;
 /// Longest time that a setting may have one wait for. Also keeps all arithmetic on times far from overflow.
 pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Reads flags and environment. On a bad value, and on `--help`, says so and gives the code to exit with.
+/// Settings of who gets in and of what is encrypted, by what their variables begin with. An empty one is more likely a
+/// secret that was not filled in than a wish to go without.
+const NEVER_EMPTY: [&str; 4] = ["API_KEYS_FILE", "JWT_", "TLS_", "NATS_"];
+
+/// Reads flags and environment. On a bad value, and on `--help`, says so and gives the code to exit with. An optional
+/// setting whose variable is empty is unset.
 pub fn parse<Config: Parser>() -> Result<Config, ExitCode> {
-    Config::try_parse().map_err(|error| {
+    let matches =
+        Config::command().mut_args(|argument| unset_if_empty(argument, |name| std::env::var_os(name)));
+    let config = matches.try_get_matches().and_then(|matches| {
+        Config::from_arg_matches(&matches).map_err(|error| error.format(&mut Config::command()))
+    });
+    config.map_err(|error| {
         // Nothing is left to be done when even the message cannot be written.
         drop(error.print());
         if !error.use_stderr() {
@@ -49,6 +61,16 @@ pub fn duration(
     }
 }
 
+fn unset_if_empty(argument: Arg, value: impl Fn(&OsStr) -> Option<OsString>) -> Arg {
+    let is_optional = argument.get_default_values().is_empty() && !argument.is_required_set();
+    let is_empty = argument.get_env().is_some_and(|name| {
+        let guarded =
+            name.to_str().is_some_and(|name| NEVER_EMPTY.iter().any(|start| name.starts_with(start)));
+        !guarded && value(name).is_some_and(|value| value.is_empty())
+    });
+    if is_optional && is_empty { argument.env(Resettable::Reset) } else { argument }
+}
+
 /// clap names the flag whose value is bad; its reader may have set the variable.
 fn variable_of(error: &clap::Error, mut command: Command) -> Option<String> {
     command.build();
@@ -77,6 +99,18 @@ mod tests {
         let error = Config::try_parse_from(["program", "--workers", "ten"]).unwrap_err();
         assert_eq!(variable_of(&error, Config::command()).as_deref(), Some("WAYBILL_TEST_WORKERS"));
         assert_eq!(Config::try_parse_from(["program", "--workers", "10"]).unwrap().workers, 10);
+    }
+
+    #[test]
+    fn an_optional_setting_is_unset_if_it_is_empty_unless_it_keeps_somebody_out() {
+        let empty = |_: &OsStr| Some(OsString::new());
+        let optional = |variable: &'static str| Arg::new("flag").long("flag").env(variable);
+        assert_eq!(unset_if_empty(optional("STOCK"), empty).get_env(), None);
+        for guarded in ["API_KEYS_FILE", "TLS_CLIENT_CA", "JWT_JWKS", "NATS_CREDS"] {
+            assert!(unset_if_empty(optional(guarded), empty).get_env().is_some(), "{guarded}");
+        }
+        assert!(unset_if_empty(optional("ACK_WAIT").default_value("10s"), empty).get_env().is_some());
+        assert!(unset_if_empty(optional("STOCK"), |_| None).get_env().is_some());
     }
 
     #[test]

@@ -57,7 +57,7 @@ async fn play(
     children: &mut Children,
 ) -> anyhow::Result<()> {
     let broker = broker::start(args, data, programs, children).await?;
-    let payment_url = match &args.payment_url {
+    let payment_url = match args.payment_url.as_ref().filter(|payment_url| !payment_url.is_empty()) {
         Some(payment_url) => payment_url.clone(),
         None => payment_sandbox::start(args, data, programs, children).await?,
     };

@@ -16,7 +16,7 @@ pub(super) fn check_free(args: &DevArgs) -> anyhow::Result<()> {
         (args.ops_addr, "the gateway's health", "--ops-addr"),
         (args.operations_addr, "the gateway's service for operators", "--operations-addr"),
     ];
-    if args.payment_url.is_none() {
+    if args.payment_url.as_deref().unwrap_or_default().is_empty() {
         wanted.push((args.payment_sandbox_addr, "the payment sandbox", "--payment-sandbox-addr"));
     }
     // All are held at once, so that two of them cannot be the same.

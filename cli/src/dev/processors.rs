@@ -24,7 +24,7 @@ pub(super) async fn start(
     children: &mut Children,
 ) -> anyhow::Result<()> {
     let processors = &programs.processors;
-    let stock = args.stock.clone().unwrap_or_else(catalogue::stock);
+    let stock = args.stock.clone().filter(|stock| !stock.is_empty()).unwrap_or_else(catalogue::stock);
     for (name, program) in processors {
         let mut command = broker.command_of_client(program)?;
         command.env("STOCK", &stock).env("PAYMENT_URL", payment_url);

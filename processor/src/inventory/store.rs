@@ -8,7 +8,7 @@
 //! A reservation lives longer than its order's events, and then expires. Until then the same id may come to
 //! name another order; so it says which incarnation of the order it belongs to.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
@@ -40,9 +40,13 @@ const KEYS_PER_READ_MAX: usize = 256;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct InventoryConfig {
     /// SKUs to begin with, as in `widget=100,gadget=5`. Those that exist keep the count they have.
-    #[arg(long, env = "STOCK", value_delimiter = ',', value_parser = parse_stock)]
-    pub stock: Vec<(String, u64)>,
+    #[arg(long, env = "STOCK", value_parser = parse_stock)]
+    pub stock: Option<Stock>,
 }
+
+/// Units by SKU, each SKU once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stock(BTreeMap<String, u64>);
 
 /// The inventory cannot be opened.
 #[derive(Debug, Error)]
@@ -161,11 +165,13 @@ impl Store {
             }
         }
         let store = Self { connection: connection.clone(), reservation_ttl };
-        store.seed(&config.stock).await?;
+        if let Some(Stock(stock)) = &config.stock {
+            store.seed(stock).await?;
+        }
         Ok(Ok(store))
     }
 
-    async fn seed(&self, stock: &[(String, u64)]) -> Result<(), String> {
+    async fn seed(&self, stock: &BTreeMap<String, u64>) -> Result<(), String> {
         for (sku, units) in stock {
             let mut batch = Batch::default();
             batch.write(self.stock_write(sku, *units, Revision::NONE));
@@ -274,7 +280,18 @@ fn harm(present: &Config) -> Vec<String> {
     harm
 }
 
-fn parse_stock(text: &str) -> Result<(String, u64), String> {
+fn parse_stock(text: &str) -> Result<Stock, String> {
+    let mut stock = BTreeMap::new();
+    for line in text.split(',') {
+        let (sku, units) = parse_stock_line(line)?;
+        if stock.insert(sku.clone(), units).is_some() {
+            return Err(format!("\"{sku}\" is there twice"));
+        }
+    }
+    Ok(Stock(stock))
+}
+
+fn parse_stock_line(text: &str) -> Result<(String, u64), String> {
     let (sku, units) = text.split_once('=').ok_or("is not of the form sku=units")?;
     if !is_sku(sku) {
         return Err(format!("\"{sku}\" is no SKU: {SKU_RULE}"));
@@ -290,8 +307,19 @@ mod tests {
 
     #[test]
     fn stock_is_given_as_sku_and_units() {
-        assert_eq!(parse_stock("widget=100"), Ok(("widget".to_owned(), 100)));
-        for bad in ["widget", "=1", "wid get=1", "widget=-1", "widget=many", "a.b=1"] {
+        let stock = BTreeMap::from([("widget".to_owned(), 100), ("gadget".to_owned(), 5)]);
+        assert_eq!(parse_stock("widget=100,gadget=5"), Ok(Stock(stock)));
+        for bad in [
+            "",
+            "widget=1,",
+            "widget=1,gadget=2,widget=1",
+            "widget",
+            "=1",
+            "wid get=1",
+            "widget=-1",
+            "widget=many",
+            "a.b=1",
+        ] {
             assert!(parse_stock(bad).is_err(), "{bad}");
         }
     }

@@ -81,6 +81,10 @@ impl PaymentProvider for ConfiguredProvider {
 
 fn endpoint(text: &str) -> Result<Endpoint, String> {
     const FORM: &str = "write it as http://HOST:PORT or https://HOST:PORT";
+    // A URI would be parsed without its fragment.
+    if text.contains('#') {
+        return Err(FORM.to_owned());
+    }
     let uri: Uri = text.parse().map_err(|error| format!("{FORM} ({error})"))?;
     if !is_address(&uri) {
         return Err(FORM.to_owned());
@@ -96,6 +100,7 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
 fn is_address(uri: &Uri) -> bool {
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return false };
     let host_and_port = match authority.port_u16() {
+        Some(0) => return false,
         Some(port) => format!("{}:{port}", authority.host()),
         None => authority.host().to_owned(),
     };
@@ -128,6 +133,8 @@ mod tests {
             "/run/payments",
             "http://payments/v1",
             "http://payments?key=1",
+            "http://payments#1",
+            "http://payments:0",
             "http://user:password@payments",
             "http://payments:port",
             "http://payments:",

@@ -109,6 +109,25 @@ async fn the_gateway_refuses_settings_that_cannot_be_used() {
     }
 }
 
+#[tokio::test]
+async fn an_optional_setting_that_is_empty_is_unset() {
+    let dir = tempfile::tempdir().unwrap();
+    for (program, variables) in [
+        ("waybill-payment", ["PAYMENT_URL", "WORKER_POOL_SIZE"]),
+        ("waybill-inventory", ["STOCK", "ORDERS_RETENTION"]),
+        ("waybill-gateway", ["OPERATIONS_ADDR", "ORDERS_REPLICAS"]),
+    ] {
+        let mut command = std::process::Command::new(binary(program));
+        command.env_clear().env("NATS_URL", "nats://127.0.0.1:1").envs(variables.map(|name| (name, "")));
+        command.env("GRPC_ADDR", "127.0.0.1:0").env("OPS_ADDR", "127.0.0.1:0");
+        let mut process = Process::start(program, command, dir.path());
+        process.line("that it has begun", |line| line.contains("broker").then_some(())).await;
+    }
+    for variable in ["API_KEYS_FILE", "JWT_JWKS", "TLS_CERT", "TLS_CLIENT_CA", "NATS_CREDS", "NATS_TLS_CA"] {
+        refuses("waybill-gateway", variable, "").await;
+    }
+}
+
 /// The one that is at fault is named, with the reason, though others have to be there.
 #[tokio::test]
 async fn the_gateway_refuses_files_that_cannot_be_used() {
@@ -187,13 +206,20 @@ async fn processors_refuse_settings_that_cannot_be_used() {
             refuses(program, variable, value).await;
         }
     }
-    for value in ["", "payments:1", "ftp://payments", "http://payments/v1", "http://me:secret@payments"] {
+    for value in [
+        "http://payments#1",
+        "http://payments:0",
+        "payments:1",
+        "ftp://payments",
+        "http://payments/v1",
+        "http://me:secret@payments",
+    ] {
         refuses("waybill-payment", "PAYMENT_URL", value).await;
     }
     for value in ["0s", "soon", "2d"] {
         refuses("waybill-payment", "PAYMENT_TIMEOUT", value).await;
     }
-    for value in ["widget", "widget=", "=1", "wid get=1", "widget=-1"] {
+    for value in ["widget=1,widget=1", "widget", "widget=", "=1", "wid get=1", "widget=-1"] {
         refuses("waybill-inventory", "STOCK", value).await;
     }
 }
