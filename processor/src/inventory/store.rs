@@ -9,7 +9,7 @@
 //! name another order; so it says which incarnation of the order it belongs to.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
@@ -245,6 +245,7 @@ fn bucket(replicas: usize) -> Config {
         max_messages_per_subject: 1,
         discard: DiscardPolicy::New,
         num_replicas: replicas,
+        first_sequence: Some(first_revision()),
         allow_rollup: true,
         deny_delete: true,
         allow_direct: true,
@@ -252,6 +253,14 @@ fn bucket(replicas: usize) -> Config {
         allow_message_ttl: true,
         ..Config::default()
     }
+}
+
+/// Revisions of a new bucket begin beyond those of one that was deleted before it: a replica that remembers a count of
+/// the old one must not find its revision in the new one, where it may stand for another count. So they begin at the
+/// time, in microseconds since 1970, which no bucket has kept up with.
+fn first_revision() -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(time.as_micros()).unwrap_or(1)
 }
 
 /// What [`is_sku`] demands.

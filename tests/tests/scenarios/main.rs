@@ -47,6 +47,7 @@ mod redriving;
 mod replicas;
 mod retention;
 mod slow_readers;
+mod stock_lost;
 mod storage_full;
 mod stream_setup;
 mod stuck_consumers;
