@@ -13,7 +13,15 @@ use proto::operations::v1::{
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::deployment::Deployment;
+use crate::deployment::{Deployment, Gateway};
+
+impl Gateway {
+    /// An operator's client.
+    pub fn operations(&self) -> DeadLetterServiceClient<Channel> {
+        let uri = format!("http://{}", self.operations_addr);
+        DeadLetterServiceClient::new(Channel::from_shared(uri).expect("address").connect_lazy())
+    }
+}
 
 impl Deployment {
     /// A channel to the address for operators, which connects when it is used.
@@ -24,7 +32,7 @@ impl Deployment {
 
     /// An operator's client.
     pub fn operations(&self) -> DeadLetterServiceClient<Channel> {
-        DeadLetterServiceClient::new(self.operations_channel())
+        self.gateway.operations()
     }
 
     /// A letter, by one call.

@@ -38,6 +38,7 @@ mod metrics;
 mod odd_events;
 mod operators;
 mod order_path;
+mod pauses;
 mod paying;
 mod probes;
 mod random_schedules;

@@ -2,6 +2,8 @@
 //! dies or says nothing.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -10,7 +12,7 @@ use backbone::stream::ORDERS;
 use backbone::subjects::EventKind;
 use backbone::trace::TraceContext;
 use harness::certificates::{Authority, replace};
-use harness::{Deployment, Load, Options, PATIENCE, PaymentSandbox, eventually, item, order_of};
+use harness::{Deployment, Load, Options, PATIENCE, PaymentSandbox, Process, eventually, item, order_of};
 use nix::sys::signal::Signal;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderStatus, PaymentRefunded, Undo};
@@ -506,4 +508,44 @@ async fn a_service_that_denies_a_payment_closes_no_books() {
         letter.attempts.iter().all(|attempt| attempt.error.contains("nothing was captured")),
         "{letter:?}"
     );
+}
+
+/// The payment sandbox at an address, with its record in a folder, run by a shell that has said something before.
+fn sandbox_after(before: &str, name: &str, dir: &Path, addr: &str) -> Process {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("{before} exec \"$0\"")).arg(harness::binary("waybill-payment-sandbox"));
+    command.env("PAYMENT_SANDBOX_ADDR", addr).env("PAYMENT_SANDBOX_DATA", dir.join("payments.jsonl"));
+    command.env("LOG_FORMAT", "json");
+    Process::start(name, command, dir)
+}
+
+async fn listening(process: &mut Process) -> String {
+    process.logged("its address", |fields| fields["grpc_addr"].as_str().map(str::to_owned)).await
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_disk_is_full_ends_and_charges_nobody_twice_when_there_is_room() {
+    const ORDERS: usize = 20;
+    let dir = tempfile::tempdir().unwrap();
+    // What goes beyond 1 KiB cannot be written, in the middle of a record.
+    let mut full = sandbox_after("trap '' XFSZ; ulimit -f 2;", "full", dir.path(), "127.0.0.1:0");
+    let addr = listening(&mut full).await;
+    let mut options = Options::default();
+    options.processors.push(("PAYMENT_URL", format!("http://{addr}")));
+    options.processors.push(("MAX_ATTEMPTS", "1".to_owned()));
+    let waybill = Deployment::start_with(options).await;
+    let orders = Load::start(waybill.channel(), widgets(ORDERS)).all().await;
+    let status = full.ended().await;
+    assert_eq!(status.code(), Some(1), "{status}");
+    // Another one at the same time would charge twice.
+    let mut roomy = sandbox_after("", "roomy", dir.path(), &addr);
+    listening(&mut roomy).await;
+    let mut second = sandbox_after("", "second", dir.path(), "127.0.0.1:0");
+    assert_eq!(second.ended().await.code(), Some(1));
+    assert!(second.output().contains("used by another payment sandbox"), "{}", second.output());
+
+    each_is_carried_out_once(&waybill, &orders).await;
+    let text = std::fs::read_to_string(dir.path().join("payments.jsonl")).unwrap();
+    let captured = |order: &&Order| text.matches(&order.order_id).count() > 0;
+    assert_eq!((orders.iter().filter(captured).count(), text.lines().count()), (ORDERS, ORDERS), "{text}");
 }

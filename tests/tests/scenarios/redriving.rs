@@ -371,3 +371,48 @@ async fn a_redrive_that_reaches_its_deadline_does_not_deny_what_it_has_done() {
     waybill.redrive(every_one()).await.unwrap();
     assert_eq!(waybill.statuses(&ids(&orders)).await.get(&OrderStatus::Fulfilled), Some(&3));
 }
+
+#[tokio::test]
+async fn two_operators_and_a_gateway_that_dies_redrive_each_order_once() {
+    const ORDERS: usize = 100;
+    let mut waybill = with_damage(1).await;
+    let orders = ids(&Load::start(waybill.channel(), gadgets(ORDERS)).all().await);
+    let failing = stream::iter(&orders).map(|order_id| waybill.reached(order_id, OrderStatus::Failed));
+    failing.buffer_unordered(16).collect::<Vec<_>>().await;
+    waybill.idle("inventory").await;
+    mend(&waybill).await;
+
+    let another = waybill.another_gateway().await;
+    let request = RedriveDeadLettersRequest { rate_per_second: 200, ..every_one() };
+    let mut of_another =
+        another.operations().redrive_dead_letters(request.clone()).await.unwrap().into_inner();
+    let theirs = tokio::spawn(async move {
+        let mut answers = Vec::new();
+        while let Some(answer) = of_another.message().await.unwrap() {
+            answers.push(answer.outcome());
+        }
+        answers
+    });
+    let mut ours = waybill.operations().redrive_dead_letters(request).await.unwrap().into_inner();
+    for _ in 0..ORDERS / 4 {
+        ours.message().await.unwrap().unwrap();
+    }
+    waybill.gateway.process.kill();
+    let theirs = theirs.await.unwrap();
+    assert_eq!(theirs.len(), ORDERS);
+    let good = |outcome: &RedriveOutcome| {
+        matches!(outcome, RedriveOutcome::Redriven | RedriveOutcome::AlreadyResolved)
+    };
+    assert!(theirs.iter().all(good), "{theirs:?}");
+
+    waybill.restart_gateway().await;
+    let left = waybill.redrive(every_one()).await.unwrap();
+    assert!(left.iter().all(|(_, outcome)| *outcome == RedriveOutcome::AlreadyResolved), "{left:?}");
+    assert!(waybill.open_letters().await.is_empty());
+    assert_eq!(waybill.statuses(&orders).await.get(&OrderStatus::Fulfilled), Some(&ORDERS));
+    let histories = waybill.histories().await;
+    for order_id in &orders {
+        let redriven = histories[order_id].iter().filter(|kind| **kind == Redriven).count();
+        assert_eq!(redriven, 1, "{:?}", histories[order_id]);
+    }
+}

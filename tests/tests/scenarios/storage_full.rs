@@ -2,12 +2,12 @@
 
 use backbone::stream::ORDERS;
 use backbone::subjects::EventKind;
-use harness::{Deployment, item, order_of};
+use harness::{Deployment, Load, Options, eventually, item, order_of};
 use serde_json::Value;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::accounting::each_is_carried_out_once;
+use crate::accounting::{each_is_carried_out_once, widgets};
 
 /// Bounds the stream to so many messages; -1 lifts the bound.
 pub(crate) async fn room_for(waybill: &Deployment, max_messages: i64) {
@@ -37,7 +37,9 @@ async fn a_full_stream_refuses_new_orders_and_keeps_those_it_has() {
 
 #[tokio::test]
 async fn a_step_whose_append_finds_no_room_tries_again_until_it_does() {
-    let mut waybill = Deployment::start().await;
+    let mut options = Options::default();
+    options.processors.push(("MAX_ATTEMPTS", "1".to_owned()));
+    let mut waybill = Deployment::start_with(options).await;
     room_for(&waybill, 1).await;
     let order = waybill.place(order_of("customer", "request", vec![item("widget", 1)])).await.unwrap();
     for (room, step) in [(2, "inventory"), (3, "payment"), (4, "fulfilment")] {
@@ -48,4 +50,20 @@ async fn a_step_whose_append_finds_no_room_tries_again_until_it_does() {
         room_for(&waybill, room).await;
     }
     each_is_carried_out_once(&waybill, &[order]).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_fills_up_in_the_middle_of_many_orders_loses_none() {
+    const ORDERS: usize = 200;
+    let waybill = Deployment::start().await;
+    room_for(&waybill, 150).await;
+    let load = Load::start(waybill.channel(), widgets(ORDERS));
+    eventually("a step without room", async || {
+        let lines = waybill.logged_about("the stream is full");
+        lines.iter().any(|line| line.contains("order tried again later")).then_some(())
+    })
+    .await;
+    eventually("no more room", async || (waybill.messages().await.len() == 150).then_some(())).await;
+    room_for(&waybill, -1).await;
+    each_is_carried_out_once(&waybill, &load.all().await).await;
 }
