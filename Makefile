@@ -4,7 +4,7 @@
 NATS := NATS_SERVER=$${NATS_SERVER:-$$(tools/install nats-server)} && export NATS_SERVER
 CARGO_OUT := $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help run test soak lint bench
+.PHONY: help run observe test soak lint rules bench
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -13,6 +13,13 @@ run: ## start the whole system on this machine; ARGS goes to `waybill dev`
 	@$(NATS) && \
 	cargo build --workspace --release --locked && \
 	exec "$(CARGO_OUT)/release/waybill" dev $(ARGS)
+
+observe: ## the same with Jaeger and Prometheus beside it; the first time it installs them, which takes minutes
+	@$(NATS) && \
+	JAEGER=$${JAEGER:-$$(tools/install jaeger)} && export JAEGER && \
+	PROMETHEUS=$${PROMETHEUS:-$$(tools/install prometheus)} && export PROMETHEUS && \
+	cargo build --workspace --release --locked && \
+	exec "$(CARGO_OUT)/release/waybill" dev --observe $(ARGS)
 
 test: ## build everything, then run all tests against a real nats-server
 	@$(NATS) && \
@@ -29,7 +36,7 @@ soak: ## run 10,000 orders through an outage, then SCHEDULES (20) random schedul
 	cargo test -p waybill-tests --locked --test scenarios -- --include-ignored --nocapture --test-threads 1 \
 		ten_thousand::ten_thousand random_schedules
 
-lint: ## check format, code, contract and dependencies
+lint: rules ## check format, code, contract, dependencies and rules
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	rustfmt --check --edition 2024 tests/fourth-step/fraud/src/main.rs
@@ -42,6 +49,15 @@ lint: ## check format, code, contract and dependencies
 	else \
 		echo 'advisories skipped: the database cannot be fetched here'; \
 	fi
+
+rules: ## check Prometheus' configuration, and test its rules
+	@if [ -z "$$PROMTOOL" ] && ! { command -v promtool || command -v go; } >/dev/null; then \
+		echo 'rules skipped: it takes promtool, or go to install it'; \
+		exit; \
+	fi; \
+	promtool=$${PROMTOOL:-$$(tools/install promtool)} && cd deploy/observability/prometheus && set -x && \
+	"$$promtool" check config prometheus.yml && \
+	"$$promtool" test rules tests/*.test.yml
 
 bench: ## measure; the release build comes first
 	@$(NATS) && \
