@@ -30,6 +30,10 @@ pub(crate) enum Command {
     /// how they are run: NATS_URL, LOG_FORMAT (their logs are read), DRAIN_TIMEOUT and PAYMENT_SANDBOX_DATA are set,
     /// and NATS_CREDS, NATS_TLS_CA, NATS_TLS_CERT, NATS_TLS_KEY, ORDERS_REPLICAS, TLS_CERT, TLS_KEY, TLS_CLIENT_CA,
     /// TLS_CLIENT_OPTIONAL and TLS_CLIENTS_FILE unset. Whatever RUST_LOG says, they log that they have started.
+    /// With --observe OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_PROTOCOL and OTEL_METRICS_EXPORTER are set too,
+    /// and if they are not there OTEL_TRACES_SAMPLER and OTEL_BSP_SCHEDULE_DELAY; OTEL_SDK_DISABLED,
+    /// OTEL_TRACES_EXPORTER, OTEL_EXPORTER_OTLP_HEADERS and OTEL_EXPORTER_OTLP_TRACES_* are unset. The processors' own
+    /// OPS_ADDR is a free port of 127.0.0.1.
     Dev(DevArgs),
     /// Place, read, list, watch and cancel orders.
     Order(OrderArgs),
@@ -76,6 +80,21 @@ pub(crate) struct DevArgs {
     /// The payment service to use instead of a payment sandbox.
     #[arg(long, env = "PAYMENT_URL", value_name = "URL")]
     pub(crate) payment_url: Option<String>,
+    /// Run Jaeger and Prometheus too, and have them see all programs.
+    #[arg(long)]
+    pub(crate) observe: bool,
+    /// The Jaeger 2 to run with --observe: a path, or a name on PATH or in .tools/bin.
+    #[arg(long, env = "JAEGER", default_value = "jaeger", value_name = "PATH")]
+    pub(crate) jaeger: PathBuf,
+    /// The Prometheus to run with --observe: a path, or a name on PATH or in .tools/bin.
+    #[arg(long, env = "PROMETHEUS", default_value = "prometheus", value_name = "PATH")]
+    pub(crate) prometheus: PathBuf,
+    /// The port of Jaeger's pages and API on 127.0.0.1. 0 takes a free one.
+    #[arg(long, env = "WAYBILL_JAEGER_PORT", default_value = "16686", value_name = "PORT")]
+    pub(crate) jaeger_port: u16,
+    /// The port of Prometheus on 127.0.0.1. 0 takes a free one.
+    #[arg(long, env = "WAYBILL_PROMETHEUS_PORT", default_value = "9090", value_name = "PORT")]
+    pub(crate) prometheus_port: u16,
     /// The stock to begin with. SKUs that exist keep the count they have. Unset: that of the sample orders.
     #[arg(long, env = "STOCK", value_name = "SKU=COUNT,...")]
     pub(crate) stock: Option<String>,

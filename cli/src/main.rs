@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             console::warn(&format!("error: {}", fault::explain(&error)));
-            if error.is::<usage::Misuse>() { ExitCode::from(usage::EXIT_USAGE) } else { ExitCode::FAILURE }
+            usage::exit_code(&error)
         }
     }
 }

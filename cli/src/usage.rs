@@ -1,5 +1,7 @@
 //! Reading the command line and the environment, and saying what is wrong with them.
 
+use std::error::Error;
+use std::fmt;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
@@ -8,19 +10,24 @@ use clap::{Command, Parser};
 use crate::console;
 
 /// Exit code for flags and variables that cannot be used (`EX_USAGE` of sysexits.h).
-pub(crate) const EXIT_USAGE: u8 = 64;
+const EXIT_USAGE: u8 = 64;
 
-/// Flags of which each is good, and which make no sense together.
+/// What was asked for cannot be done as it was asked: the program ends with the same code.
 #[derive(Debug)]
-pub(crate) struct Misuse(pub(crate) &'static str);
+pub(crate) struct Unusable(pub(crate) String);
 
-impl std::fmt::Display for Misuse {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0)
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Misuse {}
+impl Error for Unusable {}
+
+/// The code to exit with after an error.
+pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<Unusable>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
+}
 
 /// Reads flags and environment. On a bad value, and on `--help`, says so and gives the code to exit with.
 pub(crate) fn parse<Args: Parser>() -> Result<Args, ExitCode> {

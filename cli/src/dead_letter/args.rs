@@ -8,7 +8,7 @@ use tonic::transport::Uri;
 use crate::args::parse_gateway;
 use crate::credential::Credential;
 use crate::tls::Tls;
-use crate::usage::Misuse;
+use crate::usage::Unusable;
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct DeadLetterArgs {
@@ -93,15 +93,15 @@ pub(crate) struct RedriveArgs {
 
 impl RedriveArgs {
     /// Nothing is redriven unless it is said what.
-    pub(crate) fn check(&self) -> Result<(), Misuse> {
+    pub(crate) fn check(&self) -> Result<(), Unusable> {
         let named = !self.dead_letter_ids.is_empty();
         if !named && !self.all && !self.filter.is_set() {
-            return Err(Misuse(
-                "say which letters: by their ids, --step, --fingerprint, --older-than, or --all",
+            return Err(Unusable(
+                "say which letters: by their ids, --step, --fingerprint, --older-than, or --all".to_owned(),
             ));
         }
         if named && self.filter.is_set() {
-            return Err(Misuse("name letters by their ids or by a filter, not both"));
+            return Err(Unusable("name letters by their ids or by a filter, not both".to_owned()));
         }
         Ok(())
     }

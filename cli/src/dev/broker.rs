@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use super::children::Children;
 use super::data_dir::DataDir;
 use super::log::last_words;
-use super::programs::{self, Programs};
+use super::programs::Programs;
 use crate::args::DevArgs;
 use crate::tether;
 
@@ -38,8 +38,8 @@ pub(super) struct Broker {
 impl Broker {
     /// The command for one of our own programs that works with this broker. What is set here stands in the help of
     /// `dev`.
-    pub(super) fn command_of_client(&self, program: &Path) -> io::Result<Command> {
-        let mut command = programs::command_of_ours(program)?;
+    pub(super) fn command_of_client(&self, programs: &Programs, program: &Path) -> io::Result<Command> {
+        let mut command = programs.command_of_ours(program)?;
         command.env("NATS_URL", &self.url);
         for variable in OF_OTHER_BROKERS {
             command.env_remove(variable);

@@ -50,6 +50,13 @@ impl DataDir {
         self.root.join("logs")
     }
 
+    /// Where the configuration of Jaeger and Prometheus is, and what they keep; made if need be.
+    pub(super) fn observe(&self) -> anyhow::Result<PathBuf> {
+        let folder = self.root.join("observe");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(folder)
+    }
+
     /// Where the broker says which port it has got.
     pub(super) fn ports(&self) -> PathBuf {
         self.root.join("ports")

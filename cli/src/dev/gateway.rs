@@ -51,7 +51,7 @@ pub(super) async fn start(
     broker: &Broker,
     children: &mut Children,
 ) -> anyhow::Result<Gateway> {
-    let mut command = broker.command_of_client(&programs.gateway)?;
+    let mut command = broker.command_of_client(programs, &programs.gateway)?;
     command
         .env("GRPC_ADDR", args.grpc_addr.to_string())
         .env("OPS_ADDR", args.ops_addr.to_string())

@@ -7,6 +7,7 @@ mod children;
 mod data_dir;
 mod gateway;
 mod log;
+mod observe;
 mod payment_sandbox;
 mod ports;
 mod processors;
@@ -26,6 +27,7 @@ use broker::Broker;
 use children::Children;
 use data_dir::DataDir;
 use gateway::Gateway;
+use observe::Jaeger;
 use programs::Programs;
 use signals::Signals;
 use summary::Summary;
@@ -35,7 +37,7 @@ use summary::Summary;
 pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let data = DataDir::lock(&args.data_dir)?;
-    let programs = Programs::find(&args.nats_server)?;
+    let programs = Programs::find(args)?;
     broker::check_version(&programs.nats_server).await?;
     ports::check_free(args)?;
 
@@ -43,7 +45,7 @@ pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<()> {
     let outcome = select! {
         biased;
         signal = signals.next() => interrupted(args, signal),
-        outcome = play(args, &data, &programs, &mut children) => outcome,
+        outcome = play(args, &data, programs, &mut children) => outcome,
     };
     children.stop(&mut signals).await;
     outcome
@@ -53,9 +55,17 @@ pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<()> {
 async fn play(
     args: &DevArgs,
     data: &DataDir,
-    programs: &Programs,
+    mut programs: Programs,
     children: &mut Children,
 ) -> anyhow::Result<()> {
+    let jaeger = match &programs.observers {
+        Some(observers) => Some(observe::start_jaeger(args, data, observers, children).await?),
+        None => None,
+    };
+    if let Some(jaeger) = &jaeger {
+        programs.variables = jaeger.variables();
+    }
+    let programs = &programs;
     let broker = broker::start(args, data, programs, children).await?;
     let payment_url = match args.payment_url.as_ref().filter(|payment_url| !payment_url.is_empty()) {
         Some(payment_url) => payment_url.clone(),
@@ -63,6 +73,14 @@ async fn play(
     };
     let gateway = gateway::start(args, programs, &broker, children).await?;
     processors::start(args, programs, &broker, &payment_url, children).await?;
+    let prometheus = match &programs.observers {
+        Some(observers) => {
+            let mut targets = processors::ops_addrs(programs, children).await;
+            targets.insert(0, ("gateway", gateway.ops_addr));
+            Some(observe::start_prometheus(args, data, observers, &targets, children).await?)
+        }
+        None => None,
+    };
 
     let orders = client::orders(client::endpoint(gateway.uri()?).connect_lazy(), args.credential.clone());
     let summary = children.while_alive(samples::run(args, orders)).await?;
@@ -73,6 +91,9 @@ async fn play(
         return verdict(summary.as_ref());
     }
     console::tell(&how_to_try(args, &broker, &payment_url, &gateway, summary.as_ref()));
+    if let (Some(jaeger), Some(prometheus)) = (&jaeger, &prometheus) {
+        console::tell(&where_to_look(jaeger, prometheus, summary.as_ref()));
+    }
     Err(children.death().await)
 }
 
@@ -89,6 +110,19 @@ fn verdict(summary: Option<&Summary>) -> anyhow::Result<()> {
         0 => Ok(()),
         unfinished => Err(anyhow!("{unfinished} sample orders were not finished")),
     }
+}
+
+/// The query is that of Jaeger's API, which is there without its pages too.
+fn where_to_look(jaeger: &Jaeger, prometheus: &str, summary: Option<&Summary>) -> String {
+    let order_id = summary.and_then(Summary::an_order_id).unwrap_or("ORDER_ID");
+    let jaeger = &jaeger.url;
+    format!(
+        "
+Traces are at {jaeger}, metrics at {prometheus}, alerts at {prometheus}/alerts:
+
+  curl '{jaeger}/api/traces?service=waybill-gateway&tags=%7B%22waybill.order.id%22%3A%22{order_id}%22%7D'
+  curl '{prometheus}/api/v1/query?query=waybill:order_duration_seconds:p99_5m'"
+    )
 }
 
 fn how_to_try(

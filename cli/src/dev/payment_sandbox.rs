@@ -10,7 +10,7 @@ use super::children::Children;
 use super::data_dir::DataDir;
 use super::gateway::reachable;
 use super::log::{self, last_words};
-use super::programs::{self, Programs};
+use super::programs::Programs;
 use crate::args::DevArgs;
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,7 +23,7 @@ pub(super) async fn start(
     programs: &Programs,
     children: &mut Children,
 ) -> anyhow::Result<String> {
-    let mut command = programs::command_of_ours(&programs.payment_sandbox)?;
+    let mut command = programs.command_of_ours(&programs.payment_sandbox)?;
     command
         .env("PAYMENT_SANDBOX_ADDR", args.payment_sandbox_addr.to_string())
         .env("PAYMENT_SANDBOX_DATA", data.payments());

@@ -19,6 +19,11 @@ pub(super) fn check_free(args: &DevArgs) -> anyhow::Result<()> {
     if args.payment_url.as_deref().unwrap_or_default().is_empty() {
         wanted.push((args.payment_sandbox_addr, "the payment sandbox", "--payment-sandbox-addr"));
     }
+    if args.observe {
+        let on_loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        wanted.push((on_loopback(args.jaeger_port), "Jaeger", "--jaeger-port"));
+        wanted.push((on_loopback(args.prometheus_port), "Prometheus", "--prometheus-port"));
+    }
     // All are held at once, so that two of them cannot be the same.
     let held = wanted.into_iter().map(|(addr, purpose, flag)| {
         TcpListener::bind(addr).map_err(|error| taken(addr, purpose, flag, &error))

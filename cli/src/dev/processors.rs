@@ -1,5 +1,6 @@
 //! The processors, one for each step of an order.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -26,7 +27,7 @@ pub(super) async fn start(
     let processors = &programs.processors;
     let stock = args.stock.clone().filter(|stock| !stock.is_empty()).unwrap_or_else(catalogue::stock);
     for (name, program) in processors {
-        let mut command = broker.command_of_client(program)?;
+        let mut command = broker.command_of_client(programs, program)?;
         command.env("STOCK", &stock).env("PAYMENT_URL", payment_url);
         // The gateway's own address is in the same variable.
         command.env("OPS_ADDR", "127.0.0.1:0");
@@ -45,4 +46,17 @@ pub(super) async fn start(
             }
         })
         .await
+}
+
+/// Where the processors serve their metrics, by step: those that say so.
+pub(super) async fn ops_addrs(programs: &Programs, children: &Children) -> Vec<(&'static str, SocketAddr)> {
+    let mut addrs = Vec::new();
+    for (name, _) in &programs.processors {
+        let log = children.log_of(name);
+        let Ok(listening) = timeout(START_PATIENCE, log::wait_for(&log, "listening")).await else { continue };
+        if let Ok(addr) = listening["ops_addr"].as_str().unwrap_or_default().parse() {
+            addrs.push((*name, addr));
+        }
+    }
+    addrs
 }

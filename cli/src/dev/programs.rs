@@ -11,14 +11,20 @@ use anyhow::{Context, anyhow};
 use tokio::process::Command;
 
 use super::children::STOP_TIMEOUT;
+use super::observe::Observers;
+use crate::args::DevArgs;
 use crate::tether;
+use crate::usage::Unusable;
 
 /// What our own programs get for their drain: a little less than the time after which they are killed.
 const DRAIN_TIMEOUT: Duration = STOP_TIMEOUT.saturating_sub(Duration::from_secs(2));
 /// The lines by which our programs say that they have started, and which `dev` reads, in the words of RUST_LOG:
-/// "listening" of the gateway and the payment sandbox, and "processing" of the processors.
+/// "listening" of all, and "processing" of the processors.
 const START_LINES: &str = "waybill_gateway[{grpc_addr}]=info,waybill_payment_sandbox[{grpc_addr}]=info,\
-                           processor::runtime[{workers}]=info";
+                           processor::runtime[{workers}]=info,processor::program[{ops_addr}]=info";
+
+/// Where `make observe` puts what it installs.
+const TOOLS: &str = ".tools/bin";
 
 /// The steps, in their order. Their programs are named after them.
 const STEPS: &[&str] = &["inventory", "payment", "fulfilment"];
@@ -31,11 +37,16 @@ pub(super) struct Programs {
     pub(super) payment_sandbox: PathBuf,
     /// By step, in the order of the steps.
     pub(super) processors: Vec<(&'static str, PathBuf)>,
+    /// With `--observe`.
+    pub(super) observers: Option<Observers>,
+    /// Variables that our own programs get, or get rid of.
+    pub(super) variables: Vec<(&'static str, Option<String>)>,
 }
 
 impl Programs {
-    /// Looks for the broker where the user says, and for our own programs beside this one, else on PATH.
-    pub(super) fn find(nats_server: &Path) -> anyhow::Result<Self> {
+    /// Looks for the programs of others where the user says, and for our own ones beside this one, else on PATH.
+    pub(super) fn find(args: &DevArgs) -> anyhow::Result<Self> {
+        let nats_server = &args.nats_server;
         let nats_server = on_path(nats_server).ok_or_else(|| {
             anyhow!(
                 "{} not found: install nats-server 2.12 or newer, or name one with --nats-server or NATS_SERVER",
@@ -50,22 +61,48 @@ impl Programs {
             gateway: ours("waybill-gateway", here)?,
             payment_sandbox: ours("waybill-payment-sandbox", here)?,
             processors: STEPS.iter().copied().map(processor).collect::<anyhow::Result<_>>()?,
+            observers: args.observe.then(|| observers(args)).transpose()?,
+            variables: Vec::new(),
         })
+    }
+
+    /// The command for one of our own programs, whose log is read here. What is set here stands in the help of `dev`.
+    pub(super) fn command_of_ours(&self, program: &Path) -> io::Result<Command> {
+        let mut command = tether::command(program)?;
+        command
+            .env("LOG_FORMAT", "json")
+            .env("DRAIN_TIMEOUT", humantime::format_duration(DRAIN_TIMEOUT).to_string());
+        if let Some(mut log) = env::var_os("RUST_LOG") {
+            log.push(",");
+            log.push(START_LINES);
+            command.env("RUST_LOG", log);
+        }
+        for (name, value) in &self.variables {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        Ok(command)
     }
 }
 
-/// The command for one of our own programs, whose log is read here. What is set here stands in the help of `dev`.
-pub(super) fn command_of_ours(program: &Path) -> io::Result<Command> {
-    let mut command = tether::command(program)?;
-    command
-        .env("LOG_FORMAT", "json")
-        .env("DRAIN_TIMEOUT", humantime::format_duration(DRAIN_TIMEOUT).to_string());
-    if let Some(mut log) = env::var_os("RUST_LOG") {
-        log.push(",");
-        log.push(START_LINES);
-        command.env("RUST_LOG", log);
-    }
-    Ok(command)
+fn observers(args: &DevArgs) -> anyhow::Result<Observers> {
+    let jaeger = observer(&args.jaeger, "--jaeger or JAEGER")?;
+    let prometheus = observer(&args.prometheus, "--prometheus or PROMETHEUS")?;
+    Ok(Observers { jaeger, prometheus })
+}
+
+fn observer(program: &Path, setting: &str) -> anyhow::Result<PathBuf> {
+    let installed = Path::new(TOOLS).join(program);
+    on_path(program).or_else(|| is_program(&installed).then_some(installed)).ok_or_else(|| {
+        let name = program.display();
+        let complaint = format!(
+            "{name} not found, neither on PATH nor in {TOOLS}, and --observe needs it: `make observe` installs it (with \
+             Go; it takes minutes), or name one with {setting}"
+        );
+        Unusable(complaint).into()
+    })
 }
 
 fn ours(name: &str, here: &Path) -> anyhow::Result<PathBuf> {

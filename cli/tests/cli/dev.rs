@@ -28,6 +28,77 @@ async fn a_missing_program_is_named_before_anything_starts() {
 }
 
 #[tokio::test]
+async fn who_wants_to_observe_is_told_what_to_install() {
+    for (there, missing) in [(None, "jaeger"), (Some("jaeger"), "prometheus")] {
+        let stage = Stage::new();
+        if let Some(name) = there {
+            stage.add(name);
+        }
+        let mut dev = stage.dev();
+        dev.arg("--observe").env("JAEGER", stage.path("jaeger")).env("PROMETHEUS", stage.path("prometheus"));
+        let output = output_of(&mut dev).await;
+        assert_eq!(output.status.code(), Some(64));
+        let complaint = stderr(&output);
+        assert!(complaint.contains(&format!("{missing} not found")), "{complaint}");
+        assert!(
+            complaint.contains("make observe") && complaint.contains(&format!("--{missing}")),
+            "{complaint}"
+        );
+        assert!(stage.pids_so_far().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn with_observe_all_programs_are_wired_to_jaeger_and_prometheus() {
+    let (addr, _) = shop::open(Script::default()).await;
+    let stage = Stage::new();
+    stage.add("jaeger");
+    stage.add("prometheus");
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut dev = stage.dev_with_gateway(addr);
+    dev.args(["--orders", "0", "--exit", "--observe", "--jaeger-port", "0", "--prometheus-port"])
+        .arg(free.port().to_string())
+        .env("JAEGER", stage.path("jaeger"))
+        .env("PROMETHEUS", stage.path("prometheus"))
+        .env("OTEL_SDK_DISABLED", "true")
+        .env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://elsewhere:1")
+        .env("OTEL_BSP_SCHEDULE_DELAY", "9")
+        .env_remove("OTEL_TRACES_SAMPLER");
+    let dev = dev.spawn().unwrap();
+
+    // The fakes do not listen, so the test does it for them.
+    stage.pids_of(&["jaeger"]).await;
+    assert!(!stage.path("pids/nats-server").exists());
+    let config = std::fs::read_to_string(stage.path("data/observe/jaeger.yml")).unwrap();
+    let endpoints: Vec<_> = config.split('\'').filter(|part| part.starts_with("127.0.0.1:")).collect();
+    let [_, _, otlp] = endpoints[..] else { panic!("{config}") };
+    let _jaeger: Vec<_> = endpoints.iter().map(|addr| TcpListener::bind(addr).unwrap()).collect();
+    stage.pids_of(&["prometheus"]).await;
+    let _prometheus = TcpListener::bind(free).unwrap();
+    let output = timeout(PATIENCE, dev.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+
+    for program in ["waybill-gateway", "waybill-inventory", "waybill-payment-sandbox"] {
+        let has = |variable| stage.variable_of(program, variable);
+        assert_eq!(has("OTEL_EXPORTER_OTLP_ENDPOINT"), Some(format!("http://{otlp}")), "{program}");
+        assert_eq!(has("OTEL_EXPORTER_OTLP_PROTOCOL").as_deref(), Some("grpc"));
+        assert_eq!(has("OTEL_METRICS_EXPORTER").as_deref(), Some("none"));
+        assert_eq!(has("OTEL_TRACES_SAMPLER").as_deref(), Some("parentbased_always_on"));
+        assert_eq!(has("OTEL_BSP_SCHEDULE_DELAY").as_deref(), Some("9"));
+        assert_eq!((has("OTEL_SDK_DISABLED"), has("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")), (None, None));
+    }
+    assert_eq!(stage.variable_of("waybill-payment", "OPS_ADDR").as_deref(), Some("127.0.0.1:0"));
+    let config = std::fs::read_to_string(stage.path("data/observe/prometheus.yml")).unwrap();
+    for (job, addr) in
+        [("gateway", "127.0.0.1:1"), ("inventory", "127.0.0.1:3"), ("fulfilment", "127.0.0.1:3")]
+    {
+        let line = format!("{{ job_name: {job}, static_configs: [{{ targets: ['{addr}'] }}] }}");
+        assert!(config.contains(&line), "{config}");
+    }
+    assert!(stage.pids_so_far().into_iter().all(is_gone));
+}
+
+#[tokio::test]
 async fn an_old_nats_server_is_refused() {
     let stage = Stage::new();
     let output = output_of(stage.dev().env("FAKE_NATS_VERSION", "2.11.9")).await;
@@ -258,6 +329,11 @@ async fn the_help_names_every_variable_that_is_not_left_alone() {
         "TLS_CLIENT_CA",
         "PAYMENT_URL",
         "PAYMENT_SANDBOX_DATA",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_METRICS_EXPORTER",
+        "OTEL_TRACES_SAMPLER",
+        "OTEL_SDK_DISABLED",
+        "JAEGER",
     ];
     for variable in variables {
         assert!(stdout(&output).contains(variable), "{variable}");

@@ -25,6 +25,7 @@ waybill-payment-sandbox)
     echo '{"fields":{"message":"listening","grpc_addr":"127.0.0.1:2"}}'
     ;;
 *)
+    echo '{"fields":{"message":"listening","ops_addr":"127.0.0.1:3"}}'
     echo '{"fields":{"message":"processing"}}'
     ;;
 esac

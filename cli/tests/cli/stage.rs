@@ -36,9 +36,8 @@ impl Stage {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let stage = Self { folder };
         fs::hard_link(env!("CARGO_BIN_EXE_waybill"), stage.path("waybill")).unwrap();
-        let fake = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/fake.sh");
         for name in FAKES {
-            symlink(fake, stage.path(name)).unwrap();
+            stage.add(name);
         }
         for folder in ["pids", "envs"] {
             fs::create_dir(stage.path(folder)).unwrap();
@@ -48,6 +47,11 @@ impl Stage {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Another fake, beside those that are always there.
+    pub(crate) fn add(&self, name: &str) {
+        symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/fake.sh"), self.path(name)).unwrap();
     }
 
     pub(crate) fn remove(&self, name: &str) {
