@@ -217,8 +217,8 @@ impl OrderLog {
                 span.fail(error.kind(), &error);
                 return Err(error);
             }
-            let trace_id = trace.trace_id();
-            debug!(order_id = %id, trace_id, attempts, %error, "append tried again");
+            let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
+            debug!(order_id = %id, trace_id, span_id, attempts, %error, "append tried again");
             span.event("append tried again", || [KeyValue::new(attribute::ERROR_TYPE, error.kind())]);
             sleep(pause).await;
         }
