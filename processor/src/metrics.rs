@@ -10,7 +10,7 @@ use backbone::metrics::{self, Counter, Histogram, KeyValue, seconds};
 /// Fingerprints that are told apart; the letters of others are counted together.
 const FINGERPRINTS_MAX: usize = 100;
 const OTHER: &str = "other";
-const CAUSES: [&str; 4] = ["stuck", "silent", "refused", "closed"];
+const CAUSES: [&str; 5] = ["stuck", "silent", "edited", "refused", "closed"];
 
 static ATTEMPTS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     metrics::wait(
