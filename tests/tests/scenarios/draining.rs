@@ -90,6 +90,8 @@ async fn processors_that_stop_under_load_leave_the_work_to_their_replicas() {
 #[tokio::test]
 async fn a_processor_that_stops_gives_back_no_more_than_it_had_in_hand() {
     let mut waybill = Deployment::start_with(patient(1)).await;
+    // One that has not begun yet has nothing to give back.
+    waybill.consumer("inventory").await;
     let mut load = Load::start(waybill.channel(), widgets(ORDERS));
     load.acknowledged(MIDDLE).await;
     let status = waybill.processor("inventory").stop().await;
