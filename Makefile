@@ -1,6 +1,6 @@
 # The few commands of this repository. `make` alone lists them.
 
-# A path in NATS_SERVER or GRPCURL is taken as it is; else tools/install finds or installs the tool.
+# A path in NATS_SERVER, GRPCURL or PROMTOOL is taken as it is; else tools/install finds or installs the tool.
 NATS := NATS_SERVER=$${NATS_SERVER:-$$(tools/install nats-server)} && export NATS_SERVER
 CARGO_OUT := $${CARGO_TARGET_DIR:-target}
 
@@ -25,6 +25,9 @@ test: ## build everything, then run all tests against a real nats-server
 	@$(NATS) && \
 	if [ -z "$$GRPCURL" ] && { command -v grpcurl || command -v go; } >/dev/null; then \
 		GRPCURL=$$(tools/install grpcurl) && export GRPCURL || exit; \
+	fi && \
+	if [ -z "$$PROMTOOL" ] && { command -v promtool || command -v go; } >/dev/null; then \
+		PROMTOOL=$$(tools/install promtool) && export PROMTOOL || exit; \
 	fi && \
 	cargo build --workspace --locked && \
 	cargo test --workspace --locked

@@ -255,7 +255,8 @@ fn each_alert_has_its_section_in_the_runbook_and_each_section_its_alert() {
 }
 
 #[test]
-fn each_alert_is_tested_to_fire() {
+fn each_alert_is_tested_to_fire_and_provoked() {
+    let provoked = read("tests/tests/alerts.rs");
     let folder = root().join("deploy/observability/prometheus/tests");
     let tests: String = fs::read_dir(folder)
         .unwrap()
@@ -265,6 +266,7 @@ fn each_alert_is_tested_to_fire() {
         let named = format!("alertname: {alert}\n");
         let fires = tests.split(&named).skip(1).any(|after| after.trim_start().starts_with("exp_alerts:"));
         assert!(fires, "no test lets {alert} fire");
+        assert!(provoked.contains(&format!("\"{alert}\"")), "nobody provokes {alert}");
     }
 }
 

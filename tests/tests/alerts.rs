@@ -1,0 +1,298 @@
+//! Each alert is provoked by real processes, and fires for the series that they really show.
+//!
+//! What alerts wait for takes from a minute to hours. So every process is asked for its metrics while all is well, and
+//! twice while something is wrong; promtool then lets an hour pass in which what was seen goes on: counters grow as they
+//! did between the two looks, ages grow with the time, and everything else stays as it is.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use backbone::stream::ORDERS;
+use harness::{
+    Broker, Deployment, Load, Options, Scrape, create, eventually, free_port, http_get, item, order_of,
+};
+use processor::inventory::{BUCKET, stock_key};
+use proto::orders::v1::OrderStatus;
+use proto::payments::v1::Fault;
+use serde_json::json;
+
+/// Scrapes are 15 s apart, so these are 20 minutes and an hour.
+const WELL_COUNT: usize = 80;
+const WRONG_COUNT: usize = 240;
+
+/// The series of all processes at one moment, with the labels that a scrape adds.
+type Picture = BTreeMap<String, f64>;
+
+/// Asks every process for its metrics.
+async fn picture(waybill: &mut Deployment) -> Picture {
+    let mut picture = Picture::new();
+    let gateway = waybill.gateway.ops_addr.clone();
+    add(&mut picture, "gateway", &gateway).await;
+    for (step, processes) in &mut waybill.processors {
+        for process in processes {
+            let addr = process.ops_addr().await;
+            add(&mut picture, step, &addr).await;
+        }
+    }
+    picture
+}
+
+async fn add(picture: &mut Picture, job: &str, addr: &str) {
+    let target = format!("job=\"{job}\",instance=\"{addr}\"");
+    let answer = http_get(addr, "/metrics").await;
+    let up = if answer.is_some() { 1.0 } else { 0.0 };
+    picture.insert(format!("up{{{target}}}"), up);
+    for sample in answer.map(|(_, text)| Scrape::read(&text).samples).into_iter().flatten() {
+        let labels: String = sample.labels.iter().map(|(name, value)| format!(",{name}={value:?}")).collect();
+        picture.insert(format!("{}{{{target}{labels}}}", sample.name), sample.value);
+    }
+}
+
+/// How a series goes on, in promtool's notation.
+fn goes_on(series: &str, first: Option<f64>, second: Option<f64>) -> String {
+    let Some(second) = second else { return format!("stale _x{WRONG_COUNT}") };
+    let name = series.split('{').next().unwrap_or_default();
+    let counts = ["_total", "_count", "_sum", "_bucket"].iter().any(|suffix| name.ends_with(suffix));
+    let by = if counts {
+        // A counter that was not there yet began at 0.
+        second - first.unwrap_or(0.0)
+    } else if name.ends_with("_age_seconds") && second > 0.0 {
+        15.0
+    } else {
+        0.0
+    };
+    format!("{second}+{}x{WRONG_COUNT}", by.max(0.0))
+}
+
+/// The alerts that fire if it goes on like that; none may while all is well.
+fn fires(well: Option<&Picture>, wrong: [&Picture; 2], expected: &[&str]) {
+    let Some(promtool) = promtool() else { return };
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/observability/prometheus");
+    let [first, second] = wrong;
+    let all = well.into_iter().chain(wrong).flat_map(BTreeMap::keys).collect::<BTreeSet<_>>();
+    let mut test = format!(
+        "rule_files: [{0:?}, {1:?}]\nevaluation_interval: 15s\ngroup_eval_order: [waybill-objectives, \
+         waybill-create-order-series, waybill-order-series, waybill-stream-series, waybill-orders, waybill-steps, \
+         waybill-broker, waybill-targets]\ntests:\n- interval: 15s\n  input_series:\n",
+        rules.join("rules.yml"),
+        rules.join("alerts.yml"),
+    );
+    for series in all {
+        let before = well.map_or(String::new(), |well| match well.get(series) {
+            Some(value) => format!("{value}x{} ", WELL_COUNT - 1),
+            None => format!("_x{WELL_COUNT} "),
+        });
+        let after = goes_on(series, first.get(series).copied(), second.get(series).copied());
+        writeln!(test, "  - {{ series: '{series}', values: '{before}{after}' }}").unwrap();
+    }
+    let wrong_from = well.map_or(0, |_| WELL_COUNT);
+    let end = (wrong_from + WRONG_COUNT) * 15;
+    test.push_str("  promql_expr_test:\n");
+    if well.is_some() {
+        let at = (WELL_COUNT - 1) * 15;
+        writeln!(test, "  - {{ eval_time: {at}s, expr: 'count by (alertname) (ALERTS)', exp_samples: [] }}")
+            .unwrap();
+    }
+    let fired = "group by (alertname) (max_over_time(ALERTS{alertstate=\"firing\"}[1h]))";
+    let samples: Vec<_> =
+        expected.iter().map(|name| format!("{{ labels: '{{alertname=\"{name}\"}}', value: 1 }}")).collect();
+    writeln!(test, "  - {{ eval_time: {end}s, expr: '{fired}', exp_samples: [{}] }}", samples.join(", "))
+        .unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("alerts.test.yml");
+    std::fs::write(&file, &test).unwrap();
+    let output = Command::new(promtool).args(["test", "rules"]).arg(&file).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+/// From PROMTOOL, or where tools/install puts it.
+#[allow(clippy::print_stdout, reason = "a test that does nothing says so")]
+fn promtool() -> Option<PathBuf> {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/promtool");
+    let promtool =
+        std::env::var_os("PROMTOOL").map(PathBuf::from).or_else(|| installed.exists().then_some(installed));
+    if promtool.is_none() {
+        println!("skipped: no promtool");
+    }
+    promtool
+}
+
+/// A Waybill that works, and how it looks: every step has had an order, and the backlog is known.
+async fn at_work(options: Options) -> (Deployment, Picture) {
+    let mut waybill = Deployment::start_with(options).await;
+    let order = waybill.place(order_of("customer", "first", vec![item("widget", 1)])).await.unwrap();
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    let well = eventually("a backlog of none", async || {
+        let picture = picture(&mut waybill).await;
+        let ages = |step| value(&picture, "waybill_step_oldest_unprocessed_age_seconds", step);
+        (["inventory", "payment", "fulfilment"].map(ages) == [Some(0.0); 3]).then_some(picture)
+    })
+    .await;
+    (waybill, well)
+}
+
+/// The greatest value of the metric among the series of this job.
+fn value(picture: &Picture, name: &str, job: &str) -> Option<f64> {
+    let start = format!("{name}{{job=\"{job}\"");
+    let of_job = picture.iter().filter(|(series, _)| series.starts_with(&start));
+    of_job.map(|(_, value)| *value).reduce(f64::max)
+}
+
+/// Looks again and again until a metric of a job has such a value, and gives what was seen then.
+async fn seen(waybill: &mut Deployment, name: &str, job: &str, is: impl Fn(f64) -> bool) -> Picture {
+    eventually(&format!("{name} of {job}"), async || {
+        let picture = picture(waybill).await;
+        value(&picture, name, job).is_some_and(&is).then_some(picture)
+    })
+    .await
+}
+
+fn orders(count: usize) -> Vec<proto::orders::v1::CreateOrderRequest> {
+    (0..count).map(|i| order_of("customer", &format!("request-{i}"), vec![item("widget", 1)])).collect()
+}
+
+#[tokio::test]
+async fn payments_that_are_away_and_come_back_late() {
+    let (mut waybill, well) = at_work(Options { payment_sandbox: true, ..Options::default() }).await;
+    waybill.sandbox().fail("", Fault::Outage, 0).await;
+    let waiting = Load::start(waybill.channel(), orders(25)).all().await;
+    let age = "waybill_step_oldest_unprocessed_age_seconds";
+    let first = seen(&mut waybill, age, "payment", |age| age > 6.0).await;
+    let second = seen(&mut waybill, "waybill_step_breaker_state", "payment", |state| state == 2.0).await;
+    fires(Some(&well), [&first, &second], &["WaybillBreakerOpen", "WaybillOrdersWaiting"]);
+
+    waybill.sandbox().recover().await;
+    let ids: Vec<_> = waiting.into_iter().map(|order| order.order_id).collect();
+    assert_eq!(waybill.statuses(&ids).await.get(&OrderStatus::Fulfilled), Some(&25));
+    let done = seen(&mut waybill, age, "payment", |age| age == 0.0).await;
+    fires(Some(&well), [&second, &done], &["WaybillOrdersSlow"]);
+}
+
+#[tokio::test]
+async fn a_broker_that_is_down() {
+    let (mut waybill, well) = at_work(Options::default()).await;
+    waybill.broker.kill();
+    seen(&mut waybill, "waybill_ready", "gateway", |ready| ready == 0.0).await;
+    for job in ["gateway", "inventory", "payment", "fulfilment"] {
+        seen(&mut waybill, "waybill_broker_connected", job, |connected| connected == 0.0).await;
+    }
+    let first = picture(&mut waybill).await;
+    for request in orders(10) {
+        waybill.place(request).await.unwrap_err();
+    }
+    let second = picture(&mut waybill).await;
+    let expected = ["WaybillBrokerDown", "WaybillCreateOrderErrorBudgetBurn", "WaybillGatewayNotReady"];
+    fires(Some(&well), [&first, &second], &expected);
+}
+
+#[tokio::test]
+async fn a_replica_that_cannot_reach_the_broker() {
+    let (mut waybill, well) = at_work(Options::default()).await;
+    waybill.start_processor_at("payment", format!("nats://127.0.0.1:{}", free_port()));
+    let cut_off = waybill.processor("payment").ops_addr().await;
+    let wrong = eventually("a replica that is not connected", async || {
+        let picture = picture(&mut waybill).await;
+        let series = format!("waybill_broker_connected{{job=\"payment\",instance=\"{cut_off}\"}}");
+        (picture.get(&series) == Some(&0.0)).then_some(picture)
+    })
+    .await;
+    fires(Some(&well), [&wrong, &wrong], &["WaybillBrokerConnectionLost"]);
+}
+
+#[tokio::test]
+async fn a_step_that_is_killed() {
+    let (mut waybill, well) = at_work(Options::default()).await;
+    waybill.kill_processors("payment");
+    let wrong = seen(&mut waybill, "up", "payment", |up| up == 0.0).await;
+    fires(Some(&well), [&wrong, &wrong], &["WaybillStepDown", "WaybillTargetDown"]);
+}
+
+#[tokio::test]
+async fn orders_that_are_given_up() {
+    let mut options = Options::default();
+    options.processors.push(("MAX_ATTEMPTS", "1".to_owned()));
+    let (mut waybill, well) = at_work(options).await;
+    let bucket = waybill.jetstream().await.get_key_value(BUCKET).await.unwrap();
+    bucket.put(stock_key("gadget"), "damaged".into()).await.unwrap();
+    for i in 0..5 {
+        let order = order_of("customer", &format!("poison-{i}"), vec![item("gadget", 1)]);
+        let order = waybill.place(order).await.unwrap();
+        waybill.reached(&order.order_id, OrderStatus::Failed).await;
+    }
+    let wrong = seen(&mut waybill, "waybill_dead_letters_open", "gateway", |open| open == 5.0).await;
+    fires(Some(&well), [&wrong, &wrong], &["WaybillDeadLetters", "WaybillDeadLettersGrowing"]);
+}
+
+#[tokio::test]
+async fn a_consumer_that_brings_nothing() {
+    let (mut waybill, well) = at_work(Options::default()).await;
+    let client = async_nats::connect(waybill.broker.url()).await.unwrap();
+    let pause = json!({ "pause_until": "2099-01-01T00:00:00Z" }).to_string();
+    client.request("$JS.API.CONSUMER.PAUSE.ORDERS.payment", pause.into()).await.unwrap();
+    waybill.place(order_of("customer", "second", vec![item("widget", 1)])).await.unwrap();
+    let wrong = seen(&mut waybill, "waybill_step_pending", "payment", |pending| pending == 1.0).await;
+    fires(Some(&well), [&wrong, &wrong], &["WaybillConsumerStuck", "WaybillOrdersWaiting"]);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_almost_full() {
+    let (mut waybill, well) = at_work(Options::default()).await;
+    let jetstream = waybill.jetstream().await;
+    let mut info = jetstream.get_stream(ORDERS).await.unwrap();
+    let info = info.info().await.unwrap();
+    let bytes = i64::try_from(info.state.bytes).unwrap();
+    let mut config = info.config.clone();
+    config.max_bytes = bytes + bytes / 50;
+    jetstream.update_stream(config).await.unwrap();
+    let wrong = seen(&mut waybill, "waybill_stream_bytes_max", "gateway", |max| max > 0.0).await;
+    fires(Some(&well), [&wrong, &wrong], &["WaybillStreamAlmostFull", "WaybillStreamFillingUp"]);
+}
+
+#[tokio::test]
+async fn a_broker_that_keeps_less_than_was_asked() {
+    let gateway = vec![("DURABILITY", "strict".to_owned())];
+    let mut waybill = Deployment::start_without_broker(Options { gateway, ..Options::default() }).await;
+    waybill.broker.start().await;
+    seen(&mut waybill, "waybill_stream_replicas", "gateway", |replicas| replicas == 1.0).await;
+    let wrong = seen(&mut waybill, "waybill_durability_below_wanted", "gateway", |below| below == 1.0).await;
+    fires(None, [&wrong, &wrong], &["WaybillDurabilityBelowWanted", "WaybillGatewayNotReady"]);
+}
+
+#[tokio::test]
+async fn a_server_of_three_that_is_gone() {
+    let mut waybill = Deployment::start_without_broker(Options::default()).await;
+    let routes: Vec<_> = (0..3).map(|_| free_port()).collect();
+    let all = routes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect::<Vec<_>>().join(", ");
+    let of_server = |n: usize| {
+        let listen = format!("listen: \"127.0.0.1:{}\"", routes[n]);
+        format!("server_name: n{n}\ncluster {{ name: waybill, {listen}, routes: [{all}] }}")
+    };
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut others = folders.each_ref().map(|folder| Broker::reserve(folder.path()));
+    waybill.broker.start_configured("", &of_server(0));
+    for (n, broker) in others.iter_mut().enumerate() {
+        broker.start_configured("", &of_server(n + 1));
+    }
+    waybill.ready().await;
+    let order =
+        create(&waybill.client().await, &order_of("customer", "first", vec![item("widget", 1)])).await;
+    waybill.finished(&order.unwrap().order_id).await;
+    let current = "waybill_stream_replicas_current";
+    seen(&mut waybill, current, "gateway", |current| current == 3.0).await;
+    let well = seen(&mut waybill, "waybill_step_pending", "fulfilment", |pending| pending == 0.0).await;
+    others[1].kill();
+    let wrong = eventually("two copies of both streams", async || {
+        let picture = picture(&mut waybill).await;
+        let copies = picture.iter().filter(|(series, _)| series.starts_with(current));
+        (copies.clone().count() == 2 && copies.into_iter().all(|(_, copies)| *copies == 2.0))
+            .then_some(picture)
+    })
+    .await;
+    fires(Some(&well), [&wrong, &wrong], &["WaybillStreamReplicasBehind"]);
+}
