@@ -23,6 +23,7 @@ use serde_json::json;
 /// Scrapes are 15 s apart, so these are 20 minutes and an hour.
 const WELL_COUNT: usize = 80;
 const WRONG_COUNT: usize = 240;
+const AGE: &str = "waybill_step_oldest_unprocessed_age_seconds";
 
 /// The series of all processes at one moment, with the labels that a scrape adds.
 type Picture = BTreeMap<String, f64>;
@@ -130,7 +131,7 @@ async fn at_work(options: Options) -> (Deployment, Picture) {
     assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
     let well = eventually("a backlog of none", async || {
         let picture = picture(&mut waybill).await;
-        let ages = |step| value(&picture, "waybill_step_oldest_unprocessed_age_seconds", step);
+        let ages = |step| value(&picture, AGE, step);
         (["inventory", "payment", "fulfilment"].map(ages) == [Some(0.0); 3]).then_some(picture)
     })
     .await;
@@ -142,6 +143,12 @@ fn value(picture: &Picture, name: &str, job: &str) -> Option<f64> {
     let start = format!("{name}{{job=\"{job}\"");
     let of_job = picture.iter().filter(|(series, _)| series.starts_with(&start));
     of_job.map(|(_, value)| *value).reduce(f64::max)
+}
+
+/// Whether no message waits, as far as is known. A step looks every 15 s, and in between what it saw grows older.
+fn nobody_waits(picture: &Picture) -> bool {
+    let mut ages = picture.iter().filter(|(series, _)| series.starts_with(AGE));
+    ages.all(|(_, age)| *age == 0.0)
 }
 
 /// Looks again and again until a metric of a job has such a value, and gives what was seen then.
@@ -162,15 +169,18 @@ async fn payments_that_are_away_and_come_back_late() {
     let (mut waybill, well) = at_work(Options { payment_sandbox: true, ..Options::default() }).await;
     waybill.sandbox().fail("", Fault::Outage, 0).await;
     let waiting = Load::start(waybill.channel(), orders(25)).all().await;
-    let age = "waybill_step_oldest_unprocessed_age_seconds";
-    let first = seen(&mut waybill, age, "payment", |age| age > 6.0).await;
+    let first = seen(&mut waybill, AGE, "payment", |age| age > 6.0).await;
     let second = seen(&mut waybill, "waybill_step_breaker_state", "payment", |state| state == 2.0).await;
     fires(Some(&well), [&first, &second], &["WaybillBreakerOpen", "WaybillOrdersWaiting"]);
 
     waybill.sandbox().recover().await;
     let ids: Vec<_> = waiting.into_iter().map(|order| order.order_id).collect();
     assert_eq!(waybill.statuses(&ids).await.get(&OrderStatus::Fulfilled), Some(&25));
-    let done = seen(&mut waybill, age, "payment", |age| age == 0.0).await;
+    let done = eventually("that nobody waits", async || {
+        let picture = picture(&mut waybill).await;
+        nobody_waits(&picture).then_some(picture)
+    })
+    .await;
     fires(Some(&well), [&second, &done], &["WaybillOrdersSlow"]);
 }
 
@@ -225,7 +235,12 @@ async fn orders_that_are_given_up() {
         let order = waybill.place(order).await.unwrap();
         waybill.reached(&order.order_id, OrderStatus::Failed).await;
     }
-    let wrong = seen(&mut waybill, "waybill_dead_letters_open", "gateway", |open| open == 5.0).await;
+    let wrong = eventually("five letters", async || {
+        let picture = picture(&mut waybill).await;
+        let open = value(&picture, "waybill_dead_letters_open", "gateway");
+        (open == Some(5.0) && nobody_waits(&picture)).then_some(picture)
+    })
+    .await;
     fires(Some(&well), [&wrong, &wrong], &["WaybillDeadLetters", "WaybillDeadLettersGrowing"]);
 }
 
@@ -283,16 +298,18 @@ async fn a_server_of_three_that_is_gone() {
     let order =
         create(&waybill.client().await, &order_of("customer", "first", vec![item("widget", 1)])).await;
     waybill.finished(&order.unwrap().order_id).await;
-    let current = "waybill_stream_replicas_current";
-    seen(&mut waybill, current, "gateway", |current| current == 3.0).await;
-    let well = seen(&mut waybill, "waybill_step_pending", "fulfilment", |pending| pending == 0.0).await;
+    let has_copies = async |waybill: &mut Deployment, wanted: f64| {
+        eventually("copies of both streams", async || {
+            let picture = picture(waybill).await;
+            let copies =
+                picture.iter().filter(|(series, _)| series.starts_with("waybill_stream_replicas_current{"));
+            let copies: Vec<_> = copies.map(|(_, copies)| *copies).collect();
+            (copies == [wanted, wanted] && nobody_waits(&picture)).then_some(picture)
+        })
+        .await
+    };
+    let well = has_copies(&mut waybill, 3.0).await;
     others[1].kill();
-    let wrong = eventually("two copies of both streams", async || {
-        let picture = picture(&mut waybill).await;
-        let copies = picture.iter().filter(|(series, _)| series.starts_with(current));
-        (copies.clone().count() == 2 && copies.into_iter().all(|(_, copies)| *copies == 2.0))
-            .then_some(picture)
-    })
-    .await;
+    let wrong = has_copies(&mut waybill, 2.0).await;
     fires(Some(&well), [&wrong, &wrong], &["WaybillStreamReplicasBehind"]);
 }
