@@ -18,13 +18,13 @@ use crate::usage::Unusable;
 
 /// What our own programs get for their drain: a little less than the time after which they are killed.
 const DRAIN_TIMEOUT: Duration = STOP_TIMEOUT.saturating_sub(Duration::from_secs(2));
+/// Where `make observe` puts what it installs.
+const TOOLS: &str = ".tools/bin";
 /// The lines by which our programs say that they have started, and which `dev` reads, in the words of RUST_LOG:
 /// "listening" of all, and "processing" of the processors.
 const START_LINES: &str = "waybill_gateway[{grpc_addr}]=info,waybill_payment_sandbox[{grpc_addr}]=info,\
-                           processor::runtime[{workers}]=info,processor::program[{ops_addr}]=info";
-
-/// Where `make observe` puts what it installs.
-const TOOLS: &str = ".tools/bin";
+                           processor::program[{ops_addr}]=info,\
+                           processor::runtime[{workers}]=info";
 
 /// The steps, in their order. Their programs are named after them.
 const STEPS: &[&str] = &["inventory", "payment", "fulfilment"];
