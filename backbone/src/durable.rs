@@ -27,8 +27,17 @@ const REQUESTS_MAX: i64 = 512;
 /// a rolling change; what none of them gave it is an edit.
 const GIVEN: &str = "waybill-settings";
 /// Settings that can be changed in place, because no message is passed over by them.
-const IN_PLACE: [&str; 6] =
-    ["ack_wait", "max_ack_pending", "backoff", "max_batch", "max_bytes", "max_expires"];
+const IN_PLACE: [&str; 9] = [
+    "ack_wait",
+    "max_ack_pending",
+    "backoff",
+    "max_batch",
+    "max_bytes",
+    "max_expires",
+    "priority_groups",
+    "priority_policy",
+    "priority_timeout",
+];
 
 /// How far a consumer had come when it was last seen to be as it should be: up to there all was acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +58,7 @@ impl Floor {
 }
 
 /// The settings that decide what a consumer brings and how, by the names that the broker gives them.
-type Settings = [(&'static str, String); 14];
+type Settings = [(&'static str, String); 17];
 
 /// A consumer as it is asked for, and as it was when it was opened.
 #[derive(Debug)]
@@ -255,6 +264,10 @@ fn settings(config: &Config) -> Settings {
         ("max_batch", config.max_batch.to_string()),
         ("max_bytes", config.max_bytes.to_string()),
         ("max_expires", duration(config.max_expires)),
+        // With one of these the broker refuses requests that name no group, as ours do.
+        ("priority_groups", config.priority_groups.join(",")),
+        ("priority_policy", format!("{:?}", config.priority_policy)),
+        ("priority_timeout", duration(config.priority_timeout)),
     ]
 }
 

@@ -152,6 +152,10 @@ impl Monitors {
         let path = format!("{}/varz", url.to_string().trim_end_matches('/'));
         let request = Request::get(path).body(Bytes::new()).map_err(|error| error.to_string())?;
         let answer = self.http.send(request).await.map_err(|error| error.to_string())?;
+        // An error's page, or another address, says nothing of this server.
+        if !answer.status().is_success() {
+            return Err(format!("answered {}", answer.status()));
+        }
         let varz: Varz = serde_json::from_slice(answer.body()).map_err(|error| error.to_string())?;
         Ok((varz.server_name, varz.jetstream.config.sync_always))
     }

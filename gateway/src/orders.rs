@@ -85,6 +85,7 @@ impl OrderService for Orders {
         let items = new.created.items.clone();
 
         let appended = self.log.create(new.id, new.created, trace, deadline).await;
+        let appended = appended.and_then(|appended| self.readiness.has_kept().map(|()| appended));
         let order = match appended.map_err(|error| errors::append(&new.id, trace, &error))? {
             Appended::Stored(created) => created.order,
             // A repeat: the id says that customer and request_id are the same, so the items decide.

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use backbone::dead_letters::DeadLetters;
-use backbone::log::{Extent, OrderLog};
+use backbone::log::{AppendError, Extent, OrderLog};
 use backbone::ops::Health;
 use backbone::stream::{ORDERS, ProvisionError, StreamConfig, provision};
 use tokio::select;
@@ -81,6 +81,12 @@ impl Readiness {
     /// Whether what is stored now is kept as safely as was asked for.
     pub(crate) fn may_store(&self) -> Result<(), Status> {
         self.streams.may_store().map_err(|reason| errors::not_durable(&reason))
+    }
+
+    /// After an append: what was stored by a broker that has been started anew meanwhile is not known to be kept as was
+    /// asked for.
+    pub(crate) fn has_kept(&self) -> Result<(), AppendError> {
+        self.streams.may_store().map_err(AppendError::Unknown)
     }
 
     /// Sets the stream up, then asks it for a sign of life again and again, and sets it up anew when it is lost.

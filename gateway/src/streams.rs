@@ -73,7 +73,15 @@ impl Streams {
             self.look_now.notify_one();
         }
         known.found_at = connects;
-        let Some(orders) = &known.orders else { return Ok(()) };
+        let Some(orders) = &known.orders else {
+            // Whoever holds it may be started anew meanwhile, with other settings, and this connection not notice.
+            known.level = None;
+            if !known.fsyncs.is_empty() {
+                known.fsyncs.clear();
+                self.look_now.notify_one();
+            }
+            return Ok(());
+        };
         let level = Level::of(orders, &known.fsyncs);
         let (replicas, is_enough) = (orders.replicas, level.satisfies(self.wanted));
         if known.level.replace(level) != Some(level) {

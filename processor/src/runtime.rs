@@ -58,11 +58,13 @@ pub(crate) async fn process<S: Step>(
         };
         match opened {
             Ok(mut consumer) => {
-                failures = 0;
+                let opened_at = Instant::now();
                 status.is_open(true);
                 let ended = pool.consume(&mut consumer, drain).await;
                 status.is_open(false);
                 floor = Some(consumer.floor());
+                // One that is lost as soon as it is open is not open.
+                failures = if opened_at.elapsed() > REOPEN.max { 0 } else { failures + 1 };
                 if let Err(reason) = ended {
                     metrics::reopened(S::NAME, &reason);
                     warn!(step = S::NAME, %reason, "consumer lost, opened anew");

@@ -8,10 +8,12 @@ use std::env;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use axum::http::Uri;
 use opentelemetry::{Key, KeyValue};
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{WithExportConfig, WithHttpConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
+use tracing::warn;
 use uuid::Uuid;
 
 pub use http::Http;
@@ -86,8 +88,17 @@ impl Way {
                 ));
             }
         }
-        let tls = endpoint.is_some_and(|(_, url)| !url.starts_with("http://"));
-        Ok(Some(Self { protocol, tls }))
+        if let Some((name, _)) = own_or_all("COMPRESSION").filter(|(_, text)| text != "none") {
+            return Err(format!("{name}: compression is not supported"));
+        }
+        let Some((name, url)) = endpoint else { return Ok(Some(Self { protocol, tls: false })) };
+        // It may hold a password, so it is not shown.
+        let url: Uri = url.parse().map_err(|_| not_an_address(&name))?;
+        match url.scheme_str() {
+            Some("http") => Ok(Some(Self { protocol, tls: false })),
+            Some("https") => Ok(Some(Self { protocol, tls: true })),
+            Some(_) | None => Err(not_an_address(&name)),
+        }
     }
 
     /// Has an exporter speak gRPC.
@@ -106,6 +117,10 @@ impl Way {
     }
 }
 
+fn not_an_address(name: &str) -> String {
+    format!("{name}: must be an address such as http://collector:4318")
+}
+
 /// Who sends: the same in all signals of a process.
 pub(crate) fn resource(program: &str) -> Resource {
     static RESOURCE: OnceLock<Resource> = OnceLock::new();
@@ -115,9 +130,18 @@ pub(crate) fn resource(program: &str) -> Resource {
 fn resource_of(program: &str) -> Resource {
     // The SDK has its say from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
     let resource = Resource::builder().build();
+    let (usable, others): (Vec<_>, Vec<_>) = resource.iter().partition(|(name, _)| is_name(name.as_str()));
+    if !others.is_empty() {
+        // Prometheus would take nothing at all of a process that has one.
+        warn!(
+            count = others.len(),
+            "OTEL_RESOURCE_ATTRIBUTES: attributes whose names cannot be labels are left out"
+        );
+    }
     let unnamed = |name: &opentelemetry::Value| name.as_str().starts_with("unknown_service");
     let is_unnamed = resource.get(&Key::new(attribute::SERVICE_NAME)).is_none_or(|name| unnamed(&name));
-    let mut builder = Resource::builder();
+    let usable = usable.into_iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
+    let mut builder = Resource::builder_empty().with_attributes(usable);
     if is_unnamed {
         builder = builder.with_service_name(program.to_owned());
     }
@@ -130,4 +154,45 @@ fn resource_of(program: &str) -> Resource {
         }
     }
     builder.build()
+}
+
+/// Whether an attribute can be a label of Prometheus', to which its dots become underscores.
+fn is_name(name: &str) -> bool {
+    let is_reserved = name.starts_with("__") || ["le", "quantile", "job", "instance"].contains(&name);
+    let begins_well = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+    let is_plain = |each: char| each.is_ascii_alphanumeric() || ['_', '.', '-'].contains(&each);
+    begins_well && !is_reserved && name.chars().all(is_plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attribute_that_can_be_no_label_is_told_apart() {
+        for name in ["deployment.environment.name", "k8s.pod-name", "_a"] {
+            assert!(is_name(name), "{name}");
+        }
+        for name in ["", "1x", "=c", "__name__", "le", "a b", "ä"] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_cannot_be_used_is_named_and_not_shown() {
+        let signal = Signal { exporter: "OTEL_TRACES_EXPORTER", infix: "TRACES" };
+        for url in [
+            "user:s3cr3t@localhost:4318",
+            "https//user:s3cr3t@h:1",
+            "http://h:1/?token=s3cr3t x",
+            "localhost:4317",
+        ] {
+            let read = |name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| url.to_owned());
+            let refused = Way::read(signal, read).unwrap_err();
+            assert!(
+                refused.starts_with("OTEL_EXPORTER_OTLP_ENDPOINT") && !refused.contains("s3cr3t"),
+                "{refused}"
+            );
+        }
+    }
 }
