@@ -389,11 +389,15 @@ mod tests {
         let present = info(&usual(), |config| {
             config.max_ack_pending = 1;
             config.ack_wait = Duration::from_secs(3600);
+            config.priority_groups = vec!["A".to_owned()];
             config.num_replicas = 3;
             config.description = Some("ours".to_owned());
         });
         let seen = looked_at(&usual(), &present).unwrap();
-        assert_eq!(seen, "ack_wait is 1h, needed is 10s; max_ack_pending is 1, needed is 10000");
+        assert_eq!(
+            seen,
+            "ack_wait is 1h, needed is 10s; max_ack_pending is 1, needed is 10000; priority_groups is A, needed is "
+        );
         let Plan::Update(config) = planned(&usual(), &present, None) else { panic!("{seen}") };
         assert_eq!((config.max_ack_pending, config.ack_wait), (ACK_PENDING_MAX, usual().ack_wait));
         assert_eq!((config.num_replicas, config.description.as_deref()), (3, Some("ours")));
