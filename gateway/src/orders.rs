@@ -152,6 +152,7 @@ impl OrderService for Orders {
                 Err(error) => return Err(errors::append(&id, trace, &error)),
             }
         }
+        self.readiness.has_kept().map_err(|error| errors::append(&id, trace, &error))?;
         let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
         debug!(order_id = %id, trace_id, span_id, revision = current.order.revision, "order cancelled");
         Ok(Response::new(CancelOrderResponse { order: Some(current.order) }))

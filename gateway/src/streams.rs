@@ -67,19 +67,16 @@ impl Streams {
     pub(crate) fn found_orders(&self, orders: Option<StreamState>, connects: u64) -> Result<(), String> {
         let mut known = self.known();
         known.orders = orders;
-        // What servers have said of themselves holds until they are restarted.
-        if known.fsyncs_at != connects && !known.fsyncs.is_empty() {
+        // What servers have said of themselves holds until they are restarted, which this connection may not notice
+        // but for a log that does not answer.
+        let perhaps_restarted = known.fsyncs_at != connects || known.orders.is_none();
+        if perhaps_restarted && !known.fsyncs.is_empty() {
             known.fsyncs.clear();
             self.look_now.notify_one();
         }
         known.found_at = connects;
         let Some(orders) = &known.orders else {
-            // Whoever holds it may be started anew meanwhile, with other settings, and this connection not notice.
             known.level = None;
-            if !known.fsyncs.is_empty() {
-                known.fsyncs.clear();
-                self.look_now.notify_one();
-            }
             return Ok(());
         };
         let level = Level::of(orders, &known.fsyncs);
