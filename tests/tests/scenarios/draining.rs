@@ -148,7 +148,7 @@ async fn a_rolling_restart_of_all_processors_redelivers_next_to_nothing() {
     let mut waybill = Deployment::start_with(options).await;
     let mut load = Load::start(waybill.channel(), widgets(3 * ORDERS));
     load.acknowledged(MIDDLE).await;
-    let mut in_flight = 0;
+    let (mut in_flight, mut left) = (0, Vec::new());
     for (step, _) in STEPS {
         for _ in 0..2 {
             in_flight += waybill.consumer(step).await.cached_info().num_ack_pending;
@@ -157,6 +157,7 @@ async fn a_rolling_restart_of_all_processors_redelivers_next_to_nothing() {
             let mut leaving = waybill.processors.get_mut(step).unwrap().remove(0);
             let status = leaving.stop().await;
             assert!(status.success(), "{step}: {status}");
+            left.push(leaving);
         }
     }
     assert!(load.count() < 3 * ORDERS, "restarted too late to matter");
@@ -169,8 +170,19 @@ async fn a_rolling_restart_of_all_processors_redelivers_next_to_nothing() {
         let messages = histories.filter(|kind| events.contains(kind)).count() as u64;
         redelivered += waybill.consumer(step).await.cached_info().delivered.consumer_sequence - messages;
     }
-    eprintln!("{redelivered} messages redelivered, {in_flight} in flight when the six processors stopped");
-    assert!(redelivered * 100 <= in_flight as u64, "{redelivered} of {in_flight}");
+    // Inventories that all want the same SKU can get in each other's way until one gives its orders back.
+    let outputs = left.iter().chain(waybill.processors.values().flatten()).map(|process| process.output());
+    let lines = outputs.collect::<Vec<_>>().join("\n");
+    // A process may write where one before it of its name did.
+    let contended: HashSet<_> =
+        lines.lines().filter(|line| line.contains("a record has changed meanwhile")).collect();
+    let contended = contended.len() as u64;
+    eprintln!(
+        "{redelivered} messages redelivered, {contended} of them for contention; {in_flight} in flight when the six \
+         processors stopped"
+    );
+    let restarted = redelivered - contended;
+    assert!(restarted * 100 <= in_flight as u64, "{restarted} of {in_flight}");
 }
 
 #[tokio::test]
