@@ -45,6 +45,10 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_PART: f64 = 0.2;
 const APPEND_PART: f64 = 0.9;
 
+/// Deliveries after which a message without its payload is taken to have none. By then somebody has looked at the
+/// consumer, and if it had been edited to leave payloads out, that is over.
+const LEFT_OUT_DELIVERIES_MAX: i64 = 10;
+
 /// What working on a message has shown of the step's dependencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
@@ -206,6 +210,10 @@ impl<S: Step> Worker<S> {
             Recorded::decode(&message.subject, sequence, message.headers.as_ref(), message.payload.clone());
         let event = match decoded {
             Ok(event) => event,
+            Err(reason) if is_left_out(message) && delivery.deliveries <= LEFT_OUT_DELIVERIES_MAX => {
+                received.fail("left_out", &reason);
+                return ended(Some(Fate::Again(pause(delivery))), Found::Nothing, "left_out");
+            }
             Err(reason) => {
                 // Redelivering it would change nothing.
                 received.fail("undecodable", &reason);
@@ -395,6 +403,12 @@ impl<S: Step> Worker<S> {
 async fn in_time<T>(by: Instant, read: impl Future<Output = Result<T, ReadError>>) -> Result<T, ReadError> {
     let no_answer = |_| Err(ReadError::NoAnswer("no answer in time".to_owned()));
     timeout_at(by, read).await.unwrap_or_else(no_answer)
+}
+
+/// Whether the broker says that it has left the payload out (`headers_only`).
+fn is_left_out(message: &Message) -> bool {
+    let size = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Size"));
+    message.payload.is_empty() && size.is_some_and(|size| size.as_str() != "0")
 }
 
 /// How long ago that was; nothing, if clocks disagree.

@@ -163,6 +163,16 @@ async fn an_order_that_was_delivered_as_often_as_an_edit_allows_comes_again() {
 }
 
 #[tokio::test]
+async fn orders_of_which_an_edited_consumer_brings_the_headers_alone_are_not_set_aside() {
+    let mut waybill = Deployment::start().await;
+    edit(&waybill, |config| config.headers_only = true).await;
+    let order = place(&waybill, "order").await;
+    opened_anew(&mut waybill, "headers_only is true,").await;
+    are_fulfilled(&waybill, &[order]).await;
+    assert!(waybill.open_letters().await.is_empty());
+}
+
+#[tokio::test]
 async fn what_was_edited_or_replaced_while_the_step_was_away_is_made_right_when_it_starts() {
     let mut waybill = Deployment::start().await;
     let first = place(&waybill, "first").await;
