@@ -5,10 +5,11 @@
 mod http;
 
 use std::env;
+use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use axum::http::Uri;
+use axum::http::{HeaderName, Uri};
 use opentelemetry::{Key, KeyValue};
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{WithExportConfig, WithHttpConfig, WithTonicConfig};
@@ -47,9 +48,9 @@ pub(crate) struct Way {
     tls: bool,
 }
 
-/// The environment, in which an empty variable is one that is not set.
+/// The environment, in which an empty variable is one that is not set. What is no text becomes one that is refused.
 pub(crate) fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|text| !text.is_empty())
+    env::var_os(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty())
 }
 
 impl Way {
@@ -91,6 +92,12 @@ impl Way {
         if let Some((name, _)) = own_or_all("COMPRESSION").filter(|(_, text)| text != "none") {
             return Err(format!("{name}: compression is not supported"));
         }
+        if let Some((name, _)) = own_or_all("HEADERS").filter(|(_, text)| !text.split(',').all(is_header)) {
+            // The exporters would leave out what they cannot read, and the collector refuse everything.
+            return Err(format!(
+                "{name}: must be pairs such as authorization=Bearer%20token, with commas between"
+            ));
+        }
         let Some((name, url)) = endpoint else { return Ok(Some(Self { protocol, tls: false })) };
         // It may hold a password, so it is not shown.
         let url: Uri = url.parse().map_err(|_| not_an_address(&name))?;
@@ -115,6 +122,13 @@ impl Way {
         let client = Http::new().map_err(|error| format!("the system's certificates: {error}"))?;
         Ok(exporter.with_protocol(opentelemetry_otlp::Protocol::HttpBinary).with_http_client(client))
     }
+}
+
+/// Whether this is a header that an exporter can send: a name and a percent-encoded value.
+fn is_header(pair: &str) -> bool {
+    let Some((name, value)) = pair.split_once('=') else { return false };
+    let is_plain = |each: char| each.is_ascii_graphic() || each == ' ';
+    HeaderName::from_str(name.trim()).is_ok() && !value.trim().is_empty() && value.chars().all(is_plain)
 }
 
 fn not_an_address(name: &str) -> String {
@@ -175,6 +189,30 @@ mod tests {
         }
         for name in ["", "1x", "=c", "__name__", "le", "a b", "ä"] {
             assert!(!is_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn headers_that_cannot_be_sent_are_named_and_not_shown() {
+        let signal = Signal { exporter: "OTEL_TRACES_EXPORTER", infix: "TRACES" };
+        let read = |headers: &'static str| {
+            Way::read(signal, move |name: &str| match name {
+                "OTEL_EXPORTER_OTLP_ENDPOINT" => Some("http://localhost:4318".to_owned()),
+                "OTEL_EXPORTER_OTLP_HEADERS" => Some(headers.to_owned()),
+                _ => None,
+            })
+        };
+        for headers in ["authorization=Bearer%20s3cr3t", "api-key=s3cr3t, x-tenant=a=b"] {
+            assert!(read(headers).is_ok(), "{headers}");
+        }
+        for headers in
+            ["s3cr3t", "authorization: s3cr3t", "api key=s3cr3t", "a=b,s3cr3t", "a=", "a=s3cr3t\u{fffd}"]
+        {
+            let refused = read(headers).unwrap_err();
+            assert!(
+                refused.starts_with("OTEL_EXPORTER_OTLP_HEADERS") && !refused.contains("s3cr3t"),
+                "{refused}"
+            );
         }
     }
 

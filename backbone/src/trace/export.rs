@@ -24,10 +24,16 @@ use crate::otlp::{self, FLUSH_TIMEOUT, Protocol, Signal, Way};
 /// Share of new traces that is sampled unless OTEL_TRACES_SAMPLER says otherwise.
 const RATIO: f64 = 0.1;
 /// Spans that wait to be sent unless OTEL_BSP_MAX_QUEUE_SIZE says otherwise: the default of the specification.
-const QUEUE_SPANS: usize = 2048;
-const QUEUE_SPANS_MAX: usize = 1_000_000;
+const QUEUE_SPANS: u64 = 2048;
+const QUEUE_SPANS_MAX: u64 = 1_000_000;
+/// Most spans that are sent together unless OTEL_BSP_MAX_EXPORT_BATCH_SIZE says otherwise.
+const BATCH_SPANS: u64 = 512;
+/// How long a batch waits to become full unless OTEL_BSP_SCHEDULE_DELAY says otherwise.
+const DELAY_MS: u64 = 5000;
 /// How long one batch may take to be sent, with its repeats, unless OTEL_BSP_EXPORT_TIMEOUT says otherwise.
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(30);
+const EXPORT_TIMEOUT_MS: u64 = 30_000;
+/// Longest of these times: a day.
+const TIME_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Least time between two lines about dropped spans.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -83,7 +89,14 @@ struct Settings {
     ratio: f64,
     parent_based: bool,
     queue_spans: usize,
+    batch_spans: usize,
+    delay: Duration,
     export_timeout: Duration,
+}
+
+/// Bounded by [`QUEUE_SPANS_MAX`].
+fn spans(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 impl Settings {
@@ -91,22 +104,21 @@ impl Settings {
     fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
         let Some(way) = Way::read(TRACES, &variable)? else { return Ok(None) };
         let (parent_based, ratio) = sampler(&variable)?;
-        let queue_spans = match variable("OTEL_BSP_MAX_QUEUE_SIZE") {
-            None => QUEUE_SPANS,
+        let whole = |name: &str, default: u64, max: u64| match variable(name) {
+            None => Ok(default),
             Some(text) => {
-                text.parse().ok().filter(|spans| (1..=QUEUE_SPANS_MAX).contains(spans)).ok_or_else(|| {
-                    format!("OTEL_BSP_MAX_QUEUE_SIZE: must be a whole number of 1-{QUEUE_SPANS_MAX}")
-                })?
+                let number = text.parse().ok().filter(|number| (1..=max).contains(number));
+                number.ok_or_else(|| format!("{name}: must be a whole number of 1-{max}"))
             }
         };
-        let export_timeout = match variable("OTEL_BSP_EXPORT_TIMEOUT") {
-            None => EXPORT_TIMEOUT,
-            Some(text) => text
-                .parse()
-                .map(Duration::from_millis)
-                .map_err(|_| "OTEL_BSP_EXPORT_TIMEOUT: must be a whole number of milliseconds".to_owned())?,
-        };
-        Ok(Some(Self { way, ratio, parent_based, queue_spans, export_timeout }))
+        let queue_spans = whole("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS, QUEUE_SPANS_MAX)?;
+        let batch_spans = whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS.min(queue_spans), queue_spans)?;
+        // In milliseconds, as the next. With none at all the sender would never rest.
+        let delay = whole("OTEL_BSP_SCHEDULE_DELAY", DELAY_MS, TIME_MS_MAX)?;
+        let timeout = whole("OTEL_BSP_EXPORT_TIMEOUT", EXPORT_TIMEOUT_MS, TIME_MS_MAX)?;
+        let (delay, export_timeout) = (Duration::from_millis(delay), Duration::from_millis(timeout));
+        let (queue_spans, batch_spans) = (spans(queue_spans), spans(batch_spans));
+        Ok(Some(Self { way, ratio, parent_based, queue_spans, batch_spans, delay, export_timeout }))
     }
 
     fn exporter(&self) -> Result<SpanExporter, String> {
@@ -170,8 +182,11 @@ impl Export {
             runtime: Handle::current(),
             counts: counts.clone(),
         };
-        // The other OTEL_BSP_* are read by the SDK.
-        let batches = BatchConfigBuilder::default().with_max_queue_size(settings.queue_spans).build();
+        let batches = BatchConfigBuilder::default()
+            .with_max_queue_size(settings.queue_spans)
+            .with_max_export_batch_size(settings.batch_spans)
+            .with_scheduled_delay(settings.delay)
+            .build();
         let scope = InstrumentationScope::builder("waybill").with_version(env!("CARGO_PKG_VERSION")).build();
         Ok(Self {
             scope,
@@ -327,6 +342,8 @@ mod tests {
             ("OTEL_TRACES_SAMPLER", "sometimes"),
             ("OTEL_TRACES_SAMPLER_ARG", "2"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+            ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2049"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "0"),
             ("OTEL_BSP_EXPORT_TIMEOUT", "1s"),
         ] {
             let refused = read(&[ENDPOINT, (name, text)]).unwrap_err();
