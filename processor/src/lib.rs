@@ -17,5 +17,6 @@ mod failures;
 mod metrics;
 mod parking;
 mod runtime;
+mod spans;
 mod status;
 mod worker;

@@ -17,8 +17,7 @@ use backbone::event::Recorded;
 use backbone::ids::{OrderId, Revision};
 use backbone::lifecycle;
 use backbone::log::{AppendError, Appended, OrderLog, OrderState};
-use backbone::subjects;
-use backbone::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
+use backbone::trace::{KeyValue, SpanKind, TraceContext, attribute};
 use futures::FutureExt;
 use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
@@ -32,6 +31,7 @@ use crate::config::ProcessorConfig;
 use crate::failures::Failures;
 use crate::metrics;
 use crate::parking::{About, Before, Delivery, Fate, Parking, ParkingError, RETRY};
+use crate::spans::{about_delivery, about_event, origin, received, template};
 use crate::step::{Step, StepError};
 
 /// How old an event may be and still be taken for the order as it stands. What waited for longer, behind others or
@@ -415,60 +415,6 @@ fn is_left_out(message: &Message) -> bool {
 fn age(published: &Timestamp) -> Duration {
     let published = SystemTime::try_from(*published).ok();
     published.and_then(|published| published.elapsed().ok()).unwrap_or_default()
-}
-
-/// Where the message was written.
-fn origin(message: &Message) -> TraceContext {
-    message.headers.as_ref().and_then(TraceContext::of_headers).unwrap_or_else(TraceContext::root)
-}
-
-/// The span of a message that has come: until the attempt at it begins. The first delivery's has an id that follows
-/// from the message, so that the later ones can link to it.
-fn received<S: Step>(delivery: &Delivery<'_>) -> Span {
-    let message = delivery.message;
-    let parent = message.headers.as_ref().and_then(TraceContext::of_headers);
-    let name = || format!("receive {}", template(message)).into();
-    let what = || format!("{} {}", S::NAME, delivery.id.sequence());
-    let span = match &parent {
-        Some(parent) if delivery.deliveries == 1 => {
-            Span::from_remote_about(parent, what, SpanKind::Client, name)
-        }
-        Some(_) | None => Span::from_remote(parent.as_ref(), SpanKind::Client, name),
-    };
-    span.set(|| about_delivery::<S>(delivery, "receive"));
-    if delivery.deliveries > 1
-        && span.is_recorded()
-        && let Some(parent) = parent
-    {
-        span.link(&parent.child_about(&what()), || [KeyValue::new(attribute::DELIVERIES, 1)]);
-    }
-    span
-}
-
-fn about_delivery<S: Step>(delivery: &Delivery<'_>, operation: &'static str) -> [KeyValue; 8] {
-    [
-        KeyValue::new(attribute::MESSAGING_SYSTEM, attribute::NATS),
-        KeyValue::new(attribute::MESSAGING_OPERATION_NAME, operation),
-        KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, operation),
-        KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, delivery.message.subject.to_string()),
-        KeyValue::new(attribute::MESSAGING_DESTINATION_TEMPLATE, template(delivery.message)),
-        KeyValue::new(attribute::MESSAGING_CONSUMER_GROUP_NAME, S::NAME),
-        KeyValue::new(attribute::STEP, S::NAME),
-        KeyValue::new(attribute::DELIVERIES, delivery.deliveries),
-    ]
-}
-
-fn about_event(event: &Recorded) -> [KeyValue; 3] {
-    [
-        KeyValue::new(attribute::MESSAGING_MESSAGE_ID, event.event_id.clone()),
-        KeyValue::new(attribute::ORDER_ID, event.id.to_string()),
-        KeyValue::new(attribute::ORDER_REVISION, i64::try_from(event.revision.0).unwrap_or(i64::MAX)),
-    ]
-}
-
-/// The message's subject without what differs from order to order.
-fn template(message: &Message) -> String {
-    subjects::parse(&message.subject).map_or_else(|| "ORDER.>".to_owned(), |(kind, _)| subjects::kind(kind))
 }
 
 /// What the broker says of a message.
