@@ -65,4 +65,4 @@ rules: ## check Prometheus' configuration, and test its rules
 bench: ## measure; the release build comes first
 	@$(NATS) && \
 	cargo build --workspace --release --locked && \
-	cargo bench --workspace --locked --bench create_order --bench order_path --bench edge --bench footprint --bench traces
+	cargo bench --workspace --locked --bench create_order --bench order_path --bench edge --bench footprint --bench storage --bench traces

@@ -63,7 +63,13 @@ impl Broker {
         self.process = Some(Process::start("nats-server", command, &self.dir));
     }
 
-    fn data(&self) -> PathBuf {
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.running().pid()
+    }
+
+    /// Where its data lies.
+    pub fn data(&self) -> PathBuf {
         self.dir.join("jetstream")
     }
 
