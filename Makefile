@@ -3,6 +3,8 @@
 # A path in NATS_SERVER, GRPCURL or PROMTOOL is taken as it is; else tools/install finds or installs the tool.
 NATS := NATS_SERVER=$${NATS_SERVER:-$$(tools/install nats-server)} && export NATS_SERVER
 CARGO_OUT := $${CARGO_TARGET_DIR:-target}
+# All but the tests.
+PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor
 
 .PHONY: help run observe test soak lint rules bench
 
@@ -11,14 +13,14 @@ help: ## list these targets
 
 run: ## start the whole system on this machine; ARGS goes to `waybill dev`
 	@$(NATS) && \
-	cargo build --workspace --release --locked && \
+	cargo build $(PROGRAMS) --release --locked && \
 	exec "$(CARGO_OUT)/release/waybill" dev $(ARGS)
 
 observe: ## the same with Jaeger and Prometheus beside it; the first time it installs them, which takes minutes
 	@$(NATS) && \
 	JAEGER=$${JAEGER:-$$(tools/install jaeger)} && export JAEGER && \
 	PROMETHEUS=$${PROMETHEUS:-$$(tools/install prometheus)} && export PROMETHEUS && \
-	cargo build --workspace --release --locked && \
+	cargo build $(PROGRAMS) --release --locked && \
 	exec "$(CARGO_OUT)/release/waybill" dev --observe $(ARGS)
 
 test: ## build everything, then run all tests against a real nats-server
