@@ -6,6 +6,7 @@
 mod broker;
 mod calls;
 pub mod certificates;
+mod cluster;
 pub mod collector;
 mod deployment;
 pub mod issuer;
@@ -21,6 +22,7 @@ mod wire;
 
 pub use broker::{Broker, free_port};
 pub use calls::{Shows, Watcher, health, http_get, item, order_of};
+pub use cluster::Cluster;
 pub use deployment::{Deployment, Gateway, Options};
 pub use load::{Load, cancel, create};
 pub use operations::{every_one, these};

@@ -1,7 +1,7 @@
 //! The gateway finds out how safely the broker keeps orders, says so, and takes none that are kept less safely than it was
 //! asked for.
 
-use harness::{Broker, Deployment, Options, eventually, free_port, item, order_of};
+use harness::{Cluster, Deployment, Options, eventually, free_port, item, order_of};
 use proto::orders::v1::OrderStatus;
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -69,18 +69,7 @@ async fn a_server_that_writes_through_and_says_so_gets_orders() {
 #[tokio::test]
 async fn three_servers_get_orders() {
     let mut waybill = Deployment::start_without_broker(strict(&[])).await;
-    let routes: Vec<_> = (0..3).map(|_| free_port()).collect();
-    let all = routes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect::<Vec<_>>().join(", ");
-    let of_server = |n: usize| {
-        let listen = format!("listen: \"127.0.0.1:{}\"", routes[n]);
-        format!("server_name: n{n}\ncluster {{ name: waybill, {listen}, routes: [{all}] }}")
-    };
-    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let mut others = dirs.each_ref().map(|dir| Broker::reserve(dir.path()));
-    waybill.broker.start_configured("", &of_server(0));
-    for (n, broker) in others.iter_mut().enumerate() {
-        broker.start_configured("", &of_server(n + 1));
-    }
+    let mut cluster = Cluster::start(&mut waybill);
     readyz(&waybill, 200, "durability: replicated").await;
     let order = waybill.place(order_of("ada", "a", vec![item("widget", 1)])).await.unwrap();
     assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
@@ -92,7 +81,7 @@ async fn three_servers_get_orders() {
     });
     assert_eq!(current.await, 3.0);
     // One that is gone is noticed.
-    others[1].kill();
+    cluster.server(&mut waybill, 2).kill();
     eventually("two copies", async || {
         let scrape = waybill.scrape().await;
         let current = scrape.sum("waybill_stream_replicas_current", &[("stream", "ORDERS")]);

@@ -12,6 +12,7 @@ mod browsers;
 mod cancel_races;
 mod cancelling;
 mod client_certificates;
+mod cluster;
 mod configuration;
 mod connections;
 mod crash_points;
