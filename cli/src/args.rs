@@ -11,6 +11,7 @@ use tonic::transport::Uri;
 
 use crate::credential::Credential;
 use crate::dead_letter::DeadLetterArgs;
+use crate::health::HealthArgs;
 use crate::render;
 use crate::tls::Tls;
 
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Order(OrderArgs),
     /// List, show, redrive and discard what the steps have given up: for operators.
     DeadLetter(DeadLetterArgs),
+    /// Ask a gateway, a processor or the payment sandbox whether it is well. The exit code is 0 only if it is.
+    Health(HealthArgs),
     /// Become a program that dies with its parent.
     #[command(hide = true)]
     Tether(TetherArgs),

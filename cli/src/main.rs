@@ -1,5 +1,5 @@
 //! `waybill`: one binary for people. `dev` runs the whole system on this machine, `order` and
-//! `dead-letter` talk to a gateway.
+//! `dead-letter` talk to a gateway, `health` asks a program whether it is well.
 
 mod args;
 mod called;
@@ -9,6 +9,7 @@ mod credential;
 mod dead_letter;
 mod dev;
 mod fault;
+mod health;
 mod order;
 mod render;
 mod tether;
@@ -42,6 +43,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Dev(args) => block_on(dev::run(&args)),
         Command::Order(args) => block_on(order::run(args)),
         Command::DeadLetter(args) => block_on(dead_letter::run(args)),
+        Command::Health(args) => block_on(health::run(args)),
         Command::Tether(args) => Err(tether::become_program(&args)),
     }
 }
