@@ -6,10 +6,10 @@ CARGO_OUT := $${CARGO_TARGET_DIR:-target}
 # All but the tests.
 PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor
 
-.PHONY: help run observe test soak lint rules bench
+.PHONY: help run observe test soak lint rules lint-deploy bench
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
 run: ## start the whole system on this machine; ARGS goes to `waybill dev`
 	@$(NATS) && \
@@ -41,7 +41,7 @@ soak: ## run 10,000 orders through an outage, then SCHEDULES (20) random schedul
 	cargo test -p waybill-tests --locked --test scenarios -- --include-ignored --nocapture --test-threads 1 \
 		ten_thousand::ten_thousand random_schedules
 
-lint: rules ## check format, code, contract, dependencies and rules
+lint: rules ## check format, code, contract, dependencies, rules and all of lint-deploy
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	rustfmt --check --edition 2024 tests/fourth-step/fraud/src/main.rs
@@ -54,6 +54,10 @@ lint: rules ## check format, code, contract, dependencies and rules
 	else \
 		echo 'advisories skipped: the database cannot be fetched here'; \
 	fi
+	@tools/lint-deploy
+
+lint-deploy: ## check images, compose file, broker configuration and Helm chart alone
+	@tools/lint-deploy
 
 rules: ## check Prometheus' configuration, and test its rules
 	@if [ -z "$$PROMTOOL" ] && ! { command -v promtool || command -v go; } >/dev/null; then \
