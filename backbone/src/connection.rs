@@ -1,13 +1,14 @@
 //! The connection to the broker: made once, and then kept for ever. While the broker is away it is tried
 //! again and again, at start too.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, Event, Server, ServerAddr};
+use async_nats::{Client, Event, Server, ServerAddr, ServerError};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -27,6 +28,10 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Acknowledgements awaited at once; further publishes wait for a place.
 const ACKS_IN_FLIGHT_MAX: usize = 4096;
+/// Subjects remembered as refused; a program has far fewer.
+const REFUSED_MAX: usize = 64;
+/// How the broker says that this user may not publish there; the subject follows in quotes.
+const MAY_NOT_PUBLISH: &str = "permissions violation for publish to \"";
 /// Messages held for one subscription that is not read; further ones are dropped (and the gap is noticed).
 const SUBSCRIPTION_MESSAGES_MAX: usize = 4096;
 
@@ -36,6 +41,8 @@ pub struct Connection {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
     connects: watch::Receiver<u64>,
+    /// Subjects that the broker has refused to take anything on.
+    refused: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// The connection cannot be made, however often it is tried.
@@ -58,10 +65,14 @@ impl Connection {
         // Rounds of attempts, each at every server, since the connection was last up.
         let rounds = Arc::new(AtomicU64::new(0));
         let rounds_begun = rounds.clone();
+        let refused: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+        let refusals = refused.clone();
         let options = config
             .options()
             .map_err(ConnectError::Credentials)?
             .name(name)
+            // Of its own, so that no user has to be let at the answers that others get.
+            .custom_inbox_prefix(format!("_INBOX_{name}"))
             .retry_on_initial_connect()
             .max_reconnects(None)
             .reconnect_delay_callback(move |attempts| reconnect_delay(attempts, *connects_before.borrow()))
@@ -83,6 +94,16 @@ impl Connection {
                 if matches!(event, Event::Connected) {
                     rounds.store(0, Ordering::Relaxed);
                     connected.send_modify(|count| *count += 1);
+                    // A user whose rights change has to connect anew.
+                    refusals.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                }
+                if let Event::ServerError(ServerError::Other(text)) = &event
+                    && let Some(subject) = refused_subject(text)
+                {
+                    let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
+                    if refusals.len() < REFUSED_MAX {
+                        refusals.insert(subject);
+                    }
                 }
                 log(&event);
                 std::future::ready(())
@@ -95,7 +116,7 @@ impl Connection {
             .max_ack_inflight(ACKS_IN_FLIGHT_MAX)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        let connection = Self { client, jetstream, connects };
+        let connection = Self { client, jetstream, connects, refused };
         connection.measure();
         Ok(connection)
     }
@@ -144,6 +165,26 @@ impl Connection {
         while connects.changed().await.is_ok() {}
     }
 
+    /// Whether the broker has said, on this connection, that this user may not publish on a subject. It says so beside
+    /// the request, which then waits for an answer in vain.
+    fn may_not_publish(&self, subject: &str) -> bool {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.contains(&subject.to_lowercase())
+    }
+
+    /// What comes of a request on a subject, or `None` if this user may not make it; then it is not made again.
+    pub async fn if_allowed<T, E>(
+        &self,
+        subject: &str,
+        request: impl Future<Output = Result<T, E>>,
+    ) -> Option<Result<T, E>> {
+        if self.may_not_publish(subject) {
+            return None;
+        }
+        let answer = request.await;
+        (answer.is_ok() || !self.may_not_publish(subject)).then_some(answer)
+    }
+
     /// The JetStream context, for records that are not orders.
     pub fn jetstream(&self) -> &jetstream::Context {
         &self.jetstream
@@ -186,6 +227,13 @@ async fn reasons(servers: Vec<Server>) -> String {
     reasons.join("; ")
 }
 
+/// The subject that a complaint of the broker says nothing may be published on, in lower case.
+fn refused_subject(complaint: &str) -> Option<String> {
+    let complaint = complaint.to_lowercase();
+    let (_, rest) = complaint.split_once(MAY_NOT_PUBLISH)?;
+    rest.split_once('"').map(|(subject, _)| subject.to_owned())
+}
+
 fn log(event: &Event) {
     match event {
         Event::Connected => info!("connected to the broker"),
@@ -202,6 +250,15 @@ fn log(event: &Event) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_subject_is_found_in_the_complaint() {
+        let said = r#"Permissions Violation for Publish to "$JS.API.STREAM.CREATE.ORDERS""#;
+        assert_eq!(refused_subject(said).as_deref(), Some("$js.api.stream.create.orders"));
+        for other in [r#"Permissions Violation for Subscription to "live.>""#, "authorization violation"] {
+            assert_eq!(refused_subject(other), None);
+        }
+    }
 
     #[test]
     fn only_the_very_first_attempt_waits_for_nothing() {

@@ -133,8 +133,8 @@ struct Request {
 }
 
 impl Consumer {
-    /// Opens the consumer: makes it if it is missing, and makes it right if somebody has edited it. `floor` is how far
-    /// it had come when it was open before.
+    /// Opens the consumer: makes it if it is missing, and makes it right if somebody has edited it. One that this user
+    /// may not make right is used as it is. `floor` is how far it had come when it was open before.
     pub async fn open(
         connection: &Connection,
         config: &ConsumerConfig,
@@ -145,8 +145,7 @@ impl Consumer {
         let client = connection.client.clone();
         let inbox = client.new_inbox();
         let messages = client.subscribe(format!("{inbox}.*")).await?;
-        let stream = connection.jetstream.get_stream_no_info(ORDERS).await?;
-        let (durable, info) = Durable::open(&stream, config, floor).await?;
+        let (durable, info) = Durable::open(connection, config, floor).await?;
         Ok(Self {
             durable,
             client,
@@ -168,6 +167,15 @@ impl Consumer {
             leave_at: None,
             drained: false,
         })
+    }
+
+    /// Makes sure that the consumer is there and as it has to be, without reading from it.
+    pub async fn provision(
+        connection: &Connection,
+        config: &ConsumerConfig,
+    ) -> Result<(), async_nats::Error> {
+        let (durable, _) = Durable::open(connection, config, None).await?;
+        durable.wrong.map_or(Ok(()), |wrong| Err(wrong.into()))
     }
 
     /// The next message, for a reader that can take up to `wanted` more. A request that stands already may
@@ -240,6 +248,11 @@ impl Consumer {
     /// What holds for the messages that it brings now.
     pub fn terms(&self) -> Terms {
         self.terms
+    }
+
+    /// In what the consumer is other than it has to be, if this user may not make it right.
+    pub fn wrong(&self) -> Option<&str> {
+        self.durable.wrong.as_deref()
     }
 
     /// Messages that may come although no more are asked for.

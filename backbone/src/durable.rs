@@ -13,9 +13,11 @@ use async_nats::jetstream::consumer::{
 };
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
+use crate::connection::Connection;
 use crate::consumer::ConsumerConfig;
+use crate::stream::{ORDERS, PROVISION};
 use crate::subjects;
 
 /// Messages delivered and not yet acknowledged, over all replicas. Orders that wait for their retry count among
@@ -66,35 +68,57 @@ pub(crate) struct Durable {
     pub(crate) name: &'static str,
     asked: Config,
     opened: Settings,
+    /// In what it was other than it has to be, although it was to be made right.
+    pub(crate) wrong: Option<String>,
 }
 
 impl Durable {
-    /// Makes the consumer if it is missing, and makes it right if it is not as it should be. `floor` is how far it is
-    /// known to have come.
+    /// Makes the consumer if it is missing, and makes it right if it is not as it should be. What this user may not
+    /// change stays as it is. `floor` is how far it is known to have come.
     pub(crate) async fn open(
-        stream: &Stream<()>,
+        connection: &Connection,
         config: &ConsumerConfig,
         floor: Option<Floor>,
     ) -> Result<(Self, Info), async_nats::Error> {
         let (name, asked) = (config.name, asked(config));
-        let info = match stream.consumer_info(name).await {
-            Ok(present) => made_right(stream, &asked, present, floor).await?,
+        let stream = connection.jetstream.get_stream_no_info(ORDERS).await?;
+        let (info, may) = match stream.consumer_info(name).await {
+            Ok(present) => match made_right(connection, &stream, &asked, &present, floor).await? {
+                Some(info) => (info, true),
+                None => (present, false),
+            },
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
-                create(stream, asked.clone()).await?
+                (create(connection, &stream, asked.clone()).await?, true)
             }
             Err(error) => return Err(error.into()),
         };
         let (asked, opened) = (asked.into_consumer_config(), settings(&info.config));
-        let durable = Self { name, asked, opened };
-        if let Some(differing) = durable.differing(&info.config) {
-            error!(consumer = name, differing, "the broker gives the consumer other settings than asked for");
+        let mut durable = Self { name, asked, opened, wrong: None };
+        durable.wrong = durable.differing(&info.config);
+        match (&durable.wrong, may) {
+            (None, true) => {}
+            // Those of another program, or of none: what has to be is.
+            (None, false) => info!(consumer = name, "consumer keeps the settings that it has: {PROVISION}"),
+            (Some(wrong), true) => {
+                error!(consumer = name, wrong, "the broker gives the consumer other settings than asked for");
+            }
+            (Some(wrong), false) => {
+                error!(
+                    consumer = name,
+                    wrong, "consumer may pass orders over, and is used as it is: {PROVISION}"
+                );
+            }
         }
         Ok((durable, info))
     }
 
-    /// Which settings somebody has edited, in words.
+    /// Which settings somebody has edited since it was opened, in words.
     pub(crate) fn edited(&self, present: &Config) -> Option<String> {
-        if settings(present) == self.opened { None } else { self.differing(present) }
+        if settings(present) == self.opened {
+            return None;
+        }
+        let mended = || self.wrong.as_ref().map(|_| "it is as it has to be again".to_owned());
+        self.differing(present).or_else(mended)
     }
 
     fn differing(&self, present: &Config) -> Option<String> {
@@ -167,33 +191,42 @@ fn plan(asked: &pull::Config, present: &Info, floor: Option<Floor>) -> Plan {
     Plan::Replace(marked(wanted), start_sequence)
 }
 
+/// The consumer as it is then, or `None` if this user may not make it right.
 async fn made_right(
+    connection: &Connection,
     stream: &Stream<()>,
     asked: &pull::Config,
-    present: Info,
+    present: &Info,
     floor: Option<Floor>,
-) -> Result<Info, async_nats::Error> {
+) -> Result<Option<Info>, async_nats::Error> {
     let (consumer, differing) =
         (&present.name, differences(&present.config, &asked.clone().into_consumer_config()));
     let settings: Vec<_> = differing.iter().map(|(setting, ..)| *setting).collect();
     let settings = settings.join(", ");
-    match plan(asked, &present, floor) {
-        Plan::Leave => Ok(present),
+    match plan(asked, present, floor) {
+        Plan::Leave => Ok(Some(present.clone())),
         Plan::Update(config) => {
+            let updating = stream.update_consumer(config);
+            let Some(updated) = connection.if_allowed(&creating(consumer), updating).await else {
+                return Ok(None);
+            };
+            let updated = updated?.cached_info().clone();
             if !settings.is_empty() {
-                warn!(consumer, settings, "consumer has other settings, given those of this program");
+                warn!(consumer, settings, "consumer had other settings, given those of this program");
             }
-            Ok(stream.update_consumer(config).await?.cached_info().clone())
+            Ok(Some(updated))
         }
         Plan::Replace(config, from) => {
-            warn!(consumer, settings, from, "consumer may have passed orders over, made anew");
-            match stream.delete_consumer(consumer).await {
-                Ok(_) => {}
+            let deleting = format!("$JS.API.CONSUMER.DELETE.{ORDERS}.{consumer}");
+            match connection.if_allowed(&deleting, stream.delete_consumer(consumer)).await {
+                None => return Ok(None),
+                Some(Ok(_)) => {}
                 // Another replica does the same.
-                Err(error) if is_missing(&error.kind()) => {}
-                Err(error) => return Err(error.into()),
+                Some(Err(error)) if is_missing(&error.kind()) => {}
+                Some(Err(error)) => return Err(error.into()),
             }
-            create(stream, config).await
+            warn!(consumer, settings, from, "consumer may have passed orders over, made anew");
+            create(connection, stream, config).await.map(Some)
         }
     }
 }
@@ -203,8 +236,22 @@ fn is_missing(kind: &ConsumerErrorKind) -> bool {
 }
 
 /// Of several that make it, one succeeds; the others come back and find it.
-async fn create(stream: &Stream<()>, config: pull::Config) -> Result<Info, async_nats::Error> {
-    Ok(stream.create_consumer_strict(marked(config)).await?.cached_info().clone())
+async fn create(
+    connection: &Connection,
+    stream: &Stream<()>,
+    config: pull::Config,
+) -> Result<Info, async_nats::Error> {
+    let name = config.durable_name.clone().unwrap_or_default();
+    let making = stream.create_consumer_strict(marked(config));
+    match connection.if_allowed(&creating(&name), making).await {
+        Some(made) => Ok(made?.cached_info().clone()),
+        None => Err(format!("consumer {name} is missing: {PROVISION}").into()),
+    }
+}
+
+/// Where the broker is asked to make a consumer, and to change one.
+fn creating(consumer: &str) -> String {
+    format!("$JS.API.CONSUMER.CREATE.{ORDERS}.{consumer}")
 }
 
 /// What is asked for, and beside it what an operator may choose: replicas, a pause, a description.
@@ -332,7 +379,7 @@ mod tests {
     /// What a program that has opened the consumer thinks of it when it looks again.
     fn looked_at(wanted: &ConsumerConfig, present: &Info) -> Option<String> {
         let asked = marked(asked(wanted)).into_consumer_config();
-        let durable = Durable { name: "step", opened: settings(&asked), asked };
+        let durable = Durable { name: "step", opened: settings(&asked), asked, wrong: None };
         durable.edited(&present.config)
     }
 

@@ -12,6 +12,7 @@ use tonic::transport::Uri;
 use crate::credential::Credential;
 use crate::dead_letter::DeadLetterArgs;
 use crate::health::HealthArgs;
+use crate::provision::ProvisionArgs;
 use crate::render;
 use crate::tls::Tls;
 
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Order(OrderArgs),
     /// List, show, redrive and discard what the steps have given up: for operators.
     DeadLetter(DeadLetterArgs),
+    /// Make the streams, the bucket and the consumers at the broker, so that the programs need no right to.
+    Provision(Box<ProvisionArgs>),
     /// Ask a gateway, a processor or the payment sandbox whether it is well. The exit code is 0 only if it is.
     Health(HealthArgs),
     /// Become a program that dies with its parent.

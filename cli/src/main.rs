@@ -11,6 +11,7 @@ mod dev;
 mod fault;
 mod health;
 mod order;
+mod provision;
 mod render;
 mod tether;
 mod timeline;
@@ -43,6 +44,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Dev(args) => block_on(dev::run(&args)),
         Command::Order(args) => block_on(order::run(args)),
         Command::DeadLetter(args) => block_on(dead_letter::run(args)),
+        Command::Provision(args) => block_on(provision::run(*args)),
         Command::Health(args) => block_on(health::run(args)),
         Command::Tether(args) => Err(tether::become_program(&args)),
     }

@@ -10,6 +10,7 @@ pub mod inventory;
 pub mod payment;
 pub mod payment_sandbox;
 pub mod program;
+pub mod provision;
 pub mod step;
 
 mod breaker;

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::Message;
 use backbone::backoff::Backoff;
-use backbone::consumer::{Consumer, ConsumerConfig, Lost, Terms};
+use backbone::consumer::{Consumer, Lost, Terms};
 use backbone::dead_letters::DeadLetters;
-use backbone::lifecycle;
 use backbone::log::OrderLog;
 use tokio::select;
 use tokio::task::JoinSet;
@@ -20,7 +19,7 @@ use crate::breaker::{Breaker, Change};
 use crate::config::ProcessorConfig;
 use crate::metrics;
 use crate::status::Status;
-use crate::step::Step;
+use crate::step::{self, Step};
 use crate::worker::{Found, Worker, give_back};
 
 const REOPEN: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2) };
@@ -36,8 +35,7 @@ pub(crate) async fn process<S: Step>(
     status: &Status,
     drain: &CancellationToken,
 ) {
-    let events = lifecycle::wakes(S::DOES, S::UNDOES);
-    let consumer = ConsumerConfig { name: S::NAME, events, ack_wait: config.ack_wait };
+    let consumer = step::consumer::<S>(config.ack_wait);
     let pool_size = usize::from(config.worker_pool_size.unwrap_or(S::WORKER_POOL_SIZE));
     let leave = CancellationToken::new();
     let mut pool = Pool {

@@ -1,7 +1,10 @@
 //! The seam between the runtime and a step's business.
 
 use std::future::Future;
+use std::time::Duration;
 
+use backbone::consumer::ConsumerConfig;
+use backbone::lifecycle;
 use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderRejected, Undo};
@@ -40,6 +43,11 @@ pub trait Step: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<Detail>, StepError>> + Send {
         async { Ok(None) }
     }
+}
+
+/// The durable consumer that a step reads.
+pub(crate) fn consumer<S: Step>(ack_wait: Duration) -> ConsumerConfig {
+    ConsumerConfig { name: S::NAME, events: lifecycle::wakes(S::DOES, S::UNDOES), ack_wait }
 }
 
 /// Why a step did not do its work.

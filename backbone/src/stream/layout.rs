@@ -58,6 +58,13 @@ impl Layout {
         Config { num_replicas: replicas, ..self.new.clone() }
     }
 
+    /// Whether a stream that is `present` keeps and answers all that it has to, though it may do so for a shorter time or
+    /// on fewer replicas than was asked for.
+    pub(super) fn can_do_with(&self, present: &Config) -> bool {
+        let least = Self { retention: None, replicas: None, ..self.clone() };
+        least.complete(present).is_ok_and(|(_, changes)| changes.is_empty())
+    }
+
     /// What `present` has to become and what that changes, or everything about it that forbids to touch it.
     pub(super) fn complete(&self, present: &Config) -> Result<(Config, Vec<String>), Vec<String>> {
         let mut completed = present.clone();
@@ -209,6 +216,15 @@ mod tests {
         let (completed, changes) = complete(&present, &config("60d")).unwrap();
         assert_eq!(completed, wanted(&config("60d"), 1));
         assert_eq!(changes.len(), 3, "{changes:?}");
+    }
+
+    #[test]
+    fn what_may_not_be_changed_is_used_if_it_lacks_nothing_but_time_and_replicas() {
+        let layout = Layout::of_orders(&StreamConfig { orders_replicas: Some(3), ..config("60d") });
+        let present = wanted(&config("30d"), 1);
+        assert!(layout.can_do_with(&present));
+        assert!(!layout.can_do_with(&Config { republish: None, ..present.clone() }));
+        assert!(!layout.can_do_with(&Config { storage: StorageType::Memory, ..present }));
     }
 
     #[test]

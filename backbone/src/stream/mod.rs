@@ -21,6 +21,8 @@ use layout::Layout;
 
 /// Name of the stream that holds the order log.
 pub const ORDERS: &str = "ORDERS";
+/// How what is missing comes to be, where this user may not make it.
+pub const PROVISION: &str = "this user may not do that; run `waybill provision` as one who may";
 /// Name of the stream that holds the dead letters.
 pub const DEAD_LETTERS: &str = "DEAD_LETTERS";
 
@@ -155,12 +157,19 @@ async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, Ho
     if changes.is_empty() {
         return Ok(Attempt::Done(replicas));
     }
-    match jetstream.update_stream(&completed).await {
-        Ok(_) => {
-            info!(stream = layout.name, changes = changes.join("; "), "stream completed");
+    let changes = changes.join("; ");
+    let subject = format!("$JS.API.STREAM.UPDATE.{}", layout.name);
+    match connection.if_allowed(&subject, jetstream.update_stream(&completed)).await {
+        Some(Ok(_)) => {
+            info!(stream = layout.name, changes, "stream completed");
             Ok(Attempt::Done(replicas))
         }
-        Err(error) => not_done(&error, error.kind()),
+        Some(Err(error)) => not_done(&error, error.kind()),
+        None if layout.can_do_with(&present) => {
+            warn!(stream = layout.name, changes, "stream used as it is: {PROVISION}");
+            Ok(Attempt::Done(present.num_replicas))
+        }
+        None => Ok(Attempt::Again(format!("it needs {changes}: {PROVISION}"))),
     }
 }
 
@@ -168,12 +177,14 @@ async fn create(connection: &Connection, layout: &Layout) -> Result<Attempt, Hop
     let of_new = if connection.client.server_info().cluster.is_some() { CLUSTER_REPLICAS } else { 1 };
     let wanted = layout.wanted(layout.replicas.unwrap_or(of_new));
     let replicas = wanted.num_replicas;
-    match connection.jetstream().create_stream(wanted).await {
-        Ok(_) => {
+    let subject = format!("$JS.API.STREAM.CREATE.{}", layout.name);
+    match connection.if_allowed(&subject, connection.jetstream().create_stream(wanted)).await {
+        Some(Ok(_)) => {
             info!(stream = layout.name, replicas, "stream created");
             Ok(Attempt::Done(replicas))
         }
-        Err(error) => not_done(&error, error.kind()),
+        Some(Err(error)) => not_done(&error, error.kind()),
+        None => Ok(Attempt::Again(format!("it is missing: {PROVISION}"))),
     }
 }
 

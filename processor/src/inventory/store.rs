@@ -12,13 +12,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use backbone::backoff::Backoff;
 use backbone::connection::Connection;
 use backbone::direct_get::{self, ReadError};
 use backbone::ids::Revision;
-use backbone::stream::{self, ORDERS};
+use backbone::stream::{self, ORDERS, PROVISION};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tracing::{info, warn};
@@ -138,31 +138,8 @@ impl Store {
         let retention = orders.cached_info().config.max_age;
         let reservation_ttl = (!retention.is_zero()).then(|| retention + RESERVATION_GRACE);
 
-        let replicas = orders.cached_info().config.num_replicas;
-        if let Err(error) = jetstream.create_stream(bucket(replicas)).await {
-            match error.kind() {
-                CreateStreamErrorKind::JetStream(refusal)
-                    if refusal.error_code() == ErrorCode::STREAM_NAME_EXIST =>
-                {
-                    let present = jetstream.get_stream(STREAM).await.map_err(|error| error.to_string())?;
-                    let harm = harm(&present.cached_info().config);
-                    if !harm.is_empty() {
-                        return Ok(Err(StoreError::Differs(harm)));
-                    }
-                }
-                CreateStreamErrorKind::JetStream(refusal) if refusal.code() < 500 => {
-                    return Ok(Err(StoreError::Broker(error)));
-                }
-                CreateStreamErrorKind::JetStream(_)
-                | CreateStreamErrorKind::JetStreamUnavailable
-                | CreateStreamErrorKind::TimedOut
-                | CreateStreamErrorKind::Response
-                | CreateStreamErrorKind::ResponseParse
-                | CreateStreamErrorKind::EmptyStreamName
-                | CreateStreamErrorKind::InvalidStreamName
-                | CreateStreamErrorKind::DomainAndExternalSet
-                | CreateStreamErrorKind::NotFound => return Err(error.to_string()),
-            }
+        if let Err(error) = provide(connection, orders.cached_info().config.num_replicas).await? {
+            return Ok(Err(error));
         }
         let store = Self { connection: connection.clone(), reservation_ttl };
         if let Some(Stock(stock)) = &config.stock {
@@ -218,6 +195,69 @@ impl Store {
         // A map of strings and numbers always serializes.
         let value = serde_json::to_vec(reservation).unwrap_or_default().into();
         Write { subject: subject(&reservation_key(order_id)), value, expected, ttl: self.reservation_ttl }
+    }
+}
+
+/// Makes sure that the bucket is there, waiting for the broker and for the order log as long as it takes. `waiting` is told
+/// what for.
+pub async fn provision(connection: &Connection, waiting: impl Fn(String)) -> Result<(), StoreError> {
+    let mut attempts = 0;
+    loop {
+        connection.up().await;
+        let provided = match connection.jetstream().get_stream(ORDERS).await {
+            Ok(orders) => provide(connection, orders.cached_info().config.num_replicas).await,
+            Err(error) => Err(error.to_string()),
+        };
+        match provided {
+            Ok(provided) => return provided,
+            Err(error) => {
+                attempts += 1;
+                waiting(format!("bucket {BUCKET} cannot be set up yet: {error}"));
+                tokio::time::sleep(RETRY.after(attempts)).await;
+            }
+        }
+    }
+}
+
+/// Makes the bucket if it is missing. The outer error is one that passes by itself.
+async fn provide(connection: &Connection, replicas: usize) -> Result<Result<(), StoreError>, String> {
+    let jetstream = connection.jetstream();
+    match jetstream.get_stream(STREAM).await {
+        Ok(present) => {
+            let harm = harm(&present.cached_info().config);
+            return Ok(if harm.is_empty() { Ok(()) } else { Err(StoreError::Differs(harm)) });
+        }
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            }
+            GetStreamErrorKind::JetStream(_)
+            | GetStreamErrorKind::EmptyName
+            | GetStreamErrorKind::Request
+            | GetStreamErrorKind::InvalidStreamName => return Err(error.to_string()),
+        },
+    }
+    let subject = format!("$JS.API.STREAM.CREATE.{STREAM}");
+    let error = match connection.if_allowed(&subject, jetstream.create_stream(bucket(replicas))).await {
+        None => return Err(format!("it is missing: {PROVISION}")),
+        Some(Ok(_)) => return Ok(Ok(())),
+        Some(Err(error)) => error,
+    };
+    match error.kind() {
+        // Somebody else has made it meanwhile: it is looked at again.
+        CreateStreamErrorKind::JetStream(refusal)
+            if refusal.code() < 500 && refusal.error_code() != ErrorCode::STREAM_NAME_EXIST =>
+        {
+            Ok(Err(StoreError::Broker(error)))
+        }
+        CreateStreamErrorKind::JetStream(_)
+        | CreateStreamErrorKind::JetStreamUnavailable
+        | CreateStreamErrorKind::TimedOut
+        | CreateStreamErrorKind::Response
+        | CreateStreamErrorKind::ResponseParse
+        | CreateStreamErrorKind::EmptyStreamName
+        | CreateStreamErrorKind::InvalidStreamName
+        | CreateStreamErrorKind::DomainAndExternalSet
+        | CreateStreamErrorKind::NotFound => Err(error.to_string()),
     }
 }
 

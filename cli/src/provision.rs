@@ -1,0 +1,55 @@
+//! `waybill provision`: makes all that the programs need at the broker, so that they themselves need no right to.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use backbone::access::BrokerConfig;
+use backbone::connection::Connection;
+use backbone::stream::StreamConfig;
+use backbone::telemetry::{self, TelemetryConfig};
+use processor::provision::provision;
+use tokio::time::timeout;
+
+use crate::console;
+
+/// Who makes it, as the broker's operator sees it; also part of the inbox that this user needs.
+const NAME: &str = "provisioner";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProvisionArgs {
+    #[command(flatten)]
+    broker: BrokerConfig,
+    #[command(flatten)]
+    stream: StreamConfig,
+    /// How long the broker waits for a sign of life about an order before it gives it to another worker: what the
+    /// processors have.
+    #[arg(long, env = "ACK_WAIT", default_value = "10s", value_name = "TIME")]
+    ack_wait: humantime::Duration,
+    /// How long all of it may take.
+    #[arg(long, default_value = "60s", value_name = "TIME")]
+    timeout: humantime::Duration,
+    #[command(flatten)]
+    telemetry: TelemetryConfig,
+}
+
+/// Makes what is missing. Fails when something is there that must not be changed, or nothing comes of it in time.
+pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
+    let _telemetry = telemetry::start(&args.telemetry);
+    let connection = Connection::open(&args.broker, NAME).await?;
+    let why = RefCell::new("the broker was not reached".to_owned());
+    let waiting = |reason| *why.borrow_mut() = reason;
+    let (ack_wait, wait): (Duration, Duration) = (args.ack_wait.into(), args.timeout.into());
+    let provisioned = async {
+        tokio::select! {
+            provisioned = provision(&connection, &args.stream, ack_wait, waiting) => Ok(provisioned?),
+            () = connection.died() => bail!("the client of the broker has died"),
+        }
+    };
+    timeout(wait, provisioned)
+        .await
+        .map_err(|_| anyhow!("not done within {}: {}", args.timeout, why.borrow()))??;
+    Ok(console::answer(
+        "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the steps' consumers are there",
+    )?)
+}

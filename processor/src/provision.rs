@@ -1,0 +1,56 @@
+//! Making all that the programs need at the broker, so that they themselves need no right to: the streams, the bucket and
+//! each step's consumer.
+
+use std::time::Duration;
+
+use backbone::backoff::Backoff;
+use backbone::connection::Connection;
+use backbone::consumer::Consumer;
+use backbone::stream::{self, StreamConfig};
+use thiserror::Error;
+use tokio::time::sleep;
+
+use crate::fulfilment::Fulfilment;
+use crate::inventory::{self, Inventory, StoreError};
+use crate::payment::{ConfiguredProvider, Payment};
+use crate::step;
+
+const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+/// Something is not as it is needed, and cannot be made so.
+#[derive(Debug, Error)]
+pub enum ProvisionError {
+    /// One of the streams.
+    #[error(transparent)]
+    Stream(#[from] stream::ProvisionError),
+    /// The bucket.
+    #[error(transparent)]
+    Bucket(#[from] StoreError),
+}
+
+/// Makes sure that everything is there, waiting for the broker as long as it takes. `waiting` is told what for. May be
+/// repeated at any time: what is there already is left as it is, or completed.
+pub async fn provision(
+    connection: &Connection,
+    config: &StreamConfig,
+    ack_wait: Duration,
+    waiting: impl Fn(String),
+) -> Result<(), ProvisionError> {
+    stream::provision(connection, config, &waiting).await?;
+    inventory::provision(connection, &waiting).await?;
+    let consumers = [
+        step::consumer::<Inventory>(ack_wait),
+        step::consumer::<Payment<ConfiguredProvider>>(ack_wait),
+        step::consumer::<Fulfilment>(ack_wait),
+    ];
+    for consumer in &consumers {
+        let mut attempts = 0;
+        while let Err(error) = Consumer::provision(connection, consumer).await {
+            attempts += 1;
+            waiting(format!("consumer {} cannot be set up yet: {error}", consumer.name));
+            sleep(RETRY.after(attempts)).await;
+            connection.up().await;
+        }
+    }
+    Ok(())
+}
