@@ -4,13 +4,18 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use async_nats::{ConnectOptions, jetstream};
+use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::{Client, ConnectError, ConnectOptions, jetstream};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::eventually;
 use crate::process::{Process, START_RETRY};
 
 const USER: &str = "waybill";
+/// The users of a broker that has some, and what it calls the passwords of each.
+const USERS: [&str; 6] = ["gateway", "inventory", "payment", "fulfilment", "provisioner", "sys"];
+/// Who may do what, as it is shipped.
+const ACCOUNTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats/accounts.conf");
 
 /// The nats-server of one test. Keeps its port and its data when it is started again.
 #[derive(Debug)]
@@ -19,12 +24,13 @@ pub struct Broker {
     port: u16,
     dir: PathBuf,
     password: Option<&'static str>,
+    users: bool,
 }
 
 impl Broker {
     /// Takes a free port for a broker that is started later.
     pub fn reserve(dir: &Path) -> Self {
-        Self { process: None, port: free_port(), dir: dir.to_owned(), password: None }
+        Self { process: None, port: free_port(), dir: dir.to_owned(), password: None, users: false }
     }
 
     /// Lets in nobody but a user with this password, if there is one.
@@ -32,11 +38,20 @@ impl Broker {
         Self { password, ..self }
     }
 
+    /// Gives each program a user of its own, who may do what deploy/nats says and nothing else.
+    pub(crate) fn with_users(self, users: bool) -> Self {
+        Self { users, ..self }
+    }
+
     /// Starts it, or starts it again, and waits until JetStream answers.
     pub async fn start(&mut self) {
         let data = self.data();
         self.run(|command| command.arg("--jetstream").arg("--store_dir").arg(data));
-        self.jetstream().await;
+        if self.users {
+            eventually("JetStream", async || self.answers().await.then_some(())).await;
+        } else {
+            self.jetstream().await;
+        }
     }
 
     /// Starts it with further settings, in the words of its configuration: of JetStream, and of the server. It may not be
@@ -60,7 +75,39 @@ impl Broker {
         if let Some(password) = self.password {
             command.args(["--user", USER, "--pass", password]);
         }
+        if self.users {
+            let config = self.dir.join("nats-server.conf");
+            std::fs::copy(ACCOUNTS, self.dir.join("accounts.conf")).expect("accounts");
+            std::fs::write(&config, "include ./accounts.conf\n").expect("configuration");
+            command.arg("--config").arg(config);
+            for user in USERS {
+                command.env(format!("NATS_{}_PASSWORD", user.to_uppercase()), password_of(user));
+            }
+        }
         self.process = Some(Process::start("nats-server", command, &self.dir));
+    }
+
+    /// Whether JetStream says anything to the one who may ask whether a stream is there.
+    async fn answers(&self) -> bool {
+        let Ok(client) = self.client_of("provisioner").await else {
+            tokio::time::sleep(START_RETRY).await;
+            return false;
+        };
+        match jetstream::new(client).get_stream("ORDERS").await {
+            Ok(_) => true,
+            Err(error) => matches!(error.kind(), GetStreamErrorKind::JetStream(_)),
+        }
+    }
+
+    /// A client of the test's own, who is one of the broker's users.
+    pub async fn client_of(&self, user: &str) -> Result<Client, ConnectError> {
+        let options = ConnectOptions::with_user_and_password(user.to_owned(), password_of(user));
+        options.custom_inbox_prefix(inbox_of(user)).connect(self.url_with("")).await
+    }
+
+    /// Where it is for a program; with a user of its own, if there are some.
+    pub fn url_for(&self, program: &str) -> String {
+        if self.users { self.url_with(&format!("{program}:{}@", password_of(program))) } else { self.url() }
     }
 
     /// The process id.
@@ -141,6 +188,15 @@ impl Broker {
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("free port");
     listener.local_addr().expect("port").port()
+}
+
+/// What its answers come to.
+pub fn inbox_of(user: &str) -> String {
+    format!("_INBOX_{}", if user == "gateway" { "waybill-gateway" } else { user })
+}
+
+fn password_of(user: &str) -> String {
+    format!("password-of-{user}")
 }
 
 fn login(password: &str) -> String {

@@ -1,7 +1,7 @@
 //! Broker, gateway and processors: started, stopped, started again.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -29,6 +29,9 @@ pub struct Options {
     pub payment_sandbox: bool,
     /// What the broker asks of everybody.
     pub password: Option<&'static str>,
+    /// Whether each program is a user of its own at the broker, with the rights of deploy/nats and no others, and
+    /// `waybill provision` makes what they need.
+    pub least_privilege: bool,
     /// The program whose wire can be tripped: a step, or "gateway".
     pub wired: Option<&'static str>,
     /// Further environment of every program of Waybill.
@@ -47,6 +50,7 @@ impl Default for Options {
             replicas: 1,
             payment_sandbox: false,
             password: None,
+            least_privilege: false,
             wired: None,
             environment: Vec::new(),
             gateway: Vec::new(),
@@ -101,8 +105,12 @@ impl Deployment {
     /// Starts everything and waits until the gateway is ready.
     pub async fn start_with(options: Options) -> Self {
         let dir = tempfile::tempdir().expect("directory");
-        let mut broker = Broker::reserve(dir.path()).with_password(options.password);
+        let broker = Broker::reserve(dir.path()).with_password(options.password);
+        let mut broker = broker.with_users(options.least_privilege);
         broker.start().await;
+        if options.least_privilege {
+            provision(&broker, dir.path()).await;
+        }
         let deployment = Self::start_around(broker, options, dir).await;
         deployment.ready().await;
         deployment
@@ -112,6 +120,7 @@ impl Deployment {
     pub async fn start_without_broker(options: Options) -> Self {
         let dir = tempfile::tempdir().expect("directory");
         let broker = Broker::reserve(dir.path()).with_password(options.password);
+        let broker = broker.with_users(options.least_privilege);
         Self::start_around(broker, options, dir).await
     }
 
@@ -287,7 +296,16 @@ impl Deployment {
 /// Where a program finds the broker.
 fn broker_url(program: &str, options: &Options, wire: Option<&Wire>, broker: &Broker) -> String {
     let wire = wire.filter(|_| options.wired == Some(program));
-    wire.map_or_else(|| broker.url(), Wire::broker_url)
+    wire.map_or_else(|| broker.url_for(program), Wire::broker_url)
+}
+
+/// Makes all that the programs need at the broker, as who may.
+pub async fn provision(broker: &Broker, dir: &Path) {
+    let mut command = Command::new(binary("waybill"));
+    command.env_clear().arg("provision").env("NATS_URL", broker.url_for("provisioner")).env("ACK_WAIT", "2s");
+    let mut process = Process::start("provision", command, dir);
+    let status = process.ended().await;
+    assert!(status.success(), "{status}: {}", process.output());
 }
 
 async fn start_gateway(

@@ -20,10 +20,10 @@ mod relay;
 mod scrape;
 mod wire;
 
-pub use broker::{Broker, free_port};
+pub use broker::{Broker, free_port, inbox_of};
 pub use calls::{Shows, Watcher, health, http_get, item, order_of};
 pub use cluster::Cluster;
-pub use deployment::{Deployment, Gateway, Options};
+pub use deployment::{Deployment, Gateway, Options, provision};
 pub use load::{Load, cancel, create};
 pub use operations::{every_one, these};
 pub use payments::{Account, PaymentSandbox};

@@ -32,6 +32,7 @@ mod health;
 mod http2;
 mod idempotency;
 mod isolation;
+mod least_privilege;
 mod listing;
 mod log_contents;
 mod log_lines;
