@@ -197,10 +197,10 @@ async fn no_user_may_do_what_its_program_does_not() {
     for user in USERS {
         wires.push(Wire::open(&waybill.broker, user).await);
     }
-    let mut table = format!("{:<46}{}\n", "", USERS.map(|user| format!("{user:<13}")).concat());
+    let mut table = format!("{:<48}{}\n", "", USERS.map(|user| format!("{user:<13}")).concat());
     let mut wrong = Vec::new();
     for (number, (tried, who)) in rights().into_iter().enumerate() {
-        table += &format!("{tried:<46}");
+        table += &format!("{tried:<48}");
         for (user, wire) in USERS.iter().zip(&mut wires) {
             let words =
                 if tried.starts_with("PUB") { format!("{tried} 0\r\n") } else { format!("{tried} {number}") };
