@@ -17,6 +17,7 @@ import kubernetes_validate
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+ACCOUNTS = ROOT / "deploy/nats/accounts.conf"
 
 
 def strict(schema):
@@ -65,6 +66,12 @@ def known_variables():
     return {name for path in sources for name in re.findall(r'env = "([A-Z0-9_]+)"', path.read_text())}
 
 
+def rules():
+    """Prometheus' rules, as they are tested."""
+    files = [ROOT / "deploy/observability/prometheus" / name for name in ("rules.yml", "alerts.yml")]
+    return [group for file in files for group in yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["groups"]]
+
+
 def pod_of(thing):
     return thing["spec"]["template"] if thing["kind"] in ("Deployment", "Job") else None
 
@@ -81,6 +88,10 @@ def together(things, variables):
         kind, spec = thing["kind"], thing.get("spec", {})
         where = f"{kind} {thing['metadata']['name']}"
         labels = None
+        if kind == "PrometheusRule" and spec["groups"] != rules():
+            yield f"{where}: other rules than those of deploy/observability/prometheus"
+        if kind == "ConfigMap" and thing["data"].get("accounts.conf", "").strip() != ACCOUNTS.read_text().strip():
+            yield f"{where}: other users than those of deploy/nats/accounts.conf"
         if kind == "Service":
             labels = spec["selector"]
         elif kind in ("PodDisruptionBudget", "Deployment"):
@@ -124,7 +135,8 @@ def together(things, variables):
             if len(env) != len(container["env"]):
                 yield f"{where}: a variable twice"
             for name in env:
-                if name not in variables and not name.startswith("OTEL_"):
+                inserted = any(f"$({name})" in value for value in env.values())
+                if name not in variables and not name.startswith("OTEL_") and not inserted:
                     yield f"{where}: no program reads {name}"
             paths = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
             for name, value in env.items():
@@ -134,7 +146,7 @@ def together(things, variables):
             if "DRAIN_TIMEOUT" in env and pod.get("terminationGracePeriodSeconds", 30) < seconds + 3:
                 yield f"{where}: is killed before it has drained"
             for line in yaml.safe_dump(container["env"]).splitlines():
-                if re.search(r"://[^/@\s]*:[^/@\s]*@", line):
+                if re.search(r"://[^/@\s]*:(?!\$\()[^/@\s]*@", line):
                     yield f"{where}: a password in the clear"
 
 
