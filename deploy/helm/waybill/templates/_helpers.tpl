@@ -43,6 +43,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | quote }}
 {{- if .Values.broker.url -}}
 {{- .Values.broker.url -}}
 {{- else if .Values.nats.enabled -}}
+{{- if not (or .Values.broker.passwords.secret .Values.broker.credentials.gateway) -}}
+{{- fail "broker.passwords.secret is required with nats.enabled: the Secret that nats.container.env names" -}}
+{{- end -}}
 nats://{{ include "waybill.natsHost" . }}:4222
 {{- else -}}
 {{- fail "broker.url is required, unless nats.enabled installs a broker" -}}
@@ -111,8 +114,21 @@ readinessProbe:
 {{- /* Settings of a client of the broker. Takes (dict "root" $ "user" "gateway"). */ -}}
 {{- define "waybill.brokerEnv" -}}
 {{- $broker := .root.Values.broker -}}
+{{- $url := include "waybill.brokerUrl" .root }}
+{{- if $broker.passwords.secret }}
+{{- if get $broker.credentials .user }}
+{{- fail "broker.passwords and broker.credentials: choose one" }}
+{{- end }}
+- name: NATS_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ $broker.passwords.secret }}
+      key: {{ .user }}
+{{- /* Of the first server; the client shows it to the others too. */}}
+{{- $url = regexReplaceAll "^([a-z]+)://" $url (printf "${1}://%s:$(NATS_PASSWORD)@" .user) }}
+{{- end }}
 - name: NATS_URL
-  value: {{ include "waybill.brokerUrl" .root | quote }}
+  value: {{ $url | quote }}
 {{- if get $broker.credentials .user }}
 - name: NATS_CREDS
   value: /etc/waybill/credentials/{{ $broker.credentials.key }}
