@@ -105,7 +105,7 @@ impl Durable {
             (Some(wrong), false) => {
                 error!(
                     consumer = name,
-                    wrong, "consumer may pass orders over, and is used as it is: {PROVISION}"
+                    wrong, "consumer is not as it has to be, and is used as it is: {PROVISION}"
                 );
             }
         }

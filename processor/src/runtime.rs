@@ -57,9 +57,9 @@ pub(crate) async fn process<S: Step>(
         match opened {
             Ok(mut consumer) => {
                 let opened_at = Instant::now();
-                status.is_open(true);
+                status.opened(consumer.wrong());
                 let ended = pool.consume(&mut consumer, drain).await;
-                status.is_open(false);
+                status.closed();
                 floor = Some(consumer.floor());
                 // One that is lost as soon as it is open is not open.
                 failures = if opened_at.elapsed() > REOPEN.max { 0 } else { failures + 1 };

@@ -8,6 +8,7 @@ use backbone::connection::Connection;
 use backbone::log::{Backlog, OrderLog};
 use backbone::metrics::{age, gauge, seconds};
 use backbone::ops::Health;
+use backbone::stream::PROVISION;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
@@ -29,6 +30,8 @@ struct Known {
     step: &'static str,
     connection: Connection,
     is_open: AtomicBool,
+    /// In what the consumer is other than it has to be, when this user may not make it right.
+    wrong: Mutex<Option<String>>,
     is_draining: AtomicBool,
     workers: AtomicUsize,
     in_flight: AtomicUsize,
@@ -44,6 +47,7 @@ impl Status {
             step,
             connection,
             is_open: AtomicBool::new(false),
+            wrong: Mutex::new(None),
             is_draining: AtomicBool::new(false),
             workers: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
@@ -55,9 +59,15 @@ impl Status {
         status
     }
 
-    /// The consumer is open, or is no longer.
-    pub(crate) fn is_open(&self, is_open: bool) {
-        self.0.is_open.store(is_open, Ordering::Relaxed);
+    /// The consumer is open, though perhaps other than it has to be.
+    pub(crate) fn opened(&self, wrong: Option<&str>) {
+        *lock(&self.0.wrong) = wrong.map(str::to_owned);
+        self.0.is_open.store(true, Ordering::Relaxed);
+    }
+
+    /// The consumer is open no longer.
+    pub(crate) fn closed(&self) {
+        self.0.is_open.store(false, Ordering::Relaxed);
     }
 
     /// No more work is begun.
@@ -149,6 +159,12 @@ impl Status {
                 }
             },
         );
+        let (status, label) = (self.clone(), [step.clone()]);
+        gauge(
+            "waybill.step.consumer.edited",
+            "1 while the consumer is other than it has to be, and the step may not make it right.",
+            move |gauge| gauge.observe(lock(&status.0.wrong).is_some().into(), &label),
+        );
         let (status, label) = (self.clone(), [step]);
         age(
             "waybill.step.last_delivery_age",
@@ -164,11 +180,12 @@ impl Health for Status {
             return Err("draining".to_owned());
         }
         self.healthy()?;
-        if self.0.is_open.load(Ordering::Relaxed) {
-            Ok(String::new())
-        } else {
-            Err("the consumer is not open".to_owned())
+        if !self.0.is_open.load(Ordering::Relaxed) {
+            return Err("the consumer is not open".to_owned());
         }
+        // It works all the same, as far as the consumer lets it: taking it out of service would help nobody.
+        let wrong = lock(&self.0.wrong).clone();
+        Ok(wrong.map_or(String::new(), |wrong| format!("consumer was edited: {wrong}: {PROVISION}\n")))
     }
 
     fn healthy(&self) -> Result<(), String> {

@@ -11,10 +11,9 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use async_nats::jetstream::consumer::{FromConsumer, pull};
 use backbone::stream::ORDERS;
-use harness::{
-    Broker, Deployment, Load, Options, Scrape, create, eventually, free_port, http_get, item, order_of,
-};
+use harness::{Deployment, Load, Options, Scrape, create, eventually, free_port, http_get, item, order_of};
 use processor::inventory::{BUCKET, stock_key};
 use proto::orders::v1::OrderStatus;
 use proto::payments::v1::Fault;
@@ -204,7 +203,7 @@ async fn a_broker_that_is_down() {
 #[tokio::test]
 async fn a_replica_that_cannot_reach_the_broker() {
     let (mut waybill, well) = at_work(Options::default()).await;
-    waybill.start_processor_at("payment", format!("nats://127.0.0.1:{}", free_port()));
+    waybill.start_processor_at("payment", ([127, 0, 0, 1], free_port()).into());
     let cut_off = waybill.processor("payment").ops_addr().await;
     let wrong = eventually("a replica that is not connected", async || {
         let picture = picture(&mut waybill).await;
@@ -256,6 +255,18 @@ async fn a_consumer_that_brings_nothing() {
 }
 
 #[tokio::test]
+async fn a_consumer_that_somebody_edits_and_the_step_may_not_mend() {
+    let options = Options { least_privilege: true, ..Options::default() };
+    let (mut waybill, well) = at_work(options).await;
+    let stream = waybill.jetstream().await.get_stream(ORDERS).await.unwrap();
+    let config = stream.consumer_info("payment").await.unwrap().config;
+    let config = pull::Config::try_from_consumer_config(config).unwrap();
+    stream.update_consumer(pull::Config { max_ack_pending: 7, ..config }).await.unwrap();
+    let wrong = seen(&mut waybill, "waybill_step_consumer_edited", "payment", |edited| edited == 1.0).await;
+    fires(Some(&well), [&wrong, &wrong], &["WaybillConsumerEdited"]);
+}
+
+#[tokio::test]
 async fn a_stream_that_is_almost_full() {
     let (mut waybill, well) = at_work(Options::default()).await;
     let jetstream = waybill.jetstream().await;
@@ -289,7 +300,7 @@ async fn a_server_of_three_that_is_gone() {
         format!("server_name: n{n}\ncluster {{ name: waybill, {listen}, routes: [{all}] }}")
     };
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let mut others = folders.each_ref().map(|folder| Broker::reserve(folder.path()));
+    let mut others = folders.each_ref().map(|folder| waybill.broker.beside(folder.path()));
     waybill.broker.start_configured("", &of_server(0));
     for (n, broker) in others.iter_mut().enumerate() {
         broker.start_configured("", &of_server(n + 1));

@@ -1,11 +1,13 @@
 //! Each program as a user of its own at the broker, with the rights of deploy/nats/accounts.conf: enough for all that it
 //! does, and for nothing else.
 
+use async_nats::jetstream::consumer::{FromConsumer, pull};
 use backbone::dead_letters::LetterId;
-use harness::{Broker, Deployment, Options, eventually, inbox_of, item, order_of, provision, these};
+use backbone::stream::ORDERS;
+use backbone::subjects::{self, EventKind};
+use harness::{Broker, Deployment, Options, Scrape, eventually, http_get, inbox_of, item, order_of, these};
 use proto::operations::v1::{DiscardDeadLetterRequest, RedriveOutcome};
 use proto::orders::v1::{ListOrdersRequest, OrderStatus};
-use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -86,7 +88,7 @@ async fn each_user_may_do_all_that_its_program_does() {
 
 #[tokio::test]
 async fn what_is_missing_is_named_and_waited_for() {
-    let mut waybill = Deployment::start_without_broker(options()).await;
+    let mut waybill = Deployment::start_without_broker(Options { provisioned: false, ..options() }).await;
     waybill.broker.start().await;
     eventually("what the gateway waits for", async || {
         let (status, said) = waybill.http("/readyz").await;
@@ -98,13 +100,58 @@ async fn what_is_missing_is_named_and_waited_for() {
         process.line("what it waits for", |line| line.contains("waybill provision").then_some(())).await;
     }
 
-    let dir = TempDir::new().unwrap();
-    provision(&waybill.broker, dir.path()).await;
+    waybill.broker.provision().await;
     // Again, which changes nothing.
-    provision(&waybill.broker, dir.path()).await;
+    waybill.broker.provision().await;
     waybill.ready().await;
     let order = place(&waybill, "ada", "widget").await;
     assert_eq!(waybill.finished(&order).await.status(), OrderStatus::Fulfilled);
+}
+
+/// From now on inventory is brought nothing but cancels.
+async fn narrow(waybill: &Deployment) {
+    let stream = waybill.jetstream().await.get_stream(ORDERS).await.unwrap();
+    let config = stream.consumer_info("inventory").await.unwrap().config;
+    let filter_subjects = vec![subjects::kind(EventKind::Cancelled)];
+    let config = pull::Config::try_from_consumer_config(config).unwrap();
+    stream.update_consumer(pull::Config { filter_subjects, ..config }).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_edited_consumer_is_reported_and_used_as_it_is_until_an_operator_mends_it() {
+    let mut waybill = Deployment::start_with(options()).await;
+    let first = place(&waybill, "ada", "widget").await;
+    waybill.finished(&first).await;
+    narrow(&waybill).await;
+    let passed_over = place(&waybill, "ada", "widget").await;
+    let ops_addr = waybill.processor("inventory").ops_addr().await;
+    let readyz = async || http_get(&ops_addr, "/readyz").await;
+    let edited = async || {
+        let (_, metrics) = http_get(&ops_addr, "/metrics").await?;
+        Scrape::read(&metrics).sum("waybill_step_consumer_edited", &[])
+    };
+    eventually("what is wrong", async || {
+        let (status, said) = readyz().await?;
+        let all = ["filter_subjects is ORDER.cancelled.>", "waybill provision"];
+        (status == 200 && all.iter().all(|part| said.contains(part))).then_some(())
+    })
+    .await;
+    assert_eq!(edited().await, Some(1.0));
+    // What it is still brought it works on.
+    let cancelled = place(&waybill, "ada", "widget").await;
+    waybill.cancel(&cancelled).await.unwrap();
+    assert_eq!(waybill.finished(&cancelled).await.status(), OrderStatus::Cancelled);
+
+    waybill.broker.provision().await;
+    assert_eq!(waybill.finished(&passed_over).await.status(), OrderStatus::Fulfilled);
+    eventually("nothing wrong", async || (readyz().await? == (200, "ready\n".to_owned())).then_some(()))
+        .await;
+    assert_eq!(edited().await, Some(0.0));
+    // Noticed once, tried once.
+    let noticed = waybill.logged_about("it was edited: filter_subjects");
+    assert_eq!(noticed.len(), 1, "{noticed:#?}");
+    let refused = waybill.logged_about("Permissions Violation");
+    assert_eq!(refused.len(), 1, "{refused:#?}");
 }
 
 /// A connection as one of the users, in NATS' own words, in which a refusal comes before the answer to a ping.
@@ -113,8 +160,7 @@ struct Wire(BufReader<TcpStream>);
 impl Wire {
     async fn open(broker: &Broker, user: &str) -> Self {
         let mut wire = Self(BufReader::new(TcpStream::connect(broker.address()).await.unwrap()));
-        let login =
-            format!(r#"{{"user":"{user}","pass":"password-of-{user}","verbose":false,"pedantic":false}}"#);
+        let login = format!(r#"{{{},"verbose":false,"pedantic":false}}"#, broker.words_of(user));
         assert!(wire.may(&format!("CONNECT {login}")).await, "{user} is let in");
         wire
     }
@@ -180,7 +226,7 @@ fn rights() -> Vec<(String, Vec<&'static str>)> {
         rights.push((format!("PUB $JS.API.CONSUMER.MSG.NEXT.ORDERS.{step}"), vec![step]));
         rights.push((format!("PUB $JS.ACK.ORDERS.{step}.1.1.1.1.0"), vec![step]));
         rights.push((format!("PUB $JS.API.CONSUMER.CREATE.ORDERS.{step}"), vec!["provisioner"]));
-        rights.push((format!("PUB $JS.API.CONSUMER.DELETE.ORDERS.{step}"), NOBODY.to_vec()));
+        rights.push((format!("PUB $JS.API.CONSUMER.DELETE.ORDERS.{step}"), vec!["provisioner"]));
         rights.push((format!("PUB DEAD_LETTER.open.{step}.1"), vec![step]));
     }
     for user in USERS {
