@@ -6,7 +6,7 @@ CARGO_OUT := $${CARGO_TARGET_DIR:-target}
 # All but the tests.
 PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor
 
-.PHONY: help run observe test soak lint rules lint-deploy bench
+.PHONY: help run observe test least-privilege soak lint rules lint-deploy bench
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -32,7 +32,15 @@ test: ## build everything, then run all tests against a real nats-server
 		PROMTOOL=$$(tools/install promtool) && export PROMTOOL || exit; \
 	fi && \
 	cargo build --workspace --locked && \
-	cargo test --workspace --locked
+	cargo test --workspace --locked && \
+	LEAST_PRIVILEGE=1 cargo test --workspace --locked --test scenarios -- order_path crash_points redriving
+
+least-privilege: ## run the scenarios with each program as a user of its own at the broker, who may do what it has to
+	@$(NATS) && \
+	cargo build --workspace --locked && \
+	echo 'skipped:' && sed '/^#/d; s/ /: /' tests/least-privilege.skip && \
+	LEAST_PRIVILEGE=1 cargo test --workspace --locked --test scenarios -- \
+		$$(sed -n 's/^\([a-z_:]*\) .*/--skip \1/p' tests/least-privilege.skip)
 
 soak: ## run 10,000 orders through an outage, then SCHEDULES (20) random schedules; some 15 minutes
 	@$(NATS) && \

@@ -4,18 +4,18 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::{Client, ConnectError, ConnectOptions, jetstream};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::eventually;
-use crate::process::{Process, START_RETRY};
+use crate::process::{Process, START_RETRY, binary};
 
+/// Who may do everything; the test's own clients are.
 const USER: &str = "waybill";
-/// The users of a broker that has some, and what it calls the passwords of each.
+/// The further users of a broker that has some: one for each program, and the broker's own operator.
 const USERS: [&str; 6] = ["gateway", "inventory", "payment", "fulfilment", "provisioner", "sys"];
 /// Who may do what, as it is shipped.
-const ACCOUNTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats/accounts.conf");
+const ACCOUNTS: &str = include_str!("../../deploy/nats/accounts.conf");
 
 /// The nats-server of one test. Keeps its port and its data when it is started again.
 #[derive(Debug)]
@@ -24,33 +24,50 @@ pub struct Broker {
     port: u16,
     dir: PathBuf,
     password: Option<&'static str>,
-    users: bool,
+    users: Option<Users>,
+    provisioning: Option<Process>,
+}
+
+/// That each program is a user of its own, with the rights of deploy/nats and no others.
+#[derive(Clone, Debug)]
+pub(crate) struct Users {
+    /// Whether what the programs need is made in a broker that holds nothing yet.
+    pub(crate) provisioned: bool,
+    /// What `waybill provision` is told.
+    pub(crate) environment: Vec<(&'static str, String)>,
 }
 
 impl Broker {
     /// Takes a free port for a broker that is started later.
     pub fn reserve(dir: &Path) -> Self {
-        Self { process: None, port: free_port(), dir: dir.to_owned(), password: None, users: false }
+        let dir = dir.to_owned();
+        Self { process: None, port: free_port(), dir, password: None, users: None, provisioning: None }
     }
 
-    /// Lets in nobody but a user with this password, if there is one.
+    /// Takes a free port for one that lets in the same users; nothing is made in it but by others.
+    pub fn beside(&self, dir: &Path) -> Self {
+        let users = self.users.clone().map(|users| Users { provisioned: false, ..users });
+        Self::reserve(dir).with_password(self.password).with_users(users)
+    }
+
+    /// Lets in nobody without this password, if there is one.
     pub(crate) fn with_password(self, password: Option<&'static str>) -> Self {
         Self { password, ..self }
     }
 
-    /// Gives each program a user of its own, who may do what deploy/nats says and nothing else.
-    pub(crate) fn with_users(self, users: bool) -> Self {
+    /// Gives each program a user of its own, if so.
+    pub(crate) fn with_users(self, users: Option<Users>) -> Self {
         Self { users, ..self }
     }
 
-    /// Starts it, or starts it again, and waits until JetStream answers.
+    /// Starts it, or starts it again, and waits until JetStream answers; and until what the programs need is made, if
+    /// it is to be.
     pub async fn start(&mut self) {
         let data = self.data();
-        self.run(|command| command.arg("--jetstream").arg("--store_dir").arg(data));
-        if self.users {
-            eventually("JetStream", async || self.answers().await.then_some(())).await;
-        } else {
-            self.jetstream().await;
+        self.run("", |command| command.arg("--jetstream").arg("--store_dir").arg(data));
+        self.jetstream().await;
+        if let Some(process) = &mut self.provisioning {
+            provisioned(process).await;
         }
     }
 
@@ -59,55 +76,95 @@ impl Broker {
     pub fn start_configured(&mut self, of_jetstream: &str, of_server: &str) {
         let data = self.data();
         let text = format!("jetstream {{ store_dir: {data:?}\n{of_jetstream} }}\n{of_server}\n");
-        let file = self.dir.join("nats.conf");
-        std::fs::write(&file, text).expect("configuration");
-        self.run(|command| command.arg("--config").arg(file));
+        self.run(&text, |command| command);
     }
 
     /// Starts it without JetStream; it may not be there yet.
     pub fn start_without_jetstream(&mut self) {
-        self.run(|command| command);
+        self.run("", |command| command);
     }
 
-    fn run(&mut self, with: impl FnOnce(&mut Command) -> &mut Command) {
+    fn run(&mut self, config: &str, with: impl FnOnce(&mut Command) -> &mut Command) {
+        let is_new = !self.data().exists();
         let mut command = Command::new(program());
         with(command.args(["--addr", "127.0.0.1", "--port"]).arg(self.port.to_string()));
-        if let Some(password) = self.password {
+        let mut config = config.to_owned();
+        if self.users.is_some() {
+            let own =
+                format!("users: [\n{{ user: {USER}, password: $NATS_{}_PASSWORD }}", USER.to_uppercase());
+            let accounts = ACCOUNTS.replacen("users: [", &own, 1);
+            std::fs::write(self.dir.join("accounts.conf"), accounts).expect("accounts");
+            config += "include ./accounts.conf\n";
+            for user in USERS.into_iter().chain([USER]) {
+                // In quotes, else it is read as a value of whatever kind it looks like.
+                command.env(
+                    format!("NATS_{}_PASSWORD", user.to_uppercase()),
+                    format!("{:?}", self.password_of(user)),
+                );
+            }
+        } else if let Some(password) = self.password {
             command.args(["--user", USER, "--pass", password]);
         }
-        if self.users {
-            let config = self.dir.join("nats-server.conf");
-            std::fs::copy(ACCOUNTS, self.dir.join("accounts.conf")).expect("accounts");
-            std::fs::write(&config, "include ./accounts.conf\n").expect("configuration");
-            command.arg("--config").arg(config);
-            for user in USERS {
-                command.env(format!("NATS_{}_PASSWORD", user.to_uppercase()), password_of(user));
-            }
+        if !config.is_empty() {
+            let file = self.dir.join("nats.conf");
+            std::fs::write(&file, config).expect("configuration");
+            command.arg("--config").arg(file);
         }
         self.process = Some(Process::start("nats-server", command, &self.dir));
+        let provisioned = self.users.as_ref().is_some_and(|users| users.provisioned);
+        if is_new && provisioned {
+            self.provisioning = Some(self.start_provisioning());
+        }
     }
 
-    /// Whether JetStream says anything to the one who may ask whether a stream is there.
-    async fn answers(&self) -> bool {
-        let Ok(client) = self.client_of("provisioner").await else {
-            tokio::time::sleep(START_RETRY).await;
-            return false;
-        };
-        match jetstream::new(client).get_stream("ORDERS").await {
-            Ok(_) => true,
-            Err(error) => matches!(error.kind(), GetStreamErrorKind::JetStream(_)),
+    /// The same as soon as the broker is there; nothing waits for it.
+    pub fn provision_soon(&mut self) {
+        self.provisioning = self.users.is_some().then(|| self.start_provisioning());
+    }
+
+    fn start_provisioning(&self) -> Process {
+        let mut command = Command::new(binary("waybill"));
+        let environment = self.users.iter().flat_map(|users| users.environment.iter().cloned());
+        command.env_clear().arg("provision").envs(environment).env("NATS_URL", self.url_for("provisioner"));
+        Process::start("provision", command, &self.dir)
+    }
+
+    /// Has an operator make what the programs need, where they may not do it themselves.
+    pub async fn provision(&self) {
+        if self.users.is_some() {
+            provisioned(&mut self.start_provisioning()).await;
         }
     }
 
     /// A client of the test's own, who is one of the broker's users.
     pub async fn client_of(&self, user: &str) -> Result<Client, ConnectError> {
-        let options = ConnectOptions::with_user_and_password(user.to_owned(), password_of(user));
+        let options = ConnectOptions::with_user_and_password(user.to_owned(), self.password_of(user));
         options.custom_inbox_prefix(inbox_of(user)).connect(self.url_with("")).await
     }
 
     /// Where it is for a program; with a user of its own, if there are some.
     pub fn url_for(&self, program: &str) -> String {
-        if self.users { self.url_with(&format!("{program}:{}@", password_of(program))) } else { self.url() }
+        self.url_at(self.address(), program)
+    }
+
+    /// The same for a program that reaches it by way of another address.
+    pub(crate) fn url_at(&self, address: SocketAddr, program: &str) -> String {
+        let user = if self.users.is_some() { program } else { USER };
+        format!("nats://{}{address}", self.login_of(user))
+    }
+
+    /// What a client says of itself that speaks NATS' own words, as fields of JSON.
+    pub fn words_of(&self, user: &str) -> String {
+        format!(r#""user":{:?},"pass":{:?}"#, user, self.password_of(user))
+    }
+
+    fn login_of(&self, user: &str) -> String {
+        let asks = self.users.is_some() || self.password.is_some();
+        if asks { login(user, &self.password_of(user)) } else { String::new() }
+    }
+
+    fn password_of(&self, user: &str) -> String {
+        self.password.map_or_else(|| format!("password-of-{user}"), str::to_owned)
     }
 
     /// The process id.
@@ -152,26 +209,26 @@ impl Broker {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// Where it is, and how to get in.
+    /// Where it is, and how to get in as who may do everything.
     pub fn url(&self) -> String {
-        self.url_with(&self.password.map(login).unwrap_or_default())
+        self.url_with(&self.login_of(USER))
     }
 
     /// Where it is, for a user with this password.
     pub fn url_of(&self, password: &str) -> String {
-        self.url_with(&login(password))
+        self.url_with(&login(USER, password))
     }
 
     fn url_with(&self, login: &str) -> String {
-        format!("nats://{login}127.0.0.1:{}", self.port)
+        format!("nats://{login}{}", self.address())
     }
 
-    /// A client of the test's own.
+    /// A client of the test's own, who may do everything.
     pub async fn jetstream(&self) -> jetstream::Context {
         eventually("broker", async || {
             let mut options = ConnectOptions::new();
-            if let Some(password) = self.password {
-                options = options.user_and_password(USER.to_owned(), password.to_owned());
+            if self.users.is_some() || self.password.is_some() {
+                options = options.user_and_password(USER.to_owned(), self.password_of(USER));
             }
             let client = options.connect(self.url_with("")).await.ok();
             if client.is_none() {
@@ -182,6 +239,11 @@ impl Broker {
         })
         .await
     }
+}
+
+async fn provisioned(process: &mut Process) {
+    let status = process.ended().await;
+    assert!(status.success(), "{status}: {}", process.output());
 }
 
 /// A port that nobody listens on at the moment.
@@ -195,12 +257,8 @@ pub fn inbox_of(user: &str) -> String {
     format!("_INBOX_{}", if user == "gateway" { "waybill-gateway" } else { user })
 }
 
-fn password_of(user: &str) -> String {
-    format!("password-of-{user}")
-}
-
-fn login(password: &str) -> String {
-    format!("{USER}:{}@", utf8_percent_encode(password, NON_ALPHANUMERIC))
+fn login(user: &str, password: &str) -> String {
+    format!("{user}:{}@", utf8_percent_encode(password, NON_ALPHANUMERIC))
 }
 
 /// The nats-server to run: NATS_SERVER, else the one that `tools/install` has put aside, else that on PATH.

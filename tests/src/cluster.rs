@@ -28,7 +28,7 @@ impl Cluster {
         });
         let configurations = configurations.collect();
         let dirs = [(); SERVERS - 1].map(|()| tempfile::tempdir().expect("directory"));
-        let others = dirs.each_ref().map(|dir| Broker::reserve(dir.path()));
+        let others = dirs.each_ref().map(|dir| waybill.broker.beside(dir.path()));
         let mut cluster = Self { others, configurations, _dirs: dirs };
         for n in 0..SERVERS {
             cluster.start_server(waybill, n);

@@ -1,13 +1,16 @@
 //! Broker, gateway and processors: started, stopped, started again.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::broker::Broker;
+use crate::broker::{Broker, Users};
+use crate::calls::http_get;
+use crate::eventually;
 use crate::payments::PaymentSandbox;
 use crate::process::{Process, binary};
 use crate::wire::Wire;
@@ -29,9 +32,11 @@ pub struct Options {
     pub payment_sandbox: bool,
     /// What the broker asks of everybody.
     pub password: Option<&'static str>,
-    /// Whether each program is a user of its own at the broker, with the rights of deploy/nats and no others, and
-    /// `waybill provision` makes what they need.
+    /// Whether each program is a user of its own at the broker, with the rights of deploy/nats and no others. With
+    /// LEAST_PRIVILEGE=1 in the environment they always are.
     pub least_privilege: bool,
+    /// Whether `waybill provision` makes what they need then.
+    pub provisioned: bool,
     /// The program whose wire can be tripped: a step, or "gateway".
     pub wired: Option<&'static str>,
     /// Further environment of every program of Waybill.
@@ -50,7 +55,8 @@ impl Default for Options {
             replicas: 1,
             payment_sandbox: false,
             password: None,
-            least_privilege: false,
+            least_privilege: std::env::var_os("LEAST_PRIVILEGE").is_some_and(|set| set == "1"),
+            provisioned: true,
             wired: None,
             environment: Vec::new(),
             gateway: Vec::new(),
@@ -61,6 +67,12 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The broker's users, if each program is one.
+    fn users(&self) -> Option<Users> {
+        let environment = [&self.environment[..], &self.gateway, &self.processors].concat();
+        self.least_privilege.then_some(Users { provisioned: self.provisioned, environment })
+    }
+
     fn program(&self, name: &str) -> PathBuf {
         self.programs.as_ref().map_or_else(|| binary(name), |folder| folder.join(name))
     }
@@ -106,13 +118,13 @@ impl Deployment {
     pub async fn start_with(options: Options) -> Self {
         let dir = tempfile::tempdir().expect("directory");
         let broker = Broker::reserve(dir.path()).with_password(options.password);
-        let mut broker = broker.with_users(options.least_privilege);
+        let mut broker = broker.with_users(options.users());
         broker.start().await;
-        if options.least_privilege {
-            provision(&broker, dir.path()).await;
-        }
-        let deployment = Self::start_around(broker, options, dir).await;
+        let mut deployment = Self::start_around(broker, options, dir).await;
         deployment.ready().await;
+        if deployment.options.least_privilege {
+            deployment.steps_are_open().await;
+        }
         deployment
     }
 
@@ -120,7 +132,7 @@ impl Deployment {
     pub async fn start_without_broker(options: Options) -> Self {
         let dir = tempfile::tempdir().expect("directory");
         let broker = Broker::reserve(dir.path()).with_password(options.password);
-        let broker = broker.with_users(options.least_privilege);
+        let broker = broker.with_users(options.users());
         Self::start_around(broker, options, dir).await
     }
 
@@ -152,7 +164,7 @@ impl Deployment {
 
     /// Starts one more process of `step`.
     pub fn start_processor(&mut self, step: &'static str) {
-        self.start_processor_at(step, self.broker_url(step));
+        self.start_processor_by(step, self.broker_url(step));
     }
 
     /// Starts one more process of `step`, with further environment.
@@ -165,7 +177,11 @@ impl Deployment {
     }
 
     /// Starts one more process of `step`, for which the broker is at an address of its own.
-    pub fn start_processor_at(&mut self, step: &'static str, nats_url: String) {
+    pub fn start_processor_at(&mut self, step: &'static str, broker: SocketAddr) {
+        self.start_processor_by(step, self.broker.url_at(broker, step));
+    }
+
+    fn start_processor_by(&mut self, step: &'static str, nats_url: String) {
         let place = self.processors.get(step).map_or(0, Vec::len);
         let process = self.processor_process(step, nats_url, &format!("{step}-{place}"));
         self.processors.entry(step).or_default().push(process);
@@ -269,7 +285,8 @@ impl Deployment {
 
     /// Starts one more gateway at an address.
     pub async fn gateway_at(&self, name: &str, grpc_addr: &str) -> Gateway {
-        let gateway = start_gateway(&self.dir, &self.broker.url(), &self.options, name, grpc_addr).await;
+        let gateway =
+            start_gateway(&self.dir, &self.broker.url_for("gateway"), &self.options, name, grpc_addr).await;
         gateway.ready().await;
         gateway
     }
@@ -278,9 +295,21 @@ impl Deployment {
     pub async fn gateway_with(&self, name: &str, environment: Vec<(&'static str, String)>) -> Gateway {
         let gateway = [self.options.gateway.clone(), environment].concat();
         let options = Options { gateway, ..self.options.clone() };
-        let gateway = start_gateway(&self.dir, &self.broker.url(), &options, name, FREE_PORT).await;
+        let gateway =
+            start_gateway(&self.dir, &self.broker.url_for("gateway"), &options, name, FREE_PORT).await;
         gateway.ready().await;
         gateway
+    }
+
+    /// Waits until each step has opened its consumer. Elsewhere that there is one says so.
+    async fn steps_are_open(&mut self) {
+        for process in self.processors.values_mut().flatten() {
+            let addr = process.ops_addr().await;
+            eventually("a step that is ready", async || {
+                (http_get(&addr, "/readyz").await?.0 == 200).then_some(())
+            })
+            .await;
+        }
     }
 
     /// Waits until the gateway says that it is ready.
@@ -296,16 +325,7 @@ impl Deployment {
 /// Where a program finds the broker.
 fn broker_url(program: &str, options: &Options, wire: Option<&Wire>, broker: &Broker) -> String {
     let wire = wire.filter(|_| options.wired == Some(program));
-    wire.map_or_else(|| broker.url_for(program), Wire::broker_url)
-}
-
-/// Makes all that the programs need at the broker, as who may.
-pub async fn provision(broker: &Broker, dir: &Path) {
-    let mut command = Command::new(binary("waybill"));
-    command.env_clear().arg("provision").env("NATS_URL", broker.url_for("provisioner")).env("ACK_WAIT", "2s");
-    let mut process = Process::start("provision", command, dir);
-    let status = process.ended().await;
-    assert!(status.success(), "{status}: {}", process.output());
+    broker.url_at(wire.map_or_else(|| broker.address(), Wire::broker), program)
 }
 
 async fn start_gateway(

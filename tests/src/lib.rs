@@ -23,7 +23,7 @@ mod wire;
 pub use broker::{Broker, free_port, inbox_of};
 pub use calls::{Shows, Watcher, health, http_get, item, order_of};
 pub use cluster::Cluster;
-pub use deployment::{Deployment, Gateway, Options, provision};
+pub use deployment::{Deployment, Gateway, Options};
 pub use load::{Load, cancel, create};
 pub use operations::{every_one, these};
 pub use payments::{Account, PaymentSandbox};

@@ -41,9 +41,9 @@ impl Relay {
         Self { addr, lines, task: task.abort_handle() }
     }
 
-    /// What NATS_URL has to be for the client.
-    pub fn url(&self) -> String {
-        format!("nats://{}", self.addr)
+    /// Where the client finds the broker.
+    pub fn address(&self) -> SocketAddr {
+        self.addr
     }
 
     /// Makes the broker forget the subscription by which the client gets the messages of its consumer. Nobody is told,

@@ -89,8 +89,8 @@ impl Wire {
     }
 
     /// Where the program finds the broker.
-    pub(crate) fn broker_url(&self) -> String {
-        format!("nats://{}", self.broker)
+    pub(crate) fn broker(&self) -> SocketAddr {
+        self.broker
     }
 
     /// Where the program finds the payment service.

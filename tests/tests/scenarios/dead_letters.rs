@@ -165,6 +165,7 @@ async fn outage_of_the_bucket(settings: &[(&'static str, &str)]) {
     assert!(waybill.letters_kept().await.is_empty());
 
     waybill.kill_processors("inventory");
+    waybill.broker.provision().await;
     waybill.start_processor("inventory");
     assert_eq!(waybill.statuses(&ids(&orders)).await.get(&OrderStatus::Fulfilled), Some(&10));
     assert!(waybill.letters_kept().await.is_empty());
@@ -323,6 +324,7 @@ async fn a_step_that_gets_all_its_messages_again_parks_nothing_again() {
     waybill.kill_processors("inventory");
     let stream = waybill.jetstream().await.get_stream(ORDERS).await.unwrap();
     stream.delete_consumer("inventory").await.unwrap();
+    waybill.broker.provision().await;
     waybill.start_processor("inventory");
     waybill.idle("inventory").await;
     let delivered = waybill.consumer("inventory").await.cached_info().delivered.consumer_sequence;

@@ -200,9 +200,10 @@ async fn a_program_whose_client_of_the_broker_dies_ends_and_says_so() {
     let mut broker = TcpStream::connect(waybill.broker.address()).await.unwrap();
     // async-nats 0.51 takes no lone carriage return in a header.
     let (headers, subject) = ("NATS/1.0\r\nname: a\rb\r\n\r\n", subjects::event(EventKind::Created, &id()));
-    let length = headers.len();
-    let message =
-        format!("CONNECT {{\"headers\":true}}\r\nHPUB {subject} {length} {length}\r\n{headers}\r\nPING\r\n");
+    let (length, login) = (headers.len(), waybill.broker.words_of("waybill"));
+    let message = format!(
+        "CONNECT {{\"headers\":true,{login}}}\r\nHPUB {subject} {length} {length}\r\n{headers}\r\nPING\r\n"
+    );
     broker.write_all(message.as_bytes()).await.unwrap();
     let inventory = waybill.processor("inventory");
     assert_eq!(inventory.ended().await.code(), Some(1));

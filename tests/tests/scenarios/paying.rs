@@ -253,6 +253,7 @@ async fn a_cancelled_order_is_refunded_once() {
     waybill.kill_processors("payment");
     let stream = waybill.jetstream().await.get_stream(ORDERS).await.unwrap();
     stream.delete_consumer("payment").await.unwrap();
+    waybill.broker.provision().await;
     waybill.start_processor("payment");
     waybill.idle("payment").await;
 

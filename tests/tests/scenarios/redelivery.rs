@@ -134,6 +134,7 @@ async fn a_step_that_gets_all_its_messages_again_changes_nothing() {
         let jetstream = waybill.jetstream().await;
         let stream = jetstream.get_stream(ORDERS).await.unwrap();
         stream.delete_consumer(step).await.unwrap();
+        waybill.broker.provision().await;
         waybill.start_processor(step);
         waybill.idle(step).await;
         let delivered = waybill.consumer(step).await.cached_info().delivered.consumer_sequence;
@@ -156,6 +157,7 @@ async fn a_step_whose_consumer_is_deleted_opens_it_anew() {
         waybill.idle(step).await;
         let stream = waybill.jetstream().await.get_stream(ORDERS).await.unwrap();
         stream.delete_consumer(step).await.unwrap();
+        waybill.broker.provision().await;
     }
     let second = waybill.place(order_of("customer", "second", vec![item("widget", 2)])).await.unwrap();
     assert_eq!(waybill.finished(&second.order_id).await.status(), OrderStatus::Fulfilled);

@@ -30,6 +30,7 @@ async fn a_bucket_that_was_made_anew_is_not_taken_for_the_one_before() {
     // It remembers the count that the first order has left.
     waybill.processor("inventory").pause();
     waybill.jetstream().await.delete_stream(format!("KV_{BUCKET}")).await.unwrap();
+    waybill.broker.provision().await;
     let mut another = waybill.another_processor("inventory");
     let bucket = stocked(&waybill).await;
     another.kill();

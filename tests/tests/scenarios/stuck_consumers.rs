@@ -30,7 +30,7 @@ async fn opened_anew(waybill: &mut Deployment, reason: &str) {
 async fn a_subscription_that_the_broker_has_forgotten_is_made_anew() {
     let mut waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
     let relay = Relay::start(waybill.broker.address()).await;
-    waybill.start_processor_at("inventory", relay.url());
+    waybill.start_processor_at("inventory", relay.address());
     waybill.start_processor("payment");
     waybill.start_processor("fulfilment");
     let first = place(&waybill, "first").await;

@@ -208,12 +208,13 @@ impl<'a> Trouble<'a> {
         });
     }
 
-    async fn redeliver(&self, step: &str) {
+    async fn redeliver(&mut self, step: &str) {
         let jetstream = self.waybill.jetstream().await;
         eventually("a consumer deleted", async || {
             jetstream.get_stream(ORDERS).await.ok()?.delete_consumer(step).await.ok()
         })
         .await;
+        self.waybill.broker.provision_soon();
     }
 }
 
