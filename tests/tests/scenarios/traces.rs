@@ -25,6 +25,8 @@ fn options(collector: &Collector) -> Options {
         Options { payment_sandbox: true, environment: collector.environment(), ..Options::default() };
     // The reply that is lost in these tests is not to be asked for again by the same process.
     options.processors.push(("PAYMENT_TIMEOUT", "30s".to_owned()));
+    // Nor is an order to be delivered again because the machine is busy.
+    options.processors.push(("ACK_WAIT", "5s".to_owned()));
     options
 }
 
