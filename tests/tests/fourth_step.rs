@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 
 use async_nats::jetstream::kv;
 use backbone::ids::CustomerKey;
-use harness::{Deployment, Load, Options, eventually, item, order_of};
+use harness::{Deployment, Load, Options, eventually, item, mirror, order_of};
 use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus};
 use serde_json::Value;
 
@@ -48,9 +48,9 @@ fn build() -> PathBuf {
     let folder = target.join("fourth-step");
     let (patched, workspace) = (folder.join("patched"), folder.join("workspace"));
     for part in PARTS {
-        mirror(&Path::new(ROOT).join(part), &patched.join(part));
+        mirror(&Path::new(ROOT).join(part), &patched.join(part), &[]);
     }
-    mirror(&Path::new(FOURTH_STEP).join("fraud"), &patched.join("fraud"));
+    mirror(&Path::new(FOURTH_STEP).join("fraud"), &patched.join("fraud"), &[]);
     let mut git = Command::new("git");
     // Inside of a repository git would look for the files in that.
     git.env("GIT_CEILING_DIRECTORIES", &folder).current_dir(&patched);
@@ -62,7 +62,7 @@ fn build() -> PathBuf {
     let manifest = manifest.replace(version, &format!("{version}-fourth-step"));
     fs::write(patched.join("Cargo.toml"), manifest).unwrap();
     // What has not changed since the last time is not built anew.
-    mirror(&patched, &workspace);
+    mirror(&patched, &workspace, &[]);
 
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // The lock file lacks the new crate, which depends on nothing new. What the crates of others came to is shared; the
@@ -79,30 +79,6 @@ fn build() -> PathBuf {
 fn succeeds(command: &mut Command) {
     let status = command.stdin(Stdio::null()).status().unwrap();
     assert!(status.success(), "{command:?}: {status}");
-}
-
-/// Makes `to` the same as `from`, and touches nothing that is the same already.
-fn mirror(from: &Path, to: &Path) {
-    if !from.is_dir() {
-        let content = fs::read(from).unwrap();
-        if fs::read(to).ok().as_ref() != Some(&content) {
-            fs::create_dir_all(to.parent().unwrap()).unwrap();
-            fs::write(to, content).unwrap();
-        }
-        return;
-    }
-    fs::create_dir_all(to).unwrap();
-    let names = |folder: &Path| -> HashSet<_> {
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect()
-    };
-    let wanted = names(from);
-    for name in names(to).difference(&wanted) {
-        let path = to.join(name);
-        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
-    }
-    for name in wanted {
-        mirror(&from.join(&name), &to.join(&name));
-    }
 }
 
 /// All four steps at work, which give up after so many attempts.
