@@ -47,12 +47,6 @@ impl Cluster {
         if n == 0 { &mut waybill.broker } else { &mut self.others[n - 1] }
     }
 
-    /// Where all of them are, for programs that are to find another one when theirs is gone.
-    pub fn urls(&self, waybill: &Deployment) -> String {
-        let others = self.others.iter().map(Broker::url);
-        std::iter::once(waybill.broker.url()).chain(others).collect::<Vec<_>>().join(",")
-    }
-
     /// Waits until everything is there three times.
     pub async fn is_whole(&self, waybill: &Deployment) {
         for stream in ["ORDERS", "KV_INVENTORY", "DEAD_LETTERS"] {
