@@ -15,6 +15,7 @@ use proto::orders::v1::{Order, OrderEvent, OrderStatus};
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::carried;
 use crate::ids::{OrderId, Revision};
 use crate::subjects::{self, EventKind};
 use crate::trace::TraceContext;
@@ -36,11 +37,12 @@ pub(crate) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     /// Encodes the event that makes `order` what it is. The order's revision is left out: it is the sequence
-    /// that the stream will give the event.
+    /// that the stream will give the event. What the order `carried` of a newer version goes on.
     pub(crate) fn new(
         id: &OrderId,
         previous: Revision,
         order: &mut Order,
+        carried: &Bytes,
         detail: Detail,
         trace: &'a TraceContext,
         source: &'static str,
@@ -54,7 +56,7 @@ impl<'a> Draft<'a> {
             trace_id: String::new(),
             detail: Some(detail),
         };
-        let payload = event.encode_to_vec().into();
+        let payload = carried::encode(&mut event, carried);
         *order = event.order.take().unwrap_or_default();
         let subject = subjects::event(kind, id);
         Self { event_id: event.event_id, subject, payload, kind, time: order.update_time, trace, source }
@@ -95,6 +97,8 @@ pub struct Recorded {
     pub trace: Option<TraceContext>,
     /// When the broker stored it, by its clock, if its headers tell.
     pub stored: Option<SystemTime>,
+    /// The order as it lies there, if a newer version has said more of it than is known here; else empty.
+    pub(crate) carried: Bytes,
 }
 
 /// A message on a subject of the order log that is not a whole event of ours.
@@ -129,7 +133,8 @@ impl Recorded {
         payload: Bytes,
     ) -> Result<Self, Undecodable> {
         let (kind, id) = subjects::parse(subject).ok_or(Undecodable::ForeignSubject)?;
-        let event = OrderEvent::decode(payload)?;
+        let event = OrderEvent::decode(payload.clone())?;
+        let carried = carried::beyond(&event, &payload);
         let detail = event.detail.ok_or(Undecodable::Missing("detail"))?;
         let mut order = event.order.ok_or(Undecodable::Missing("order"))?;
         if event.event_id.is_empty() {
@@ -154,6 +159,7 @@ impl Recorded {
             detail,
             trace: headers.and_then(TraceContext::of_headers),
             stored: headers.and_then(stored),
+            carried,
         })
     }
 
@@ -200,7 +206,7 @@ mod tests {
         let mut order = Order { order_id: id.to_string(), revision: 7, ..Order::default() };
         order.set_status(OrderStatus::Accepted);
         let detail = Detail::Created(OrderCreated::default());
-        Draft::new(id, Revision(3), &mut order, detail, trace, "test")
+        Draft::new(id, Revision(3), &mut order, &Bytes::new(), detail, trace, "test")
     }
 
     fn id() -> OrderId {

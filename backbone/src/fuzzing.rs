@@ -82,13 +82,14 @@ fn check(event: &Recorded) {
         let now = Timestamp { seconds: 1_800_000_000, nanos: 0 };
         let Ok(after) = lifecycle::apply(&event.order, &next, now) else { continue };
         assert!(!is_finished(&event.order), "{next:?} after {event:?}");
-        read_back(&event.id, after, next, &trace);
+        read_back(event, after, next, &trace);
     }
 }
 
 /// What this program would append is an event for every reader.
-fn read_back(id: &OrderId, mut order: Order, detail: Detail, trace: &TraceContext) {
-    let draft = Draft::new(id, Revision(9), &mut order, detail.clone(), trace, "fuzzing");
+fn read_back(before: &Recorded, mut order: Order, detail: Detail, trace: &TraceContext) {
+    let id = &before.id;
+    let draft = Draft::new(id, Revision(9), &mut order, &before.carried, detail.clone(), trace, "fuzzing");
     let headers = draft.headers();
     let read = Recorded::decode(&draft.subject, Revision(10), Some(&headers), draft.payload.clone());
     let read = read.unwrap();

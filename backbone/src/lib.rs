@@ -24,5 +24,6 @@ pub mod subjects;
 pub mod telemetry;
 pub mod trace;
 
+mod carried;
 mod durable;
 mod publish;

@@ -6,6 +6,7 @@
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use opentelemetry::metrics::Histogram;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderCreated};
@@ -95,8 +96,18 @@ impl OrderLog {
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         let order = lifecycle::create(&created, now())?;
-        self.append_to(id, Revision::NONE, Revision::NONE, order, Detail::Created(created), trace, deadline)
-            .await
+        let carried = Bytes::new();
+        self.append_to(
+            id,
+            Revision::NONE,
+            Revision::NONE,
+            order,
+            carried,
+            Detail::Created(created),
+            trace,
+            deadline,
+        )
+        .await
     }
 
     /// Appends what happened to the order in `current`, provided that nothing else happened to it since.
@@ -109,7 +120,9 @@ impl OrderLog {
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         let order = lifecycle::apply(&current.order, &detail, now())?;
-        self.append_to(current.id, current.revision(), current.head, order, detail, trace, deadline).await
+        let carried = current.carried.clone();
+        self.append_to(current.id, current.revision(), current.head, order, carried, detail, trace, deadline)
+            .await
     }
 
     #[allow(clippy::too_many_arguments, reason = "private, with two callers right above")]
@@ -119,14 +132,16 @@ impl OrderLog {
         previous: Revision,
         expected: Revision,
         order: Order,
+        carried: Bytes,
         detail: Detail,
         trace: &TraceContext,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         let kind = EventKind::of(&detail);
         let mut measured = Measured { kind, began: Instant::now(), outcome: "unknown" };
-        let appended =
-            self.publish_until_decided(id, kind, previous, expected, order, detail, trace, deadline).await;
+        let appended = self
+            .publish_until_decided(id, kind, previous, expected, order, carried, detail, trace, deadline)
+            .await;
         measured.outcome = match &appended {
             Ok(Appended::Stored(_)) => "acked",
             Ok(Appended::Overtaken(_)) => "conflict",
@@ -148,6 +163,7 @@ impl OrderLog {
         previous: Revision,
         mut expected: Revision,
         mut order: Order,
+        carried: Bytes,
         detail: Detail,
         trace: &TraceContext,
         deadline: Instant,
@@ -155,7 +171,7 @@ impl OrderLog {
         let span =
             Span::child_of(trace, SpanKind::Producer, || format!("publish {}", subjects::kind(kind)).into());
         let trace = span.context();
-        let draft = Draft::new(&id, previous, &mut order, detail, trace, self.source);
+        let draft = Draft::new(&id, previous, &mut order, &carried, detail, trace, self.source);
         span.set(|| {
             [
                 KeyValue::new(attribute::MESSAGING_SYSTEM, attribute::NATS),
@@ -176,7 +192,8 @@ impl OrderLog {
                 ]
             });
             let order = Order { revision: revision.0, ..order };
-            Appended::Stored(OrderState { id, order, head: revision, event_id: draft.event_id.clone() })
+            let (event_id, carried) = (draft.event_id.clone(), carried.clone());
+            Appended::Stored(OrderState { id, order, head: revision, event_id, carried })
         };
 
         // Set once a publish went unanswered: from then on, no error means that the event is not stored.

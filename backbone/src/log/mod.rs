@@ -12,6 +12,7 @@ mod watch_customer;
 use std::sync::Arc;
 
 use async_nats::jetstream::stream::Stream;
+use bytes::Bytes;
 use proto::orders::v1::Order;
 
 pub use append::{AppendError, Appended};
@@ -51,11 +52,14 @@ pub struct OrderState {
     pub head: Revision,
     /// What the last event's writer called it.
     event_id: String,
+    /// What the next event has to carry on of a newer version's.
+    carried: Bytes,
 }
 
 impl From<Recorded> for OrderState {
     fn from(last: Recorded) -> Self {
-        Self { id: last.id, order: last.order, head: last.revision, event_id: last.event_id }
+        let Recorded { id, order, revision: head, event_id, carried, .. } = last;
+        Self { id, order, head, event_id, carried }
     }
 }
 
