@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::broker::{Broker, Users};
 use crate::calls::http_get;
 use crate::eventually;
-use crate::payments::PaymentSandbox;
+use crate::payments::{PAYMENTS, PaymentSandbox};
 use crate::process::{Process, binary};
 use crate::wire::Wire;
 
@@ -30,6 +30,8 @@ pub struct Options {
     pub replicas: usize,
     /// Payments by a payment sandbox of its own; else by the one inside of each payment process.
     pub payment_sandbox: bool,
+    /// The file that the payment sandbox begins with a copy of.
+    pub payments: Option<PathBuf>,
     /// What the broker asks of everybody.
     pub password: Option<&'static str>,
     /// Whether each program is a user of its own at the broker, with the rights of deploy/nats and no others. With
@@ -54,6 +56,7 @@ impl Default for Options {
             programs: None,
             replicas: 1,
             payment_sandbox: false,
+            payments: None,
             password: None,
             least_privilege: std::env::var_os("LEAST_PRIVILEGE").is_some_and(|set| set == "1"),
             provisioned: true,
@@ -138,7 +141,11 @@ impl Deployment {
 
     async fn start_around(broker: Broker, options: Options, dir: TempDir) -> Self {
         let payment_sandbox = if options.payment_sandbox {
-            Some(PaymentSandbox::start(dir.path(), FREE_PORT, &options.environment).await)
+            let program = options.program("waybill-payment-sandbox");
+            if let Some(payments) = &options.payments {
+                std::fs::copy(payments, dir.path().join(PAYMENTS)).expect("payments");
+            }
+            Some(PaymentSandbox::start(program, dir.path(), FREE_PORT, &options.environment).await)
         } else {
             None
         };
@@ -160,6 +167,15 @@ impl Deployment {
             }
         }
         deployment
+    }
+
+    /// From now on, programs that are started are those of this folder, or else of this workspace.
+    pub fn use_programs(&mut self, programs: Option<PathBuf>) {
+        self.options.programs = programs;
+        let program = self.options.program("waybill-payment-sandbox");
+        if let Some(sandbox) = &mut self.payment_sandbox {
+            sandbox.use_program(program);
+        }
     }
 
     /// Starts one more process of `step`.

@@ -12,9 +12,10 @@ use proto::payments::v1::{
 use serde_json::Value;
 use tonic::transport::Channel;
 
-use crate::process::{Process, binary};
+use crate::process::Process;
 
-const DATA: &str = "payments.jsonl";
+/// The file of its record.
+pub(crate) const PAYMENTS: &str = "payments.jsonl";
 
 /// What became of one order's money.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,7 @@ pub struct PaymentSandbox {
     pub process: Process,
     /// Its gRPC address.
     pub grpc_addr: String,
+    program: PathBuf,
     dir: PathBuf,
     environment: Environment,
 }
@@ -44,12 +46,17 @@ type Environment = Vec<(&'static str, String)>;
 
 impl PaymentSandbox {
     /// Starts one, whose record is kept in `dir`, at an address and with further environment.
-    pub async fn start(dir: &Path, grpc_addr: &str, environment: &[(&'static str, String)]) -> Self {
-        let mut command = Command::new(binary("waybill-payment-sandbox"));
+    pub async fn start(
+        program: PathBuf,
+        dir: &Path,
+        grpc_addr: &str,
+        environment: &[(&'static str, String)],
+    ) -> Self {
+        let mut command = Command::new(&program);
         command
             .env_clear()
             .env("PAYMENT_SANDBOX_ADDR", grpc_addr)
-            .env("PAYMENT_SANDBOX_DATA", dir.join(DATA))
+            .env("PAYMENT_SANDBOX_DATA", dir.join(PAYMENTS))
             .env("LOG_FORMAT", "json")
             .envs(environment.iter().cloned());
         let mut process = Process::start("payment-sandbox", command, dir);
@@ -59,14 +66,19 @@ impl PaymentSandbox {
             (fields["pid"] == pid).then(|| fields["grpc_addr"].as_str().map(str::to_owned))?
         };
         let grpc_addr = process.logged("the payment sandbox's address", listening).await;
-        Self { process, grpc_addr, dir: dir.to_owned(), environment: environment.to_vec() }
+        Self { process, grpc_addr, program, dir: dir.to_owned(), environment: environment.to_vec() }
     }
 
     /// Starts it anew, at the same address; the old process is killed if it still runs.
     pub async fn restart(&mut self) {
         self.process.kill();
-        let grpc_addr = self.grpc_addr.clone();
-        *self = Self::start(&self.dir.clone(), &grpc_addr, &self.environment.clone()).await;
+        let Self { grpc_addr, program, dir, environment, .. } = &*self;
+        *self = Self::start(program.clone(), dir, grpc_addr, environment).await;
+    }
+
+    /// The program that it is started anew by.
+    pub(crate) fn use_program(&mut self, program: PathBuf) {
+        self.program = program;
     }
 
     /// What PAYMENT_URL has to be.
@@ -99,7 +111,7 @@ impl PaymentSandbox {
 
     /// The lines of its file: what it has ever decided, whichever process it was.
     pub fn records(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.dir.join(DATA)).expect("records");
+        let text = std::fs::read_to_string(self.dir.join(PAYMENTS)).expect("records");
         text.lines().map(str::to_owned).collect()
     }
 

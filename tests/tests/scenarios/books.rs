@@ -26,6 +26,11 @@ impl Problems {
         self.0.push((order_id.to_owned(), what.into()));
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Fails the test if there is one, and prints all that is known of the orders.
     pub(crate) fn none(self, waybill: &Deployment, histories: &HashMap<String, Vec<OrderEvent>>) {
         if self.0.is_empty() {

@@ -1,0 +1,159 @@
+//! The run that leaves something of everything that Waybill stores.
+
+use std::fs;
+use std::path::Path;
+
+use backbone::dead_letters::ALL_DEAD_LETTERS;
+use backbone::direct_get::{self, Stored};
+use backbone::ids::Revision;
+use backbone::stream::{DEAD_LETTERS, ORDERS};
+use backbone::subjects::ALL_ORDERS;
+use harness::{Deployment, Options, eventually, item, order_of, these};
+use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest};
+use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus};
+use serde_json::Value;
+use tonic::Request;
+
+use super::{FOLDER, Golden, WIDGETS, on_record};
+use crate::dead_letters::{break_gadgets, mend, parked, place_poison};
+
+/// Headers that the answer has and the message has not.
+const OF_THE_ANSWER: [&str; 6] = [
+    "Nats-Stream",
+    "Nats-Subject",
+    "Nats-Sequence",
+    "Nats-Num-Pending",
+    "Nats-Last-Sequence",
+    "Nats-UpTo-Sequence",
+];
+
+#[tokio::test]
+#[ignore = "writes the golden messages of a new version: make golden"]
+async fn write() {
+    let version = env!("CARGO_PKG_VERSION").rsplit_once('.').unwrap().0;
+    let folder = Path::new(FOLDER).join(version);
+    assert!(!folder.exists(), "{} is there, and is never written again", folder.display());
+
+    let mut options = Options {
+        stock: vec![("widget", WIDGETS), ("gadget", 10)],
+        payment_sandbox: true,
+        ..Options::default()
+    };
+    options.processors.push(("MAX_ATTEMPTS", "2".to_owned()));
+    let mut waybill = Deployment::start_with(options).await;
+    for step in ["inventory", "payment", "fulfilment"] {
+        waybill.idle(step).await;
+    }
+    finished_orders(&waybill).await;
+    letters(&mut waybill).await;
+    unfinished_orders(&mut waybill).await;
+
+    fs::create_dir_all(&folder).unwrap();
+    let client = waybill.jetstream().await.client();
+    let dumps = [
+        ("orders.json", ORDERS, ALL_ORDERS),
+        ("dead_letters.json", DEAD_LETTERS, ALL_DEAD_LETTERS),
+        ("inventory.json", "KV_INVENTORY", "$KV.INVENTORY.>"),
+    ];
+    for (file, stream, filter) in dumps {
+        let stored = direct_get::all_from(&client, stream, filter, Revision::NONE).await.unwrap();
+        let messages: Vec<Value> = stored.into_iter().map(|stored| golden(stored).into_json()).collect();
+        assert!(!messages.is_empty(), "{file}");
+        fs::write(folder.join(file), serde_json::to_string_pretty(&messages).unwrap() + "\n").unwrap();
+    }
+    let ledger = on_record(waybill.sandbox()).await;
+    fs::write(folder.join("payments.txt"), ledger + "\n").unwrap();
+    fs::write(folder.join("payments.jsonl"), waybill.sandbox().records().join("\n") + "\n").unwrap();
+}
+
+fn golden(Stored { subject, sequence, headers, payload }: Stored) -> Golden {
+    let headers = headers.iter().filter(|(name, _)| !OF_THE_ANSWER.contains(&name.to_string().as_str()));
+    let headers = headers.map(|(name, values)| (name.to_string(), values[0].to_string())).collect();
+    let golden = Golden {
+        subject: subject.to_string(),
+        sequence: sequence.0,
+        headers,
+        payload: payload.into(),
+        reads_as: Vec::new(),
+    };
+    Golden { reads_as: golden.read(), ..golden }
+}
+
+async fn place(waybill: &Deployment, customer: &str, units: i32) -> Order {
+    let request = order_of(customer, &format!("request-{customer}"), vec![item("widget", units)]);
+    waybill.place(request).await.unwrap()
+}
+
+/// One that goes well, one that is out of stock, one that is declined.
+async fn finished_orders(waybill: &Deployment) {
+    let items = vec![item("widget", 2), item("gadget", 1), item("widget", 1)];
+    let mut request: Request<CreateOrderRequest> = Request::new(order_of("ada", "request-1", items));
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    request.metadata_mut().insert("traceparent", trace.parse().unwrap());
+    request.metadata_mut().insert("tracestate", "vendor=value".parse().unwrap());
+    let order = waybill.client().await.create_order(request).await.unwrap().into_inner().order.unwrap();
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    for customer in ["greedy", "declined-mallory"] {
+        let order = place(waybill, customer, if customer == "greedy" { 1_000_000 } else { 1 }).await;
+        assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Rejected);
+    }
+}
+
+/// One that was redriven, an open and a discarded one of messages that do not decode, one of an order that is parked, and
+/// attempts that are not yet one.
+async fn letters(waybill: &mut Deployment) {
+    break_gadgets(waybill).await;
+    let order = parked(waybill, "redriven").await;
+    mend(waybill).await;
+    waybill.redrive(these(&[&order.dead_letter_id])).await.unwrap();
+    waybill.finished(&order.order_id).await;
+    break_gadgets(waybill).await;
+    parked(waybill, "parked").await;
+
+    let jetstream = waybill.jetstream().await;
+    for _ in 0..2 {
+        jetstream.publish("ORDER.created.junk", "junk".into()).await.unwrap().await.unwrap();
+    }
+    let open = eventually("letters about junk", async || {
+        let open = waybill.open_letters().await;
+        (open.len() == 3).then_some(open)
+    })
+    .await;
+    let discard = DiscardDeadLetterRequest {
+        dead_letter_id: open.last().unwrap().clone(),
+        reason: "a test of ours".to_owned(),
+    };
+    waybill.operations().discard_dead_letter(discard).await.unwrap();
+
+    waybill.kill_processors("inventory");
+    waybill.start_processor_with("inventory", &[("MAX_ATTEMPTS", "20")]);
+    place_poison(waybill, "tried").await;
+    eventually("a failed attempt on record", async || {
+        let kept = waybill.letters_kept().await;
+        let tried = |(_, letter): &(String, _)| is_tried(letter);
+        kept.iter().any(tried).then_some(())
+    })
+    .await;
+}
+
+fn is_tried(letter: &proto::operations::v1::DeadLetter) -> bool {
+    letter.state() == DeadLetterState::Unspecified && !letter.attempts.is_empty()
+}
+
+/// Two that were cancelled, after the payment and before anything was done, and one left at each stage.
+async fn unfinished_orders(waybill: &mut Deployment) {
+    waybill.kill_processors("fulfilment");
+    let order = place(waybill, "regretful", 1).await;
+    waybill.reached(&order.order_id, OrderStatus::Paid).await;
+    waybill.cancel(&order.order_id).await.unwrap();
+    waybill.finished(&order.order_id).await;
+    let order = place(waybill, "paid", 1).await;
+    waybill.reached(&order.order_id, OrderStatus::Paid).await;
+    waybill.kill_processors("payment");
+    let order = place(waybill, "reserved", 1).await;
+    waybill.reached(&order.order_id, OrderStatus::Reserved).await;
+    waybill.kill_processors("inventory");
+    place(waybill, "accepted", 1).await;
+    let order = place(waybill, "hasty", 1).await;
+    waybill.cancel(&order.order_id).await.unwrap();
+}
