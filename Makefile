@@ -6,7 +6,7 @@ CARGO_OUT := $${CARGO_TARGET_DIR:-target}
 # All but the tests.
 PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor
 
-.PHONY: help run observe test least-privilege soak lint rules lint-deploy bench
+.PHONY: help run observe test least-privilege soak upgrade golden lint breaking version rules lint-deploy bench release
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -50,7 +50,16 @@ soak: ## run 10,000 orders through an outage, then SCHEDULES (20) random schedul
 	cargo test -p waybill-tests --locked --test scenarios -- --include-ignored --nocapture --test-threads 1 \
 		ten_thousand::ten_thousand random_schedules
 
-lint: rules ## check format, code, contract, dependencies, rules and all of lint-deploy
+upgrade: ## roll from another version (REV, by default the last release) to this one and back, under load
+	@$(NATS) && \
+	tools/upgrade $(REV)
+
+golden: ## write what this version stores into tests/golden, once for each version that stores something new
+	@$(NATS) && \
+	cargo build --workspace --locked && \
+	cargo test --workspace --locked --test scenarios -- --include-ignored --exact golden::write::write
+
+lint: version rules breaking ## check format, code, contract, dependencies, version, rules and all of lint-deploy
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	rustfmt --check --edition 2024 tests/fourth-step/fraud/src/main.rs
@@ -68,6 +77,18 @@ lint: rules ## check format, code, contract, dependencies, rules and all of lint
 lint-deploy: ## check images, compose file, broker configuration and Helm chart alone
 	@tools/lint-deploy
 
+breaking: ## check that the contract breaks nobody who uses that of the last release
+	@tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); \
+	if [ -z "$$tag" ]; then \
+		echo 'breaking skipped: no release has been tagged yet'; \
+		exit; \
+	fi; \
+	buf=$$(tools/install buf) && set -x && \
+	git archive "$$tag" buf.yaml proto | "$$buf" breaking --against '-#format=tar'
+
+version: ## check that everything has the version of Cargo.toml
+	@tools/check-version
+
 rules: ## check Prometheus' configuration, and test its rules
 	@if [ -z "$$PROMTOOL" ] && ! { command -v promtool || command -v go; } >/dev/null; then \
 		echo 'rules skipped: it takes promtool, or go to install it'; \
@@ -81,3 +102,6 @@ bench: ## measure; the release build comes first
 	@$(NATS) && \
 	cargo build --workspace --release --locked && \
 	cargo bench --workspace --locked --bench create_order --bench order_path --bench edge --bench footprint --bench storage --bench traces
+
+release: ## build what a release consists of, into target/packages
+	@tools/release
