@@ -120,3 +120,40 @@ async fn events_of_a_newer_version_hold_up_no_order() {
     assert_eq!(letter.reason(), DeadLetterReason::Undecodable);
     assert_eq!(waybill.open_letters().await, [id], "nobody reads the other");
 }
+
+/// The event as a newer version may write it, which says more of the order than anybody here knows.
+fn saying_more(mut event: OrderEvent, more: &[u8]) -> Vec<u8> {
+    let mut order = event.order.take().unwrap().encode_to_vec();
+    order.extend(more);
+    event.event_id = "newer".to_owned();
+    let mut bytes = event.encode_to_vec();
+    // Field 3 of an event is its order.
+    prost::encoding::encode_key(3, prost::encoding::WireType::LengthDelimited, &mut bytes);
+    prost::encoding::encode_varint(order.len() as u64, &mut bytes);
+    bytes.extend(order);
+    bytes
+}
+
+#[tokio::test]
+async fn what_a_newer_version_says_of_an_order_is_carried_on_by_steps_and_gateway() {
+    let mut waybill = deployment().await;
+    waybill.idle("payment").await;
+    waybill.kill_processors("payment");
+    let order = place(&waybill).await;
+    waybill.reached(&order.order_id, OrderStatus::Reserved).await;
+    // Field 2004, of two bytes.
+    let more = [0xa2, 0x7d, 2, b'h', b'i'];
+    let (reserved, mut event) = stored(&waybill, EventKind::Reserved).await;
+    event.previous_revision = waybill.get(&order.order_id).await.unwrap().revision;
+    publish(&waybill, reserved, saying_more(event, &more)).await;
+
+    waybill.kill_processors("fulfilment");
+    waybill.start_processor("payment");
+    waybill.reached(&order.order_id, OrderStatus::Paid).await;
+    waybill.cancel(&order.order_id).await.unwrap();
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Cancelled);
+    for message in waybill.messages().await.into_iter().skip(2) {
+        let carries = message.payload.windows(more.len()).filter(|window| *window == more).count();
+        assert_eq!(carries, 1, "{}", message.subject);
+    }
+}

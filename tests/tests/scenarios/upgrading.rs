@@ -1,7 +1,8 @@
 //! A rolling upgrade in the order of docs/upgrading.md, while clients place, cancel, read and watch orders.
 //!
 //! PREVIOUS_BINARIES names the folder of the programs that it begins with, NEXT_BINARIES the folder of those that it ends
-//! with. Without them both are this build's. `make upgrade` builds another version, and rolls from it and back to it.
+//! with, which stand for the version before: then it goes back. Without them both are this build's. `make upgrade` builds
+//! another version, and rolls from it and back to it.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -75,8 +76,19 @@ async fn a_rolling_upgrade_fails_no_call_and_neither_loses_nor_doubles_an_effect
     let watch = watch_customer(Client::new(&gateways, 1));
 
     let start = Instant::now();
+    let back = next.is_some();
     waybill.use_programs(next);
-    roll(&mut waybill, &mut second, &placed).await;
+    if back {
+        roll_steps(&mut waybill, ["inventory", "payment", "fulfilment"], &placed).await;
+        roll_gateways(&mut waybill, &mut second, &placed).await;
+    } else {
+        roll_gateways(&mut waybill, &mut second, &placed).await;
+        roll_steps(&mut waybill, ["fulfilment", "payment", "inventory"], &placed).await;
+    }
+    goes_on(&placed).await;
+    assert!(waybill.sandbox().process.stop().await.success());
+    waybill.sandbox().restart().await;
+    goes_on(&placed).await;
     eprintln!("{:?}: everything is replaced", start.elapsed());
     over.store(true, Ordering::Relaxed);
     let clients = clients.join_all().await;
@@ -101,31 +113,31 @@ fn said(programs: Option<&PathBuf>) -> String {
     format!("{} ({place})", String::from_utf8_lossy(&version.stdout).trim())
 }
 
-/// Who reads what the others write goes first: the gateways, then the steps from the last to the first.
-async fn roll(waybill: &mut Deployment, second: &mut Gateway, placed: &AtomicUsize) {
-    let load_goes_on = async || {
-        let count = placed.load(Ordering::Relaxed) + ORDERS_BETWEEN;
-        eventually("more orders", async || (placed.load(Ordering::Relaxed) >= count).then_some(())).await;
-    };
-    load_goes_on().await;
+/// Waits until more orders are placed.
+async fn goes_on(placed: &AtomicUsize) {
+    let count = placed.load(Ordering::Relaxed) + ORDERS_BETWEEN;
+    eventually("more orders", async || (placed.load(Ordering::Relaxed) >= count).then_some(())).await;
+}
+
+async fn roll_gateways(waybill: &mut Deployment, second: &mut Gateway, placed: &AtomicUsize) {
+    goes_on(placed).await;
     assert!(waybill.gateway.process.stop().await.success());
     waybill.restart_gateway().await;
-    load_goes_on().await;
+    goes_on(placed).await;
     assert!(second.process.stop().await.success());
     *second = waybill.gateway_at("gateway-2", &second.grpc_addr).await;
-    for step in ["fulfilment", "payment", "inventory"] {
+}
+
+async fn roll_steps(waybill: &mut Deployment, steps: [&'static str; 3], placed: &AtomicUsize) {
+    for step in steps {
         for _ in 0..REPLICAS {
-            load_goes_on().await;
+            goes_on(placed).await;
             waybill.start_processor(step);
             let mut leaving = waybill.processors.get_mut(step).unwrap().remove(0);
             let status = leaving.stop().await;
             assert!(status.success(), "{step}: {status}");
         }
     }
-    load_goes_on().await;
-    assert!(waybill.sandbox().process.stop().await.success());
-    waybill.sandbox().restart().await;
-    load_goes_on().await;
 }
 
 /// A client as the documentation wants it: what is UNAVAILABLE is tried again, at the other gateway.
