@@ -1,7 +1,7 @@
 //! The connection to the broker: made once, and then kept for ever. While the broker is away it is tried
 //! again and again, at start too.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,12 +11,13 @@ use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{Client, Event, Server, ServerAddr, ServerError};
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::access::BrokerConfig;
 use crate::backoff::Backoff;
 use crate::metrics;
+use crate::telemetry::Seldom;
 
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,8 +29,12 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Acknowledgements awaited at once; further publishes wait for a place.
 const ACKS_IN_FLIGHT_MAX: usize = 4096;
-/// Subjects remembered as refused; a program has far fewer.
+/// Requests remembered as refused; a program has far fewer.
 const REFUSED_MAX: usize = 64;
+/// How long one is not made again. Rights can be given while the connection stands.
+const REFUSED_FOR: Duration = Duration::from_secs(60);
+/// What requests to JetStream begin with, in lower case; what is refused on orders' subjects is remembered by nobody.
+const REQUESTS: &str = "$js.api.";
 /// How the broker says that this user may not publish there; the subject follows in quotes.
 const MAY_NOT_PUBLISH: &str = "permissions violation for publish to \"";
 /// Messages held for one subscription that is not read; further ones are dropped (and the gap is noticed).
@@ -41,8 +46,8 @@ pub struct Connection {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
     connects: watch::Receiver<u64>,
-    /// Subjects that the broker has refused to take anything on.
-    refused: Arc<Mutex<BTreeSet<String>>>,
+    /// Requests that the broker has refused to take, by subject, and when.
+    refused: Arc<Mutex<BTreeMap<String, Instant>>>,
 }
 
 /// The connection cannot be made, however often it is tried.
@@ -65,7 +70,7 @@ impl Connection {
         // Rounds of attempts, each at every server, since the connection was last up.
         let rounds = Arc::new(AtomicU64::new(0));
         let rounds_begun = rounds.clone();
-        let refused: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+        let refused: Arc<Mutex<BTreeMap<String, Instant>>> = Arc::default();
         let refusals = refused.clone();
         let options = config
             .options()
@@ -94,15 +99,15 @@ impl Connection {
                 if matches!(event, Event::Connected) {
                     rounds.store(0, Ordering::Relaxed);
                     connected.send_modify(|count| *count += 1);
-                    // A user whose rights change has to connect anew.
                     refusals.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 }
                 if let Event::ServerError(ServerError::Other(text)) = &event
-                    && let Some(subject) = refused_subject(text)
+                    && let Some(subject) =
+                        refused_subject(text).filter(|subject| subject.starts_with(REQUESTS))
                 {
                     let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
-                    if refusals.len() < REFUSED_MAX {
-                        refusals.insert(subject);
+                    if refusals.len() < REFUSED_MAX || refusals.contains_key(&subject) {
+                        refusals.insert(subject, Instant::now());
                     }
                 }
                 log(&event);
@@ -165,11 +170,11 @@ impl Connection {
         while connects.changed().await.is_ok() {}
     }
 
-    /// Whether the broker has said, on this connection, that this user may not publish on a subject. It says so beside
+    /// Whether the broker has said lately, on this connection, that this user may not publish on a subject. It says so beside
     /// the request, which then waits for an answer in vain.
     fn may_not_publish(&self, subject: &str) -> bool {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.contains(&subject.to_lowercase())
+        refused.get(&subject.to_lowercase()).is_some_and(|at| at.elapsed() < REFUSED_FOR)
     }
 
     /// What comes of a request on a subject, or `None` if this user may not make it; then it is not made again.
@@ -234,6 +239,8 @@ fn refused_subject(complaint: &str) -> Option<String> {
     rest.split_once('"').map(|(subject, _)| subject.to_owned())
 }
 
+static COMPLAINTS: Seldom = Seldom::new();
+
 fn log(event: &Event) {
     match event {
         Event::Connected => info!("connected to the broker"),
@@ -241,7 +248,12 @@ fn log(event: &Event) {
         Event::LameDuckMode => info!("broker is about to leave"),
         Event::Draining | Event::Closed => info!(%event, "connection to the broker"),
         Event::SlowConsumer(_) => warn!(%event, "messages dropped, to be read from the log"),
-        Event::ServerError(_) => error!(%event, "broker"),
+        // One for each message that a user may not publish, and callers bring such messages about.
+        Event::ServerError(_) => {
+            if let Some(left_out) = COMPLAINTS.may_tell() {
+                error!(%event, left_out, "broker");
+            }
+        }
         // A failed attempt to connect, of which the next one speaks.
         Event::ClientError(_) => debug!(%event, "connection to the broker"),
     }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use backbone::access::BrokerConfig;
+use backbone::config::duration;
 use backbone::connection::Connection;
 use backbone::stream::StreamConfig;
 use backbone::telemetry::{self, TelemetryConfig};
+use processor::config::ACK_WAIT;
 use processor::provision::provision;
 use tokio::time::timeout;
 
@@ -23,9 +25,9 @@ pub(crate) struct ProvisionArgs {
     #[command(flatten)]
     stream: StreamConfig,
     /// How long the broker waits for a sign of life about an order before it gives it to another worker: what the
-    /// processors have.
-    #[arg(long, env = "ACK_WAIT", default_value = "10s", value_name = "TIME")]
-    ack_wait: humantime::Duration,
+    /// processors have. 100ms-1d.
+    #[arg(long, env = "ACK_WAIT", default_value = "10s", value_name = "TIME", value_parser = duration(ACK_WAIT))]
+    ack_wait: Duration,
     /// How long all of it may take.
     #[arg(long, default_value = "60s", value_name = "TIME")]
     timeout: humantime::Duration,
@@ -39,7 +41,7 @@ pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
     let connection = Connection::open(&args.broker, NAME).await?;
     let why = RefCell::new("the broker was not reached".to_owned());
     let waiting = |reason| *why.borrow_mut() = reason;
-    let (ack_wait, wait): (Duration, Duration) = (args.ack_wait.into(), args.timeout.into());
+    let (ack_wait, wait) = (args.ack_wait, Duration::from(args.timeout));
     let provisioned = async {
         tokio::select! {
             provisioned = provision(&connection, &args.stream, ack_wait, waiting) => Ok(provisioned?),

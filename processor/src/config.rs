@@ -1,6 +1,7 @@
 //! A processor's settings: each a flag and an environment variable.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use backbone::access::BrokerConfig;
@@ -9,8 +10,8 @@ use backbone::stream::StreamConfig;
 use backbone::telemetry::TelemetryConfig;
 use clap::Parser;
 
-/// A third of it is how often a worker gives its sign of life.
-const ACK_WAIT_MIN: Duration = Duration::from_millis(100);
+/// What ACK_WAIT may be. A third of it is how often a worker gives its sign of life.
+pub const ACK_WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=DAY;
 /// Less is not enough for a broker that is busy: an attempt reads, acts and appends, and each has but a part of it.
 const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
@@ -23,7 +24,7 @@ pub struct ProcessorConfig {
     pub worker_pool_size: Option<u16>,
     /// How long the broker waits for a sign of life about an order before it gives it to another worker,
     /// 100ms-1d.
-    #[arg(long, env = "ACK_WAIT", default_value = "10s", value_parser = duration(ACK_WAIT_MIN..=DAY))]
+    #[arg(long, env = "ACK_WAIT", default_value = "10s", value_parser = duration(ACK_WAIT))]
     pub ack_wait: Duration,
     /// How long one attempt at an order may take, 1s-1d.
     #[arg(long, env = "ATTEMPT_TIMEOUT", default_value = "30s",

@@ -118,10 +118,11 @@ fn where_to_look(jaeger: &Jaeger, prometheus: &str, summary: Option<&Summary>) -
     let jaeger = &jaeger.url;
     format!(
         "
-Traces are at {jaeger}, metrics at {prometheus}, alerts at {prometheus}/alerts:
+Traces are at {jaeger}, metrics at {prometheus}, alerts at {prometheus}/api/v1/alerts. As `make observe` installs them the two have
+no web pages, but all of their API:
 
   curl '{jaeger}/api/traces?service=waybill-gateway&tags=%7B%22waybill.order.id%22%3A%22{order_id}%22%7D'
-  curl '{prometheus}/api/v1/query?query=waybill:order_duration_seconds:p99_5m'"
+  curl '{prometheus}/api/v1/query?query=sum%20by%20(step,outcome)%20(waybill_step_attempt_duration_seconds_count)'"
     )
 }
 
