@@ -46,6 +46,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | quote }}
 {{- if not (or .Values.broker.passwords.secret .Values.broker.credentials.gateway) -}}
 {{- fail "broker.passwords.secret is required with nats.enabled: the Secret that nats.container.env names" -}}
 {{- end -}}
+{{- if not .Values.provision.enabled -}}
+{{- fail "provision.enabled is required with nats.enabled: no other user of that broker may make the streams" -}}
+{{- end -}}
 nats://{{ include "waybill.natsHost" . }}:4222
 {{- else -}}
 {{- fail "broker.url is required, unless nats.enabled installs a broker" -}}
@@ -104,6 +107,8 @@ readinessProbe:
 {{- with .Values.tracing.endpoint }}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
   value: {{ . | quote }}
+- name: OTEL_EXPORTER_OTLP_PROTOCOL
+  value: {{ $.Values.tracing.protocol | quote }}
 {{- end }}
 {{- range $name, $value := .Values.tracing.env }}
 - name: {{ $name }}
