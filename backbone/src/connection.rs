@@ -33,8 +33,8 @@ const ACKS_IN_FLIGHT_MAX: usize = 4096;
 const REFUSED_MAX: usize = 64;
 /// How long one is not made again. Rights can be given while the connection stands.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
-/// What requests to JetStream begin with, in lower case; what is refused on orders' subjects is remembered by nobody.
-const REQUESTS: &str = "$js.api.";
+/// What those begin with that ask for a change, in lower case. Events, and reads of an order, have a subject for each order.
+const REQUESTS: [&str; 2] = ["$js.api.stream.", "$js.api.consumer."];
 /// How the broker says that this user may not publish there; the subject follows in quotes.
 const MAY_NOT_PUBLISH: &str = "permissions violation for publish to \"";
 /// Messages held for one subscription that is not read; further ones are dropped (and the gap is noticed).
@@ -102,11 +102,11 @@ impl Connection {
                     refusals.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 }
                 if let Event::ServerError(ServerError::Other(text)) = &event
-                    && let Some(subject) =
-                        refused_subject(text).filter(|subject| subject.starts_with(REQUESTS))
+                    && let Some(subject) = refused_subject(text).filter(|subject| is_request(subject))
                 {
                     let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
-                    if refusals.len() < REFUSED_MAX || refusals.contains_key(&subject) {
+                    refusals.retain(|_, at| at.elapsed() < REFUSED_FOR);
+                    if refusals.len() < REFUSED_MAX {
                         refusals.insert(subject, Instant::now());
                     }
                 }
@@ -239,6 +239,11 @@ fn refused_subject(complaint: &str) -> Option<String> {
     rest.split_once('"').map(|(subject, _)| subject.to_owned())
 }
 
+/// Whether a subject, in lower case, is that of a request which is not made again when it was refused.
+fn is_request(subject: &str) -> bool {
+    REQUESTS.iter().any(|request| subject.starts_with(request))
+}
+
 static COMPLAINTS: Seldom = Seldom::new();
 
 fn log(event: &Event) {
@@ -269,6 +274,14 @@ mod tests {
         assert_eq!(refused_subject(said).as_deref(), Some("$js.api.stream.create.orders"));
         for other in [r#"Permissions Violation for Subscription to "live.>""#, "authorization violation"] {
             assert_eq!(refused_subject(other), None);
+        }
+    }
+
+    #[test]
+    fn what_is_refused_order_by_order_is_not_remembered() {
+        assert!(is_request("$js.api.consumer.create.orders.payment"));
+        for of_one_order in ["order.reserved.07.c.o", "$js.api.direct.get.orders.order.*.07.c.o"] {
+            assert!(!is_request(of_one_order), "{of_one_order}");
         }
     }
 
