@@ -22,6 +22,8 @@ const ACCOUNTS: &str = include_str!("../../deploy/nats/accounts.conf");
 pub struct Broker {
     process: Option<Process>,
     port: u16,
+    /// The other servers of its cluster.
+    peers: Vec<u16>,
     dir: PathBuf,
     password: Option<&'static str>,
     users: Option<Users>,
@@ -40,14 +42,20 @@ pub(crate) struct Users {
 impl Broker {
     /// Takes a free port for a broker that is started later.
     pub fn reserve(dir: &Path) -> Self {
-        let dir = dir.to_owned();
-        Self { process: None, port: free_port(), dir, password: None, users: None, provisioning: None }
+        let (dir, peers) = (dir.to_owned(), Vec::new());
+        Self { process: None, port: free_port(), peers, dir, password: None, users: None, provisioning: None }
     }
 
-    /// Takes a free port for one that lets in the same users; nothing is made in it but by others.
-    pub fn beside(&self, dir: &Path) -> Self {
+    /// Takes free ports for the other servers of a cluster of so many, of which programs are told.
+    pub(crate) fn with_peers(self, servers: usize) -> Self {
+        Self { peers: (1..servers).map(|_| free_port()).collect(), ..self }
+    }
+
+    /// The nth of those, which lets in the same users; nothing is made in it but by others.
+    pub(crate) fn peer(&self, n: usize, dir: &Path) -> Self {
         let users = self.users.clone().map(|users| Users { provisioned: false, ..users });
-        Self::reserve(dir).with_password(self.password).with_users(users)
+        let peer = Self { port: self.peers[n], ..Self::reserve(dir) };
+        peer.with_password(self.password).with_users(users)
     }
 
     /// Lets in nobody without this password, if there is one.
@@ -150,7 +158,8 @@ impl Broker {
     /// The same for a program that reaches it by way of another address.
     pub(crate) fn url_at(&self, address: SocketAddr, program: &str) -> String {
         let user = if self.users.is_some() { program } else { USER };
-        format!("nats://{}{address}", self.login_of(user))
+        let peers = self.peers.iter().map(|port| format!(",nats://127.0.0.1:{port}"));
+        format!("nats://{}{address}{}", self.login_of(user), peers.collect::<String>())
     }
 
     /// What a client says of itself that speaks NATS' own words, as fields of JSON.

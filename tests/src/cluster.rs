@@ -6,7 +6,8 @@ use tempfile::TempDir;
 use crate::broker::{Broker, free_port};
 use crate::{Deployment, eventually};
 
-const SERVERS: usize = 3;
+/// Servers of a cluster.
+pub const SERVERS: usize = 3;
 
 /// The second and the third server of a cluster, whose first is the deployment's broker.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts all of them, the broker of a deployment that was started without it among them.
+    /// Starts all of them, the broker of a deployment that was started without it among them; its options say how many.
     pub fn start(waybill: &mut Deployment) -> Self {
         let routes: Vec<_> = (0..SERVERS).map(|_| free_port()).collect();
         let all =
@@ -28,7 +29,7 @@ impl Cluster {
         });
         let configurations = configurations.collect();
         let dirs = [(); SERVERS - 1].map(|()| tempfile::tempdir().expect("directory"));
-        let others = dirs.each_ref().map(|dir| waybill.broker.beside(dir.path()));
+        let others = [0, 1].map(|n| waybill.broker.peer(n, dirs[n].path()));
         let mut cluster = Self { others, configurations, _dirs: dirs };
         for n in 0..SERVERS {
             cluster.start_server(waybill, n);

@@ -32,6 +32,8 @@ pub struct Options {
     pub payment_sandbox: bool,
     /// The file that the payment sandbox begins with a copy of.
     pub payments: Option<PathBuf>,
+    /// Servers of the broker. More than one are a [`Cluster`](crate::Cluster), which the test starts.
+    pub servers: usize,
     /// What the broker asks of everybody.
     pub password: Option<&'static str>,
     /// Whether each program is a user of its own at the broker, with the rights of deploy/nats and no others. With
@@ -57,6 +59,7 @@ impl Default for Options {
             replicas: 1,
             payment_sandbox: false,
             payments: None,
+            servers: 1,
             password: None,
             least_privilege: std::env::var_os("LEAST_PRIVILEGE").is_some_and(|set| set == "1"),
             provisioned: true,
@@ -74,6 +77,11 @@ impl Options {
     fn users(&self) -> Option<Users> {
         let environment = [&self.environment[..], &self.gateway, &self.processors].concat();
         self.least_privilege.then_some(Users { provisioned: self.provisioned, environment })
+    }
+
+    fn broker(&self, dir: &TempDir) -> Broker {
+        let broker = Broker::reserve(dir.path()).with_peers(self.servers);
+        broker.with_password(self.password).with_users(self.users())
     }
 
     fn program(&self, name: &str) -> PathBuf {
@@ -119,9 +127,8 @@ impl Deployment {
 
     /// Starts everything and waits until the gateway is ready.
     pub async fn start_with(options: Options) -> Self {
-        let dir = tempfile::tempdir().expect("directory");
-        let broker = Broker::reserve(dir.path()).with_password(options.password);
-        let mut broker = broker.with_users(options.users());
+        let dir = folder();
+        let mut broker = options.broker(&dir);
         broker.start().await;
         let mut deployment = Self::start_around(broker, options, dir).await;
         deployment.ready().await;
@@ -133,10 +140,8 @@ impl Deployment {
 
     /// Starts gateway and processors; the broker is there only in name.
     pub async fn start_without_broker(options: Options) -> Self {
-        let dir = tempfile::tempdir().expect("directory");
-        let broker = Broker::reserve(dir.path()).with_password(options.password);
-        let broker = broker.with_users(options.users());
-        Self::start_around(broker, options, dir).await
+        let dir = folder();
+        Self::start_around(options.broker(&dir), options, dir).await
     }
 
     async fn start_around(broker: Broker, options: Options, dir: TempDir) -> Self {
@@ -336,6 +341,13 @@ impl Deployment {
     fn broker_url(&self, program: &str) -> String {
         broker_url(program, &self.options, self.wire.as_ref(), &self.broker)
     }
+}
+
+/// Where a deployment keeps its logs and the broker its data, until it ends; with KEEP in the environment for good.
+fn folder() -> TempDir {
+    let mut folder = tempfile::tempdir().expect("directory");
+    folder.disable_cleanup(std::env::var_os("KEEP").is_some());
+    folder
 }
 
 /// Where a program finds the broker.

@@ -24,7 +24,7 @@ mod wire;
 
 pub use broker::{Broker, free_port, inbox_of};
 pub use calls::{Shows, Watcher, health, http_get, item, order_of};
-pub use cluster::Cluster;
+pub use cluster::{Cluster, SERVERS};
 pub use deployment::{Deployment, Gateway, Options};
 pub use folders::mirror;
 pub use line::Line;

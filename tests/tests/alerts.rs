@@ -13,7 +13,10 @@ use std::process::Command;
 
 use async_nats::jetstream::consumer::{FromConsumer, pull};
 use backbone::stream::ORDERS;
-use harness::{Deployment, Load, Options, Scrape, create, eventually, free_port, http_get, item, order_of};
+use harness::{
+    Cluster, Deployment, Load, Options, SERVERS, Scrape, create, eventually, free_port, http_get, item,
+    order_of,
+};
 use processor::inventory::{BUCKET, stock_key};
 use proto::orders::v1::OrderStatus;
 use proto::payments::v1::Fault;
@@ -292,19 +295,9 @@ async fn a_broker_that_keeps_less_than_was_asked() {
 
 #[tokio::test]
 async fn a_server_of_three_that_is_gone() {
-    let mut waybill = Deployment::start_without_broker(Options::default()).await;
-    let routes: Vec<_> = (0..3).map(|_| free_port()).collect();
-    let all = routes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect::<Vec<_>>().join(", ");
-    let of_server = |n: usize| {
-        let listen = format!("listen: \"127.0.0.1:{}\"", routes[n]);
-        format!("server_name: n{n}\ncluster {{ name: waybill, {listen}, routes: [{all}] }}")
-    };
-    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let mut others = folders.each_ref().map(|folder| waybill.broker.beside(folder.path()));
-    waybill.broker.start_configured("", &of_server(0));
-    for (n, broker) in others.iter_mut().enumerate() {
-        broker.start_configured("", &of_server(n + 1));
-    }
+    let options = Options { servers: SERVERS, ..Options::default() };
+    let mut waybill = Deployment::start_without_broker(options).await;
+    let mut cluster = Cluster::start(&mut waybill);
     waybill.ready().await;
     let order =
         create(&waybill.client().await, &order_of("customer", "first", vec![item("widget", 1)])).await;
@@ -320,7 +313,7 @@ async fn a_server_of_three_that_is_gone() {
         .await
     };
     let well = has_copies(&mut waybill, 3.0).await;
-    others[1].kill();
+    cluster.server(&mut waybill, 2).kill();
     let wrong = has_copies(&mut waybill, 2.0).await;
     fires(Some(&well), [&wrong, &wrong], &["WaybillStreamReplicasBehind"]);
 }

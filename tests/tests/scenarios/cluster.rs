@@ -1,7 +1,7 @@
 //! Servers of a cluster die, or stand still as if the network had cut them off: no order that was acknowledged is
 //! lost, and none is carried out twice.
 
-use harness::{Cluster, Deployment, Load, Options};
+use harness::{Cluster, Deployment, Load, Options, SERVERS};
 
 use crate::accounting::{each_is_carried_out_once, widgets};
 
@@ -32,7 +32,8 @@ async fn each_server_in_turn(
     give_back: impl Fn(&mut Cluster, &mut Deployment, usize),
 ) {
     let gateway = vec![("DURABILITY", "strict".to_owned())];
-    let mut waybill = Deployment::start_without_broker(Options { gateway, ..Options::default() }).await;
+    let options = Options { gateway, servers: SERVERS, ..Options::default() };
+    let mut waybill = Deployment::start_without_broker(options).await;
     let mut cluster = Cluster::start(&mut waybill);
     waybill.ready().await;
     cluster.is_whole(&waybill).await;

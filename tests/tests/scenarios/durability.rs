@@ -1,7 +1,7 @@
 //! The gateway finds out how safely the broker keeps orders, says so, and takes none that are kept less safely than it was
 //! asked for.
 
-use harness::{Cluster, Deployment, Options, eventually, free_port, item, order_of};
+use harness::{Cluster, Deployment, Options, SERVERS, eventually, free_port, item, order_of};
 use proto::orders::v1::OrderStatus;
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -68,7 +68,8 @@ async fn a_server_that_writes_through_and_says_so_gets_orders() {
 
 #[tokio::test]
 async fn three_servers_get_orders() {
-    let mut waybill = Deployment::start_without_broker(strict(&[])).await;
+    let options = Options { servers: SERVERS, ..strict(&[]) };
+    let mut waybill = Deployment::start_without_broker(options).await;
     let mut cluster = Cluster::start(&mut waybill);
     readyz(&waybill, 200, "durability: replicated").await;
     let order = waybill.place(order_of("ada", "a", vec![item("widget", 1)])).await.unwrap();
