@@ -3,8 +3,8 @@
 use std::error::Error as _;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
@@ -66,6 +66,10 @@ fn outcome(error: &PublishError) -> Outcome {
         PublishErrorKind::Other => {
             match error.source().and_then(|source| source.downcast_ref::<jetstream::Error>()) {
                 Some(refusal) if is_full(refusal) => Outcome::Full,
+                // In a cluster: another message of these subjects is on its way to the replicas, whoever sent it.
+                Some(refusal) if refusal.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => {
+                    Outcome::Unavailable("another message is on its way".to_owned())
+                }
                 Some(refusal) => {
                     warn!(code = refusal.error_code().0, error = %refusal, "the broker refused a message");
                     Outcome::Unavailable(error.to_string())
