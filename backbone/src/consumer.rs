@@ -6,10 +6,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::{self, Message};
-use async_nats::{Client, StatusCode, Subscriber};
+use async_nats::{StatusCode, Subscriber};
 use futures::StreamExt;
 use serde::Serialize;
 use thiserror::Error;
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
-pub use crate::durable::Floor;
+pub use crate::floor::Floor;
 
 use crate::connection::Connection;
 use crate::durable::Durable;
@@ -33,6 +33,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const LOST_REQUESTS_MAX: u32 = 1;
 /// How often the consumer's settings are looked at. The broker answers from memory, however long the stream is.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+/// How often its floor is recorded, for those who start when nobody is left who knows it.
+const RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// How long a leaving reader waits for messages that are already on their way to it.
 const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_millis(100);
 /// How much longer it waits for the broker to learn that it leaves.
@@ -70,8 +72,7 @@ impl Terms {
 #[derive(Debug)]
 pub struct Consumer {
     durable: Durable,
-    client: Client,
-    jetstream: jetstream::Context,
+    connection: Connection,
     messages: Subscriber,
     /// Answers to request number n come to `<inbox>.<n>`.
     inbox: String,
@@ -92,6 +93,8 @@ pub struct Consumer {
     /// A request that brought nothing; the next look tells whether there was nothing.
     unserved: Option<u64>,
     floor: Floor,
+    /// When the floor is recorded again.
+    record_at: Instant,
     terms: Terms,
     leave_at: Option<Instant>,
     /// Whether the broker was told that no more is wanted.
@@ -116,6 +119,9 @@ pub enum Lost {
         /// What is other than it has to be.
         settings: String,
     },
+    /// Another server leads its replicas, and may have passed messages over.
+    #[error("it has got another leader")]
+    Led,
     /// Whatever is asked, nothing comes, although the connection is up: so the broker knows no longer whom to answer.
     #[error("no sign of life from the broker, although it was asked again")]
     Silent,
@@ -138,18 +144,21 @@ impl Consumer {
     pub async fn open(
         connection: &Connection,
         config: &ConsumerConfig,
-        floor: Option<Floor>,
+        floor: Option<&Floor>,
     ) -> Result<Self, async_nats::Error> {
         let mut connects = connection.connects();
         connects.mark_unchanged();
-        let client = connection.client.clone();
+        let client = &connection.client;
         let inbox = client.new_inbox();
         let messages = client.subscribe(format!("{inbox}.*")).await?;
-        let (durable, info) = Durable::open(connection, config, floor).await?;
+        let recorded = match floor {
+            Some(_) => None,
+            None => Floor::recorded(connection, config.name).await?,
+        };
+        let (durable, info) = Durable::open(connection, config, floor.or(recorded.as_ref())).await?;
         Ok(Self {
             durable,
-            client,
-            jetstream: connection.jetstream.clone(),
+            connection: connection.clone(),
             messages,
             look_inbox: format!("{inbox}.look"),
             inbox,
@@ -163,6 +172,7 @@ impl Consumer {
             look_at: Instant::now() + LOOK_INTERVAL,
             unserved: None,
             floor: Floor::of(&info),
+            record_at: Instant::now(),
             terms: Terms::of(&info),
             leave_at: None,
             drained: false,
@@ -241,8 +251,8 @@ impl Consumer {
     }
 
     /// How far it had come when it was last as it has to be.
-    pub fn floor(&self) -> Floor {
-        self.floor
+    pub fn floor(&self) -> &Floor {
+        &self.floor
     }
 
     /// What holds for the messages that it brings now.
@@ -289,7 +299,7 @@ impl Consumer {
     }
 
     fn delivery(&self, message: async_nats::Message) -> Message {
-        Message { message, context: self.jetstream.clone() }
+        Message { message, context: self.connection.jetstream.clone() }
     }
 
     async fn ask(&mut self, wanted: usize) -> Result<(), Lost> {
@@ -305,7 +315,11 @@ impl Consumer {
         let payload = serde_json::to_vec(&request).map_err(|error| Lost::Refused(error.to_string()))?;
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{ORDERS}.{}", self.durable.name);
         let reply = format!("{}.{}", self.inbox, self.request);
-        self.client.publish_with_reply(subject, reply, payload.into()).await.map_err(|_| Lost::Closed)?;
+        self.connection
+            .client
+            .publish_with_reply(subject, reply, payload.into())
+            .await
+            .map_err(|_| Lost::Closed)?;
         self.standing += wanted;
         self.silent_until = Instant::now() + 2 * HEARTBEAT;
         Ok(())
@@ -332,9 +346,13 @@ impl Consumer {
     /// Asks how the consumer is. Nothing waits for the answer; without one the next look tells.
     async fn look(&mut self) -> Result<(), Lost> {
         self.look_at = Instant::now() + LOOK_INTERVAL;
+        if Instant::now() >= self.record_at {
+            self.record_at = Instant::now() + RECORD_INTERVAL;
+            self.floor.record(&self.connection, self.durable.name).await;
+        }
         let subject = format!("$JS.API.CONSUMER.INFO.{ORDERS}.{}", self.durable.name);
         let reply = self.look_inbox.clone();
-        self.client.publish_with_reply(subject, reply, "".into()).await.map_err(|_| Lost::Closed)
+        self.connection.client.publish_with_reply(subject, reply, "".into()).await.map_err(|_| Lost::Closed)
     }
 
     /// Whether the consumer is as it has to be, and whether nothing came because there is nothing.
@@ -345,6 +363,9 @@ impl Consumer {
         };
         if let Some(settings) = self.durable.edited(&info.config) {
             return Err(Lost::Edited { settings });
+        }
+        if self.floor.is_of_former_leader(&info) {
+            return Err(Lost::Led);
         }
         (self.floor, self.terms) = (Floor::of(&info), Terms::of(&info));
         let unserved = self.unserved.take().is_some_and(|request| self.served < request);

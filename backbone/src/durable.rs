@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::connection::Connection;
 use crate::consumer::ConsumerConfig;
+use crate::floor::{Floor, can_go_back, go_back, resetting};
 use crate::stream::{ORDERS, PROVISION};
 use crate::subjects;
 
@@ -41,24 +42,6 @@ const IN_PLACE: [&str; 9] = [
     "priority_timeout",
 ];
 
-/// How far a consumer had come when it was last seen to be as it should be: up to there all was acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Floor {
-    /// When the consumer was made: of another one of the same name it says nothing.
-    created_ns: i128,
-    sequence: u64,
-}
-
-impl Floor {
-    pub(crate) fn of(info: &Info) -> Self {
-        Self { created_ns: info.created.unix_timestamp_nanos(), sequence: info.ack_floor.stream_sequence }
-    }
-
-    fn is_of(&self, info: &Info) -> bool {
-        self.created_ns == info.created.unix_timestamp_nanos()
-    }
-}
-
 /// The settings that decide what a consumer brings and how, by the names that the broker gives them.
 type Settings = [(&'static str, String); 17];
 
@@ -78,15 +61,22 @@ impl Durable {
     pub(crate) async fn open(
         connection: &Connection,
         config: &ConsumerConfig,
-        floor: Option<Floor>,
+        floor: Option<&Floor>,
     ) -> Result<(Self, Info), async_nats::Error> {
         let (name, asked) = (config.name, asked(config));
         let stream = connection.jetstream.get_stream_no_info(ORDERS).await?;
         let (info, may) = match stream.consumer_info(name).await {
-            Ok(present) => match made_right(connection, &stream, &asked, &present, floor).await? {
-                Some(info) => (info, true),
-                None => (present, false),
-            },
+            Ok(present) => {
+                let (info, may) = match made_right(connection, &stream, &asked, &present, floor).await? {
+                    Some(info) => (info, true),
+                    None => (present, false),
+                };
+                let former = floor.filter(|floor| floor.is_of_former_leader(&info));
+                match former {
+                    Some(former) => (gone_back(connection, &stream, &asked, info, former).await?, may),
+                    None => (info, may),
+                }
+            }
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
                 (create(connection, &stream, asked.clone()).await?, true)
             }
@@ -156,7 +146,7 @@ enum Plan {
 }
 
 /// Decides what has to be done about a consumer, so that it is as asked for and has passed nothing over.
-fn plan(asked: &pull::Config, present: &Info, floor: Option<Floor>) -> Plan {
+fn plan(asked: &pull::Config, present: &Info, floor: Option<&Floor>) -> Plan {
     let config = &present.config;
     let floor = floor.filter(|floor| floor.is_of(present));
     let given = is_given(config);
@@ -183,12 +173,16 @@ fn plan(asked: &pull::Config, present: &Info, floor: Option<Floor>) -> Plan {
         wanted.filter_subjects.sort_unstable();
         wanted.filter_subjects.dedup();
     }
-    let start_sequence = floor.map_or(1, |floor| floor.sequence + 1);
-    wanted.deliver_policy = match start_sequence {
+    let start_sequence = floor.map_or(1, Floor::next);
+    wanted.deliver_policy = beginning_at(start_sequence);
+    Plan::Replace(marked(wanted), start_sequence)
+}
+
+fn beginning_at(start_sequence: u64) -> DeliverPolicy {
+    match start_sequence {
         1 => DeliverPolicy::All,
         start_sequence => DeliverPolicy::ByStartSequence { start_sequence },
-    };
-    Plan::Replace(marked(wanted), start_sequence)
+    }
 }
 
 /// The consumer as it is then, or `None` if this user may not make it right.
@@ -197,7 +191,7 @@ async fn made_right(
     stream: &Stream<()>,
     asked: &pull::Config,
     present: &Info,
-    floor: Option<Floor>,
+    floor: Option<&Floor>,
 ) -> Result<Option<Info>, async_nats::Error> {
     let (consumer, differing) =
         (&present.name, differences(&present.config, &asked.clone().into_consumer_config()));
@@ -217,18 +211,60 @@ async fn made_right(
             Ok(Some(updated))
         }
         Plan::Replace(config, from) => {
-            let deleting = format!("$JS.API.CONSUMER.DELETE.{ORDERS}.{consumer}");
-            match connection.if_allowed(&deleting, stream.delete_consumer(consumer)).await {
-                None => return Ok(None),
-                Some(Ok(_)) => {}
-                // Another replica does the same.
-                Some(Err(error)) if is_missing(&error.kind()) => {}
-                Some(Err(error)) => return Err(error.into()),
+            let anew = made_anew(connection, stream, consumer, config).await?;
+            if anew.is_some() {
+                warn!(consumer, settings, from, "consumer may have passed orders over, made anew");
             }
-            warn!(consumer, settings, from, "consumer may have passed orders over, made anew");
-            create(connection, stream, config).await.map(Some)
+            Ok(anew)
         }
     }
+}
+
+/// The consumer in the place of the one that there is, or `None` if this user may not do that.
+async fn made_anew(
+    connection: &Connection,
+    stream: &Stream<()>,
+    consumer: &str,
+    config: pull::Config,
+) -> Result<Option<Info>, async_nats::Error> {
+    let deleting = format!("$JS.API.CONSUMER.DELETE.{ORDERS}.{consumer}");
+    match connection.if_allowed(&deleting, stream.delete_consumer(consumer)).await {
+        None => return Ok(None),
+        Some(Ok(_)) => {}
+        // Another replica does the same.
+        Some(Err(error)) if is_missing(&error.kind()) => {}
+        Some(Err(error)) => return Err(error.into()),
+    }
+    create(connection, stream, config).await.map(Some)
+}
+
+/// The consumer after it has got another leader: it goes back to where it is known to have come under the former.
+async fn gone_back(
+    connection: &Connection,
+    stream: &Stream<()>,
+    asked: &pull::Config,
+    present: Info,
+    floor: &Floor,
+) -> Result<Info, async_nats::Error> {
+    let (consumer, from) = (&present.name, floor.next());
+    let back = if can_go_back(connection) {
+        go_back(connection, consumer, from).await?
+    } else {
+        let deliver_policy = beginning_at(from);
+        let config = pull::Config { deliver_policy, ..kept(asked, &present.config) };
+        made_anew(connection, stream, consumer, config).await?
+    };
+    let Some(back) = back else {
+        let needed = resetting(consumer);
+        error!(
+            consumer,
+            needed,
+            "consumer got another leader, which may have passed orders over, and this user may not have it go back"
+        );
+        return Ok(present);
+    };
+    warn!(consumer, from, "consumer got another leader, which may have passed orders over: has gone back");
+    Ok(back)
 }
 
 fn is_missing(kind: &ConsumerErrorKind) -> bool {
@@ -372,7 +408,7 @@ mod tests {
     }
 
     /// What `wanted` has to do about the consumer when it starts.
-    fn planned(wanted: &ConsumerConfig, present: &Info, floor: Option<Floor>) -> Plan {
+    fn planned(wanted: &ConsumerConfig, present: &Info, floor: Option<&Floor>) -> Plan {
         plan(&asked(wanted), present, floor)
     }
 
@@ -406,7 +442,7 @@ mod tests {
             let present = info(&usual(), edit);
             let seen = looked_at(&usual(), &present).unwrap();
             let floor = Floor::of(&info(&usual(), |_| {}));
-            for (floor, from) in [(Some(floor), FLOOR + 1), (None, 1)] {
+            for (floor, from) in [(Some(&floor), FLOOR + 1), (None, 1)] {
                 let Plan::Replace(made, start) = planned(&usual(), &present, floor) else { panic!("{seen}") };
                 assert_eq!(start, from);
                 let made = Info { config: made.into_consumer_config(), ..present.clone() };
@@ -418,8 +454,10 @@ mod tests {
 
     #[test]
     fn of_another_consumer_of_the_name_nothing_is_known() {
-        let other = Floor { created_ns: 1, sequence: FLOOR };
-        let Plan::Replace(_, start) = planned(&usual(), &info(&usual(), narrowed), Some(other)) else {
+        let present = info(&usual(), narrowed);
+        let created = present.created - Duration::from_secs(1);
+        let other = Floor::of(&Info { created, ..present.clone() });
+        let Plan::Replace(_, start) = planned(&usual(), &present, Some(&other)) else {
             panic!("left narrowed")
         };
         assert_eq!(start, 1);
@@ -428,7 +466,7 @@ mod tests {
             config.metadata.clear();
             config.deliver_policy = DeliverPolicy::New;
         });
-        assert!(matches!(planned(&usual(), &late, Some(other)), Plan::Replace(_, 1)));
+        assert!(matches!(planned(&usual(), &late, Some(&other)), Plan::Replace(_, 1)));
     }
 
     #[test]
@@ -481,7 +519,7 @@ mod tests {
         assert_eq!(looked_at(&new, &only_new), None);
         // An old one that is still there gets its own back, and the new one does not mind.
         assert!(looked_at(&old, &only_new).is_some());
-        let Plan::Replace(both, start) = planned(&old, &only_new, Some(floor)) else {
+        let Plan::Replace(both, start) = planned(&old, &only_new, Some(&floor)) else {
             panic!("old events missed")
         };
         assert_eq!(start, FLOOR + 1);

@@ -26,4 +26,5 @@ pub mod trace;
 
 mod carried;
 mod durable;
+mod floor;
 mod publish;

@@ -10,7 +10,7 @@ use backbone::metrics::{self, Counter, Histogram, KeyValue, seconds};
 /// Fingerprints that are told apart; the letters of others are counted together.
 const FINGERPRINTS_MAX: usize = 100;
 const OTHER: &str = "other";
-const CAUSES: [&str; 5] = ["stuck", "silent", "edited", "refused", "closed"];
+const CAUSES: [&str; 6] = ["stuck", "silent", "edited", "leader", "refused", "closed"];
 
 static ATTEMPTS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     metrics::wait(
@@ -52,6 +52,7 @@ pub(crate) fn reopened(step: &'static str, lost: &Lost) {
         Lost::Stuck { .. } => "stuck",
         Lost::Silent => "silent",
         Lost::Edited { .. } => "edited",
+        Lost::Led => "leader",
         Lost::Refused(_) => "refused",
         Lost::Closed => "closed",
     };

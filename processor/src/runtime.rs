@@ -52,7 +52,7 @@ pub(crate) async fn process<S: Step>(
     while !drain.is_cancelled() {
         let opened = select! {
             () = drain.cancelled() => break,
-            opened = Consumer::open(log.connection(), &consumer, floor) => opened,
+            opened = Consumer::open(log.connection(), &consumer, floor.as_ref()) => opened,
         };
         match opened {
             Ok(mut consumer) => {
@@ -60,7 +60,7 @@ pub(crate) async fn process<S: Step>(
                 status.opened(consumer.wrong());
                 let ended = pool.consume(&mut consumer, drain).await;
                 status.closed();
-                floor = Some(consumer.floor());
+                floor = Some(consumer.floor().clone());
                 // One that is lost as soon as it is open is not open.
                 failures = if opened_at.elapsed() > REOPEN.max { 0 } else { failures + 1 };
                 if let Err(reason) = ended {

@@ -224,10 +224,12 @@ fn rights() -> Vec<(String, Vec<&'static str>)> {
     }
     for step in STEPS {
         rights.push((format!("PUB $JS.API.CONSUMER.MSG.NEXT.ORDERS.{step}"), vec![step]));
+        rights.push((format!("PUB $JS.API.CONSUMER.RESET.ORDERS.{step}"), vec![step]));
         rights.push((format!("PUB $JS.ACK.ORDERS.{step}.1.1.1.1.0"), vec![step]));
         rights.push((format!("PUB $JS.API.CONSUMER.CREATE.ORDERS.{step}"), vec!["provisioner"]));
         rights.push((format!("PUB $JS.API.CONSUMER.DELETE.ORDERS.{step}"), vec!["provisioner"]));
         rights.push((format!("PUB DEAD_LETTER.open.{step}.1"), vec![step]));
+        rights.push((format!("PUB DEAD_LETTER.floor.{step}"), vec![step]));
     }
     for user in USERS {
         rights.push((format!("SUB {}.>", inbox_of(user)), vec![user]));
