@@ -27,3 +27,4 @@ pub mod trace;
 mod carried;
 mod durable;
 mod publish;
+mod refusals;
