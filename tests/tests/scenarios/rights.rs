@@ -3,6 +3,11 @@
 use std::path::Path;
 use std::process::Command;
 
+use async_nats::ConnectOptions;
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::{FromConsumer, pull};
+use backbone::stream::ORDERS;
+use backbone::subjects::{self, EventKind};
 use futures::future::join_all;
 use harness::{Broker, Deployment, Options, Process, binary, eventually, http_get, item, order_of};
 use nix::sys::signal::{Signal, kill};
@@ -146,4 +151,35 @@ async fn answers_that_may_be_heard_again_are_heard_without_a_restart() {
     waybill.ready().await;
     let second = place(&waybill).await.unwrap();
     assert_eq!(waybill.finished(&second).await.status(), OrderStatus::Fulfilled);
+}
+
+#[tokio::test]
+async fn who_may_not_make_a_consumer_does_not_delete_it_either() {
+    let rights = ["publish: { deny: [\"$JS.API.CONSUMER.CREATE.ORDERS.payment\"] }", ALL];
+    let options = Options { least_privilege: false, ..Options::default() };
+    let mut waybill = Deployment::start_without_broker(options).await;
+    waybill.broker.start_configured("", &users(&[ALL, ALL]));
+    waybill.ready().await;
+    let order = place(&waybill).await.unwrap();
+    assert_eq!(waybill.finished(&order).await.status(), OrderStatus::Fulfilled);
+
+    reload(&waybill.broker, &[ALL, ALL], &rights);
+    let operator = ConnectOptions::with_user_and_password("user1".to_owned(), "sesame".to_owned());
+    let jetstream = jetstream::new(operator.connect(waybill.broker.url()).await.unwrap());
+    let stream = jetstream.get_stream(ORDERS).await.unwrap();
+    let made = stream.consumer_info("payment").await.unwrap();
+    let config = pull::Config::try_from_consumer_config(made.config).unwrap();
+    let filter_subjects = vec![subjects::kind(EventKind::Reserved)];
+    stream.update_consumer(pull::Config { filter_subjects, ..config }).await.unwrap();
+    let payment = waybill.processor("payment").ops_addr().await;
+    says(&payment, 200, &["consumer was edited: filter_subjects is ORDER.reserved.>,", "waybill provision"])
+        .await;
+    assert_eq!(stream.consumer_info("payment").await.unwrap().created, made.created);
+
+    // With the right it would have been made anew, and then is.
+    reload(&waybill.broker, &rights, &[ALL, ALL]);
+    waybill.restart_processor("payment");
+    let payment = waybill.processor("payment").ops_addr().await;
+    says(&payment, 200, &["ready\n"]).await;
+    assert_ne!(stream.consumer_info("payment").await.unwrap().created, made.created);
 }
