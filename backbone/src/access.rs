@@ -9,6 +9,8 @@ use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use async_nats::{ConnectOptions, ServerAddr};
 use percent_encoding::percent_decode_str;
 
+use crate::config::read_file;
+
 /// Where the broker is and how to get in.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BrokerConfig {
@@ -134,7 +136,7 @@ fn key(path: &str) -> Result<PathBuf, String> {
 }
 
 fn read(path: &str) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))
+    read_file(path.as_ref()).map_err(|error| format!("cannot be read: {error}"))
 }
 
 #[cfg(test)]

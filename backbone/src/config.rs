@@ -1,10 +1,14 @@
 //! Reading a program's configuration: flags, each of which is also an environment variable.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use axum::http::uri::Authority;
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, Command, Parser};
@@ -14,6 +18,9 @@ const EXIT_USAGE: u8 = 64;
 
 /// Longest time that a setting may have one wait for. Also keeps all arithmetic on times far from overflow.
 pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Largest file of credentials or certificates.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Settings of who gets in and of what is encrypted, by what their variables begin with. An empty one is more likely a
 /// secret that was not filled in than a wish to go without.
@@ -61,6 +68,31 @@ pub fn duration(
     }
 }
 
+/// Whether an address has a port that there is, or none. One that is parsed may have any number in its place, and would be
+/// asked at the port of its scheme.
+pub fn has_usable_port(address: &Authority) -> bool {
+    let text = address.as_str();
+    let host_and_port = text.rsplit_once('@').map_or(text, |(_, host_and_port)| host_and_port);
+    match address.port_u16() {
+        Some(0) => false,
+        Some(port) => host_and_port.strip_suffix(&port.to_string()) == Some(&format!("{}:", address.host())),
+        None => host_and_port == address.host(),
+    }
+}
+
+/// Reads a file that a setting names. One that has no end, or is larger than any such file, is refused.
+pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("is larger than {FILE_BYTES_MAX} bytes"),
+        ));
+    }
+    Ok(content)
+}
+
 fn unset_if_empty(argument: Arg, value: impl Fn(&OsStr) -> Option<OsString>) -> Arg {
     let is_optional = argument.get_default_values().is_empty() && !argument.is_required_set();
     let is_empty = argument.get_env().is_some_and(|name| {
@@ -84,6 +116,23 @@ fn variable_of(error: &clap::Error, mut command: Command) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_is_one_that_there_is() {
+        for good in ["h", "h:1", "h:65535", "[::1]", "[::1]:80", "user:1@h:80", "user@h"] {
+            assert!(has_usable_port(&good.parse().unwrap()), "{good}");
+        }
+        for bad in ["h:0", "h:99999", "h:65536", "h:", "[::1]:0", "user:80@h:0", "user:80@h:99999"] {
+            assert!(!has_usable_port(&bad.parse().unwrap()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_not_read() {
+        let refused = read_file(Path::new("/dev/zero")).unwrap_err();
+        assert!(refused.to_string().contains("larger than"), "{refused}");
+        assert!(read_file(Path::new(env!("CARGO_MANIFEST_PATH"))).is_ok());
+    }
     use clap::CommandFactory;
 
     #[derive(Debug, Parser)]

@@ -1,22 +1,23 @@
 //! The connection to the broker: made once, and then kept for ever. While the broker is away it is tried
 //! again and again, at start too.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{Client, Event, Server, ServerAddr, ServerError};
 use thiserror::Error;
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, info, warn};
 
 use crate::access::BrokerConfig;
 use crate::backoff::Backoff;
 use crate::metrics;
+use crate::refusals::Refusals;
 use crate::telemetry::Seldom;
 
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
@@ -26,17 +27,14 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long, at the end, the broker may take to accept what is buffered.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long one publish waits for its acknowledgement, and one request for its answer.
-const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Acknowledgements awaited at once; further publishes wait for a place.
 const ACKS_IN_FLIGHT_MAX: usize = 4096;
-/// Requests remembered as refused; a program has far fewer.
-const REFUSED_MAX: usize = 64;
-/// How long one is not made again. Rights can be given while the connection stands.
-const REFUSED_FOR: Duration = Duration::from_secs(60);
-/// What those begin with that ask for a change, in lower case. Events, and reads of an order, have a subject for each order.
-const REQUESTS: [&str; 2] = ["$js.api.stream.", "$js.api.consumer."];
-/// How the broker says that this user may not publish there; the subject follows in quotes.
-const MAY_NOT_PUBLISH: &str = "permissions violation for publish to \"";
+/// How long a connection stands on which no answers are heard. The broker ends a subscription that is allowed no longer
+/// without disconnecting, and a right that is given back does not bring it back: only another connection does.
+const UNHEARD: Backoff = Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(30) };
+/// Rounds of attempts after which it is asked anew why they fail.
+const REASON_ROUNDS: u64 = 8;
 /// Messages held for one subscription that is not read; further ones are dropped (and the gap is noticed).
 const SUBSCRIPTION_MESSAGES_MAX: usize = 4096;
 
@@ -46,8 +44,10 @@ pub struct Connection {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
     connects: watch::Receiver<u64>,
-    /// Requests that the broker has refused to take, by subject, and when.
-    refused: Arc<Mutex<BTreeMap<String, Instant>>>,
+    refusals: Arc<Mutex<Refusals>>,
+    /// Why the last attempts to connect failed; empty if none did.
+    unreachable: Arc<Mutex<String>>,
+    _listening: Arc<AbortOnDropHandle<()>>,
 }
 
 /// The connection cannot be made, however often it is tried.
@@ -70,8 +70,11 @@ impl Connection {
         // Rounds of attempts, each at every server, since the connection was last up.
         let rounds = Arc::new(AtomicU64::new(0));
         let rounds_begun = rounds.clone();
-        let refused: Arc<Mutex<BTreeMap<String, Instant>>> = Arc::default();
-        let refusals = refused.clone();
+        let refusals: Arc<Mutex<Refusals>> = Arc::default();
+        let unreachable: Arc<Mutex<String>> = Arc::default();
+        let unheard: Arc<Notify> = Arc::default();
+        let (refused, reason_now, reason_then) = (refusals.clone(), unreachable.clone(), unreachable.clone());
+        let not_heard = unheard.clone();
         let options = config
             .options()
             .map_err(ConnectError::Credentials)?
@@ -84,11 +87,16 @@ impl Connection {
             // Chooses no server: of all callbacks this one alone is told why the last attempts failed.
             .reconnect_to_server_callback(move |servers, _| {
                 let attempts = rounds_begun.fetch_add(1, Ordering::Relaxed);
+                let unreachable = reason_now.clone();
                 async move {
                     // Said at once, and then ever more rarely.
-                    if attempts.is_power_of_two() {
+                    let is_said = attempts.is_power_of_two();
+                    if is_said || (attempts > 0 && attempts.is_multiple_of(REASON_ROUNDS)) {
                         let reason = reasons(servers).await;
-                        warn!(attempts, reason, "broker not reachable, waiting for it");
+                        if is_said {
+                            warn!(attempts, reason, "broker not reachable, waiting for it");
+                        }
+                        *lock(&unreachable) = reason;
                     }
                     None
                 }
@@ -99,16 +107,13 @@ impl Connection {
                 if matches!(event, Event::Connected) {
                     rounds.store(0, Ordering::Relaxed);
                     connected.send_modify(|count| *count += 1);
-                    refusals.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                    lock(&refused).forget();
+                    lock(&reason_then).clear();
                 }
                 if let Event::ServerError(ServerError::Other(text)) = &event
-                    && let Some(subject) = refused_subject(text).filter(|subject| is_request(subject))
+                    && lock(&refused).note(text)
                 {
-                    let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
-                    refusals.retain(|_, at| at.elapsed() < REFUSED_FOR);
-                    if refusals.len() < REFUSED_MAX {
-                        refusals.insert(subject, Instant::now());
-                    }
+                    not_heard.notify_one();
                 }
                 log(&event);
                 std::future::ready(())
@@ -121,7 +126,9 @@ impl Connection {
             .max_ack_inflight(ACKS_IN_FLIGHT_MAX)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        let connection = Self { client, jetstream, connects, refused };
+        let listening = tokio::spawn(listen_anew(client.clone(), refusals.clone(), unheard));
+        let _listening = Arc::new(AbortOnDropHandle::new(listening));
+        let connection = Self { client, jetstream, connects, refusals, unreachable, _listening };
         connection.measure();
         Ok(connection)
     }
@@ -170,11 +177,36 @@ impl Connection {
         while connects.changed().await.is_ok() {}
     }
 
-    /// Whether the broker has said lately, on this connection, that this user may not publish on a subject. It says so beside
-    /// the request, which then waits for an answer in vain.
+    /// Why the broker is away, as far as that is known.
+    pub fn away(&self) -> String {
+        let reason = lock(&self.unreachable);
+        if reason.is_empty() {
+            return "not connected to NATS".to_owned();
+        }
+        format!("not connected to NATS (NATS_URL, NATS_CREDS, NATS_TLS_CA): {reason}")
+    }
+
+    /// What the broker has lately refused this user, on this connection, of all that its program cannot do without.
+    pub fn refused(&self) -> Option<String> {
+        if self.is_up() { lock(&self.refusals).said(false) } else { None }
+    }
+
+    /// The same of all that was asked for.
+    pub fn refused_at_all(&self) -> Option<String> {
+        if self.is_up() { lock(&self.refusals).said(true) } else { None }
+    }
+
+    /// Why nobody has answered a request to JetStream: the error, or what is known to be behind it.
+    pub fn unanswered(&self, error: &impl ToString) -> String {
+        if self.is_up() && !self.client.server_info().jetstream {
+            return "JetStream is off at the broker; run it with --jetstream, or with jetstream {} in its configuration"
+                .to_owned();
+        }
+        error.to_string()
+    }
+
     fn may_not_publish(&self, subject: &str) -> bool {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.get(&subject.to_lowercase()).is_some_and(|at| at.elapsed() < REFUSED_FOR)
+        lock(&self.refusals).is_refused(subject)
     }
 
     /// What comes of a request on a subject, or `None` if this user may not make it; then it is not made again.
@@ -232,16 +264,30 @@ async fn reasons(servers: Vec<Server>) -> String {
     reasons.join("; ")
 }
 
-/// The subject that a complaint of the broker says nothing may be published on, in lower case.
-fn refused_subject(complaint: &str) -> Option<String> {
-    let complaint = complaint.to_lowercase();
-    let (_, rest) = complaint.split_once(MAY_NOT_PUBLISH)?;
-    rest.split_once('"').map(|(subject, _)| subject.to_owned())
+/// Connects anew whenever the broker says that this user may not hear its answers, after a while that grows: the right may
+/// have been given back by then.
+async fn listen_anew(client: Client, refusals: Arc<Mutex<Refusals>>, unheard: Arc<Notify>) {
+    // Of connections made for that.
+    let (mut in_a_row, mut last) = (0, Instant::now());
+    loop {
+        unheard.notified().await;
+        in_a_row = if last.elapsed() > 2 * UNHEARD.max { 1 } else { in_a_row + 1 };
+        sleep(UNHEARD.after(in_a_row)).await;
+        // Another connection may have come by itself, or be on its way.
+        let is_up = client.connection_state() == State::Connected;
+        if is_up && lock(&refusals).answers_are_unheard() {
+            warn!("the broker's answers may not be heard, connecting anew");
+            last = Instant::now();
+            if let Err(error) = client.force_reconnect().await {
+                debug!(%error, "connection to the broker");
+            }
+        }
+    }
 }
 
-/// Whether a subject, in lower case, is that of a request which is not made again when it was refused.
-fn is_request(subject: &str) -> bool {
-    REQUESTS.iter().any(|request| subject.starts_with(request))
+/// Nothing panics while it is held, so poison would mean nothing.
+fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 static COMPLAINTS: Seldom = Seldom::new();
@@ -267,23 +313,6 @@ fn log(event: &Event) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_refused_subject_is_found_in_the_complaint() {
-        let said = r#"Permissions Violation for Publish to "$JS.API.STREAM.CREATE.ORDERS""#;
-        assert_eq!(refused_subject(said).as_deref(), Some("$js.api.stream.create.orders"));
-        for other in [r#"Permissions Violation for Subscription to "live.>""#, "authorization violation"] {
-            assert_eq!(refused_subject(other), None);
-        }
-    }
-
-    #[test]
-    fn what_is_refused_order_by_order_is_not_remembered() {
-        assert!(is_request("$js.api.consumer.create.orders.payment"));
-        for of_one_order in ["order.reserved.07.c.o", "$js.api.direct.get.orders.order.*.07.c.o"] {
-            assert!(!is_request(of_one_order), "{of_one_order}");
-        }
-    }
 
     #[test]
     fn only_the_very_first_attempt_waits_for_nothing() {

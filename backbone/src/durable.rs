@@ -7,15 +7,17 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use async_nats::Request;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{
     AckPolicy, Config, DeliverPolicy, FromConsumer, Info, IntoConsumerConfig, pull,
 };
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
+use bytes::Bytes;
 use tracing::{error, info, warn};
 
-use crate::connection::Connection;
+use crate::connection::{ACK_TIMEOUT, Connection};
 use crate::consumer::ConsumerConfig;
 use crate::floor::{Floor, can_go_back, go_back, resetting};
 use crate::stream::{ORDERS, PROVISION};
@@ -30,7 +32,7 @@ const REQUESTS_MAX: i64 = 512;
 /// a rolling change; what none of them gave it is an edit.
 const GIVEN: &str = "waybill-settings";
 /// Settings that can be changed in place, because no message is passed over by them.
-const IN_PLACE: [&str; 9] = [
+const IN_PLACE: [&str; 10] = [
     "ack_wait",
     "max_ack_pending",
     "backoff",
@@ -40,10 +42,14 @@ const IN_PLACE: [&str; 9] = [
     "priority_groups",
     "priority_policy",
     "priority_timeout",
+    INACTIVE_THRESHOLD,
 ];
+/// After so long without a request the broker deletes the consumer. All our programs ask for none, so what they write on a
+/// consumer says nothing of it.
+const INACTIVE_THRESHOLD: &str = "inactive_threshold";
 
 /// The settings that decide what a consumer brings and how, by the names that the broker gives them.
-type Settings = [(&'static str, String); 17];
+type Settings = [(&'static str, String); 18];
 
 /// A consumer as it is asked for, and as it was when it was opened.
 #[derive(Debug)]
@@ -112,10 +118,10 @@ impl Durable {
     }
 
     fn differing(&self, present: &Config) -> Option<String> {
+        let mut differing = differences(present, &self.asked);
         if is_given(present) && covers(present, &self.asked) {
-            return None;
+            differing.retain(|(setting, ..)| *setting == INACTIVE_THRESHOLD);
         }
-        let differing = differences(present, &self.asked);
         let said =
             |(setting, is, needs): (&str, String, String)| format!("{setting} is {is}, needed is {needs}");
         (!differing.is_empty()).then(|| differing.into_iter().map(said).collect::<Vec<_>>().join("; "))
@@ -227,6 +233,14 @@ async fn made_anew(
     consumer: &str,
     config: pull::Config,
 ) -> Result<Option<Info>, async_nats::Error> {
+    // Who may delete it and not make it would leave none. An empty request makes nothing, and is answered with an error by
+    // which that is known.
+    let empty = Request::new().payload(Bytes::new()).timeout(Some(ACK_TIMEOUT));
+    let asking = connection.client.send_request(creating(consumer), empty);
+    let Some(answer) = connection.if_allowed(&creating(consumer), asking).await else {
+        return Ok(None);
+    };
+    answer?;
     let deleting = format!("$JS.API.CONSUMER.DELETE.{ORDERS}.{consumer}");
     match connection.if_allowed(&deleting, stream.delete_consumer(consumer)).await {
         None => return Ok(None),
@@ -300,7 +314,6 @@ fn kept(asked: &pull::Config, present: &Config) -> pull::Config {
         sample_frequency: present.sample_frequency,
         num_replicas: present.num_replicas,
         memory_storage: present.memory_storage,
-        inactive_threshold: present.inactive_threshold,
         pause_until: present.pause_until,
         metadata: metadata.collect::<HashMap<_, _>>(),
         ..asked.clone()
@@ -320,7 +333,8 @@ fn is_given(config: &Config) -> bool {
 }
 
 fn text(settings: &Settings) -> String {
-    settings.iter().map(|(setting, value)| format!("{setting}={value}")).collect::<Vec<_>>().join(" ")
+    let settings = settings.iter().filter(|(setting, _)| *setting != INACTIVE_THRESHOLD);
+    settings.map(|(setting, value)| format!("{setting}={value}")).collect::<Vec<_>>().join(" ")
 }
 
 fn differences(present: &Config, needed: &Config) -> Vec<(&'static str, String, String)> {
@@ -351,6 +365,7 @@ fn settings(config: &Config) -> Settings {
         ("priority_groups", config.priority_groups.join(",")),
         ("priority_policy", format!("{:?}", config.priority_policy)),
         ("priority_timeout", duration(config.priority_timeout)),
+        (INACTIVE_THRESHOLD, duration(config.inactive_threshold)),
     ]
 }
 
@@ -490,6 +505,22 @@ mod tests {
         let unmarked = info(&usual(), |config| config.metadata.clear());
         assert_eq!(looked_at(&usual(), &unmarked), None);
         assert!(matches!(planned(&usual(), &unmarked, None), Plan::Update(_)));
+    }
+
+    #[test]
+    fn a_consumer_that_would_be_deleted_when_idle_is_mended_though_its_metadata_says_nothing_of_it() {
+        let longer = config(&usual().events, 60);
+        let present = info(&usual(), |config| config.inactive_threshold = Duration::from_secs(5));
+        for asked in [&usual(), &longer] {
+            assert_eq!(looked_at(asked, &present).as_deref(), Some("inactive_threshold is 5s, needed is 0s"),);
+            let Plan::Update(made) = planned(asked, &present, None) else { panic!("left, or made anew") };
+            assert_eq!(made.inactive_threshold, Duration::ZERO);
+            let made = Info { config: made.into_consumer_config(), ..present.clone() };
+            assert_eq!((planned(asked, &made, None), looked_at(asked, &made)), (Plan::Leave, None));
+        }
+        // As versions wrote it that did not look at the threshold.
+        let marker = &info(&usual(), |_| {}).config.metadata[GIVEN];
+        assert!(marker.ends_with("priority_timeout=0s"), "{marker}");
     }
 
     #[test]

@@ -28,3 +28,4 @@ mod carried;
 mod durable;
 mod floor;
 mod publish;
+mod refusals;

@@ -9,12 +9,16 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use proto::orders::v1::OrderStatus;
 use tonic::transport::Uri;
 
+use crate::address::AddressParser;
 use crate::credential::Credential;
 use crate::dead_letter::DeadLetterArgs;
 use crate::health::HealthArgs;
 use crate::provision::ProvisionArgs;
 use crate::render;
 use crate::tls::Tls;
+
+/// Where `--help` shows the options that each command has.
+pub(crate) const CONNECTION: &str = "Connection";
 
 /// Orders that never get lost: run Waybill on this machine, place orders and watch them.
 #[derive(Debug, Parser)]
@@ -112,7 +116,7 @@ pub(crate) struct DevArgs {
 pub(crate) struct OrderArgs {
     /// The gateway's address.
     #[arg(long, env = "WAYBILL_GATEWAY", default_value = "http://127.0.0.1:50051", global = true,
-          value_name = "URL", value_parser = parse_gateway)]
+          value_name = "URL", value_parser = AddressParser, help_heading = CONNECTION)]
     pub(crate) gateway: Uri,
     #[command(flatten)]
     pub(crate) tls: Tls,
@@ -231,14 +235,6 @@ fn status_parser() -> impl TypedValueParser<Value = OrderStatus> {
     PossibleValuesParser::new(statuses().map(render::status_name)).try_map(named)
 }
 
-pub(crate) fn parse_gateway(text: &str) -> Result<Uri, String> {
-    match text.parse::<Uri>() {
-        Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some() => Ok(uri),
-        Ok(_) => Err("write it as http://HOST:PORT or https://HOST:PORT".to_owned()),
-        Err(error) => Err(format!("write it as http://HOST:PORT or https://HOST:PORT ({error})")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,16 +257,6 @@ mod tests {
         assert!(parse_item("widget:2:1250:9").unwrap_err().contains("SKU:QUANTITY:PRICE"));
         assert!(parse_item("widget:two:1250").unwrap_err().contains("quantity 'two'"));
         assert!(parse_item("widget:2:12.50").unwrap_err().contains("price '12.50'"));
-    }
-
-    #[test]
-    fn a_gateway_is_reached_by_http_or_https() {
-        for good in ["http://127.0.0.1:50051", "https://waybill.example.org", "https://127.0.0.1:50051"] {
-            assert!(parse_gateway(good).is_ok(), "{good}");
-        }
-        for other in ["127.0.0.1:50051", "ftp://127.0.0.1:50051", "/run/gateway", "https://"] {
-            assert!(parse_gateway(other).unwrap_err().contains("http://HOST:PORT"), "{other}");
-        }
     }
 
     #[test]

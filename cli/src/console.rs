@@ -1,6 +1,6 @@
 //! What people read: answers on stdout, everything else on stderr.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 
 /// Text from elsewhere as it may be shown in a line: what would do something to the terminal, or to the line, instead
 /// of being read is escaped.
@@ -29,6 +29,11 @@ pub(crate) fn answer(lines: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{}", plain_lines(lines))?;
     stdout.flush()
+}
+
+/// Writes what the columns of an answer are, for people alone: programs read the lines below.
+pub(crate) fn heading(line: &str) -> io::Result<()> {
+    if io::stdout().is_terminal() { answer(line) } else { Ok(()) }
 }
 
 /// Whether the answer could not be written because its reader had seen enough.

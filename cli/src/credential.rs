@@ -9,6 +9,8 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
+use crate::args::CONNECTION;
+
 /// Metadata that carries an API key.
 const API_KEY: &str = "x-api-key";
 /// Metadata that carries a token (RFC 6750).
@@ -19,11 +21,11 @@ const TOKEN: &str = "authorization";
 pub(crate) struct Credential {
     /// The API key, for a gateway that asks for one. Other users of this machine can read a flag, but not the
     /// variable.
-    #[arg(long, env = "WAYBILL_API_KEY", hide_env_values = true, global = true, value_name = "KEY",
+    #[arg(long, env = "WAYBILL_API_KEY", hide_env_values = true, global = true, value_name = "KEY", help_heading = CONNECTION,
           value_parser = SecretParser { prefix: "", rule: "--api-key or WAYBILL_API_KEY: an API key is" })]
     api_key: Option<AsciiMetadataValue>,
     /// The token (JWT), for a gateway that asks for one. The same goes for it.
-    #[arg(long, env = "WAYBILL_TOKEN", hide_env_values = true, global = true, value_name = "TOKEN",
+    #[arg(long, env = "WAYBILL_TOKEN", hide_env_values = true, global = true, value_name = "TOKEN", help_heading = CONNECTION,
           value_parser = SecretParser { prefix: "Bearer ", rule: "--token or WAYBILL_TOKEN: a token is" })]
     token: Option<AsciiMetadataValue>,
 }

@@ -13,17 +13,18 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::args::parse_gateway;
+use crate::address::AddressParser;
 use crate::client;
 use crate::console;
 use crate::tls::Tls;
+use crate::usage::Unusable;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct HealthArgs {
     /// Whom to ask: with a path over HTTP, as in http://127.0.0.1:9464/readyz, where 200 is well; without one over gRPC
     /// (grpc.health.v1).
     #[arg(env = "WAYBILL_HEALTH", default_value = "http://127.0.0.1:50051", value_name = "URL",
-          value_parser = parse_gateway)]
+          value_parser = AddressParser)]
     url: Uri,
     /// The gRPC service to ask about, such as orders.v1.OrderService. Unset: the server as a whole.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
@@ -61,8 +62,11 @@ async fn over_grpc(args: &HealthArgs) -> anyhow::Result<String> {
 
 async fn over_http(args: &HealthArgs) -> anyhow::Result<String> {
     if args.url.scheme_str() != Some("http") || !args.service.is_empty() {
-        bail!("{}: over HTTP it asks without TLS, and about no service", args.url);
+        return Err(
+            Unusable(format!("{}: over HTTP it asks without TLS, and about no service", args.url)).into()
+        );
     }
+    args.tls.check_unused(&args.url)?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
     let answer = client.get(args.url.clone()).await.with_context(|| format!("cannot reach {}", args.url))?;
     let status = answer.status();

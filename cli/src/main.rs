@@ -1,6 +1,7 @@
 //! `waybill`: one binary for people. `dev` runs the whole system on this machine, `order` and
 //! `dead-letter` talk to a gateway, `health` asks a program whether it is well.
 
+mod address;
 mod args;
 mod called;
 mod client;

@@ -80,12 +80,18 @@ async fn list(mut orders: Orders, args: ListArgs) -> anyhow::Result<()> {
             statuses: statuses.clone(),
         };
         let answer = client::answer(orders.list_orders(request)).await?;
+        if wanted == args.limit && !answer.orders.is_empty() {
+            console::heading(&render::order_heading())?;
+        }
         for order in &answer.orders {
             console::answer(&render::order_line(order))?;
         }
         wanted = wanted.saturating_sub(answer.orders.len().try_into()?);
         page_token = answer.next_page_token;
         if page_token.is_empty() {
+            if wanted == args.limit {
+                console::warn("there are none");
+            }
             return Ok(());
         }
     }

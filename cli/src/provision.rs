@@ -48,10 +48,21 @@ pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
             () = connection.died() => bail!("the client of the broker has died"),
         }
     };
-    timeout(wait, provisioned)
-        .await
-        .map_err(|_| anyhow!("not done within {}: {}", args.timeout, why.borrow()))??;
+    timeout(wait, provisioned).await.map_err(|_| not_done(&connection, args.timeout, &why.borrow()))??;
     Ok(console::answer(
         "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the steps' consumers are there",
     )?)
+}
+
+/// The one line that somebody reads: what could not be done, the cause as far as it is known, and what to do about it.
+fn not_done(connection: &Connection, timeout: humantime::Duration, why: &str) -> anyhow::Error {
+    if !connection.is_up() {
+        return anyhow!("not done within {timeout}: {}", connection.away());
+    }
+    match connection.refused_at_all() {
+        Some(refused) => anyhow!(
+            "not done within {timeout}: {refused}; name one who may, as the provisioner of deploy/nats/accounts.conf"
+        ),
+        None => anyhow!("not done within {timeout}: {why}"),
+    }
 }

@@ -27,6 +27,11 @@ pub(crate) fn order(order: &Order) -> String {
     lines.join("\n")
 }
 
+/// What the columns of orders on one line each are.
+pub(crate) fn order_heading() -> String {
+    format!("{:<24}  {:<43}  STATUS", "CREATED", "ORDER")
+}
+
 /// An order, on one line.
 pub(crate) fn order_line(order: &Order) -> String {
     format!("{}  {}  {}", time_text(create_time(order)), plain(&order.order_id), standing(order))

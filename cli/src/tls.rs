@@ -1,22 +1,25 @@
 //! Whom a connection trusts, and what it shows of itself, where the gateway speaks TLS.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use anyhow::Context;
+use backbone::config::read_file;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Uri};
+
+use crate::args::CONNECTION;
+use crate::usage::Unusable;
 
 /// The files.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Tls {
     /// Certificate authorities to trust (PEM), in place of the system's own.
-    #[arg(long, env = "WAYBILL_CA", global = true, value_name = "PATH")]
+    #[arg(long, env = "WAYBILL_CA", global = true, value_name = "PATH", help_heading = CONNECTION)]
     ca: Option<PathBuf>,
     /// Client certificate (PEM), for a gateway that asks for one.
-    #[arg(long, env = "WAYBILL_CERT", global = true, value_name = "PATH")]
+    #[arg(long, env = "WAYBILL_CERT", global = true, value_name = "PATH", help_heading = CONNECTION)]
     cert: Option<PathBuf>,
     /// Key of the client certificate (PEM).
-    #[arg(long, env = "WAYBILL_KEY", global = true, value_name = "PATH")]
+    #[arg(long, env = "WAYBILL_KEY", global = true, value_name = "PATH", help_heading = CONNECTION)]
     key: Option<PathBuf>,
 }
 
@@ -24,10 +27,7 @@ impl Tls {
     /// The same endpoint, with TLS if it is an `https` one.
     pub(crate) fn apply(&self, endpoint: Endpoint) -> anyhow::Result<Endpoint> {
         if endpoint.uri().scheme_str() != Some("https") {
-            // Whoever names certificates does not expect to talk in the clear.
-            if self.ca.is_some() || self.cert.is_some() || self.key.is_some() {
-                bail!("--ca, --cert and --key are for a gateway at https://, not {}", endpoint.uri());
-            }
+            self.check_unused(endpoint.uri())?;
             return Ok(endpoint);
         }
         let tls = match &self.ca {
@@ -37,12 +37,24 @@ impl Tls {
         let tls = match (&self.cert, &self.key) {
             (Some(cert), Some(key)) => tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
             (None, None) => tls,
-            (Some(_), None) | (None, Some(_)) => bail!("--cert and --key only go together"),
+            (Some(_), None) | (None, Some(_)) => {
+                return Err(Unusable("--cert and --key only go together".to_owned()).into());
+            }
         };
         endpoint.tls_config(tls).context("the certificates cannot be used")
+    }
+
+    /// Whoever names certificates does not expect to talk in the clear.
+    pub(crate) fn check_unused(&self, address: &Uri) -> Result<(), Unusable> {
+        if self.ca.is_some() || self.cert.is_some() || self.key.is_some() {
+            return Err(Unusable(format!(
+                "--ca, --cert and --key are for an address at https://, not {address}"
+            )));
+        }
+        Ok(())
     }
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    read_file(path).map_err(|error| Unusable(format!("cannot read {}: {error}", path.display())).into())
 }

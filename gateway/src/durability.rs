@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
+use backbone::config::has_usable_port;
 use backbone::otlp::Http;
 use backbone::stream::StreamState;
 use bytes::Bytes;
@@ -166,7 +167,12 @@ fn monitor(text: &str) -> Result<Uri, String> {
     let is_http = matches!(url.scheme_str(), Some("http" | "https"));
     // Whoever logs in there would be seen in the log.
     let is_plain = url.authority().is_some_and(|authority| !authority.as_str().contains('@'));
-    if is_http && is_plain { Ok(url) } else { Err("must be an address such as http://nats:8222".to_owned()) }
+    let has_port = url.authority().is_some_and(has_usable_port);
+    if is_http && is_plain && has_port {
+        Ok(url)
+    } else {
+        Err("must be an address such as http://nats:8222".to_owned())
+    }
 }
 
 #[cfg(test)]

@@ -170,11 +170,18 @@ impl Readiness {
 
 impl Health for Readiness {
     fn ready(&self) -> Result<String, String> {
+        // Reads may go on without a right to append, and the other way round.
+        let refused = self.streams.refused();
         match self.now() {
             State::Ready => {
-                Ok(self.streams.level().map(|level| format!("durability: {level}\n")).unwrap_or_default())
+                let level = self.streams.level().map(|level| format!("durability: {level}"));
+                Ok(level.into_iter().chain(refused).map(|line| line + "\n").collect())
             }
-            State::BrokerAway(reason) | State::NotDurable(reason) => Err(reason),
+            State::BrokerAway(reason) | State::NotDurable(reason) => {
+                // The state changes no more when more becomes known of that.
+                let reason = self.streams.broker_away().unwrap_or(reason);
+                Err([reason].into_iter().chain(refused).collect::<Vec<_>>().join("\n"))
+            }
             State::Draining => Err("draining".to_owned()),
         }
     }
@@ -183,7 +190,7 @@ impl Health for Readiness {
     fn healthy(&self) -> Result<(), String> {
         match self.now() {
             State::Ready | State::NotDurable(_) | State::Draining => Ok(()),
-            State::BrokerAway(reason) => Err(reason),
+            State::BrokerAway(reason) => Err(self.streams.broker_away().unwrap_or(reason)),
         }
     }
 }

@@ -125,6 +125,16 @@ impl Streams {
         self.known().level
     }
 
+    /// Why the broker is not reached, if it is not, as far as that is known by now.
+    pub(crate) fn broker_away(&self) -> Option<String> {
+        (!self.connection.is_up()).then(|| self.connection.away())
+    }
+
+    /// What the broker does not let the gateway do, if anything.
+    pub(crate) fn refused(&self) -> Option<String> {
+        self.connection.refused()
+    }
+
     /// How often the connection to the broker has come up.
     pub(crate) fn connects(&self) -> u64 {
         *self.connection.connects().borrow()

@@ -83,8 +83,8 @@ where
 
     let processing = async {
         let opening = async {
-            // What it waits for is logged; nobody asks a processor.
-            provision(&connection, &settings.stream, drop).await?;
+            provision(&connection, &settings.stream, |reason| status.closed(reason)).await?;
+            status.closed("the step is being opened".to_owned());
             open(config, connection.clone()).await
         };
         let step = select! {

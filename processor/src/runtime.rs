@@ -59,7 +59,8 @@ pub(crate) async fn process<S: Step>(
                 let opened_at = Instant::now();
                 status.opened(consumer.wrong());
                 let ended = pool.consume(&mut consumer, drain).await;
-                status.closed();
+                let reason = ended.as_ref().err().map(ToString::to_string);
+                status.closed(reason.unwrap_or_else(|| "draining".to_owned()));
                 floor = Some(consumer.floor().clone());
                 // One that is lost as soon as it is open is not open.
                 failures = if opened_at.elapsed() > REOPEN.max { 0 } else { failures + 1 };
@@ -70,6 +71,7 @@ pub(crate) async fn process<S: Step>(
             }
             Err(error) => {
                 failures += 1;
+                status.closed(error.to_string());
                 warn!(step = S::NAME, %error, "consumer not open, tried again");
             }
         }

@@ -29,7 +29,8 @@ pub(crate) struct Status(Arc<Known>);
 struct Known {
     step: &'static str,
     connection: Connection,
-    is_open: AtomicBool,
+    /// Why the consumer is not open; `None` while it is.
+    closed: Mutex<Option<String>>,
     /// In what the consumer is other than it has to be, when this user may not make it right.
     wrong: Mutex<Option<String>>,
     is_draining: AtomicBool,
@@ -46,7 +47,7 @@ impl Status {
         let status = Self(Arc::new(Known {
             step,
             connection,
-            is_open: AtomicBool::new(false),
+            closed: Mutex::new(Some("the step is being opened".to_owned())),
             wrong: Mutex::new(None),
             is_draining: AtomicBool::new(false),
             workers: AtomicUsize::new(0),
@@ -62,12 +63,12 @@ impl Status {
     /// The consumer is open, though perhaps other than it has to be.
     pub(crate) fn opened(&self, wrong: Option<&str>) {
         *lock(&self.0.wrong) = wrong.map(str::to_owned);
-        self.0.is_open.store(true, Ordering::Relaxed);
+        *lock(&self.0.closed) = None;
     }
 
-    /// The consumer is open no longer.
-    pub(crate) fn closed(&self) {
-        self.0.is_open.store(false, Ordering::Relaxed);
+    /// The consumer is not open, and why.
+    pub(crate) fn closed(&self, reason: String) {
+        *lock(&self.0.closed) = Some(reason);
     }
 
     /// No more work is begun.
@@ -180,16 +181,18 @@ impl Health for Status {
             return Err("draining".to_owned());
         }
         self.healthy()?;
-        if !self.0.is_open.load(Ordering::Relaxed) {
-            return Err("the consumer is not open".to_owned());
+        let refused = self.0.connection.refused().map(|refused| format!("{refused}\n")).unwrap_or_default();
+        if let Some(reason) = lock(&self.0.closed).clone() {
+            return Err(format!("the consumer is not open: {reason}\n{refused}").trim_end().to_owned());
         }
-        // It works all the same, as far as the consumer lets it: taking it out of service would help nobody.
+        // It works all the same, as far as the broker and the consumer let it: taking it out of service would help nobody.
         let wrong = lock(&self.0.wrong).clone();
-        Ok(wrong.map_or(String::new(), |wrong| format!("consumer was edited: {wrong}: {PROVISION}\n")))
+        let wrong = wrong.map(|wrong| format!("consumer was edited: {wrong}: {PROVISION}\n"));
+        Ok(wrong.unwrap_or_default() + &refused)
     }
 
     fn healthy(&self) -> Result<(), String> {
-        if self.0.connection.is_up() { Ok(()) } else { Err("not connected to NATS".to_owned()) }
+        if self.0.connection.is_up() { Ok(()) } else { Err(self.0.connection.away()) }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::otlp::{Protocol, Signal, Way};
+use crate::otlp::{Protocol, Signal, TIME_MS_MAX, Way};
 
 const METRICS: Signal = Signal { exporter: "OTEL_METRICS_EXPORTER", infix: "METRICS" };
 /// How often metrics are sent unless OTEL_METRIC_EXPORT_INTERVAL says otherwise: the default of the specification.
@@ -36,8 +36,9 @@ impl Settings {
         let milliseconds = |name: &str, default: Duration| match variable(name) {
             None => Ok(default),
             Some(text) => {
-                let time = text.parse().ok().filter(|time: &u64| *time > 0).map(Duration::from_millis);
-                time.ok_or_else(|| format!("{name}: must be a whole number of milliseconds, and not 0"))
+                let time = text.parse().ok().filter(|time| (1..=TIME_MS_MAX).contains(time));
+                let time = time.map(Duration::from_millis);
+                time.ok_or_else(|| format!("{name}: must be a whole number of 1-{TIME_MS_MAX} milliseconds"))
             }
         };
         let interval = milliseconds("OTEL_METRIC_EXPORT_INTERVAL", INTERVAL)?;

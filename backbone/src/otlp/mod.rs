@@ -14,15 +14,35 @@ use opentelemetry::{Key, KeyValue};
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{WithExportConfig, WithHttpConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
+use percent_encoding::percent_decode_str;
 use tracing::warn;
 use uuid::Uuid;
 
 pub use http::Http;
 
+use crate::config::has_usable_port;
 use crate::trace::attribute;
 
 /// How long the last spans and metrics may take to be sent when the program ends.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest time that a variable may name: a day.
+pub(crate) const TIME_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+
+/// Headers that say what a request is, and how it is sent: the exporters' own.
+const RESERVED_HEADERS: [&str; 11] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// What is exported, by the names that its variables have.
 #[derive(Clone, Copy, Debug)]
@@ -92,15 +112,24 @@ impl Way {
         if let Some((name, _)) = own_or_all("COMPRESSION").filter(|(_, text)| text != "none") {
             return Err(format!("{name}: compression is not supported"));
         }
+        if let Some((name, text)) = own_or_all("TIMEOUT")
+            && !text.parse().is_ok_and(|milliseconds| (1..=TIME_MS_MAX).contains(&milliseconds))
+        {
+            return Err(format!("{name}: must be a whole number of 1-{TIME_MS_MAX} milliseconds"));
+        }
         if let Some((name, _)) = own_or_all("HEADERS").filter(|(_, text)| !text.split(',').all(is_header)) {
             // The exporters would leave out what they cannot read, and the collector refuse everything.
             return Err(format!(
-                "{name}: must be pairs such as authorization=Bearer%20token, with commas between"
+                "{name}: must be pairs such as authorization=Bearer%20token, with commas between, and no headers of \
+                 HTTP's or gRPC's own"
             ));
         }
         let Some((name, url)) = endpoint else { return Ok(Some(Self { protocol, tls: false })) };
         // It may hold a password, so it is not shown.
         let url: Uri = url.parse().map_err(|_| not_an_address(&name))?;
+        if !url.authority().is_some_and(has_usable_port) {
+            return Err(not_an_address(&name));
+        }
         match url.scheme_str() {
             Some("http") => Ok(Some(Self { protocol, tls: false })),
             Some("https") => Ok(Some(Self { protocol, tls: true })),
@@ -124,11 +153,17 @@ impl Way {
     }
 }
 
-/// Whether this is a header that an exporter can send: a name and a percent-encoded value.
+/// Whether this is a header that an exporter can send: a name of the user's own and a percent-encoded value.
 fn is_header(pair: &str) -> bool {
     let Some((name, value)) = pair.split_once('=') else { return false };
+    let is_own =
+        |name: HeaderName| !RESERVED_HEADERS.contains(&name.as_str()) && !name.as_str().starts_with("grpc-");
     let is_plain = |each: char| each.is_ascii_graphic() || each == ' ';
-    HeaderName::from_str(name.trim()).is_ok() && !value.trim().is_empty() && value.chars().all(is_plain)
+    let decoded: Vec<u8> = percent_decode_str(value.trim()).collect();
+    HeaderName::from_str(name.trim()).is_ok_and(is_own)
+        && !decoded.is_empty()
+        && value.chars().all(is_plain)
+        && decoded.iter().all(|byte| is_plain(char::from(*byte)))
 }
 
 fn not_an_address(name: &str) -> String {
@@ -205,13 +240,44 @@ mod tests {
         for headers in ["authorization=Bearer%20s3cr3t", "api-key=s3cr3t, x-tenant=a=b"] {
             assert!(read(headers).is_ok(), "{headers}");
         }
-        for headers in
-            ["s3cr3t", "authorization: s3cr3t", "api key=s3cr3t", "a=b,s3cr3t", "a=", "a=s3cr3t\u{fffd}"]
-        {
+        for headers in [
+            "s3cr3t",
+            "authorization: s3cr3t",
+            "api key=s3cr3t",
+            "a=b,s3cr3t",
+            "a=",
+            "a=s3cr3t\u{fffd}",
+            "a=s3cr3t%0d%0ab: c",
+            "a=s3cr3t%00",
+            "a=%20s3cr3t%ff",
+            "content-length=7",
+            "Content-Type=s3cr3t",
+            "grpc-timeout=1S",
+            "a=b,te=s3cr3t",
+        ] {
             let refused = read(headers).unwrap_err();
             assert!(
                 refused.starts_with("OTEL_EXPORTER_OTLP_HEADERS") && !refused.contains("s3cr3t"),
                 "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_time_to_send_is_a_number_above_none() {
+        let signal = Signal { exporter: "OTEL_METRICS_EXPORTER", infix: "METRICS" };
+        let read = |timeout: &'static str| {
+            Way::read(signal, move |name: &str| match name {
+                "OTEL_EXPORTER_OTLP_ENDPOINT" => Some("http://localhost:4318".to_owned()),
+                "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT" => Some(timeout.to_owned()),
+                _ => None,
+            })
+        };
+        assert!(read("1").is_ok() && read("86400000").is_ok());
+        for timeout in ["abc", "0", "-1", "10s", "1.5", "86400001"] {
+            assert!(
+                read(timeout).unwrap_err().starts_with("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT"),
+                "{timeout}"
             );
         }
     }
@@ -224,6 +290,9 @@ mod tests {
             "https//user:s3cr3t@h:1",
             "http://h:1/?token=s3cr3t x",
             "localhost:4317",
+            "http://localhost:0",
+            "http://user:s3cr3t@localhost:99999",
+            "https://localhost:",
         ] {
             let read = |name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| url.to_owned());
             let refused = Way::read(signal, read).unwrap_err();

@@ -145,7 +145,9 @@ async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, Ho
             GetStreamErrorKind::JetStream(refusal) => return refused_or_again(&refusal),
             GetStreamErrorKind::EmptyName
             | GetStreamErrorKind::Request
-            | GetStreamErrorKind::InvalidStreamName => return Ok(Attempt::Again(error.to_string())),
+            | GetStreamErrorKind::InvalidStreamName => {
+                return Ok(Attempt::Again(connection.unanswered(&error)));
+            }
         },
     };
     let Some(present) = present else {
@@ -209,6 +211,9 @@ fn refused_or_again(refusal: &jetstream::Error) -> Result<Attempt, Hopeless> {
     match refusal.error_code() {
         // Somebody else was creating it at the same moment: look again.
         ErrorCode::STREAM_NAME_EXIST => Ok(Attempt::Again(refusal.to_string())),
+        ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => Ok(Attempt::Again(format!(
+            "{refusal}: give this user's account one, or name another user (NATS_URL)"
+        ))),
         ErrorCode::CLUSTER_NO_PEERS => Ok(Attempt::Again(format!("{refusal} (ORDERS_REPLICAS)"))),
         ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => {
             Err(Hopeless::Broker(format!("{refusal} (ORDERS_REPLICAS)")))

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::TraceContext;
-use crate::otlp::{self, FLUSH_TIMEOUT, Protocol, Signal, Way};
+use crate::otlp::{self, FLUSH_TIMEOUT, Protocol, Signal, TIME_MS_MAX, Way};
 
 /// Share of new traces that is sampled unless OTEL_TRACES_SAMPLER says otherwise.
 const RATIO: f64 = 0.1;
@@ -32,8 +32,6 @@ const BATCH_SPANS: u64 = 512;
 const DELAY_MS: u64 = 5000;
 /// How long one batch may take to be sent, with its repeats, unless OTEL_BSP_EXPORT_TIMEOUT says otherwise.
 const EXPORT_TIMEOUT_MS: u64 = 30_000;
-/// Longest of these times: a day.
-const TIME_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Least time between two lines about dropped spans.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 

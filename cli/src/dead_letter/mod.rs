@@ -78,6 +78,9 @@ async fn list(mut letters: DeadLetters, filter: &FilterArgs, limit: u32) -> anyh
         wanted = wanted.saturating_sub(answer.dead_letters.len().try_into()?);
         page_token = answer.next_page_token;
         if page_token.is_empty() {
+            if wanted == limit {
+                console::warn("there are none");
+            }
             return Ok(());
         }
         if wanted == 0 {

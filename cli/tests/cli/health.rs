@@ -92,7 +92,15 @@ async fn what_cannot_be_asked_is_not_well() {
 
 #[tokio::test]
 async fn a_question_that_makes_no_sense_is_a_usage_error() {
-    for args in [&["localhost:50051"][..], &["http://localhost", "--timeout", "soon"]] {
+    for args in [
+        &["localhost:50051"][..],
+        &["http://localhost", "--timeout", "soon"],
+        &["http://localhost:99999"],
+        &["http://localhost:0/readyz"],
+        &["https://localhost/readyz"],
+        &["http://localhost/readyz", "--service", "orders"],
+        &["http://localhost/readyz", "--ca", "ca.pem"],
+    ] {
         assert_eq!(health(args).await.status.code(), Some(64));
     }
 }

@@ -1,6 +1,7 @@
 //! `waybill order` against a gateway that answers as the test wants.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -156,6 +157,31 @@ async fn list_follows_the_pages_to_the_last() {
     assert_eq!(pages, [("", 100), ("two", 100), ("three", 100)]);
     let statuses = [OrderStatus::Paid.into(), OrderStatus::Failed.into()];
     assert!(seen.iter().all(|list| list.customer_id == "ada" && list.statuses == statuses));
+}
+
+#[tokio::test]
+async fn a_list_has_headings_where_people_read_it() {
+    let list = Box::new(|_: &_, before| if before == 0 { page(1, "two") } else { page(1, "") });
+    let (addr, _) = shop::open(Script { list, ..Script::default() }).await;
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let output =
+        output_without_stdout(waybill_order(addr).args(["list", "ada"]).stdout(terminal.slave)).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let (mut screen, mut seen) = (std::fs::File::from(terminal.master), Vec::new());
+    // It ends with an error, because nobody writes to the terminal any more.
+    screen.read_to_end(&mut seen).unwrap_err();
+    let seen = String::from_utf8(seen).unwrap();
+    let lines: Vec<_> = seen.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    assert_eq!((lines.len(), &lines[0][..]), (3, &["CREATED", "ORDER", "STATUS"][..]), "{seen}");
+}
+
+#[tokio::test]
+async fn a_list_of_nothing_says_so() {
+    let list = Box::new(|_: &_, _| page(0, ""));
+    let (addr, _) = shop::open(Script { list, ..Script::default() }).await;
+    let output = output_of(waybill_order(addr).args(["list", "ada"])).await;
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("", "there are none\n"));
 }
 
 #[tokio::test]

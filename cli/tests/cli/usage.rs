@@ -64,11 +64,48 @@ async fn a_gateway_behind_anything_but_http_is_a_usage_error() {
 async fn certificates_that_would_go_unused_or_do_not_go_together_are_refused() {
     for (gateway, flag) in [("http://127.0.0.1:1", "--ca"), ("https://127.0.0.1:1", "--cert")] {
         let path = env!("CARGO_MANIFEST_PATH");
-        let output = output_of(waybill().args(["order", "--gateway", gateway, "get", "x", flag, path])).await;
-        assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).contains(flag), "{}", stderr(&output));
-        assert!(!stderr(&output).contains("cannot reach"), "{}", stderr(&output));
+        let order = output_of(waybill().args(["order", "--gateway", gateway, "get", "x", flag, path])).await;
+        let health = output_of(waybill().args(["health", gateway, flag, path])).await;
+        for output in [order, health] {
+            assert_eq!(output.status.code(), Some(64));
+            assert!(stderr(&output).contains(flag), "{}", stderr(&output));
+            assert!(!stderr(&output).contains("cannot reach"), "{}", stderr(&output));
+        }
     }
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_or_has_no_end_is_a_usage_error() {
+    for (path, said) in [("/nowhere", "No such file"), ("/dev/zero", "larger than")] {
+        let output = output_of(waybill().args(["health", "https://127.0.0.1:1", "--ca", path])).await;
+        assert_eq!(output.status.code(), Some(64));
+        let all = [path, said];
+        assert!(all.iter().all(|part| stderr(&output).contains(part)), "{}", stderr(&output));
+    }
+}
+
+#[tokio::test]
+async fn a_password_in_an_address_is_refused_without_being_shown() {
+    let address = "http://ada:sesame@127.0.0.1:1";
+    for (args, variable) in [
+        (&["health"][..], "WAYBILL_HEALTH"),
+        (&["order", "get", "x"], "WAYBILL_GATEWAY"),
+        (&["dead-letter", "list"], "WAYBILL_OPERATIONS"),
+    ] {
+        let output = output_of(waybill().args(args).env(variable, address)).await;
+        assert_eq!(output.status.code(), Some(64), "{variable}: {}", stderr(&output));
+        assert!(stderr(&output).contains("no password"), "{}", stderr(&output));
+        assert!(!stderr(&output).contains("sesame"), "{}", stderr(&output));
+    }
+}
+
+#[tokio::test]
+async fn options_of_a_command_come_before_those_of_all() {
+    let output = output_of(waybill().args(["order", "list", "--help"])).await;
+    let help = stdout(&output);
+    let at = |text: &str| help.find(text).unwrap_or_else(|| panic!("{text} not in {help}"));
+    let in_order = ["Options:", "--status", "--limit", "--help", "Connection:", "--gateway", "--ca"];
+    assert!(in_order.is_sorted_by_key(|text| at(text)), "{help}");
 }
 
 #[tokio::test]

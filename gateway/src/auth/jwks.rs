@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use backbone::config::has_usable_port;
 use bytes::Bytes;
 use http::{StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -44,6 +45,9 @@ impl Source {
             return if text.is_empty() { Err("is empty".to_owned()) } else { Ok(Self::File(text.into())) };
         }
         let uri: Uri = text.parse().map_err(|error| format!("is no URL: {error}"))?;
+        if !uri.authority().is_some_and(has_usable_port) {
+            return Err("has no host, or a port that there is not".to_owned());
+        }
         match (uri.scheme_str(), uri.host()) {
             (Some("https"), Some(_)) => Ok(Self::Url(uri)),
             (Some("http"), Some("localhost" | "127.0.0.1" | "[::1]")) => Ok(Self::Url(uri)),

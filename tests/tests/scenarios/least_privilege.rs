@@ -150,7 +150,7 @@ async fn an_edited_consumer_is_reported_and_used_as_it_is_until_an_operator_mend
     // Noticed once, tried once.
     let noticed = waybill.logged_about("it was edited: filter_subjects");
     assert_eq!(noticed.len(), 1, "{noticed:#?}");
-    let refused = waybill.logged_about("Permissions Violation for Publish to \\\"$JS.API.CONSUMER.DELETE");
+    let refused = waybill.logged_about("Permissions Violation for Publish to \\\"$JS.API.CONSUMER.CREATE");
     assert_eq!(refused.len(), 1, "{refused:#?}");
 }
 

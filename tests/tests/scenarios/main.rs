@@ -51,6 +51,7 @@ mod redelivery;
 mod redriving;
 mod replicas;
 mod retention;
+mod rights;
 mod slow_readers;
 mod stock_lost;
 mod storage_full;

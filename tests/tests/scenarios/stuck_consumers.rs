@@ -207,6 +207,20 @@ async fn what_was_edited_or_replaced_while_the_step_was_away_is_made_right_when_
 }
 
 #[tokio::test]
+async fn a_consumer_that_would_be_deleted_when_idle_is_kept() {
+    let mut waybill = Deployment::start().await;
+    waybill.idle("inventory").await;
+    edit(&waybill, |config| config.inactive_threshold = Duration::from_secs(3600)).await;
+    opened_anew(&mut waybill, "inactive_threshold is 1h,").await;
+    let mut consumer = waybill.consumer("inventory").await;
+    eventually("the edit undone", async || {
+        consumer.info().await.ok()?.config.inactive_threshold.is_zero().then_some(())
+    })
+    .await;
+    assert!(waybill.logged_about("may have passed orders over").is_empty());
+}
+
+#[tokio::test]
 async fn replicas_that_notice_an_edit_at_the_same_time_lose_nothing() {
     let mut waybill = Deployment::start_with(Options { replicas: 3, ..Options::default() }).await;
     let mut orders = Load::start(waybill.channel(), widgets(20)).all().await;

@@ -5,7 +5,11 @@
 {{- define "waybill.fullname" -}}
 {{- $name := include "waybill.name" . -}}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
-{{- default $full .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- $full = default $full .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) -}}
+{{- fail (printf "%s begins the names of Services, and so has to begin with a letter and to have letters, digits and - alone: set fullnameOverride, or name the release otherwise" $full) -}}
+{{- end -}}
+{{- $full -}}
 {{- end -}}
 
 {{- /* Labels that never change: of selectors. Takes (dict "root" $ "component" "gateway"). */ -}}
@@ -139,6 +143,9 @@ readinessProbe:
   value: /etc/waybill/credentials/{{ $broker.credentials.key }}
 {{- end }}
 {{- with $broker.tls }}
+{{- if and (or .cert .key) (not (and .secret .cert .key)) }}
+{{- fail "broker.tls: cert and key are keys of broker.tls.secret, and go together" }}
+{{- end }}
 {{- if .secret }}
 - name: NATS_TLS_CA
   value: /etc/waybill/broker-tls/{{ .ca }}
@@ -146,7 +153,7 @@ readinessProbe:
 - name: NATS_TLS_CERT
   value: /etc/waybill/broker-tls/{{ .cert }}
 - name: NATS_TLS_KEY
-  value: /etc/waybill/broker-tls/{{ required "broker.tls.key goes with broker.tls.cert" .key }}
+  value: /etc/waybill/broker-tls/{{ .key }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -230,4 +237,42 @@ topologySpreadConstraints:
 {{- $url := urlParse . -}}
 {{- $port := regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) -}}
 {{- default (ternary "443" "80" (eq $url.scheme "https")) $port -}}
+{{- end -}}
+
+
+{{- /* The variables of a container, none of them twice: which of two holds is easily mistaken. Takes (dict "env" TEXT "more" extraEnv
+       "named" "gateway.extraEnv"). */ -}}
+{{- define "waybill.onceEach" -}}
+{{- $names := list -}}
+{{- $env := concat (fromYamlArray .env) .more -}}
+{{- range $env -}}
+{{- if has .name $names -}}
+{{- fail (printf "%s: %s is set twice: by the chart from another value (tracing.env, say), or here" $.named .name) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- toYaml $env -}}
+{{- end -}}
+
+{{- /* Refuses a range of replicas that is none. Takes (dict "autoscaling" VALUES "named" "gateway.autoscaling"). */ -}}
+{{- define "waybill.replicas" -}}
+{{- if and .autoscaling.enabled (gt (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas)) -}}
+{{- fail (printf "%s: minReplicas (%v) is above maxReplicas (%v)" .named .autoscaling.minReplicas .autoscaling.maxReplicas) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A time such as 500ms, in milliseconds. */ -}}
+{{- define "waybill.milliseconds" -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- mul (int64 (trimSuffix $unit .)) (get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000) $unit) -}}
+{{- end -}}
+
+{{- /* Refuses a time that the programs would not take. Takes (dict "time" VALUE "named" "processors.ackWait" "least" "100ms" "most" "1d"). */ -}}
+{{- define "waybill.between" -}}
+{{- if .time -}}
+{{- $time := int64 (include "waybill.milliseconds" .time) -}}
+{{- if or (lt $time (int64 (include "waybill.milliseconds" .least))) (gt $time (int64 (include "waybill.milliseconds" .most))) -}}
+{{- fail (printf "%s: must be %s to %s, and is %s" .named .least .most .time) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
