@@ -1,18 +1,27 @@
 //! Each program as a user of its own at the broker, with the rights of deploy/nats/accounts.conf: enough for all that it
 //! does, and for nothing else.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
 use async_nats::jetstream::consumer::{FromConsumer, pull};
+use async_nats::{Client, HeaderMap, Subscriber};
 use backbone::dead_letters::LetterId;
 use backbone::stream::ORDERS;
 use backbone::subjects::{self, EventKind};
+use futures::{FutureExt, StreamExt};
 use harness::{Broker, Deployment, Options, Scrape, eventually, http_get, inbox_of, item, order_of, these};
 use proto::operations::v1::{DiscardDeadLetterRequest, RedriveOutcome};
 use proto::orders::v1::{ListOrdersRequest, OrderStatus};
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 const USERS: [&str; 5] = ["gateway", "inventory", "payment", "fulfilment", "provisioner"];
+/// Those that an attacker may have taken over. The provisioner has the account of the streams.
+const PROGRAMS: [&str; 4] = ["gateway", "inventory", "payment", "fulfilment"];
 const STEPS: [&str; 3] = ["inventory", "payment", "fulfilment"];
+const STREAMS: [&str; 3] = ["ORDERS", "DEAD_LETTERS", "KV_INVENTORY"];
 const NOBODY: [&str; 0] = [];
 
 /// Few attempts, so that an order is soon parked.
@@ -185,6 +194,12 @@ impl Wire {
     }
 }
 
+/// An event that is there, and has no payload, as a request to delete a stream must have none.
+const STORED: &str = "ORDER.created.00.c.o";
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A message that is not there.
+const FAR_AWAY: &str = r#"{"seq":999999999}"#;
+
 /// What is tried, and who may.
 fn rights() -> Vec<(String, Vec<&'static str>)> {
     let mut rights = vec![
@@ -201,11 +216,18 @@ fn rights() -> Vec<(String, Vec<&'static str>)> {
         ("PUB live.ORDER.created.00.c.o".to_owned(), NOBODY.to_vec()),
         ("PUB $KV.INVENTORY.stock.widget".to_owned(), vec!["inventory"]),
         ("PUB DEAD_LETTER.redriven.payment.1".to_owned(), vec!["gateway"]),
-        ("PUB $JS.API.STREAM.MSG.DELETE.DEAD_LETTERS".to_owned(), [&["gateway"], &STEPS[..]].concat()),
+        ("PUB DEAD_LETTER.discarded.payment.1".to_owned(), vec!["gateway", "payment"]),
+        ("PUB $JS.API.STREAM.MSG.DELETE.DEAD_LETTERS".to_owned(), PROGRAMS.to_vec()),
         ("PUB $JS.API.STREAM.MSG.DELETE.ORDERS".to_owned(), NOBODY.to_vec()),
+        ("PUB $JS.API.STREAM.MSG.GET.ORDERS".to_owned(), PROGRAMS.to_vec()),
+        ("PUB $JS.API.STREAM.MSG.GET.DEAD_LETTERS".to_owned(), PROGRAMS.to_vec()),
         ("PUB $JS.API.STREAM.INFO.ORDERS".to_owned(), USERS.to_vec()),
+        ("PUB $JS.API.STREAM.INFO.DEAD_LETTERS".to_owned(), USERS.to_vec()),
+        ("PUB $JS.API.STREAM.INFO.KV_INVENTORY".to_owned(), vec!["inventory", "provisioner"]),
         ("PUB $JS.API.STREAM.LIST".to_owned(), NOBODY.to_vec()),
-        ("PUB $JS.API.DIRECT.GET.ORDERS".to_owned(), [&["gateway"], &STEPS[..]].concat()),
+        ("PUB $JS.API.DIRECT.GET.ORDERS".to_owned(), PROGRAMS.to_vec()),
+        (format!("PUB $JS.API.DIRECT.GET.ORDERS.{STORED}"), PROGRAMS.to_vec()),
+        ("PUB $JS.API.DIRECT.GET.DEAD_LETTERS".to_owned(), vec!["gateway"]),
         ("PUB $JS.API.DIRECT.GET.KV_INVENTORY".to_owned(), vec!["inventory"]),
         ("PUB $JS.API.STREAM.CREATE.ELSEWHERE".to_owned(), NOBODY.to_vec()),
         ("SUB live.ORDER.>".to_owned(), vec!["gateway"]),
@@ -214,7 +236,7 @@ fn rights() -> Vec<(String, Vec<&'static str>)> {
         ("SUB _INBOX.>".to_owned(), NOBODY.to_vec()),
         ("SUB >".to_owned(), NOBODY.to_vec()),
     ];
-    for stream in ["ORDERS", "DEAD_LETTERS", "KV_INVENTORY"] {
+    for stream in STREAMS {
         for change in ["CREATE", "UPDATE"] {
             rights.push((format!("PUB $JS.API.STREAM.{change}.{stream}"), vec!["provisioner"]));
         }
@@ -223,15 +245,18 @@ fn rights() -> Vec<(String, Vec<&'static str>)> {
         }
     }
     for step in STEPS {
+        rights.push((format!("PUB $JS.API.CONSUMER.INFO.ORDERS.{step}"), vec![step, "provisioner"]));
         rights.push((format!("PUB $JS.API.CONSUMER.MSG.NEXT.ORDERS.{step}"), vec![step]));
         rights.push((format!("PUB $JS.API.CONSUMER.RESET.ORDERS.{step}"), vec![step]));
         rights.push((format!("PUB $JS.ACK.ORDERS.{step}.1.1.1.1.0"), vec![step]));
         rights.push((format!("PUB $JS.API.CONSUMER.CREATE.ORDERS.{step}"), vec!["provisioner"]));
         rights.push((format!("PUB $JS.API.CONSUMER.DELETE.ORDERS.{step}"), vec!["provisioner"]));
+        rights.push((format!("PUB DEAD_LETTER.attempts.{step}.1"), vec![step]));
         rights.push((format!("PUB DEAD_LETTER.open.{step}.1"), vec![step]));
         rights.push((format!("PUB DEAD_LETTER.floor.{step}"), vec![step]));
     }
     for user in USERS {
+        rights.push((format!("PUB {}.x", inbox_of(user)), NOBODY.to_vec()));
         rights.push((format!("SUB {}.>", inbox_of(user)), vec![user]));
     }
     rights
@@ -262,4 +287,199 @@ async fn no_user_may_do_what_its_program_does_not() {
     }
     eprintln!("{table}");
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Where answers are sent to that are not for whoever asks.
+fn elsewhere() -> Vec<String> {
+    let mut replies = vec![
+        "ORDER.created.00.c.forged".to_owned(),
+        "ORDER.paid.00.c.forged".to_owned(),
+        "ORDER.fulfilled.00.c.forged".to_owned(),
+        "live.ORDER.fulfilled.00.c.forged".to_owned(),
+        "DEAD_LETTER.redriven.payment.forged".to_owned(),
+        "DEAD_LETTER.open.payment.forged".to_owned(),
+        "$KV.INVENTORY.stock.widget".to_owned(),
+    ];
+    replies.extend(STREAMS.iter().map(|stream| format!("$JS.API.STREAM.PURGE.{stream}")));
+    for step in STEPS {
+        // As the broker writes it of the first message that it has delivered.
+        replies.push(format!("$JS.ACK.ORDERS.{step}.1.1.1.1.0"));
+        replies.push(format!("$JS.API.CONSUMER.MSG.NEXT.ORDERS.{step}"));
+        replies.push(format!("$JS.API.CONSUMER.DELETE.ORDERS.{step}"));
+    }
+    replies.extend(USERS.map(|user| format!("{}.forged", inbox_of(user))));
+    replies.extend(STREAMS.iter().map(|stream| format!("$JS.API.STREAM.DELETE.{stream}")));
+    replies
+}
+
+/// What is sent along with a request, so that there are answers of every kind, those without a payload among them.
+fn bodies_of(request: &str) -> &'static [&'static str] {
+    if request.contains(".MSG.NEXT.") {
+        &[r#"{"batch":1,"no_wait":true}"#]
+    } else if request.contains(".MSG.DELETE.") {
+        &[FAR_AWAY]
+    } else if request.ends_with(STORED) {
+        &[""]
+    } else if request.contains(".GET.") {
+        &[r#"{"seq":1}"#, FAR_AWAY, r#"{"multi_last":[">"]}"#]
+    } else {
+        &[""]
+    }
+}
+
+/// What a user may change: the subjects of what it publishes, up to where they begin to name orders.
+fn changes_of(user: &str) -> BTreeSet<String> {
+    let rights = rights().into_iter().filter(|(_, who)| who.contains(&user));
+    rights.filter_map(|(tried, _)| Some(family(tried.strip_prefix("PUB ")?))).collect()
+}
+
+fn family(subject: &str) -> String {
+    let tokens = if subject.starts_with("DEAD_LETTER.") { 3 } else { 2 };
+    subject.split('.').take(tokens).collect::<Vec<_>>().join(".")
+}
+
+/// Who listens for what is not meant for it, at every place where somebody does.
+struct Listener {
+    user: &'static str,
+    client: Client,
+    subscriptions: Vec<Subscriber>,
+}
+
+impl Listener {
+    async fn open(broker: &Broker, user: &'static str) -> Self {
+        let client = broker.client_of(user).await.unwrap();
+        let mut subscriptions = vec![client.subscribe(format!("{}.forged", inbox_of(user))).await.unwrap()];
+        if user == "gateway" {
+            subscriptions.push(client.subscribe("live.ORDER.>").await.unwrap());
+        }
+        Self { user, client, subscriptions }
+    }
+
+    /// What has come so far, but for what the broker has republished.
+    async fn heard(&mut self) -> Vec<String> {
+        // Whatever came before comes before this answer.
+        self.client.request("$JS.API.STREAM.INFO.ORDERS", "".into()).await.unwrap();
+        let mut heard = Vec::new();
+        for subscription in &mut self.subscriptions {
+            while let Some(Some(message)) = subscription.next().now_or_never() {
+                if message.headers.is_none_or(|headers| headers.get("Nats-Stream").is_none()) {
+                    heard.push(format!("{} hears {}", self.user, message.subject));
+                }
+            }
+        }
+        heard
+    }
+}
+
+/// What there is at the broker, by a name for each thing that may be changed.
+async fn state(admin: &Client) -> BTreeMap<String, String> {
+    let ask = async |subject: String, body: &str| -> Value {
+        let answer = admin.request(subject, body.to_owned().into()).await.unwrap();
+        serde_json::from_slice(&answer.payload).unwrap()
+    };
+    let mut state = BTreeMap::new();
+    for stream in STREAMS {
+        let subject = STORED_IN[STREAMS.iter().position(|known| *known == stream).unwrap()];
+        // Refused, and so, what came before is stored.
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Sequence", "999999999");
+        drop(admin.request_with_headers(subject, headers, "".into()).await);
+        let info = ask(format!("$JS.API.STREAM.INFO.{stream}"), r#"{"subjects_filter":">"}"#).await;
+        state.insert(stream.to_owned(), format!("{} {} {}", info["error"], info["created"], info["config"]));
+        for (subject, count) in info["state"]["subjects"].as_object().into_iter().flatten() {
+            state.insert(subject.clone(), count.to_string());
+        }
+    }
+    for step in STEPS {
+        let info = ask(format!("$JS.API.CONSUMER.INFO.ORDERS.{step}"), "").await;
+        state.insert(
+            format!("consumer {step}"),
+            format!("{} {} {}", info["error"], info["created"], info["config"]),
+        );
+        let stands = ["delivered", "ack_floor", "num_ack_pending", "num_waiting"];
+        state.insert(format!("what {step} has read"), stands.map(|field| info[field].to_string()).join(" "));
+    }
+    let stock = ask("$JS.API.STREAM.MSG.GET.KV_INVENTORY".to_owned(), STOCK_OF_WIDGET).await;
+    state.insert("$KV.INVENTORY.stock.widget".to_owned(), stock["message"].to_string());
+    state
+}
+
+/// A subject of each of the streams.
+const STORED_IN: [&str; 3] = [STORED, "DEAD_LETTER.open.payment.1", "$KV.INVENTORY.stock.widget"];
+const STOCK_OF_WIDGET: &str = r#"{"last_by_subj":"$KV.INVENTORY.stock.widget"}"#;
+
+#[tokio::test]
+async fn no_user_may_have_the_broker_do_by_an_answer_what_it_may_not_do_itself() {
+    let waybill =
+        Deployment::start_with(Options { least_privilege: true, replicas: 0, ..Options::default() }).await;
+    let jetstream = waybill.broker.jetstream().await;
+    let admin = jetstream.client();
+    for event in ["created", "reserved", "paid", "cancelled"] {
+        let subject = format!("ORDER.{event}.00.c.o");
+        jetstream.publish(subject, "".into()).await.unwrap().await.unwrap();
+    }
+    for step in STEPS {
+        let subject = format!("DEAD_LETTER.open.{step}.1");
+        jetstream.publish(subject, "".into()).await.unwrap().await.unwrap();
+        // Read, and not acknowledged.
+        let next = format!("$JS.API.CONSUMER.MSG.NEXT.ORDERS.{step}");
+        first_answer(&admin, next, bodies_of(".MSG.NEXT.")[0]).await;
+    }
+    jetstream.publish("$KV.INVENTORY.stock.widget", "100".into()).await.unwrap().await.unwrap();
+    let mut listeners = Vec::new();
+    for user in USERS {
+        listeners.push(Listener::open(&waybill.broker, user).await);
+    }
+
+    let mut table = format!("{:<48}{}\n", "answer to", PROGRAMS.map(|user| format!("{user:<13}")).concat());
+    let mut wrong = Vec::new();
+    for reply in elsewhere() {
+        table += &format!("{reply:<48}");
+        for user in PROGRAMS {
+            let before = state(&admin).await;
+            ask_for_everything(&waybill.broker, user, &reply).await;
+            let after = state(&admin).await;
+            let keys = before.keys().chain(after.keys());
+            let mut changed: BTreeSet<_> =
+                keys.filter(|key| before.get(*key) != after.get(*key)).cloned().collect();
+            for listener in &mut listeners {
+                let heard = listener.heard().await;
+                // What is sent to it in its own account, it could as well send itself.
+                changed.extend(heard.into_iter().filter(|_| listener.user != user));
+            }
+            let own = changes_of(user);
+            changed.retain(|key| !own.contains(&family(key)) && *key != format!("what {user} has read"));
+            table += &format!("{:<13}", if changed.is_empty() { "-" } else { "DONE" });
+            wrong.extend(changed.iter().map(|key| format!("{user}: {key}, by an answer to {reply}")));
+        }
+        table.push('\n');
+    }
+    eprintln!("{table}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The answer to a request, or the first of several. A message that was asked for comes under its own subject.
+async fn first_answer(client: &Client, request: String, body: &'static str) {
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.unwrap();
+    client.publish_with_reply(request.clone(), inbox, body.into()).await.unwrap();
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, answers.next()).await;
+    assert!(answer.is_ok_and(|answer| answer.is_some()), "no answer to {request} {body}");
+}
+
+/// Makes each request that a user may make, with the answer to go elsewhere, and waits until all are answered.
+async fn ask_for_everything(broker: &Broker, user: &str, reply: &str) {
+    let client = broker.client_of(user).await.unwrap();
+    for (tried, _) in rights().into_iter().filter(|(_, who)| who.contains(&user)) {
+        let Some(request) = tried.strip_prefix("PUB ") else { continue };
+        for body in bodies_of(request) {
+            let (request, body) = (request.to_owned(), *body);
+            client.publish_with_reply(request.clone(), reply.to_owned(), body.into()).await.unwrap();
+            // Nothing is said to somebody who acknowledges.
+            if !request.starts_with("$JS.ACK.") {
+                // The same again, answered in turn.
+                first_answer(&client, request, body).await;
+            }
+        }
+    }
 }
