@@ -208,6 +208,10 @@ pub async fn provision(connection: &Connection, waiting: impl Fn(String)) -> Res
             Ok(orders) => provide(connection, orders.cached_info().config.num_replicas).await,
             Err(error) => Err(error.to_string()),
         };
+        let provided = match provided {
+            Ok(Ok(())) => forbid_rollup(connection).await.map(Ok),
+            other => other,
+        };
         match provided {
             Ok(provided) => return provided,
             Err(error) => {
@@ -217,6 +221,20 @@ pub async fn provision(connection: &Connection, waiting: impl Fn(String)) -> Res
             }
         }
     }
+}
+
+/// Takes from a bucket that an earlier version made what we do not use: that one message of whoever may write to it can
+/// remove all others.
+async fn forbid_rollup(connection: &Connection) -> Result<(), String> {
+    let jetstream = connection.jetstream();
+    let bucket = jetstream.get_stream(STREAM).await.map_err(|error| error.to_string())?;
+    let present = &bucket.cached_info().config;
+    if present.allow_rollup {
+        let completed = Config { allow_rollup: false, ..present.clone() };
+        jetstream.update_stream(completed).await.map_err(|error| error.to_string())?;
+        info!("bucket {BUCKET} cannot be emptied by one message any more");
+    }
+    Ok(())
 }
 
 /// Makes the bucket if it is missing. The outer error is one that passes by itself.
@@ -286,7 +304,6 @@ fn bucket(replicas: usize) -> Config {
         discard: DiscardPolicy::New,
         num_replicas: replicas,
         first_sequence: Some(first_revision()),
-        allow_rollup: true,
         deny_delete: true,
         allow_direct: true,
         allow_atomic_publish: true,
