@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{FromConsumer, pull};
+use async_nats::jetstream::stream::Config;
 use async_nats::{Client, HeaderMap, Subscriber};
 use backbone::dead_letters::LetterId;
 use backbone::stream::ORDERS;
@@ -163,6 +164,27 @@ async fn an_edited_consumer_is_reported_and_used_as_it_is_until_an_operator_mend
     assert_eq!(refused.len(), 1, "{refused:#?}");
 }
 
+#[tokio::test]
+async fn the_stock_cannot_be_emptied_by_one_message() {
+    let waybill = Deployment::start_with(Options { replicas: 0, ..options() }).await;
+    // As an earlier version has made it.
+    let admin = waybill.broker.jetstream().await;
+    let bucket = admin.get_stream("KV_INVENTORY").await.unwrap().cached_info().config.clone();
+    assert!(!bucket.allow_rollup);
+    admin.update_stream(Config { allow_rollup: true, ..bucket }).await.unwrap();
+    waybill.broker.provision().await;
+
+    set_stock(&waybill, "widget", "10").await;
+    let inventory = async_nats::jetstream::new(waybill.broker.client_of("inventory").await.unwrap());
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Rollup", "all");
+    let emptied = inventory.publish_with_headers("$KV.INVENTORY.stock.gadget", headers, "10".into());
+    let refused = emptied.await.unwrap().await.unwrap_err().to_string();
+    assert!(refused.contains("rollup"), "{refused}");
+    let bucket = admin.get_stream("KV_INVENTORY").await.unwrap();
+    assert!(bucket.get_last_raw_message_by_subject("$KV.INVENTORY.stock.widget").await.is_ok());
+}
+
 /// A connection as one of the users, in NATS' own words, in which a refusal comes before the answer to a ping.
 struct Wire(BufReader<TcpStream>);
 
@@ -270,10 +292,10 @@ async fn no_user_may_do_what_its_program_does_not() {
     for user in USERS {
         wires.push(Wire::open(&waybill.broker, user).await);
     }
-    let mut table = format!("{:<48}{}\n", "", USERS.map(|user| format!("{user:<13}")).concat());
+    let mut table = format!("{:<52}{}\n", "", USERS.map(|user| format!("{user:<13}")).concat());
     let mut wrong = Vec::new();
     for (number, (tried, who)) in rights().into_iter().enumerate() {
-        table += &format!("{tried:<48}");
+        table += &format!("{tried:<52}");
         for (user, wire) in USERS.iter().zip(&mut wires) {
             let words =
                 if tried.starts_with("PUB") { format!("{tried} 0\r\n") } else { format!("{tried} {number}") };
@@ -287,6 +309,28 @@ async fn no_user_may_do_what_its_program_does_not() {
     }
     eprintln!("{table}");
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What stands in quotes between two words.
+fn quoted(text: &str, from: &str, to: &str) -> BTreeSet<String> {
+    let (_, text) = text.split_once(from).unwrap();
+    let (text, _) = text.split_once(to).unwrap();
+    // A comment may have quotes of its own.
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    lines.flat_map(|line| line.split('"').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+#[test]
+fn an_account_imports_what_its_user_may_publish_on() {
+    let accounts = include_str!("../../../deploy/nats/accounts.conf");
+    for user in PROGRAMS {
+        let (_, account) = accounts.split_once(&format!("\n  {} {{\n", user.to_uppercase())).unwrap();
+        let mut imported = quoted(account, "imports: [", "\n    ]\n");
+        // What is there for the broker's sake, and what comes in.
+        assert!(imported.remove("$JS.API.INFO"), "{user}");
+        assert_eq!(imported.remove("live.ORDER.>"), user == "gateway");
+        assert_eq!(imported, quoted(account, "publish: [", "\n          ]\n"), "{user}");
+    }
 }
 
 /// Where answers are sent to that are not for whoever asks.
