@@ -25,22 +25,22 @@ use crate::durable::Durable;
 use crate::stream::ORDERS;
 use crate::subjects::EventKind;
 
-/// How long one request for messages stands.
-const REQUEST_EXPIRY: Duration = Duration::from_secs(30);
-/// A broker silent for two of these while a request stands has lost it.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long one request for messages stands. Whoever leaves has to wait for its end.
+const REQUEST_EXPIRY: Duration = Duration::from_secs(2);
+/// A broker silent for so long while a request stands has lost it.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Requests in a row that the broker may lose. After more of them it is not the requests.
 const LOST_REQUESTS_MAX: u32 = 1;
+/// For how long requests may bring nothing before somebody looks whether there was nothing.
+const UNSERVED_MAX: Duration = Duration::from_secs(30);
 /// How often the consumer's settings are looked at. The broker answers from memory, however long the stream is.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 /// How often its floor is recorded, for those who start when nobody is left who knows it.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// How long a leaving reader waits for messages that are already on their way to it.
+/// How much longer than its requests stand a leaving reader waits for what they bring.
 const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_millis(100);
 /// How much longer it waits for the broker to learn that it leaves.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// What the broker sends while a request stands and there is nothing to deliver.
-const IDLE_HEARTBEAT: u16 = 100;
 
 /// What a consumer reads, and how.
 #[derive(Clone, Debug)]
@@ -90,7 +90,9 @@ pub struct Consumer {
     look_at: Instant,
     /// Where the answer to a look comes.
     look_inbox: String,
-    /// A request that brought nothing; the next look tells whether there was nothing.
+    /// Since when requests have brought nothing.
+    unserved_since: Instant,
+    /// The latest of them, once that is long ago; the next look tells whether there was nothing.
     unserved: Option<u64>,
     floor: Floor,
     /// When the floor is recorded again.
@@ -133,9 +135,8 @@ pub enum Lost {
 #[derive(Serialize)]
 struct Request {
     batch: usize,
-    /// Nanoseconds, as the next.
+    /// Nanoseconds.
     expires: u128,
-    idle_heartbeat: u128,
 }
 
 impl Consumer {
@@ -170,6 +171,7 @@ impl Consumer {
             lost: 0,
             connects,
             look_at: Instant::now() + LOOK_INTERVAL,
+            unserved_since: Instant::now(),
             unserved: None,
             floor: Floor::of(&info),
             record_at: Instant::now(),
@@ -222,15 +224,15 @@ impl Consumer {
                 self.learn(&message)?;
                 continue;
             }
-            self.silent_until = Instant::now() + 2 * HEARTBEAT;
+            self.silent_until = Instant::now() + SILENCE_MAX;
             self.lost = 0;
             match message.status {
                 None => {
                     self.standing = self.standing.saturating_sub(1);
                     self.served = self.request;
+                    self.unserved_since = Instant::now();
                     return Ok(self.delivery(message));
                 }
-                Some(status) if status.as_u16() == IDLE_HEARTBEAT => {}
                 Some(status) => {
                     let Some(request) = self.request_of(&message).filter(|request| *request > self.given_up)
                     else {
@@ -241,7 +243,8 @@ impl Consumer {
                         return Err(Lost::Refused(format!("{status} {description}")));
                     }
                     self.standing = self.standing.saturating_sub(unserved(&message));
-                    if self.served < request {
+                    if self.served < request && self.unserved_since.elapsed() > UNSERVED_MAX {
+                        self.unserved_since = Instant::now();
                         self.unserved = Some(request);
                         self.look().await?;
                     }
@@ -270,19 +273,25 @@ impl Consumer {
         self.standing
     }
 
-    /// Asks for no more, and gives out what is on its way already: the message, or `None` when that was all.
-    pub async fn last(&mut self) -> Option<Message> {
-        let leave_at = *self.leave_at.get_or_insert_with(|| Instant::now() + LAST_MESSAGES_TIMEOUT);
+    /// Asks for no more, and gives out what still comes: the message, or `None` when that was all. Waits until no request
+    /// stands, but no longer than until `leave_by`: a broker that is asked from another account may not notice that
+    /// nobody listens any more, and what it then delivers comes again only after ACK_WAIT.
+    pub async fn last(&mut self, leave_by: Instant) -> Option<Message> {
+        let ended_by = *self
+            .leave_at
+            .get_or_insert_with(|| leave_by.min(Instant::now() + REQUEST_EXPIRY) + LAST_MESSAGES_TIMEOUT);
         loop {
-            // Messages that wait in the stream come at once; if none has come, there are none.
+            // A broker that is away brings nothing.
             if self.standing > 0
-                && let Ok(message) = timeout_at(leave_at, self.messages.next()).await
+                && self.connection.is_up()
+                && let Ok(message) = timeout_at(ended_by, self.messages.next()).await
             {
                 let message = message?;
                 if self.is_delivery(&message) {
                     self.standing -= 1;
                     return Some(self.delivery(message));
                 }
+                self.end(&message);
             } else {
                 self.standing = 0;
                 // What the broker sends before it learns of the end still comes; unsubscribing would lose it until
@@ -290,11 +299,19 @@ impl Consumer {
                 if !std::mem::replace(&mut self.drained, true) {
                     self.messages.drain().await.ok()?;
                 }
-                let message = timeout_at(leave_at + DRAIN_TIMEOUT, self.messages.next()).await.ok()??;
+                let message = timeout_at(ended_by + DRAIN_TIMEOUT, self.messages.next()).await.ok()??;
                 if self.is_delivery(&message) {
                     return Some(self.delivery(message));
                 }
             }
+        }
+    }
+
+    /// Takes note that a request brings no more, if that is what the broker says.
+    fn end(&mut self, status: &async_nats::Message) {
+        if self.request_of(status).is_some_and(|request| request > self.given_up) {
+            let refused = status.status != Some(StatusCode::TIMEOUT);
+            self.standing = if refused { 0 } else { self.standing.saturating_sub(unserved(status)) };
         }
     }
 
@@ -307,11 +324,7 @@ impl Consumer {
             self.connects.mark_unchanged();
         }
         self.request += 1;
-        let request = Request {
-            batch: wanted,
-            expires: REQUEST_EXPIRY.as_nanos(),
-            idle_heartbeat: HEARTBEAT.as_nanos(),
-        };
+        let request = Request { batch: wanted, expires: REQUEST_EXPIRY.as_nanos() };
         let payload = serde_json::to_vec(&request).map_err(|error| Lost::Refused(error.to_string()))?;
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{ORDERS}.{}", self.durable.name);
         let reply = format!("{}.{}", self.inbox, self.request);
@@ -321,7 +334,7 @@ impl Consumer {
             .await
             .map_err(|_| Lost::Closed)?;
         self.standing += wanted;
-        self.silent_until = Instant::now() + 2 * HEARTBEAT;
+        self.silent_until = Instant::now() + SILENCE_MAX;
         Ok(())
     }
 

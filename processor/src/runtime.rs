@@ -44,6 +44,8 @@ pub(crate) async fn process<S: Step>(
         size: pool_size,
         breaker: Breaker::new(pool_size),
         status: status.clone(),
+        drain_timeout: config.drain_timeout,
+        deadline: None,
     };
     metrics::start(S::NAME);
     status.workers(pool_size);
@@ -81,7 +83,7 @@ pub(crate) async fn process<S: Step>(
         }
     }
 
-    let deadline = Instant::now() + config.drain_timeout;
+    let deadline = pool.deadline();
     if !pool.finish(deadline).await {
         let unfinished = pool.running.len();
         warn!(step = S::NAME, unfinished, drain_timeout = ?config.drain_timeout, "given back what was not finished in time");
@@ -97,6 +99,9 @@ struct Pool<S> {
     size: usize,
     breaker: Breaker,
     status: Status,
+    drain_timeout: Duration,
+    /// When the time to drain is over, if it has begun.
+    deadline: Option<Instant>,
 }
 
 impl<S: Step> Pool<S> {
@@ -117,10 +122,15 @@ impl<S: Step> Pool<S> {
                 () = sleep_until(probe_at.unwrap_or(now)), if probe_at.is_some() => {}
             }
         }
-        while let Some(message) = consumer.last().await {
+        let deadline = self.deadline();
+        while let Some(message) = consumer.last(deadline).await {
             self.take(message, consumer.terms()).await;
         }
         Ok(())
+    }
+
+    fn deadline(&mut self) -> Instant {
+        *self.deadline.get_or_insert_with(|| Instant::now() + self.drain_timeout)
     }
 
     async fn take(&mut self, message: Message, terms: Terms) {

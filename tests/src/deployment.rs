@@ -323,7 +323,7 @@ impl Deployment {
     }
 
     /// Waits until each step has opened its consumer. Elsewhere that there is one says so.
-    async fn steps_are_open(&mut self) {
+    pub async fn steps_are_open(&mut self) {
         for process in self.processors.values_mut().flatten() {
             let addr = process.ops_addr().await;
             eventually("a step that is ready", async || {

@@ -2,7 +2,7 @@
 //! lost, and none is carried out twice.
 
 use backbone::stream;
-use harness::{Cluster, Deployment, Load, Options, SERVERS, eventually};
+use harness::{Cluster, Deployment, Load, Options, SERVERS, eventually, item, order_of};
 use proto::orders::v1::{Order, OrderStatus};
 use serde_json::{Value, json};
 
@@ -115,4 +115,27 @@ async fn each_server_in_turn(
         cluster.is_whole(&waybill).await;
     }
     each_is_carried_out_once(&waybill, &orders).await;
+}
+
+/// The broker that leads the consumer may be another than the one that a step asks, and does not hear, if the step asks
+/// from an account of its own, that it has left.
+#[tokio::test]
+async fn what_was_for_a_step_that_has_left_is_for_the_next() {
+    let mut options = Options { least_privilege: true, replicas: 0, servers: SERVERS, ..Options::default() };
+    // What nobody got would stay away for longer than any test waits.
+    options.processors.push(("ACK_WAIT", "1h".to_owned()));
+    let mut waybill = Deployment::start_without_broker(options).await;
+    let _cluster = Cluster::start(&mut waybill);
+    waybill.ready().await;
+    // Each asks the server that it happens to come to.
+    for _ in 0..SERVERS {
+        waybill.start_processor("inventory");
+    }
+    waybill.steps_are_open().await;
+    for mut leaving in waybill.processors.remove("inventory").unwrap() {
+        assert!(leaving.stop().await.success());
+    }
+    let order = waybill.place(order_of("ada", "", vec![item("widget", 1)])).await.unwrap().order_id;
+    waybill.start_processor("inventory");
+    waybill.reached(&order, OrderStatus::Reserved).await;
 }

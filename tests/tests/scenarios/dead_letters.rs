@@ -287,7 +287,7 @@ async fn what_is_owed_is_tried_and_parked_like_all_else() {
     assert_eq!(failed.reason, "CLIENT_REQUEST");
     assert_eq!(waybill.cancel(&order.order_id).await.unwrap(), failed, "it is cancelled already");
 
-    bucket.purge(&key).await.unwrap();
+    bucket.delete(&key).await.unwrap();
     let canary = RedriveDeadLettersRequest { canary: true, ..these(&[&failed.dead_letter_id]) };
     let answers = waybill.redrive(canary).await.unwrap();
     // It was called off before, so this is the end that was to come.
