@@ -34,7 +34,7 @@ test: ## build everything, then run all tests against a real nats-server
 	cargo build --workspace --locked && \
 	cargo test --workspace --locked && \
 	LEAST_PRIVILEGE=1 cargo test --workspace --locked --test scenarios -- order_path crash_points redriving && \
-	cargo test --workspace --locked --test scenarios no_user_may_do -- --nocapture
+	cargo test --workspace --locked --test scenarios no_user_may -- --nocapture --test-threads 1
 
 least-privilege: ## run the scenarios with each program as a user of its own at the broker, who may do what it has to
 	@$(NATS) && \
