@@ -349,6 +349,7 @@ fn elsewhere() -> Vec<String> {
         // As the broker writes it of the first message that it has delivered.
         replies.push(format!("$JS.ACK.ORDERS.{step}.1.1.1.1.0"));
         replies.push(format!("$JS.API.CONSUMER.MSG.NEXT.ORDERS.{step}"));
+        replies.push(format!("$JS.API.CONSUMER.RESET.ORDERS.{step}"));
         replies.push(format!("$JS.API.CONSUMER.DELETE.ORDERS.{step}"));
     }
     replies.extend(USERS.map(|user| format!("{}.forged", inbox_of(user))));
