@@ -21,6 +21,10 @@ const INSTALLED: &str = "packages/installed";
 const CGO: (&str, &str) = ("CGO_ENABLED", "0");
 const SERVICE_CONFIG: &str = "proto/orders/v1/orders_grpc_service_config.json";
 
+/// Protos of others that the client in TypeScript is made from, too.
+const DETAILS: &str = "node_modules/google-proto-files/google/rpc/error_details.proto";
+const HEALTH: &str = "node_modules/grpc-health-check/proto";
+
 /// Shown in the log of a test that passes, too, which print! is not.
 fn say(text: &str) {
     std::io::stdout().write_all(format!("{text}\n").as_bytes()).unwrap();
@@ -64,7 +68,7 @@ fn at(folder: &Path, program: &str) -> Command {
 }
 
 /// Generates by the client's buf.gen.yaml what a client of OrderService needs.
-fn generate(folder: &Path) {
+fn generate(folder: &Path, others: &[&[&str]]) {
     let buf = succeeds(at(Path::new(ROOT), "tools/install").arg("buf"));
     let buf = String::from_utf8(buf).unwrap();
     let orders = Path::new(ROOT).join("proto/orders");
@@ -74,8 +78,8 @@ fn generate(folder: &Path) {
         buf
     };
     succeeds(buf().args([ROOT, "--path"]).arg(orders));
-    if folder.join("proto").exists() {
-        succeeds(buf().arg("proto"));
+    for of_others in others {
+        succeeds(buf().args(*of_others));
     }
 }
 
@@ -100,7 +104,7 @@ fn go() -> Option<Command> {
     let program = BUILD.get_or_init(|| {
         found("go", &["version"]).then(|| {
             let folder = folder("go");
-            generate(&folder);
+            generate(&folder, &[]);
             succeeds(at(&folder, "go").env(CGO.0, CGO.1).args(["build", "-o", "client", "."]));
             folder.join("client")
         })
@@ -147,7 +151,7 @@ fn typescript(program: &str) -> Option<Command> {
             install(&folder, "package-lock.json", || {
                 succeeds(at(&folder, "npm").args(["ci", "--no-audit", "--no-fund"]));
             });
-            generate(&folder);
+            generate(&folder, &[&["node_modules/google-proto-files", "--path", DETAILS], &[HEALTH]]);
             for script in ["check", "build"] {
                 succeeds(at(&folder, "npm").args(["run", script]));
             }

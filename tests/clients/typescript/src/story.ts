@@ -6,7 +6,7 @@ import { durationMs } from "@bufbuild/protobuf/wkt";
 import { type Client, Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../gen/google/rpc/error_details_pb";
-import { Health, HealthCheckResponse_ServingStatus as ServingStatus } from "../gen/grpc/health/v1/health_pb";
+import { Health, HealthCheckResponse_ServingStatus as ServingStatus } from "../gen/health/v1/health_pb";
 import type { OrderEvent } from "../gen/orders/v1/order_event_pb";
 import { type Order, OrderStatus } from "../gen/orders/v1/order_pb";
 import { type CreateOrderRequest, CreateOrderRequestSchema, OrderService } from "../gen/orders/v1/order_service_pb";
