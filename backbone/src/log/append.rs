@@ -76,6 +76,18 @@ impl AppendError {
     }
 }
 
+/// An event that is to be appended, and the order with it.
+struct Next {
+    id: OrderId,
+    /// The order's latest event.
+    previous: Revision,
+    /// The latest message on the order's subjects, which may be a foreign one.
+    expected: Revision,
+    order: Order,
+    carried: Bytes,
+    detail: Detail,
+}
+
 /// What was in the way of an append.
 enum Settled {
     /// The event itself, stored by an earlier try.
@@ -96,18 +108,10 @@ impl OrderLog {
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         let order = lifecycle::create(&created, now())?;
-        let carried = Bytes::new();
-        self.append_to(
-            id,
-            Revision::NONE,
-            Revision::NONE,
-            order,
-            carried,
-            Detail::Created(created),
-            trace,
-            deadline,
-        )
-        .await
+        let (previous, expected) = (Revision::NONE, Revision::NONE);
+        let detail = Detail::Created(created);
+        let next = Next { id, previous, expected, order, carried: Bytes::new(), detail };
+        self.append_next(next, trace, deadline).await
     }
 
     /// Appends what happened to the order in `current`, provided that nothing else happened to it since.
@@ -120,28 +124,21 @@ impl OrderLog {
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         let order = lifecycle::apply(&current.order, &detail, now())?;
-        let carried = current.carried.clone();
-        self.append_to(current.id, current.revision(), current.head, order, carried, detail, trace, deadline)
-            .await
+        let (previous, expected) = (current.revision(), current.head);
+        let next =
+            Next { id: current.id, previous, expected, order, carried: current.carried.clone(), detail };
+        self.append_next(next, trace, deadline).await
     }
 
-    #[allow(clippy::too_many_arguments, reason = "private, with two callers right above")]
-    async fn append_to(
+    async fn append_next(
         &self,
-        id: OrderId,
-        previous: Revision,
-        expected: Revision,
-        order: Order,
-        carried: Bytes,
-        detail: Detail,
+        next: Next,
         trace: &TraceContext,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
-        let kind = EventKind::of(&detail);
+        let kind = EventKind::of(&next.detail);
         let mut measured = Measured { kind, began: Instant::now(), outcome: "unknown" };
-        let appended = self
-            .publish_until_decided(id, kind, previous, expected, order, carried, detail, trace, deadline)
-            .await;
+        let appended = self.publish_until_decided(next, kind, trace, deadline).await;
         measured.outcome = match &appended {
             Ok(Appended::Stored(_)) => "acked",
             Ok(Appended::Overtaken(_)) => "conflict",
@@ -155,19 +152,14 @@ impl OrderLog {
         appended
     }
 
-    #[allow(clippy::too_many_arguments, reason = "private, with one caller right above")]
     async fn publish_until_decided(
         &self,
-        id: OrderId,
+        next: Next,
         kind: EventKind,
-        previous: Revision,
-        mut expected: Revision,
-        mut order: Order,
-        carried: Bytes,
-        detail: Detail,
         trace: &TraceContext,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
+        let Next { id, previous, mut expected, mut order, carried, detail } = next;
         let span =
             Span::child_of(trace, SpanKind::Producer, || format!("publish {}", subjects::kind(kind)).into());
         let trace = span.context();
