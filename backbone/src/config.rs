@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::ExitCode;
@@ -34,14 +34,15 @@ pub fn parse<Config: Parser>() -> Result<Config, ExitCode> {
     let config = matches.try_get_matches().and_then(|matches| {
         Config::from_arg_matches(&matches).map_err(|error| error.format(&mut Config::command()))
     });
-    config.map_err(|error| {
+    config.map_err(|mut error| {
+        hide_address(&mut error);
         // Nothing is left to be done when even the message cannot be written.
         drop(error.print());
         if !error.use_stderr() {
             return ExitCode::SUCCESS;
         }
         if let Some(variable) = variable_of(&error, Config::command()) {
-            eprintln!("The value may come from the environment variable {variable}.");
+            drop(writeln!(io::stderr(), "The value may come from the environment variable {variable}."));
         }
         ExitCode::from(EXIT_USAGE)
     })
@@ -50,7 +51,7 @@ pub fn parse<Config: Parser>() -> Result<Config, ExitCode> {
 /// Says why a configuration, each of whose values is good, cannot be used as a whole; gives the code to exit
 /// with.
 pub fn refuse(reason: &str) -> ExitCode {
-    eprintln!("error: {reason}");
+    drop(writeln!(io::stderr(), "error: {reason}"));
     ExitCode::from(EXIT_USAGE)
 }
 
@@ -101,6 +102,19 @@ fn unset_if_empty(argument: Arg, value: impl Fn(&OsStr) -> Option<OsString>) -> 
         !guarded && value(name).is_some_and(|value| value.is_empty())
     });
     if is_optional && is_empty { argument.env(Resettable::Reset) } else { argument }
+}
+
+/// Takes a bad address out of an error: it may hold a password, the more so one that cannot be read because of what is in the password.
+pub fn hide_address(error: &mut clap::Error) {
+    let is_address = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) => {
+            flag.split_whitespace().next().is_some_and(|flag| flag.ends_with("-url"))
+        }
+        Some(_) | None => false,
+    };
+    if is_address && error.get(ContextKind::InvalidValue).is_some() {
+        error.insert(ContextKind::InvalidValue, ContextValue::String("(not shown)".to_owned()));
+    }
 }
 
 /// clap names the flag whose value is bad; its reader may have set the variable.

@@ -77,7 +77,7 @@ impl Durable {
                     Some(info) => (info, true),
                     None => (present, false),
                 };
-                let former = floor.filter(|floor| floor.is_of_former_leader(&info));
+                let former = floor.filter(|floor| floor.is_passed(&info));
                 match former {
                     Some(former) => (gone_back(connection, &stream, &asked, info, former).await?, may),
                     None => (info, may),

@@ -63,9 +63,15 @@ impl Floor {
         self.is_of(info) && both.is_some_and(|(former, present)| *former != present)
     }
 
+    /// Whether the consumer may have passed something over that came after this floor, because it has got another leader
+    /// since. One that stands before the floor has been set back, by the loss of data or by somebody who wants it so.
+    pub(crate) fn is_passed(&self, info: &Info) -> bool {
+        self.is_of_former_leader(info) && self.sequence <= info.ack_floor.stream_sequence
+    }
+
     /// The first message that is not known to be done.
     pub(crate) fn next(&self) -> u64 {
-        self.sequence + 1
+        self.sequence.saturating_add(1)
     }
 
     /// What somebody has recorded of the consumer.
@@ -163,6 +169,10 @@ mod tests {
         for (leader, is_other) in [(("n1", monday), false), (("n2", tuesday), true), (("n1", tuesday), true)]
         {
             assert_eq!(floor.is_of_former_leader(&info(monday, Some(leader))), is_other, "{leader:?}");
+        }
+        let set_back = Floor { sequence: 42, ..floor.clone() };
+        for (floor, is_passed) in [(&floor, true), (&set_back, false)] {
+            assert_eq!(floor.is_passed(&info(monday, Some(("n2", tuesday)))), is_passed, "{floor:?}");
         }
         assert!(!floor.is_of_former_leader(&info(tuesday, Some(("n2", tuesday)))), "another consumer");
         assert!(!floor.is_of_former_leader(&info(monday, None)), "nobody says who leads");

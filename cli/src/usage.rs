@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
+use backbone::config::hide_address;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Command, Parser};
 
@@ -31,16 +32,18 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
 
 /// Reads flags and environment. On a bad value, and on `--help`, says so and gives the code to exit with.
 pub(crate) fn parse<Args: Parser>() -> Result<Args, ExitCode> {
-    Args::try_parse().map_err(|error| {
+    Args::try_parse().map_err(|mut error| {
+        let mut command = Args::command();
+        // Only a command that is built can show its flags as the error does.
+        command.build();
+        let variable = variable_at_fault(&error, &command);
+        hide_address(&mut error);
         // Nothing is left to be done when even the message cannot be written.
         drop(error.print());
         if !error.use_stderr() {
             return ExitCode::SUCCESS;
         }
-        let mut command = Args::command();
-        // Only a command that is built can show its flags as the error does.
-        command.build();
-        if let Some(variable) = variable_at_fault(&error, &command) {
+        if let Some(variable) = variable {
             console::warn(&format!("The value comes from the environment variable {variable}."));
         }
         ExitCode::from(EXIT_USAGE)

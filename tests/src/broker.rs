@@ -255,10 +255,10 @@ async fn provisioned(process: &mut Process) {
     assert!(status.success(), "{status}: {}", process.output());
 }
 
-/// A port that nobody listens on at the moment.
+/// A port that nobody listens on at the moment, and that no connection is given by itself: those begin at 32768.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("free port");
-    listener.local_addr().expect("port").port()
+    let mut ports = std::iter::repeat_with(|| rand::random_range(10_000..32_768));
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("free port")
 }
 
 /// What its answers come to.

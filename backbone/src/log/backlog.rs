@@ -37,7 +37,7 @@ impl OrderLog {
             return Ok(backlog);
         }
         // Up to the floor everything is acknowledged; so the first message behind it that the consumer reads is not.
-        let from = Revision(info.ack_floor.stream_sequence + 1);
+        let from = Revision(info.ack_floor.stream_sequence.saturating_add(1));
         let mut oldest: Option<direct_get::Stored> = None;
         for filter in filters(info) {
             let found = direct_get::batch_from(&self.connection.client, ORDERS, filter, from, 1).await?;

@@ -30,6 +30,7 @@ async fn refuses(program: &str, variable: &str, value: &str) {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{program} with {variable}={value}: {errors}");
     assert!(errors.contains(variable), "{program} with {variable}={value}: {errors}");
+    assert!(!errors.contains("s3cr3t"), "{program} with {variable}={value}: {errors}");
 }
 
 #[tokio::test]
@@ -41,6 +42,9 @@ async fn every_program_refuses_settings_that_cannot_be_used() {
         ("NATS_URL", "nats://"),
         ("NATS_URL", "nats://a,,b"),
         ("NATS_URL", "ws://localhost"),
+        // As they come of passwords that are not escaped.
+        ("NATS_URL", "nats://user:s3cr3t/#@?@localhost"),
+        ("NATS_URL", "nats://a,nats://user:s3cr3t@b:99999"),
         ("NATS_CREDS", NO_FILE),
         ("NATS_TLS_CA", NO_FILE),
         ("NATS_TLS_CA", NO_PEM),
@@ -95,6 +99,7 @@ async fn the_gateway_refuses_settings_that_cannot_be_used() {
         ("REFLECTION", "perhaps"),
         ("DURABILITY", "very"),
         ("NATS_MONITOR_URL", "nats://nats:8222"),
+        ("NATS_MONITOR_URL", "http://user:s3cr3t@nats:8222"),
         ("OTEL_METRICS_EXPORTER", "prometheus"),
     ];
     for (variable, value) in settings {
