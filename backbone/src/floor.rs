@@ -114,7 +114,11 @@ fn subject(consumer: &str) -> String {
 
 /// Where a consumer is asked to go back.
 pub(crate) fn resetting(consumer: &str) -> String {
-    format!("$JS.API.CONSUMER.RESET.{ORDERS}.{consumer}")
+    format!("$JS.API.{}", reset(consumer))
+}
+
+fn reset(consumer: &str) -> String {
+    format!("CONSUMER.RESET.{ORDERS}.{consumer}")
 }
 
 /// Whether the broker can have a consumer go back.
@@ -128,8 +132,8 @@ pub(crate) async fn go_back(
     consumer: &str,
     from: u64,
 ) -> Result<Option<Info>, async_nats::Error> {
-    let (subject, request) = (format!("CONSUMER.RESET.{ORDERS}.{consumer}"), json!({ "seq": from }));
-    let going = connection.jetstream.request(subject, &request);
+    let request = json!({ "seq": from });
+    let going = connection.jetstream.request(reset(consumer), &request);
     match connection.if_allowed(&resetting(consumer), going).await.transpose()? {
         None => Ok(None),
         Some(Response::Ok(info)) => Ok(Some(info)),
