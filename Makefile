@@ -3,6 +3,8 @@
 # A path in NATS_SERVER, GRPCURL or PROMTOOL is taken as it is; else tools/install finds or installs the tool.
 NATS := NATS_SERVER=$${NATS_SERVER:-$$(tools/install nats-server)} && export NATS_SERVER
 CARGO_OUT := $${CARGO_TARGET_DIR:-target}
+# Scenarios that cannot be run so, as arguments.
+LEAST_PRIVILEGE_SKIPS := $$(sed -n 's/^\([a-z_:]*\) .*/--skip \1/p' tests/least-privilege.skip)
 # All but the tests.
 PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor
 
@@ -33,15 +35,14 @@ test: ## build everything, then run all tests against a real nats-server
 	fi && \
 	cargo build --workspace --locked && \
 	cargo test --workspace --locked && \
-	LEAST_PRIVILEGE=1 cargo test --workspace --locked --test scenarios -- order_path crash_points redriving && \
+	LEAST_PRIVILEGE=1 cargo test --workspace --locked --test scenarios -- $(LEAST_PRIVILEGE_SKIPS) order_path crash_points redriving && \
 	cargo test --workspace --locked --test scenarios no_user_may -- --nocapture --test-threads 1
 
 least-privilege: ## run the scenarios with each program as a user of its own at the broker, who may do what it has to
 	@$(NATS) && \
 	cargo build --workspace --locked && \
 	echo 'skipped:' && sed '/^#/d; s/ /: /' tests/least-privilege.skip && \
-	LEAST_PRIVILEGE=1 cargo test --workspace --locked --test scenarios -- \
-		$$(sed -n 's/^\([a-z_:]*\) .*/--skip \1/p' tests/least-privilege.skip)
+	LEAST_PRIVILEGE=1 cargo test --workspace --locked --test scenarios -- $(LEAST_PRIVILEGE_SKIPS)
 
 soak: ## run 10,000 orders through an outage, then SCHEDULES (20) random schedules; some 15 minutes
 	@$(NATS) && \

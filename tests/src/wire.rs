@@ -353,6 +353,9 @@ fn write_name(subject: &str, payload: &[u8]) -> Option<String> {
         ["$KV", "INVENTORY", record, ..] => format!("write {record}"),
         ["DEAD_LETTER", state, ..] => format!("letter {state}"),
         ["$JS", "API", "STREAM", "MSG", "DELETE", "DEAD_LETTERS"] => "unlist letter".to_owned(),
+        ["$JS", "API", "CONSUMER", "DELETE", ..] => "delete consumer".to_owned(),
+        // An empty one only asks whether it may.
+        ["$JS", "API", "CONSUMER", "CREATE", ..] if !payload.is_empty() => "make consumer".to_owned(),
         ["$JS", "ACK", ..] if payload.starts_with(b"+ACK") => "ack".to_owned(),
         ["$JS", "ACK", ..] if payload.starts_with(b"-NAK") => "nak".to_owned(),
         ["$JS", "ACK", ..] if payload.starts_with(b"+TERM") => "term".to_owned(),

@@ -8,9 +8,11 @@
 
 use std::fmt;
 
+use async_nats::jetstream::consumer::PriorityPolicy;
 use backbone::subjects::EventKind::{
-    self, Cancelled, Created, Failed, Fulfilled, Paid, Redriven, Refunded, Rejected, Released, Reserved,
+    Cancelled, Created, Failed, Fulfilled, Paid, Redriven, Refunded, Rejected, Released, Reserved,
 };
+use backbone::subjects::{self, EventKind};
 use harness::{DELIVERY, Deployment, Moment, Options, eventually, every_one, item, order_of, these};
 use processor::inventory::ReservationState;
 use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest, RedriveOutcome};
@@ -23,6 +25,7 @@ use crate::accounting::{STOCK, WHOLE_WAY};
 use crate::cancel_races::{check_line, events};
 use crate::dead_letters::{break_gadgets, mend};
 use crate::events::{after, kinds};
+use crate::stuck_consumers::edit;
 
 // What inventory changes, by name of the message.
 const RESERVE: &[&str] = &[DELIVERY, "write stock", "write reservation", "append reserved", "ack"];
@@ -50,13 +53,15 @@ const WITHDRAW: &[&str] = &[
     "append released",
     "ack",
 ];
+// Any step whose consumer has passed messages over.
+const MAKE_ANEW: &[&str] = &["delete consumer", "make consumer", DELIVERY, "append fulfilled", "ack"];
 // The gateway.
 const CREATE: &[&str] = &["append created"];
 const CANCEL: &[&str] = &["append cancelled"];
 const REDRIVE: &[&str] = &["append redriven", "letter redriven", "unlist letter"];
 const DISCARD: &[&str] = &["letter discarded", "unlist letter"];
 
-const LISTS: [&[&str]; 17] = [
+const LISTS: [&[&str]; 18] = [
     RESERVE,
     REFUSE,
     RELEASE,
@@ -70,6 +75,7 @@ const LISTS: [&[&str]; 17] = [
     PARK,
     WITHDRAW,
     SET_ASIDE,
+    MAKE_ANEW,
     CREATE,
     CANCEL,
     REDRIVE,
@@ -566,6 +572,26 @@ async fn publish_junk(waybill: &Deployment) -> String {
     let jetstream = waybill.jetstream().await;
     let ack = jetstream.publish("ORDER.created.x", "junk".into()).await.unwrap();
     format!("inventory-{}", ack.await.unwrap().sequence)
+}
+
+#[tokio::test]
+async fn a_step_killed_at_any_point_of_making_its_consumer_anew_is_brought_what_that_had_passed_over() {
+    let mut waybill = deployment("fulfilment").await;
+    at_each_point(&mut waybill, "fulfilment", MAKE_ANEW, async |waybill, point| {
+        point.arm(waybill);
+        edit(waybill, "fulfilment", |config| {
+            config.filter_subjects = vec![subjects::kind(Redriven)];
+            // The next request is refused, and so the edit noticed.
+            config.priority_groups = vec!["group".to_owned()];
+            config.priority_policy = PriorityPolicy::Overflow;
+        })
+        .await;
+        let order = place(waybill, CUSTOMER, point).await;
+        point.die(waybill).await;
+        assert_eq!(end_of(waybill, "fulfilment", &order).await, ended(OrderStatus::Fulfilled, WHOLE_WAY));
+        check_stock(waybill, &order, true).await;
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -87,9 +87,9 @@ async fn are_fulfilled(waybill: &Deployment, orders: &[Order]) {
     assert_eq!(waybill.held("widget").await, orders.len() as u64);
 }
 
-/// Edits inventory's consumer as an operator does: all that is not edited stays.
-async fn edit(waybill: &Deployment, edit: impl FnOnce(&mut pull::Config)) {
-    let mut consumer = waybill.consumer("inventory").await;
+/// Edits a step's consumer as an operator does: all that is not edited stays.
+pub(crate) async fn edit(waybill: &Deployment, step: &str, edit: impl FnOnce(&mut pull::Config)) {
+    let mut consumer = waybill.consumer(step).await;
     let present = consumer.info().await.unwrap().config.clone();
     let mut config = pull::Config::try_from_consumer_config(present).unwrap();
     edit(&mut config);
@@ -114,7 +114,7 @@ async fn orders_that_an_edited_filter_has_passed_over_are_carried_out() {
     waybill.finished(&second.order_id).await;
     waybill.idle("inventory").await;
 
-    edit(&waybill, narrow).await;
+    edit(&waybill, "inventory", narrow).await;
     let passed_over = place(&waybill, "passed-over").await;
     // What is acknowledged behind it takes the consumer past it for good.
     let cancelled = place(&waybill, "cancelled").await;
@@ -134,7 +134,8 @@ async fn an_edit_is_noticed_however_much_is_delivered() {
     waybill.kill_processors("fulfilment");
     let order = place(&waybill, "order").await;
     waybill.reached(&order.order_id, OrderStatus::Paid).await;
-    edit(&waybill, |config| config.filter_subjects = vec![subjects::kind(EventKind::Created)]).await;
+    edit(&waybill, "inventory", |config| config.filter_subjects = vec![subjects::kind(EventKind::Created)])
+        .await;
     waybill.cancel(&order.order_id).await.unwrap();
     let mut others = 0;
     eventually("the release of a cancelled order", async || {
@@ -149,7 +150,7 @@ async fn an_edit_is_noticed_however_much_is_delivered() {
 #[tokio::test]
 async fn an_order_that_was_delivered_as_often_as_an_edit_allows_comes_again() {
     let mut waybill = with_damage(100).await;
-    edit(&waybill, |config| config.max_deliver = 1).await;
+    edit(&waybill, "inventory", |config| config.max_deliver = 1).await;
     let order = place_poison(&waybill, "order").await;
     let mut consumer = waybill.consumer("inventory").await;
     eventually("an order that the broker has given up", async || {
@@ -165,7 +166,7 @@ async fn an_order_that_was_delivered_as_often_as_an_edit_allows_comes_again() {
 #[tokio::test]
 async fn orders_of_which_an_edited_consumer_brings_the_headers_alone_are_not_set_aside() {
     let mut waybill = Deployment::start().await;
-    edit(&waybill, |config| config.headers_only = true).await;
+    edit(&waybill, "inventory", |config| config.headers_only = true).await;
     let order = place(&waybill, "order").await;
     opened_anew(&mut waybill, "headers_only is true,").await;
     are_fulfilled(&waybill, &[order]).await;
@@ -179,7 +180,7 @@ async fn what_was_edited_or_replaced_while_the_step_was_away_is_made_right_when_
     waybill.finished(&first.order_id).await;
     waybill.idle("inventory").await;
     waybill.kill_processors("inventory");
-    edit(&waybill, narrow).await;
+    edit(&waybill, "inventory", narrow).await;
     let second = place(&waybill, "second").await;
     let cancelled = place(&waybill, "cancelled").await;
     waybill.cancel(&cancelled.order_id).await.unwrap();
@@ -210,7 +211,7 @@ async fn what_was_edited_or_replaced_while_the_step_was_away_is_made_right_when_
 async fn a_consumer_that_would_be_deleted_when_idle_is_kept() {
     let mut waybill = Deployment::start().await;
     waybill.idle("inventory").await;
-    edit(&waybill, |config| config.inactive_threshold = Duration::from_secs(3600)).await;
+    edit(&waybill, "inventory", |config| config.inactive_threshold = Duration::from_secs(3600)).await;
     opened_anew(&mut waybill, "inactive_threshold is 1h,").await;
     let mut consumer = waybill.consumer("inventory").await;
     eventually("the edit undone", async || {
@@ -225,7 +226,7 @@ async fn replicas_that_notice_an_edit_at_the_same_time_lose_nothing() {
     let mut waybill = Deployment::start_with(Options { replicas: 3, ..Options::default() }).await;
     let mut orders = Load::start(waybill.channel(), widgets(20)).all().await;
     each_is_carried_out_once(&waybill, &orders).await;
-    edit(&waybill, narrow).await;
+    edit(&waybill, "inventory", narrow).await;
     for n in 0..20 {
         orders.push(place(&waybill, &format!("passed-over-{n}")).await);
     }
@@ -251,7 +252,7 @@ async fn replicas_with_other_settings_leave_the_consumer_to_whoever_started_last
     })
     .await;
     // An edit that all have to notice, and so a look of each.
-    edit(&waybill, |config| config.max_ack_pending = 7).await;
+    edit(&waybill, "inventory", |config| config.max_ack_pending = 7).await;
     eventually("the edit undone", async || {
         (consumer.info().await.ok()?.config.max_ack_pending != 7).then_some(())
     })
