@@ -58,13 +58,14 @@ pub struct ConsumerConfig {
 pub struct Terms {
     /// How long the broker waits for a sign of life. Another program may have chosen that.
     pub ack_wait: Duration,
-    /// When the consumer was made. What is older may have been brought before, by another of its name.
+    /// Since when the consumer is read here, and is this one. What is older may have been brought before, though the broker
+    /// says that it has not: by another of its name, or before it was told to go back.
     pub since: SystemTime,
 }
 
 impl Terms {
-    fn of(info: &Info) -> Self {
-        Self { ack_wait: info.config.ack_wait, since: info.created.into() }
+    fn of(info: &Info, read_since: SystemTime) -> Self {
+        Self { ack_wait: info.config.ack_wait, since: read_since.max(info.created.into()) }
     }
 }
 
@@ -175,7 +176,7 @@ impl Consumer {
             unserved: None,
             floor: Floor::of(&info),
             record_at: Instant::now(),
-            terms: Terms::of(&info),
+            terms: Terms::of(&info, SystemTime::now()),
             leave_at: None,
             drained: false,
         })
@@ -380,7 +381,7 @@ impl Consumer {
         if self.floor.is_of_former_leader(&info) {
             return Err(Lost::Led);
         }
-        (self.floor, self.terms) = (Floor::of(&info), Terms::of(&info));
+        (self.floor, self.terms) = (Floor::of(&info), Terms::of(&info, self.terms.since));
         let unserved = self.unserved.take().is_some_and(|request| self.served < request);
         let room = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX) < info.config.max_ack_pending;
         if unserved && info.num_pending > 0 && room && !info.paused {
