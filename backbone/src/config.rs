@@ -35,13 +35,17 @@ pub fn parse<Config: Parser>() -> Result<Config, ExitCode> {
         Config::from_arg_matches(&matches).map_err(|error| error.format(&mut Config::command()))
     });
     config.map_err(|mut error| {
-        hide_address(&mut error);
+        let mut command = Config::command();
+        command.build();
+        let setting = setting_at_fault(&error, &command);
+        hide_secret(&mut error, setting);
         // Nothing is left to be done when even the message cannot be written.
         drop(error.print());
         if !error.use_stderr() {
             return ExitCode::SUCCESS;
         }
-        if let Some(variable) = variable_of(&error, Config::command()) {
+        if let Some(variable) = setting.and_then(Arg::get_env) {
+            let variable = variable.to_string_lossy();
             drop(writeln!(io::stderr(), "The value may come from the environment variable {variable}."));
         }
         ExitCode::from(EXIT_USAGE)
@@ -104,32 +108,49 @@ fn unset_if_empty(argument: Arg, value: impl Fn(&OsStr) -> Option<OsString>) -> 
     if is_optional && is_empty { argument.env(Resettable::Reset) } else { argument }
 }
 
-/// Takes a bad address out of an error: it may hold a password, the more so one that cannot be read because of what is in the password.
-pub fn hide_address(error: &mut clap::Error) {
-    let is_address = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(flag)) => {
-            flag.split_whitespace().next().is_some_and(|flag| flag.ends_with("-url"))
-        }
-        Some(_) | None => false,
+/// The setting that an error is about, of this command or one below it. Only a command that is built shows its flags as the
+/// error does.
+pub fn setting_at_fault<'a>(error: &clap::Error, command: &'a Command) -> Option<&'a Arg> {
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) => setting_shown_as(flag, command),
+        Some(_) | None => None,
+    }
+}
+
+fn setting_shown_as<'a>(flag: &str, command: &'a Command) -> Option<&'a Arg> {
+    let here = command.get_arguments().find(|setting| setting.to_string() == flag);
+    here.or_else(|| command.get_subcommands().find_map(|below| setting_shown_as(flag, below)))
+}
+
+/// Takes a bad value out of an error if it is a secret or has a password in it. All the more likely does it have one if it
+/// cannot be read: because of what is in the password.
+pub fn hide_secret(error: &mut clap::Error, setting: Option<&Arg>) {
+    let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else {
+        return;
     };
-    if is_address && error.get(ContextKind::InvalidValue).is_some() {
+    let has_password = value.rsplit_once('@').is_some_and(|(before, _)| before.contains(':'));
+    if has_password || setting.is_some_and(Arg::is_hide_env_values_set) {
         error.insert(ContextKind::InvalidValue, ContextValue::String("(not shown)".to_owned()));
     }
 }
 
-/// clap names the flag whose value is bad; its reader may have set the variable.
-fn variable_of(error: &clap::Error, mut command: Command) -> Option<String> {
-    command.build();
-    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
-        return None;
-    };
-    let argument = command.get_arguments().find(|argument| argument.to_string() == *flag)?;
-    Some(argument.get_env()?.to_string_lossy().into_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Config {
+        #[arg(long)]
+        workers: u16,
+        #[arg(long, env = "WAYBILL_TEST_PLACES", default_value = "1")]
+        places: u16,
+        #[arg(long, env = "WAYBILL_TEST_PIN", hide_env_values = true, default_value = "1")]
+        pin: u16,
+        #[arg(long, default_value = "1s", value_parser = duration(Duration::from_millis(10)..=DAY))]
+        patience: Duration,
+    }
 
     #[test]
     fn a_port_is_one_that_there_is() {
@@ -147,21 +168,33 @@ mod tests {
         assert!(refused.to_string().contains("larger than"), "{refused}");
         assert!(read_file(Path::new(env!("CARGO_MANIFEST_PATH"))).is_ok());
     }
-    use clap::CommandFactory;
 
-    #[derive(Debug, Parser)]
-    struct Config {
-        #[arg(long, env = "WAYBILL_TEST_WORKERS")]
-        workers: u16,
-        #[arg(long, default_value = "1s", value_parser = duration(Duration::from_millis(10)..=DAY))]
-        patience: Duration,
+    /// What is said of a bad value, and the variable that it may come from.
+    fn refused(flag: &str, value: &str) -> (String, Option<String>) {
+        let mut command = Config::command();
+        command.build();
+        let mut error = Config::try_parse_from(["program", "--workers", "1", flag, value]).unwrap_err();
+        let setting = setting_at_fault(&error, &command);
+        hide_secret(&mut error, setting);
+        let variable = setting.and_then(Arg::get_env).map(|variable| variable.to_str().unwrap().to_owned());
+        (error.to_string(), variable)
     }
 
     #[test]
     fn a_bad_value_names_its_variable() {
-        let error = Config::try_parse_from(["program", "--workers", "ten"]).unwrap_err();
-        assert_eq!(variable_of(&error, Config::command()).as_deref(), Some("WAYBILL_TEST_WORKERS"));
-        assert_eq!(Config::try_parse_from(["program", "--workers", "10"]).unwrap().workers, 10);
+        let (said, variable) = refused("--places", "ten");
+        assert!(said.contains("'ten' for '--places"), "{said}");
+        assert_eq!(variable.as_deref(), Some("WAYBILL_TEST_PLACES"));
+    }
+
+    #[test]
+    fn no_secret_is_shown_because_it_cannot_be_read() {
+        for (flag, value) in
+            [("--pin", "12e4"), ("--places", "http://user:12e4/#@host:1"), ("--places", "a:12e4@b")]
+        {
+            let (said, _) = refused(flag, value);
+            assert!(said.contains("(not shown)") && !said.contains("12e4"), "{said}");
+        }
     }
 
     #[test]

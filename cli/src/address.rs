@@ -1,31 +1,13 @@
 //! Where a gateway is, or whoever else is asked.
 
-use std::ffi::OsStr;
-
 use backbone::config::has_usable_port;
-use clap::builder::TypedValueParser;
-use clap::error::ErrorKind;
-use clap::{Arg, Command};
 use tonic::transport::Uri;
 
-/// A parser of addresses. Not a function: clap would quote a password in the error.
-#[derive(Clone)]
-pub(crate) struct AddressParser;
-
-impl TypedValueParser for AddressParser {
-    type Value = Uri;
-
-    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Uri, clap::Error> {
-        if value.to_string_lossy().contains('@') {
-            let what = arg.map(|arg| format!("{arg}: ")).unwrap_or_default();
-            let message = format!("{what}an address has no user and no password\n");
-            return Err(clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command));
-        }
-        parse_gateway.parse_ref(command, arg, value)
+/// Reads an address, in which a password would end up in logs.
+pub(crate) fn parse_address(text: &str) -> Result<Uri, String> {
+    if text.contains('@') {
+        return Err("an address has no user and no password".to_owned());
     }
-}
-
-fn parse_gateway(text: &str) -> Result<Uri, String> {
     let can_be_asked = |uri: &Uri| {
         matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some_and(has_usable_port)
     };
@@ -43,7 +25,7 @@ mod tests {
     #[test]
     fn a_gateway_is_reached_by_http_or_https() {
         for good in ["http://127.0.0.1:50051", "https://waybill.example.org", "https://[::1]:50051"] {
-            assert!(parse_gateway(good).is_ok(), "{good}");
+            assert!(parse_address(good).is_ok(), "{good}");
         }
         for other in [
             "127.0.0.1:50051",
@@ -53,7 +35,7 @@ mod tests {
             "http://h:0",
             "http://h:99999",
         ] {
-            assert!(parse_gateway(other).unwrap_err().contains("http://HOST:PORT"), "{other}");
+            assert!(parse_address(other).unwrap_err().contains("http://HOST:PORT"), "{other}");
         }
     }
 }

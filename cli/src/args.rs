@@ -9,13 +9,14 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use proto::orders::v1::OrderStatus;
 use tonic::transport::Uri;
 
-use crate::address::AddressParser;
+use crate::address::parse_address;
 use crate::credential::Credential;
 use crate::dead_letter::DeadLetterArgs;
 use crate::health::HealthArgs;
 use crate::provision::ProvisionArgs;
 use crate::render;
 use crate::tls::Tls;
+use crate::usage::parse_timeout;
 
 /// Where `--help` shows the options that each command has.
 pub(crate) const CONNECTION: &str = "Connection";
@@ -63,8 +64,8 @@ pub(crate) struct DevArgs {
     /// Stop everything once the sample orders are finished. The exit code is 0 only if all of them are.
     #[arg(long)]
     pub(crate) exit: bool,
-    /// How long the sample orders may take.
-    #[arg(long, env = "WAYBILL_TIMEOUT", default_value = "60s")]
+    /// How long the sample orders may take, 1ms-1d.
+    #[arg(long, env = "WAYBILL_TIMEOUT", default_value = "60s", value_parser = parse_timeout)]
     pub(crate) timeout: humantime::Duration,
     /// Where the broker's data, the payment sandbox's and all logs are kept, also between runs.
     #[arg(long, env = "WAYBILL_DATA_DIR", default_value = ".waybill")]
@@ -116,7 +117,7 @@ pub(crate) struct DevArgs {
 pub(crate) struct OrderArgs {
     /// The gateway's address.
     #[arg(long, env = "WAYBILL_GATEWAY", default_value = "http://127.0.0.1:50051", global = true,
-          value_name = "URL", value_parser = AddressParser, help_heading = CONNECTION)]
+          value_name = "URL", value_parser = parse_address, help_heading = CONNECTION)]
     pub(crate) gateway: Uri,
     #[command(flatten)]
     pub(crate) tls: Tls,

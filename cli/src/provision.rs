@@ -14,6 +14,7 @@ use processor::provision::provision;
 use tokio::time::timeout;
 
 use crate::console;
+use crate::usage::parse_timeout;
 
 /// Who makes it, as the broker's operator sees it; also part of the inbox that this user needs.
 const NAME: &str = "provisioner";
@@ -28,8 +29,8 @@ pub(crate) struct ProvisionArgs {
     /// processors have. 100ms-1d.
     #[arg(long, env = "ACK_WAIT", default_value = "10s", value_name = "TIME", value_parser = duration(ACK_WAIT))]
     ack_wait: Duration,
-    /// How long all of it may take.
-    #[arg(long, default_value = "60s", value_name = "TIME")]
+    /// How long all of it may take, 1ms-1d.
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = parse_timeout)]
     timeout: humantime::Duration,
     #[command(flatten)]
     telemetry: TelemetryConfig,

@@ -2,16 +2,20 @@
 
 use std::error::Error;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use backbone::config::hide_address;
+use backbone::config::{DAY, duration, hide_secret, setting_at_fault};
 use clap::error::{ContextKind, ContextValue};
-use clap::{Command, Parser};
+use clap::{Arg, Parser};
 
 use crate::console;
 
 /// Exit code for flags and variables that cannot be used (`EX_USAGE` of sysexits.h).
 const EXIT_USAGE: u8 = 64;
+/// How long a user may have us wait.
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=DAY;
 
 /// What was asked for cannot be done as it was asked: the program ends with the same code.
 #[derive(Debug)]
@@ -36,8 +40,9 @@ pub(crate) fn parse<Args: Parser>() -> Result<Args, ExitCode> {
         let mut command = Args::command();
         // Only a command that is built can show its flags as the error does.
         command.build();
-        let variable = variable_at_fault(&error, &command);
-        hide_address(&mut error);
+        let setting = setting_at_fault(&error, &command);
+        let variable = setting.and_then(|setting| variable_at_fault(&error, setting));
+        hide_secret(&mut error, setting);
         // Nothing is left to be done when even the message cannot be written.
         drop(error.print());
         if !error.use_stderr() {
@@ -50,29 +55,20 @@ pub(crate) fn parse<Args: Parser>() -> Result<Args, ExitCode> {
     })
 }
 
-/// clap names the flag whose value is bad, though the user may have set its variable. This is the variable, if it
-/// holds the bad value.
-fn variable_at_fault(error: &clap::Error, command: &Command) -> Option<String> {
-    let (Some(ContextValue::String(flag)), Some(ContextValue::String(value))) =
-        (error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidValue))
-    else {
-        return None;
-    };
-    let variable = variable_of(flag, command)?;
-    let holds_it = std::env::var(&variable).is_ok_and(|held| held == *value);
-    holds_it.then_some(variable)
+/// Reads how long something may take.
+pub(crate) fn parse_timeout(text: &str) -> Result<humantime::Duration, String> {
+    duration(TIMEOUT)(text).map(Into::into)
 }
 
-/// The variable of the flag that clap shows as `flag`, in this command or one below it.
-fn variable_of(flag: &str, command: &Command) -> Option<String> {
-    let here = command
-        .get_arguments()
-        .find(|argument| argument.to_string() == flag)
-        .and_then(|argument| argument.get_env());
-    match here {
-        Some(variable) => Some(variable.to_string_lossy().into_owned()),
-        None => command.get_subcommands().find_map(|below| variable_of(flag, below)),
-    }
+/// clap names the flag whose value is bad, though the user may have set its variable. This is the variable, if it
+/// holds the bad value.
+fn variable_at_fault(error: &clap::Error, setting: &Arg) -> Option<String> {
+    let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else {
+        return None;
+    };
+    let variable = setting.get_env()?.to_str()?;
+    let holds_it = std::env::var(variable).is_ok_and(|held| held == *value);
+    holds_it.then(|| variable.to_owned())
 }
 
 #[cfg(test)]
@@ -82,11 +78,17 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn a_flag_is_traced_to_its_variable_through_subcommands() {
+    fn a_bad_value_is_traced_to_its_setting_through_subcommands() {
         let mut command = Args::command();
         command.build();
-        assert_eq!(variable_of("--ops-addr <OPS_ADDR>", &command).as_deref(), Some("OPS_ADDR"));
-        assert_eq!(variable_of("--gateway <URL>", &command).as_deref(), Some("WAYBILL_GATEWAY"));
-        assert_eq!(variable_of("--exit", &command), None);
+        for (line, variable) in [
+            (&["dev", "--ops-addr", "nowhere"][..], "OPS_ADDR"),
+            (&["order", "--gateway", "ftp://host:1", "get", "id"], "WAYBILL_GATEWAY"),
+            (&["order", "list", "ada", "--api-key", "not one"], "WAYBILL_API_KEY"),
+        ] {
+            let error = Args::try_parse_from([&["waybill"], line].concat()).unwrap_err();
+            let setting = setting_at_fault(&error, &command).unwrap();
+            assert_eq!(setting.get_env().unwrap(), variable, "{error}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Subcommand};
 use tonic::transport::Uri;
 
-use crate::address::AddressParser;
+use crate::address::parse_address;
 use crate::args::CONNECTION;
 use crate::credential::Credential;
 use crate::tls::Tls;
@@ -15,7 +15,7 @@ use crate::usage::Unusable;
 pub(crate) struct DeadLetterArgs {
     /// The gateway's address for operators.
     #[arg(long, env = "WAYBILL_OPERATIONS", default_value = "http://127.0.0.1:50053", global = true,
-          value_name = "URL", value_parser = AddressParser, help_heading = CONNECTION)]
+          value_name = "URL", value_parser = parse_address, help_heading = CONNECTION)]
     pub(crate) operations: Uri,
     #[command(flatten)]
     pub(crate) tls: Tls,

@@ -95,6 +95,7 @@ async fn a_question_that_makes_no_sense_is_a_usage_error() {
     for args in [
         &["localhost:50051"][..],
         &["http://localhost", "--timeout", "soon"],
+        &["http://localhost", "--timeout", "2d"],
         &["http://localhost:99999"],
         &["http://localhost:0/readyz"],
         &["https://localhost/readyz"],
