@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use harness::certificates::{self, Authority};
 use harness::{Deployment, Line, Options, Process, eventually, free_port, mirror};
 use nix::sys::signal::Signal;
+use sha2::{Digest, Sha256};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients");
@@ -228,19 +230,46 @@ async fn tells_the_story(language: &str, client: Option<Command>) {
     assert_eq!(output.lines().filter_map(cut_off).count(), 1);
 }
 
+/// Runs a client against a gateway that speaks TLS and asks for an API key.
+async fn is_let_in(language: &str, client: Option<Command>) {
+    const KEY: &str = "a key of the test";
+    let Some(mut client) = client else { return };
+    let files = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let ca = certificates::replace(files.path(), "ca.crt", &authority.pem());
+    let hash: String = Sha256::digest(KEY).iter().map(|byte| format!("{byte:02x}")).collect();
+    let keys =
+        certificates::replace(files.path(), "keys", &format!("{hash} shop orders:write,orders:read\n"));
+    let waybill = Deployment::start_with(Options::default()).await;
+    let mut guarded = authority.gateway().settings(files.path());
+    guarded.push(("API_KEYS_FILE", keys.display().to_string()));
+    let guarded = waybill.gateway_with("guarded", guarded).await;
+
+    client.env("WAYBILL_ADDR", &guarded.grpc_addr).env("WAYBILL_CA", ca).env("WAYBILL_API_KEY", KEY);
+    let mut client = Process::start(&format!("client in {language}"), client, files.path());
+    let status = client.ended().await;
+    let output = client.output();
+    say(&format!("--- client in {language}, with TLS and an API key ---\n{output}---"));
+    assert!(status.success(), "{status}");
+    assert!(output.lines().any(|line| line.starts_with("watched: ") && line.contains("FULFILLED")));
+}
+
 #[tokio::test]
 async fn go_tells_the_story() {
     tells_the_story("Go", go()).await;
+    is_let_in("Go", go()).await;
 }
 
 #[tokio::test]
 async fn python_tells_the_story() {
     tells_the_story("Python", python()).await;
+    is_let_in("Python", python()).await;
 }
 
 #[tokio::test]
 async fn typescript_tells_the_story() {
     tells_the_story("TypeScript", typescript("node.js")).await;
+    is_let_in("TypeScript", typescript("node.js")).await;
 }
 
 #[tokio::test]
@@ -261,6 +290,7 @@ async fn a_page_in_a_browser_tells_the_story() {
 #[tokio::test]
 async fn java_tells_the_story() {
     tells_the_story("Java", java()).await;
+    is_let_in("Java", java()).await;
 }
 
 /// What the service config does for a client.
@@ -314,6 +344,7 @@ fn the_documentation_shows_what_runs_here() {
         (source("go").join("main.go"), "go\n"),
         (source("python").join("story.py"), "python\n"),
         (source("typescript").join("src/story.ts"), "ts\n"),
+        (source("typescript").join("src/node.ts"), "ts\n"),
         (source("typescript").join("src/page.ts"), "ts\n"),
         (source("java").join("src/main/java/Story.java"), "java\n"),
     ];

@@ -19,6 +19,7 @@ from orders.v1 import order_event_pb2, order_pb2, order_service_pb2, order_servi
 ADDR = os.environ.get("WAYBILL_ADDR", "localhost:50051")
 WATCH_ADDR = os.environ.get("WAYBILL_WATCH_ADDR", ADDR)
 LIMITED_ADDR = os.environ.get("WAYBILL_LIMITED_ADDR")
+CA = os.environ.get("WAYBILL_CA")
 SERVICE_CONFIG = Path(__file__).parent / "../../../proto/orders/v1/orders_grpc_service_config.json"
 # Streams last longer; they have no deadline.
 CALL_TIMEOUT_S = 10
@@ -44,7 +45,18 @@ def main() -> None:
 
 def connect(addr: str) -> grpc.Channel:
     """A channel that waits for the gateway and repeats calls as the service config says."""
-    return grpc.insecure_channel(addr, options=[("grpc.service_config", SERVICE_CONFIG.read_text())])
+    options = [("grpc.service_config", SERVICE_CONFIG.read_text())]
+    if CA:
+        return grpc.secure_channel(addr, secured(Path(CA), os.environ["WAYBILL_API_KEY"]), options)
+    return grpc.insecure_channel(addr, options)
+
+
+def secured(ca: Path, key: str) -> grpc.ChannelCredentials:
+    """For a gateway that speaks TLS, with a certificate of this authority, and asks for an API key."""
+    # Without root_certificates grpcio takes the authorities that it brings along.
+    tls = grpc.ssl_channel_credentials(root_certificates=ca.read_bytes())
+    shown = grpc.metadata_call_credentials(lambda _, show: show((("x-api-key", key),), None))
+    return grpc.composite_channel_credentials(tls, shown)
 
 
 def health_check(channel: grpc.Channel) -> None:

@@ -9,10 +9,14 @@ import com.google.rpc.RetryInfo;
 import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
+import io.grpc.ManagedChannelBuilder;
+import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
+import io.grpc.TlsChannelCredentials;
 import io.grpc.health.v1.HealthCheckRequest;
 import io.grpc.health.v1.HealthGrpc;
+import io.grpc.stub.MetadataUtils;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -44,6 +48,7 @@ public final class Story {
   private static final String ADDR = System.getenv().getOrDefault("WAYBILL_ADDR", "localhost:50051");
   private static final String WATCH_ADDR = System.getenv().getOrDefault("WAYBILL_WATCH_ADDR", ADDR);
   private static final Optional<String> LIMITED_ADDR = Optional.ofNullable(System.getenv("WAYBILL_LIMITED_ADDR"));
+  private static final Optional<String> CA = Optional.ofNullable(System.getenv("WAYBILL_CA"));
   private static final Path SERVICE_CONFIG = Path.of("../../../proto/orders/v1/orders_grpc_service_config.json");
 
   public static void main(String[] args) throws Exception {
@@ -72,9 +77,19 @@ public final class Story {
   private static ManagedChannel connect(String addr) throws IOException {
     @SuppressWarnings("unchecked")
     Map<String, ?> serviceConfig = new Gson().fromJson(Files.readString(SERVICE_CONFIG), Map.class);
-    return Grpc.newChannelBuilder(addr, InsecureChannelCredentials.create())
-        .defaultServiceConfig(serviceConfig)
-        .build();
+    var builder = CA.isPresent()
+        ? secured(addr, Path.of(CA.get()), System.getenv("WAYBILL_API_KEY"))
+        : Grpc.newChannelBuilder(addr, InsecureChannelCredentials.create());
+    return builder.defaultServiceConfig(serviceConfig).build();
+  }
+
+  /** For a gateway that speaks TLS, with a certificate of this authority, and asks for an API key. */
+  private static ManagedChannelBuilder<?> secured(String addr, Path ca, String key) throws IOException {
+    // With TlsChannelCredentials.create() the authorities are those that Java brings along.
+    var tls = TlsChannelCredentials.newBuilder().trustManager(ca.toFile()).build();
+    var shown = new Metadata();
+    shown.put(Metadata.Key.of("x-api-key", Metadata.ASCII_STRING_MARSHALLER), key);
+    return Grpc.newChannelBuilder(addr, tls).intercept(MetadataUtils.newAttachHeadersInterceptor(shown));
   }
 
   private static void close(ManagedChannel channel) throws InterruptedException {
