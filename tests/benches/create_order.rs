@@ -3,7 +3,10 @@
 //!
 //! A second bare handler publishes what the order log needs of a message (a subject for each order, headers,
 //! the expectation, republishing), so that one sees how much of the difference is the log's and how much the
-//! gateway's.
+//! gateway's. Both are there once more in Go, with grpc-go and nats.go, if Go is.
+//!
+//! Throughput is that of all processes together, on the same cores. So CPU time is measured too: how many calls a core
+//! would carry if it had nothing else to do.
 //!
 //! `cargo bench --workspace --bench create_order`
 
@@ -14,13 +17,14 @@
     reason = "a benchmark prints what it measured, or fails"
 )]
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use async_nats::jetstream;
 use backbone::ids::OrderKey;
-use harness::measure::{Measured, closed_loop, spread};
-use harness::{Deployment, Options, Process, item, order_of};
+use harness::measure::{Measured, closed_loop, cpu_time, spread};
+use harness::{Deployment, Options, Process, item, languages, order_of};
 use prost::Message;
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use proto::orders::v1::order_service_server::{OrderService, OrderServiceServer};
@@ -53,64 +57,98 @@ async fn compare() {
     let unlimited = "1000000".to_owned();
     let gateway = vec![("RATE_LIMIT", unlimited.clone()), ("RATE_BURST", unlimited)];
     let waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
-    let (_bare, bare_addr) = bare::start(&waybill.broker.url(), "bare").await;
-    let (_bare_event, bare_event_addr) = bare::start(&waybill.broker.url(), "bare-event").await;
-    let handlers = [
-        ("bare handler", &bare_addr),
-        ("bare, whole event", &bare_event_addr),
-        ("gateway", &waybill.gateway.grpc_addr),
+    let url = waybill.broker.url();
+    let own = std::env::current_exe().expect("own path");
+    let mut handlers = vec![
+        bare::start("bare handler", &own, "bare", &url).await,
+        bare::start("bare, whole event", &own, "bare-event", &url).await,
     ];
+    if let Some(go) = languages::go("benches/go") {
+        handlers.push(bare::start("Go", &go, "bare", &url).await);
+        handlers.push(bare::start("Go, whole event", &go, "bare-event", &url).await);
+    }
+    let gateway = Handler {
+        name: "gateway",
+        addr: waybill.gateway.grpc_addr.clone(),
+        pid: waybill.gateway.process.pid(),
+        _process: None,
+    };
+    handlers.push(gateway);
 
     for in_flight in [64, 1] {
-        for (_, addr) in handlers {
-            turn(addr, in_flight, WARM_UP).await;
+        for handler in &handlers {
+            turn(handler, in_flight, WARM_UP).await;
         }
-        let mut turns = handlers.map(|_| Vec::new());
+        let mut turns: Vec<_> = handlers.iter().map(|_| Vec::new()).collect();
         for _ in 0..ROUNDS {
-            for ((_, addr), turns) in handlers.iter().zip(&mut turns) {
-                turns.push(turn(addr, in_flight, TURN).await);
+            for (handler, turns) in handlers.iter().zip(&mut turns) {
+                turns.push(turn(handler, in_flight, TURN).await);
             }
         }
         println!(
             "\nCreateOrder, {in_flight} in flight, {ROUNDS} turns of {TURN:?} each: median [lowest-highest]"
         );
-        for ((name, _), turns) in handlers.iter().zip(&turns) {
-            print(name, turns);
+        for (handler, turns) in handlers.iter().zip(&turns) {
+            print(handler.name, turns);
         }
-        let [bare, bare_event, gateway] = &turns;
-        for (name, yardstick) in [("bare", bare), ("bare, whole event", bare_event)] {
-            let ratio = |of: fn(&Measured) -> f64| {
+        let Some((gateway, yardsticks)) = turns.split_last() else { return };
+        for (yardstick, turns) in handlers.iter().zip(yardsticks) {
+            let ratio = |of: fn(&Turn) -> f64| {
                 let ratios: Vec<_> =
-                    gateway.iter().zip(yardstick).map(|(gateway, bare)| of(gateway) / of(bare)).collect();
+                    gateway.iter().zip(turns).map(|(gateway, other)| of(gateway) / of(other)).collect();
                 let (median, lowest, highest) = spread(&ratios);
                 format!("{median:.2} [{lowest:.2}-{highest:.2}]")
             };
-            let (throughput, p50) = (ratio(Measured::rate), ratio(|m| m.percentile_ms(50.0)));
-            println!("  gateway / {name}: throughput {throughput}, p50 {p50}");
+            println!(
+                "  gateway / {}: throughput {}, p50 {}, calls per core {}",
+                yardstick.name,
+                ratio(|turn| turn.load.rate()),
+                ratio(|turn| turn.load.percentile_ms(50.0)),
+                ratio(|turn| 1.0 / turn.cpu_us),
+            );
         }
     }
 }
 
-fn print(name: &str, turns: &[Measured]) {
-    let of = |value: fn(&Measured) -> f64| spread(&turns.iter().map(value).collect::<Vec<_>>());
-    let (rate, slowest, fastest) = of(Measured::rate);
+/// A process that answers CreateOrder.
+struct Handler {
+    name: &'static str,
+    addr: String,
+    pid: u32,
+    /// What has to live as long as it is asked.
+    _process: Option<Process>,
+}
+
+/// What became of one turn.
+struct Turn {
+    load: Measured,
+    /// CPU time of the handler's process for a call.
+    cpu_us: f64,
+}
+
+fn print(name: &str, turns: &[Turn]) {
+    let of = |value: fn(&Turn) -> f64| spread(&turns.iter().map(value).collect::<Vec<_>>());
+    let (rate, slowest, fastest) = of(|turn| turn.load.rate());
     let ms = |value| {
         let (median, lowest, highest) = of(value);
         format!("{median:.2} [{lowest:.2}-{highest:.2}] ms")
     };
+    let (cpu, least, most) = of(|turn| turn.cpu_us);
     println!(
-        "  {name:<17} {rate:>6.0} [{slowest:.0}-{fastest:.0}] calls/s   p50 {}   p99 {}",
-        ms(|m| m.percentile_ms(50.0)),
-        ms(|m| m.percentile_ms(99.0)),
+        "  {name:<17} {rate:>6.0} [{slowest:.0}-{fastest:.0}] calls/s   p50 {}   p99 {}   CPU {cpu:.0} [{least:.0}-{most:.0}] us a call",
+        ms(|turn| turn.load.percentile_ms(50.0)),
+        ms(|turn| turn.load.percentile_ms(99.0)),
     );
 }
 
-/// One turn of load on the gateway or the bare handler at `addr`.
-async fn turn(addr: &str, in_flight: usize, duration: Duration) -> Measured {
+/// One turn of load on a handler.
+async fn turn(handler: &Handler, in_flight: usize, duration: Duration) -> Turn {
+    let addr = &handler.addr;
     let connect = || Channel::from_shared(format!("http://{addr}")).expect("address").connect_lazy();
     let clients: Vec<_> =
         (0..CONNECTIONS.min(in_flight)).map(|_| OrderServiceClient::new(connect())).collect();
-    closed_loop(in_flight, duration, move |caller, call| {
+    let before = cpu_time(handler.pid);
+    let load = closed_loop(in_flight, duration, move |caller, call| {
         let mut client = clients[caller % clients.len()].clone();
         async move {
             let request = order_of(
@@ -121,7 +159,9 @@ async fn turn(addr: &str, in_flight: usize, duration: Duration) -> Measured {
             client.create_order(request).await.expect("order accepted");
         }
     })
-    .await
+    .await;
+    let cpu = cpu_time(handler.pid) - before;
+    Turn { cpu_us: cpu.as_secs_f64() * 1e6 / load.latencies_us.len() as f64, load }
 }
 
 /// The yardstick.
@@ -137,16 +177,15 @@ mod bare {
         whole_event: bool,
     }
 
-    /// Starts the handler as a process of its own, like the gateway.
-    pub(super) async fn start(nats_url: &str, mode: &'static str) -> (Process, String) {
+    /// Starts a handler as a process of its own, like the gateway.
+    pub(super) async fn start(name: &'static str, program: &Path, mode: &str, nats_url: &str) -> Handler {
         let dir = tempfile::tempdir().expect("directory");
-        let mut command = Command::new(std::env::current_exe().expect("own path"));
+        let mut command = Command::new(program);
         command.args([mode, nats_url]);
-        let mut process = Process::start(mode, command, dir.path());
+        let mut process = Process::start(name, command, dir.path());
         let addr = process
             .line("the bare handler's address", |line| Some(line.strip_prefix("listening on ")?.to_owned()));
-        let addr = addr.await;
-        (process, addr)
+        Handler { name, addr: addr.await, pid: process.pid(), _process: Some(process) }
     }
 
     pub(super) async fn serve(nats_url: &str, whole_event: bool) {

@@ -11,6 +11,7 @@ pub mod collector;
 mod deployment;
 mod folders;
 pub mod issuer;
+pub mod languages;
 mod line;
 mod load;
 pub mod measure;

@@ -3,87 +3,23 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use harness::certificates::{self, Authority};
-use harness::{Deployment, Line, Options, Process, eventually, free_port, mirror};
+use harness::languages::{self, ROOT, at, folder, found, generate, say, source, succeeds};
+use harness::{Deployment, Line, Options, Process, eventually, free_port};
 use nix::sys::signal::Signal;
 use sha2::{Digest, Sha256};
 
-const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients");
-/// What builds leave in a client's folder.
-const BUILT: [&str; 6] = ["client", "dist", "gen", "node_modules", "packages", "target"];
 /// Says what is installed, which takes longer than to find that it is.
 const INSTALLED: &str = "packages/installed";
-/// What tools/install builds with, so that Go's standard library is built already.
-const CGO: (&str, &str) = ("CGO_ENABLED", "0");
 const SERVICE_CONFIG: &str = "proto/orders/v1/orders_grpc_service_config.json";
 
 /// Protos of others that the client in TypeScript is made from, too.
 const DETAILS: &str = "node_modules/google-proto-files/google/rpc/error_details.proto";
 const HEALTH: &str = "node_modules/grpc-health-check/proto";
-
-/// Shown in the log of a test that passes, too, which print! is not.
-fn say(text: &str) {
-    std::io::stdout().write_all(format!("{text}\n").as_bytes()).unwrap();
-}
-
-/// Whether there is such a program; says so if there is none.
-fn found(program: &str, asked: &[&str]) -> bool {
-    let output = Command::new(program).args(asked).stdin(Stdio::null()).output();
-    let found = output.is_ok_and(|output| output.status.success());
-    if !found {
-        say(&format!("skipped: no {program}"));
-    }
-    found
-}
-
-fn succeeds(command: &mut Command) -> Vec<u8> {
-    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let said = [&output.stdout[..], &output.stderr].concat();
-    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&said));
-    output.stdout
-}
-
-/// A copy of a client, in which it can be built without a trace in the repository.
-fn folder(language: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    // target/<profile>/deps/<test>
-    let folder = test.ancestors().nth(3).unwrap().join("clients").join(language);
-    mirror(&source(language), &folder, &BUILT);
-    folder
-}
-
-fn source(language: &str) -> PathBuf {
-    Path::new(CLIENTS).join(language)
-}
-
-/// The command, to be run in this folder.
-fn at(folder: &Path, program: &str) -> Command {
-    let mut command = Command::new(program);
-    command.current_dir(folder);
-    command
-}
-
-/// Generates by the client's buf.gen.yaml what a client of OrderService needs.
-fn generate(folder: &Path, others: &[&[&str]]) {
-    let buf = succeeds(at(Path::new(ROOT), "tools/install").arg("buf"));
-    let buf = String::from_utf8(buf).unwrap();
-    let orders = Path::new(ROOT).join("proto/orders");
-    let buf = || {
-        let mut buf = at(folder, buf.trim());
-        buf.env(CGO.0, CGO.1).arg("generate");
-        buf
-    };
-    succeeds(buf().args([ROOT, "--path"]).arg(orders));
-    for of_others in others {
-        succeeds(buf().args(*of_others));
-    }
-}
 
 /// Installs unless the same is installed already.
 fn install(folder: &Path, wanted: &str, by: impl FnOnce()) {
@@ -103,16 +39,9 @@ fn install(folder: &Path, wanted: &str, by: impl FnOnce()) {
 /// The client in Go, built once.
 fn go() -> Option<Command> {
     static BUILD: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let program = BUILD.get_or_init(|| {
-        found("go", &["version"]).then(|| {
-            let folder = folder("go");
-            generate(&folder, &[]);
-            succeeds(at(&folder, "go").env(CGO.0, CGO.1).args(["build", "-o", "client", "."]));
-            folder.join("client")
-        })
-    });
+    let program = BUILD.get_or_init(|| languages::go("clients/go"));
     let program = program.as_ref()?.to_str().unwrap();
-    Some(at(&source("go"), program))
+    Some(at(&source("clients/go"), program))
 }
 
 /// The client in Python.
@@ -120,7 +49,7 @@ fn python() -> Option<Command> {
     if !found("python3", &["-m", "pip", "--version"]) {
         return None;
     }
-    let folder = folder("python");
+    let folder = folder("clients/python");
     let (packages, generated) = (folder.join("packages"), folder.join("gen"));
     install(&folder, "requirements.txt", || {
         // Somebody's own settings of where to install must not stand in the way of --target.
@@ -137,7 +66,7 @@ fn python() -> Option<Command> {
     }
     let protos = ["order.proto", "order_event.proto", "order_service.proto"];
     succeeds(protoc.args(protos.map(|name| format!("proto/orders/v1/{name}"))));
-    let mut command = at(&source("python"), "python3");
+    let mut command = at(&source("clients/python"), "python3");
     let path = std::env::join_paths([packages, generated]).unwrap();
     // What is printed is looked at while it runs.
     command.args(["-u", "story.py"]).env("PYTHONPATH", path);
@@ -149,7 +78,7 @@ fn typescript(program: &str) -> Option<Command> {
     static BUILD: OnceLock<Option<PathBuf>> = OnceLock::new();
     let folder = BUILD.get_or_init(|| {
         (found("node", &["--version"]) && found("npm", &["--version"])).then(|| {
-            let folder = folder("typescript");
+            let folder = folder("clients/typescript");
             install(&folder, "package-lock.json", || {
                 succeeds(at(&folder, "npm").args(["ci", "--no-audit", "--no-fund"]));
             });
@@ -160,7 +89,7 @@ fn typescript(program: &str) -> Option<Command> {
             folder
         })
     });
-    let mut command = at(&source("typescript"), "node");
+    let mut command = at(&source("clients/typescript"), "node");
     command.arg(folder.as_ref()?.join("dist").join(program));
     Some(command)
 }
@@ -170,7 +99,7 @@ fn java() -> Option<Command> {
     if !found("mvn", &["--version"]) {
         return None;
     }
-    let folder = folder("java");
+    let folder = folder("clients/java");
     let maven = |folder: &Path| {
         let mut maven = at(folder, "mvn");
         maven.args(["--batch-mode", "--quiet"]);
@@ -179,7 +108,7 @@ fn java() -> Option<Command> {
     };
     // What runs it is fetched here too.
     succeeds(maven(&folder).args(["compile", "exec:java", "-Dexec.skip"]));
-    let mut command = maven(&source("java"));
+    let mut command = maven(&source("clients/java"));
     command.args(["--offline", "exec:java", "--file"]).arg(folder.join("pom.xml"));
     Some(command)
 }
@@ -341,12 +270,12 @@ fn the_documentation_shows_what_runs_here() {
     let page = fs::read_to_string(Path::new(ROOT).join("docs/clients.md")).unwrap();
     let sources = [
         (Path::new(ROOT).join(SERVICE_CONFIG), "json\n"),
-        (source("go").join("main.go"), "go\n"),
-        (source("python").join("story.py"), "python\n"),
-        (source("typescript").join("src/story.ts"), "ts\n"),
-        (source("typescript").join("src/node.ts"), "ts\n"),
-        (source("typescript").join("src/page.ts"), "ts\n"),
-        (source("java").join("src/main/java/Story.java"), "java\n"),
+        (source("clients/go").join("main.go"), "go\n"),
+        (source("clients/python").join("story.py"), "python\n"),
+        (source("clients/typescript").join("src/story.ts"), "ts\n"),
+        (source("clients/typescript").join("src/node.ts"), "ts\n"),
+        (source("clients/typescript").join("src/page.ts"), "ts\n"),
+        (source("clients/java").join("src/main/java/Story.java"), "java\n"),
     ];
     let sources = sources.map(|(path, kind)| (fs::read_to_string(path).unwrap(), kind));
     // Every other part is inside of a fence.
