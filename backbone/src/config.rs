@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::ExitCode;
@@ -37,14 +38,14 @@ pub fn parse<Config: Parser>() -> Result<Config, ExitCode> {
     config.map_err(|mut error| {
         let mut command = Config::command();
         command.build();
-        let setting = setting_at_fault(&error, &command);
-        hide_secret(&mut error, setting);
+        let settings = settings_at_fault(&error, &command);
+        hide_secret(&mut error, &settings);
         // Nothing is left to be done when even the message cannot be written.
         drop(error.print());
         if !error.use_stderr() {
             return ExitCode::SUCCESS;
         }
-        if let Some(variable) = setting.and_then(Arg::get_env) {
+        for variable in settings.iter().filter_map(|setting| setting.get_env()) {
             let variable = variable.to_string_lossy();
             drop(writeln!(io::stderr(), "The value may come from the environment variable {variable}."));
         }
@@ -71,6 +72,11 @@ pub fn duration(
         let [least, most] = [*bounds.start(), *bounds.end()].map(humantime::format_duration);
         Err(format!("must be {least} to {most}"))
     }
+}
+
+/// Reads an address to serve at.
+pub fn parse_addr(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write it as IP:PORT, such as 127.0.0.1:50051 or [::1]:50051".to_owned())
 }
 
 /// Whether an address has a port that there is, or none. One that is parsed may have any number in its place, and would be
@@ -108,13 +114,15 @@ fn unset_if_empty(argument: Arg, value: impl Fn(&OsStr) -> Option<OsString>) -> 
     if is_optional && is_empty { argument.env(Resettable::Reset) } else { argument }
 }
 
-/// The setting that an error is about, of this command or one below it. Only a command that is built shows its flags as the
-/// error does.
-pub fn setting_at_fault<'a>(error: &clap::Error, command: &'a Command) -> Option<&'a Arg> {
-    match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(flag)) => setting_shown_as(flag, command),
-        Some(_) | None => None,
-    }
+/// The settings that an error is about, of this command or one below it: one that is bad, or those that are missing. Only a
+/// command that is built shows its flags as the error does.
+pub fn settings_at_fault<'a>(error: &clap::Error, command: &'a Command) -> Vec<&'a Arg> {
+    let flags = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) => std::slice::from_ref(flag),
+        Some(ContextValue::Strings(flags)) => flags,
+        Some(_) | None => &[],
+    };
+    flags.iter().filter_map(|flag| setting_shown_as(flag, command)).collect()
 }
 
 fn setting_shown_as<'a>(flag: &str, command: &'a Command) -> Option<&'a Arg> {
@@ -124,12 +132,12 @@ fn setting_shown_as<'a>(flag: &str, command: &'a Command) -> Option<&'a Arg> {
 
 /// Takes a bad value out of an error if it is a secret or has a password in it. All the more likely does it have one if it
 /// cannot be read: because of what is in the password.
-pub fn hide_secret(error: &mut clap::Error, setting: Option<&Arg>) {
+pub fn hide_secret(error: &mut clap::Error, settings: &[&Arg]) {
     let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else {
         return;
     };
     let has_password = value.rsplit_once('@').is_some_and(|(before, _)| before.contains(':'));
-    if has_password || setting.is_some_and(Arg::is_hide_env_values_set) {
+    if has_password || settings.iter().any(|setting| setting.is_hide_env_values_set()) {
         error.insert(ContextKind::InvalidValue, ContextValue::String("(not shown)".to_owned()));
     }
 }
@@ -174,9 +182,9 @@ mod tests {
         let mut command = Config::command();
         command.build();
         let mut error = Config::try_parse_from(["program", "--workers", "1", flag, value]).unwrap_err();
-        let setting = setting_at_fault(&error, &command);
-        hide_secret(&mut error, setting);
-        let variable = setting.and_then(Arg::get_env).map(|variable| variable.to_str().unwrap().to_owned());
+        let settings = settings_at_fault(&error, &command);
+        hide_secret(&mut error, &settings);
+        let variable = settings[0].get_env().map(|variable| variable.to_str().unwrap().to_owned());
         (error.to_string(), variable)
     }
 

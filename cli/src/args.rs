@@ -4,8 +4,10 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use backbone::config::parse_addr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use processor::inventory::Stock;
 use proto::orders::v1::OrderStatus;
 use tonic::transport::Uri;
 
@@ -77,16 +79,16 @@ pub(crate) struct DevArgs {
     #[arg(long, env = "WAYBILL_NATS_PORT", default_value = "4222", value_name = "PORT")]
     pub(crate) nats_port: u16,
     /// Where the gateway serves gRPC. Port 0 takes a free one.
-    #[arg(long, env = "GRPC_ADDR", default_value = "127.0.0.1:50051")]
+    #[arg(long, env = "GRPC_ADDR", default_value = "127.0.0.1:50051", value_parser = parse_addr)]
     pub(crate) grpc_addr: SocketAddr,
     /// Where the gateway serves its health over HTTP. Port 0 takes a free one.
-    #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
+    #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464", value_parser = parse_addr)]
     pub(crate) ops_addr: SocketAddr,
     /// Where the gateway serves operators. Port 0 takes a free one.
-    #[arg(long, env = "OPERATIONS_ADDR", default_value = "127.0.0.1:50053")]
+    #[arg(long, env = "OPERATIONS_ADDR", default_value = "127.0.0.1:50053", value_parser = parse_addr)]
     pub(crate) operations_addr: SocketAddr,
     /// Where the payment sandbox serves gRPC. Port 0 takes a free one.
-    #[arg(long, env = "PAYMENT_SANDBOX_ADDR", default_value = "127.0.0.1:50052")]
+    #[arg(long, env = "PAYMENT_SANDBOX_ADDR", default_value = "127.0.0.1:50052", value_parser = parse_addr)]
     pub(crate) payment_sandbox_addr: SocketAddr,
     /// The payment service to use instead of a payment sandbox.
     #[arg(long, env = "PAYMENT_URL", value_name = "URL")]
@@ -107,7 +109,7 @@ pub(crate) struct DevArgs {
     #[arg(long, env = "WAYBILL_PROMETHEUS_PORT", default_value = "9090", value_name = "PORT")]
     pub(crate) prometheus_port: u16,
     /// The stock to begin with. SKUs that exist keep the count they have. Unset: that of the sample orders.
-    #[arg(long, env = "STOCK", value_name = "SKU=COUNT,...")]
+    #[arg(long, env = "STOCK", value_name = "SKU=COUNT,...", value_parser = parse_stock)]
     pub(crate) stock: Option<String>,
     #[command(flatten)]
     pub(crate) credential: Credential,
@@ -214,14 +216,24 @@ pub(crate) struct TetherArgs {
     pub(crate) program: Vec<OsString>,
 }
 
+/// Stock as inventory reads it; none if it is empty.
+fn parse_stock(text: &str) -> Result<String, String> {
+    if !text.is_empty() {
+        text.parse::<Stock>()?;
+    }
+    Ok(text.to_owned())
+}
+
 fn parse_item(text: &str) -> Result<Item, String> {
     let [sku, quantity, price] = text.split(':').collect::<Vec<_>>()[..] else {
         return Err("write it as SKU:QUANTITY:PRICE, such as widget:2:1250".to_owned());
     };
     Ok(Item {
         sku: sku.to_owned(),
-        quantity: quantity.parse().map_err(|error| format!("quantity '{quantity}': {error}"))?,
-        price_minor: price.parse().map_err(|error| format!("price '{price}' in minor units: {error}"))?,
+        quantity: quantity.parse().map_err(|_| format!("quantity '{quantity}' is no whole number"))?,
+        price_minor: price
+            .parse()
+            .map_err(|_| format!("price '{price}' is no whole number of minor units: of 3.50 it is 350"))?,
     })
 }
 

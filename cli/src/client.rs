@@ -68,11 +68,20 @@ pub(crate) async fn connect_operations(
 
 /// What to do about a connection that could not be made.
 fn advice(error: &transport::Error, flag: &str) -> String {
-    let mut reasons = std::iter::successors(Some::<&dyn Error>(error), |&error| error.source());
+    let reasons = std::iter::successors(Some::<&dyn Error>(error), |&error| error.source());
+    let reasons: Vec<_> = reasons.map(ToString::to_string).collect();
     // rustls says so; its error has gone through too many hands to be recognised by its type.
-    if reasons.any(|reason| reason.to_string().contains("UnknownIssuer")) {
-        return "its certificate is of an authority that this machine does not trust; name that with --ca"
-            .to_owned();
+    for (reason, advice) in [
+        (
+            "UnknownIssuer",
+            "its certificate is of an authority that this machine does not trust; name that with --ca",
+        ),
+        ("not valid for name", "its certificate is for other names: use one of those in the address"),
+        ("InvalidContentType", "it speaks no TLS: write http:// instead of https://"),
+    ] {
+        if reasons.iter().any(|said| said.contains(reason)) {
+            return advice.to_owned();
+        }
     }
     format!("start one with `{} dev`, or name another with {flag}", called())
 }

@@ -15,10 +15,7 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
     match error.downcast_ref::<Status>() {
         Some(status) => {
             let mut details = detail_lines(&status.get_error_details());
-            // A connection that was made, and broke before anything was said.
-            if status.code() == Code::Unknown && status.source().is_some() {
-                details.push("a gateway that has a certificate (TLS_CERT) is at https://".to_owned());
-            }
+            details.extend(advice(status).map(str::to_owned));
             let lines = details.iter().map(|line| format!("\n  {}", plain(line)));
             headline(status) + &lines.collect::<String>()
         }
@@ -26,9 +23,29 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
     }
 }
 
+/// What to do about it at the command line, where the gateway cannot know it.
+fn advice(status: &Status) -> Option<&'static str> {
+    // A connection that was made, and broke before anything was said.
+    if status.code() == Code::Unknown && status.source().is_some() {
+        return Some("a gateway that has a certificate (TLS_CERT) is at https://, and none is at OPS_ADDR");
+    }
+    // What a gateway refuses itself comes with a message.
+    if status.code() == Code::Unimplemented && status.message().is_empty() {
+        return Some("not served at this address: --gateway is that for clients, --operations for operators");
+    }
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    (reason.as_deref() == Some("CREDENTIAL_MISSING")).then_some(
+        "here: --api-key or --token (WAYBILL_API_KEY, WAYBILL_TOKEN), or --cert and --key for a certificate",
+    )
+}
+
 /// Code and message; for a broken connection also what broke it, at the bottom of a chain that repeats itself.
 pub(crate) fn headline(status: &Status) -> String {
-    let text = format!("{}: {}", code_name(status.code()), plain(status.message()));
+    let code = code_name(status.code());
+    let text = match status.message() {
+        "" => code.to_owned(),
+        message => format!("{code}: {}", plain(message)),
+    };
     let root = iter::successors(status.source(), |&error| error.source()).last();
     match root.map(ToString::to_string) {
         Some(cause) if !text.ends_with(&cause) => format!("{text}: {cause}"),
@@ -116,6 +133,18 @@ mod tests {
             "INVALID_ARGUMENT: 2 invalid fields\n  items[0].sku: must not be empty\n  customer_id: is required\
              \n  reason: REQUEST_ID_REUSED\n  try again in 1s 500ms"
         );
+    }
+
+    #[test]
+    fn what_the_gateway_cannot_know_of_the_command_line_is_added() {
+        let elsewhere = explain(&Status::unimplemented("").into());
+        assert!(
+            elsewhere.starts_with("UNIMPLEMENTED\n  not served at this address: --gateway"),
+            "{elsewhere}"
+        );
+        let missing = ErrorDetails::with_error_info("CREDENTIAL_MISSING", "waybill", HashMap::new());
+        let missing = Status::with_error_details(Code::Unauthenticated, "asks for a credential", missing);
+        assert!(explain(&missing.into()).ends_with("--cert and --key for a certificate"));
     }
 
     #[test]

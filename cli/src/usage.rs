@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use backbone::config::{DAY, duration, hide_secret, setting_at_fault};
+use backbone::config::{DAY, duration, hide_secret, settings_at_fault};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, Parser};
 
@@ -40,9 +40,9 @@ pub(crate) fn parse<Args: Parser>() -> Result<Args, ExitCode> {
         let mut command = Args::command();
         // Only a command that is built can show its flags as the error does.
         command.build();
-        let setting = setting_at_fault(&error, &command);
-        let variable = setting.and_then(|setting| variable_at_fault(&error, setting));
-        hide_secret(&mut error, setting);
+        let settings = settings_at_fault(&error, &command);
+        let variable = settings.iter().find_map(|setting| variable_at_fault(&error, setting));
+        hide_secret(&mut error, &settings);
         // Nothing is left to be done when even the message cannot be written.
         drop(error.print());
         if !error.use_stderr() {
@@ -87,8 +87,8 @@ mod tests {
             (&["order", "list", "ada", "--api-key", "not one"], "WAYBILL_API_KEY"),
         ] {
             let error = Args::try_parse_from([&["waybill"], line].concat()).unwrap_err();
-            let setting = setting_at_fault(&error, &command).unwrap();
-            assert_eq!(setting.get_env().unwrap(), variable, "{error}");
+            let settings = settings_at_fault(&error, &command);
+            assert_eq!(settings[0].get_env().unwrap(), variable, "{error}");
         }
     }
 }

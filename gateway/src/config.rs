@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use backbone::access::BrokerConfig;
-use backbone::config::{DAY, duration};
+use backbone::config::{DAY, duration, parse_addr};
 use backbone::stream::StreamConfig;
 use backbone::telemetry::TelemetryConfig;
 use clap::{ArgAction, Parser};
@@ -30,14 +30,14 @@ const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
 #[command(name = "waybill-gateway", version)]
 pub(crate) struct Config {
     /// Where to serve gRPC. Port 0 takes a free one, which is logged.
-    #[arg(long, env = "GRPC_ADDR", default_value = "127.0.0.1:50051")]
+    #[arg(long, env = "GRPC_ADDR", default_value = "127.0.0.1:50051", value_parser = parse_addr)]
     pub(crate) grpc_addr: SocketAddr,
     /// Where to serve /livez, /readyz, /health and /metrics over HTTP.
-    #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
+    #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464", value_parser = parse_addr)]
     pub(crate) ops_addr: SocketAddr,
     /// Where to serve operators (operations.v1.DeadLetterService) over gRPC. Unset: nowhere. While nobody is asked who
     /// they are, only a loopback address.
-    #[arg(long, env = "OPERATIONS_ADDR")]
+    #[arg(long, env = "OPERATIONS_ADDR", value_parser = parse_addr)]
     pub(crate) operations_addr: Option<SocketAddr>,
     /// File of API keys: a line each of SHA-256, tenant and roles. Read again when it changes. Without this, JWT_JWKS
     /// and TLS_CLIENTS_FILE nobody is asked who they are.

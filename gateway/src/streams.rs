@@ -264,5 +264,12 @@ impl Streams {
 }
 
 fn too_little(level: Level) -> String {
-    format!("the broker guarantees too little for DURABILITY=strict ({level})")
+    let seen = match level {
+        // It may write through all the same.
+        Level::Process => {
+            "; that a server writes through (sync_interval: always) is known by NATS_MONITOR_URL alone"
+        }
+        Level::Memory | Level::Fsync | Level::Replicated => "",
+    };
+    format!("the broker guarantees too little for DURABILITY=strict ({level}{seen})")
 }

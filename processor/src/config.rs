@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use backbone::access::BrokerConfig;
-use backbone::config::{DAY, duration};
+use backbone::config::{DAY, duration, parse_addr};
 use backbone::stream::StreamConfig;
 use backbone::telemetry::TelemetryConfig;
 use clap::Parser;
@@ -36,7 +36,7 @@ pub struct ProcessorConfig {
     pub max_attempts: u8,
     /// Where to serve /livez, /readyz, /health and /metrics over HTTP. Port 0 takes a free one, which is logged. Unset:
     /// nowhere.
-    #[arg(long, env = "OPS_ADDR")]
+    #[arg(long, env = "OPS_ADDR", value_parser = parse_addr)]
     pub ops_addr: Option<SocketAddr>,
     /// How long running work may take to end after SIGTERM, 0s-1d.
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_parser = duration(Duration::ZERO..=DAY))]

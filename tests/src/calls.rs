@@ -213,7 +213,8 @@ impl Watcher {
 pub async fn http_get(addr: &str, path: &str) -> Option<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut connection = tokio::net::TcpStream::connect(addr).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
+    // To HTTP/1.0 nobody answers in chunks.
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n");
     connection.write_all(request.as_bytes()).await.ok()?;
     let mut response = String::new();
     connection.read_to_string(&mut response).await.ok()?;

@@ -7,6 +7,7 @@ use async_nats::jetstream::stream::{
 };
 
 use super::{DEAD_LETTERS, ORDERS, RETENTION_DEFAULT, StreamConfig};
+use crate::config::DAY;
 use crate::dead_letters::ALL_DEAD_LETTERS;
 use crate::subjects::{ALL_ORDERS, LIVE_PREFIX};
 
@@ -180,7 +181,15 @@ fn guarantees(config: &Config) -> [(&'static str, String); 12] {
 
 /// How long messages are kept, in words.
 pub fn age(age: Duration) -> String {
-    if age.is_zero() { "unlimited".to_owned() } else { humantime::format_duration(age).to_string() }
+    let (day_s, age_s) = (DAY.as_secs(), age.as_secs());
+    match age {
+        Duration::ZERO => "unlimited".to_owned(),
+        // Not in months, of which nobody knows the length.
+        _ if age == Duration::from_secs(age_s) && age_s > day_s && age_s.is_multiple_of(day_s) => {
+            format!("{}days", age_s / day_s)
+        }
+        _ => humantime::format_duration(age).to_string(),
+    }
 }
 
 #[cfg(test)]

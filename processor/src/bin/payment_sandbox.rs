@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use backbone::config::{DAY, duration};
+use backbone::config::{DAY, duration, parse_addr};
 use backbone::shutdown::Shutdown;
 use backbone::telemetry::{self, TelemetryConfig};
 use backbone::trace::export::Traces;
@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 #[command(name = "waybill-payment-sandbox", version)]
 struct Config {
     /// Where to serve gRPC. Port 0 takes a free one, which is logged. Nobody is asked who they are.
-    #[arg(long, env = "PAYMENT_SANDBOX_ADDR", default_value = "127.0.0.1:50052")]
+    #[arg(long, env = "PAYMENT_SANDBOX_ADDR", default_value = "127.0.0.1:50052", value_parser = parse_addr)]
     payment_sandbox_addr: SocketAddr,
     /// File that holds what was captured and refunded. It only grows, up to 1,000,000 payments, after which no new
     /// ones are taken; begin with an empty file then.

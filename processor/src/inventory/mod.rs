@@ -14,7 +14,8 @@ use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, StockLine, StockReleased, StockReserved, Undo};
 
 pub use store::{
-    BUCKET, InventoryConfig, Reservation, ReservationState, StoreError, provision, reservation_key, stock_key,
+    BUCKET, InventoryConfig, Reservation, ReservationState, Stock, StoreError, provision, reservation_key,
+    stock_key,
 };
 
 use crate::step::{Step, StepError};

@@ -9,6 +9,7 @@
 //! name another order; so it says which incarnation of the order it belongs to.
 
 use std::collections::{BTreeMap, HashMap};
+use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::ErrorCode;
@@ -40,7 +41,7 @@ const KEYS_PER_READ_MAX: usize = 256;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct InventoryConfig {
     /// SKUs to begin with, as in `widget=100,gadget=5`. Those that exist keep the count they have.
-    #[arg(long, env = "STOCK", value_parser = parse_stock)]
+    #[arg(long, env = "STOCK")]
     pub stock: Option<Stock>,
 }
 
@@ -346,15 +347,19 @@ fn harm(present: &Config) -> Vec<String> {
     harm
 }
 
-fn parse_stock(text: &str) -> Result<Stock, String> {
-    let mut stock = BTreeMap::new();
-    for line in text.split(',') {
-        let (sku, units) = parse_stock_line(line)?;
-        if stock.insert(sku.clone(), units).is_some() {
-            return Err(format!("\"{sku}\" is there twice"));
+impl FromStr for Stock {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut stock = BTreeMap::new();
+        for line in text.split(',') {
+            let (sku, units) = parse_stock_line(line)?;
+            if stock.insert(sku.clone(), units).is_some() {
+                return Err(format!("\"{sku}\" is there twice"));
+            }
         }
+        Ok(Self(stock))
     }
-    Ok(Stock(stock))
 }
 
 fn parse_stock_line(text: &str) -> Result<(String, u64), String> {
@@ -374,7 +379,7 @@ mod tests {
     #[test]
     fn stock_is_given_as_sku_and_units() {
         let stock = BTreeMap::from([("widget".to_owned(), 100), ("gadget".to_owned(), 5)]);
-        assert_eq!(parse_stock("widget=100,gadget=5"), Ok(Stock(stock)));
+        assert_eq!("widget=100,gadget=5".parse(), Ok(Stock(stock)));
         for bad in [
             "",
             "widget=1,",
@@ -386,7 +391,7 @@ mod tests {
             "widget=many",
             "a.b=1",
         ] {
-            assert!(parse_stock(bad).is_err(), "{bad}");
+            assert!(bad.parse::<Stock>().is_err(), "{bad}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The file that the ledger is read from at start: one record a line, JSON, only ever appended to.
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -44,12 +44,15 @@ pub enum OpenError {
 }
 
 impl Journal {
-    /// Opens the file, makes it if need be, and reads what it says.
+    /// Opens the file, makes it and its folder if need be, and reads what it says.
     ///
     /// What stands behind the last whole line was being written when its process died. Nobody has had an answer to
     /// it, so it is cut off.
     pub(super) fn open(path: &Path) -> Result<(Self, Ledger), OpenError> {
         let failed = |error| OpenError::Io(path.to_owned(), error);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(failed)?;
+        }
         let file = File::options().create(true).read(true).append(true).open(path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}

@@ -8,6 +8,7 @@ mod accounting;
 mod bad_input;
 mod books;
 mod broker_away;
+mod broker_tls;
 mod browsers;
 mod cancel_races;
 mod cancelling;
