@@ -26,7 +26,7 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
 /// What to do about it at the command line, where the gateway cannot know it.
 fn advice(status: &Status) -> Option<&'static str> {
     // A connection that was made, and broke before anything was said.
-    if status.code() == Code::Unknown && status.source().is_some() {
+    if matches!(status.code(), Code::Unknown | Code::Internal) && status.source().is_some() {
         return Some("a gateway that has a certificate (TLS_CERT) is at https://, and none is at OPS_ADDR");
     }
     // What a gateway refuses itself comes with a message.

@@ -366,13 +366,16 @@ impl<S: Step> Worker<S> {
         // the order off, all that anybody can have done is to undo.
         let mut acted = redelivered && !lifecycle::is_called_off(&event.order);
         let id = event.id;
-        let mut current = if redelivered {
-            in_time(read_by, self.log.load_latest(&id)).await?.ok_or(Unfinished::Gone(id))?
+        let read = if redelivered {
+            Some(in_time(read_by, self.log.load_latest(&id)).await?.ok_or(Unfinished::Gone(id))?)
         } else if !delivery.is_news {
-            in_time(read_by, self.log.load(&id)).await?.ok_or(Unfinished::Gone(id))?
+            Some(in_time(read_by, self.log.load(&id)).await?.ok_or(Unfinished::Gone(id))?)
         } else {
-            OrderState::from(event)
+            None
         };
+        // Whoever answered may be behind the event itself, and then say that there is nothing to do yet.
+        let read = read.filter(|read| read.revision() >= event.revision);
+        let mut current = read.unwrap_or_else(|| OrderState::from(event));
         let mut done = Done::Nothing;
         loop {
             seen.store(current.revision().0, Ordering::Relaxed);

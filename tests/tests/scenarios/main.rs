@@ -51,6 +51,7 @@ mod rate_limit;
 mod redelivery;
 mod redriving;
 mod replicas;
+mod replicas_behind;
 mod retention;
 mod rights;
 mod slow_readers;

@@ -1,0 +1,47 @@
+//! A replica of the order log that is behind answers as it knows it, and nobody decides by that.
+
+use std::time::Duration;
+
+use backbone::stream::ORDERS;
+use futures::StreamExt;
+use harness::{Deployment, Options, item, order_of};
+use proto::orders::v1::OrderStatus;
+use tokio::time::sleep;
+
+/// An event that has waited for longer is no news, and its order is read.
+const NEWS_AGE_MAX: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn a_step_that_is_shown_an_order_as_it_was_before_the_event_believes_the_event() {
+    let processors = vec![("ACK_WAIT", "5m".to_owned())];
+    let mut waybill = Deployment::start_with(Options { processors, ..Options::default() }).await;
+    waybill.steps_are_open().await;
+    waybill.processor("payment").pause();
+    let order = waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
+    waybill.reached(&order.order_id, OrderStatus::Reserved).await;
+    sleep(NEWS_AGE_MAX + Duration::from_secs(1)).await;
+
+    // In the place of the broker somebody answers who has heard of nothing but the first event.
+    let jetstream = waybill.jetstream().await;
+    let stream = jetstream.get_stream(ORDERS).await.unwrap();
+    let (config, created) = (stream.cached_info().config.clone(), stream.get_raw_message(1).await.unwrap());
+    let mut closed = config.clone();
+    closed.allow_direct = false;
+    jetstream.update_stream(closed).await.unwrap();
+    let client = jetstream.client();
+    let mut questions = client.subscribe(format!("$JS.API.DIRECT.GET.{ORDERS}.>")).await.unwrap();
+    client.flush().await.unwrap();
+    waybill.processor("payment").resume();
+    let question = questions.next().await.unwrap();
+    let mut headers = created.headers.clone();
+    headers.insert("Nats-Stream", ORDERS);
+    headers.insert("Nats-Subject", created.subject.as_str());
+    headers.insert("Nats-Sequence", created.sequence.to_string());
+    headers.insert("Nats-Time-Stamp", "2026-01-01T00:00:00Z");
+    client.publish_with_headers(question.reply.unwrap(), headers, created.payload).await.unwrap();
+    client.flush().await.unwrap();
+    drop(questions);
+    jetstream.update_stream(config).await.unwrap();
+
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+}
