@@ -157,7 +157,9 @@ impl Consumer {
             Some(_) => None,
             None => Floor::recorded(connection, config.name).await?,
         };
-        let (durable, info) = Durable::open(connection, config, floor.or(recorded.as_ref())).await?;
+        let former = floor.or(recorded.as_ref());
+        let (durable, info) = Durable::open(connection, config, former).await?;
+        let floor = Floor::again(former, &info, durable.wrong.is_some());
         Ok(Self {
             durable,
             connection: connection.clone(),
@@ -174,7 +176,7 @@ impl Consumer {
             look_at: Instant::now() + LOOK_INTERVAL,
             unserved_since: Instant::now(),
             unserved: None,
-            floor: Floor::of(&info),
+            floor,
             record_at: Instant::now(),
             terms: Terms::of(&info, SystemTime::now()),
             leave_at: None,
@@ -381,7 +383,8 @@ impl Consumer {
         if self.floor.is_of_former_leader(&info) {
             return Err(Lost::Led);
         }
-        (self.floor, self.terms) = (Floor::of(&info), Terms::of(&info, self.terms.since));
+        self.floor = Floor::again(Some(&self.floor), &info, self.durable.wrong.is_some());
+        self.terms = Terms::of(&info, self.terms.since);
         let unserved = self.unserved.take().is_some_and(|request| self.served < request);
         let room = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX) < info.config.max_ack_pending;
         if unserved && info.num_pending > 0 && room && !info.paused {

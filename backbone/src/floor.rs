@@ -17,7 +17,7 @@ use tracing::warn;
 
 use crate::connection::Connection;
 use crate::direct_get::ReadError;
-use crate::log::kept;
+use crate::leader_get;
 use crate::stream::{DEAD_LETTERS, ORDERS};
 
 /// How long a record is kept. A step that nobody has run for so long reads its consumer as it is.
@@ -53,6 +53,17 @@ impl Floor {
         Self { created_ns, sequence, leader: Leader::of(info) }
     }
 
+    /// What is known of a consumer that is looked at again. While it is other than it has to be (`is_wrong`) it may pass
+    /// messages over, and how far it then comes says nothing.
+    pub(crate) fn again(former: Option<&Self>, info: &Info, is_wrong: bool) -> Self {
+        let seen = Self::of(info);
+        if !is_wrong {
+            return seen;
+        }
+        let known = former.filter(|former| former.is_of(info)).map_or(0, |former| former.sequence);
+        Self { sequence: known.min(seen.sequence), ..seen }
+    }
+
     pub(crate) fn is_of(&self, info: &Info) -> bool {
         self.created_ns == nanos(info.created)
     }
@@ -76,10 +87,7 @@ impl Floor {
 
     /// What somebody has recorded of the consumer.
     pub(crate) async fn recorded(connection: &Connection, consumer: &str) -> Result<Option<Self>, ReadError> {
-        let broker = |error: &dyn std::fmt::Display| ReadError::Broker(error.to_string());
-        let stream = connection.jetstream.get_stream_no_info(DEAD_LETTERS).await;
-        let stream = stream.map_err(|error| broker(&error))?;
-        let record = kept(stream.get_last_raw_message_by_subject(&subject(consumer)).await)?;
+        let record = leader_get::last(connection, DEAD_LETTERS, &subject(consumer)).await?;
         let read = record.map(|record| serde_json::from_slice(&record.payload));
         Ok(read.transpose().unwrap_or_else(|error| {
             warn!(consumer, %error, "foreign message where the consumer's floor is recorded, passed over");
@@ -163,6 +171,21 @@ mod tests {
             "cluster": cluster,
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn what_is_seen_under_an_edit_says_only_who_leads() {
+        let (monday, tuesday) = ("2026-11-16T00:00:00Z", "2026-11-17T00:00:00Z");
+        let present = info(monday, Some(("n2", tuesday)));
+        let before = Floor { sequence: 7, ..Floor::of(&info(monday, Some(("n1", monday)))) };
+        assert_eq!(Floor::again(Some(&before), &present, false), Floor::of(&present));
+        let again = Floor::again(Some(&before), &present, true);
+        assert_eq!(again.next(), 8);
+        assert!(!again.is_of_former_leader(&present));
+        let of_another = Floor { created_ns: 1, ..before };
+        for former in [None, Some(&of_another)] {
+            assert_eq!(Floor::again(former, &present, true).next(), 1, "{former:?}");
+        }
     }
 
     #[test]

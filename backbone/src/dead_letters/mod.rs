@@ -25,7 +25,7 @@ pub use id::{ALL_DEAD_LETTERS, LetterId, MalformedLetterId, is_step};
 use crate::connection::Connection;
 use crate::direct_get::{self, ReadError};
 use crate::ids::Revision;
-use crate::log::kept;
+use crate::leader_get::found;
 use crate::publish::{Outcome, publish};
 use crate::stream::{DEAD_LETTERS, StreamState, restore_dead_letters};
 use crate::subjects;
@@ -103,7 +103,7 @@ impl DeadLetters {
 
     /// The letter as the stream's leader has it.
     pub async fn find(&self, id: &LetterId) -> Result<Option<Kept>, ReadError> {
-        let found = kept(self.stream.get_last_raw_message_by_subject(&id.filter()).await);
+        let found = found(self.stream.get_last_raw_message_by_subject(&id.filter()).await);
         let Some(last) = self.or_restored(found).await? else { return Ok(None) };
         let letter = DeadLetter::decode(last.payload).unwrap_or_else(|error| {
             warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, passed over");
@@ -166,7 +166,7 @@ impl DeadLetters {
     /// Removes what a writer that died has left of the time when the letter was open.
     pub async fn sweep(&self, closed: &Kept) -> Result<(), ReadError> {
         let open = closed.id.subject(DeadLetterState::Open);
-        if let Some(left) = kept(self.stream.get_last_raw_message_by_subject(&open).await)?
+        if let Some(left) = found(self.stream.get_last_raw_message_by_subject(&open).await)?
             && left.sequence < closed.head.0
         {
             self.delete(&closed.id, Revision(left.sequence)).await;

@@ -14,7 +14,9 @@ use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
 use bytes::Bytes;
 use tracing::{error, info, warn};
 
-use self::plan::{Plan, Settings, asked, beginning_at, differences, differing, kept, marked, plan, settings};
+use self::plan::{
+    Plan, Settings, asked, beginning_at, differences, differing, marked, plan, settings, with_choices_of,
+};
 use crate::connection::{ACK_TIMEOUT, Connection};
 use crate::consumer::ConsumerConfig;
 use crate::floor::{Floor, can_go_back, go_back, resetting};
@@ -157,11 +159,15 @@ async fn gone_back(
     floor: &Floor,
 ) -> Result<Info, async_nats::Error> {
     let (consumer, from) = (&present.name, floor.next());
+    let deliver_policy = beginning_at(from);
+    let config = pull::Config { deliver_policy, ..with_choices_of(&present.config, asked) };
     let back = if can_go_back(connection) {
-        go_back(connection, consumer, from).await?
+        match go_back(connection, consumer, from).await {
+            Ok(back) => back,
+            // Who leads the consumer may be of a version that cannot. If it could, this does no harm.
+            Err(error) => Some(made_anew(connection, stream, consumer, config).await?.ok_or(error)?),
+        }
     } else {
-        let deliver_policy = beginning_at(from);
-        let config = pull::Config { deliver_policy, ..kept(asked, &present.config) };
         made_anew(connection, stream, consumer, config).await?
     };
     let Some(back) = back else {

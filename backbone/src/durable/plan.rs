@@ -67,7 +67,7 @@ pub(super) fn plan(asked: &pull::Config, present: &Info, floor: Option<&Floor>) 
     let config = &present.config;
     let floor = floor.filter(|floor| floor.is_of(present));
     let given = is_given(config);
-    let mut wanted = kept(asked, config);
+    let mut wanted = with_choices_of(config, asked);
     // Where it begins cannot be edited. If this is not known to be a consumer of ours, it may begin too late.
     if given || floor.is_some() {
         wanted.deliver_policy = config.deliver_policy;
@@ -103,7 +103,7 @@ pub(super) fn beginning_at(start_sequence: u64) -> DeliverPolicy {
 }
 
 /// What is asked for, and beside it what an operator may choose: replicas, a pause, a description.
-pub(super) fn kept(asked: &pull::Config, present: &Config) -> pull::Config {
+pub(super) fn with_choices_of(present: &Config, asked: &pull::Config) -> pull::Config {
     // A push consumer has nothing of it.
     let present = pull::Config::try_from_consumer_config(present.clone()).unwrap_or_default();
     let metadata = present.metadata.into_iter().filter(|(name, _)| !name.starts_with("_nats."));

@@ -19,7 +19,6 @@ pub use append::{AppendError, Appended};
 pub use backlog::Backlog;
 pub use list::Page;
 pub use read::Extent;
-pub(crate) use read::kept;
 pub use watch::{Update, Watch, WatchError};
 pub use watch_customer::CustomerWatch;
 

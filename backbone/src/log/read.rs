@@ -3,17 +3,15 @@
 use std::time::SystemTime;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{
-    DirectGetError, DirectGetErrorKind, LastRawMessageError, LastRawMessageErrorKind,
-};
+use async_nats::jetstream::stream::{DirectGetError, DirectGetErrorKind};
 use tracing::warn;
 
 use super::{OrderLog, OrderState};
 use crate::direct_get::{self, ReadError, Stored};
 use crate::event::Recorded;
 use crate::ids::{CustomerKey, OrderId, Revision};
+use crate::leader_get::found;
 use crate::stream::{ORDERS, StreamState};
 use crate::subjects::{self, EventKind};
 
@@ -80,7 +78,7 @@ impl OrderLog {
     /// The last message that the stream's leader has on `filter`.
     pub(super) async fn last_message(&self, filter: &str) -> Result<Option<StreamMessage>, ReadError> {
         direct_get::reachable(&self.connection.client)?;
-        kept(self.stream.get_last_raw_message_by_subject(filter).await)
+        found(self.stream.get_last_raw_message_by_subject(filter).await)
     }
 
     /// Whether the stream's leader has the first event of one of `customer`'s orders at `revision`.
@@ -89,7 +87,7 @@ impl OrderLog {
         customer: CustomerKey,
         revision: Revision,
     ) -> Result<bool, ReadError> {
-        let message = kept(self.stream.get_raw_message(revision.0).await)?;
+        let message = found(self.stream.get_raw_message(revision.0).await)?;
         let event = message.and_then(|message| subjects::parse(&message.subject));
         Ok(event.is_some_and(|(kind, id)| kind == EventKind::Created && id.customer == customer))
     }
@@ -161,28 +159,6 @@ fn is_whole(events: &[Recorded]) -> bool {
     events.iter().all(|event| std::mem::replace(&mut previous, event.revision) == event.previous)
 }
 
-pub(crate) fn kept(
-    answer: Result<StreamMessage, LastRawMessageError>,
-) -> Result<Option<StreamMessage>, ReadError> {
-    let error = match answer {
-        Ok(message) => return Ok(Some(message)),
-        Err(error) => error,
-    };
-    match error.kind() {
-        LastRawMessageErrorKind::NoMessageFound => Ok(None),
-        // No leader, no JetStream, or a stream that is gone: whoever comes back may find it made anew.
-        LastRawMessageErrorKind::JetStream(refusal)
-            if refusal.code() >= 500 || refusal.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-        {
-            Err(ReadError::NoAnswer(error.to_string()))
-        }
-        LastRawMessageErrorKind::JetStream(_) | LastRawMessageErrorKind::InvalidSubject => {
-            Err(ReadError::Broker(error.to_string()))
-        }
-        LastRawMessageErrorKind::Other => Err(ReadError::NoAnswer(error.to_string())),
-    }
-}
-
 pub(super) fn read_error(error: &DirectGetError) -> ReadError {
     match error.kind() {
         DirectGetErrorKind::ErrorResponse(status, text) => ReadError::of(status, &text),
@@ -208,16 +184,5 @@ mod tests {
         };
         assert!(matches!(direct(StatusCode::NO_RESPONDERS), ReadError::NoAnswer(_)));
         assert!(matches!(direct(StatusCode::TIMEOUT), ReadError::Broker(_)));
-
-        let leader = |code: u16, err_code: u16| {
-            let answer = format!(r#"{{"code": {code}, "err_code": {err_code}, "description": "no"}}"#);
-            let refusal = LastRawMessageErrorKind::JetStream(serde_json::from_str(&answer).unwrap());
-            kept(Err(LastRawMessageError::new(refusal))).unwrap_err()
-        };
-        // Stream not found, no leader, JetStream not enabled.
-        for (code, err_code) in [(404, 10059), (503, 10008), (503, 10076)] {
-            assert!(matches!(leader(code, err_code), ReadError::NoAnswer(_)), "{err_code}");
-        }
-        assert!(matches!(leader(400, 10025), ReadError::Broker(_)));
     }
 }
