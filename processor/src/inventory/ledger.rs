@@ -32,6 +32,12 @@ pub(super) enum Answer {
     Refused(String),
 }
 
+impl Answer {
+    pub(super) fn is_out_of_stock(&self) -> bool {
+        matches!(self, Self::OutOfStock(_))
+    }
+}
+
 /// The wish depends on a record that the ledger does not know for certain.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unsure;
@@ -78,12 +84,12 @@ impl Ledger {
                 }
             } else if let Some(order_id) = key.strip_prefix("reservation.") {
                 match parse_reservation(&record.value) {
-                    Ok(value) => {
+                    Some(value) => {
                         ledger
                             .reservations
                             .insert(order_id.to_owned(), Entry { value, revision, changed: false });
                     }
-                    Err(_) => {
+                    None => {
                         ledger.damaged.insert(key);
                     }
                 }

@@ -1,7 +1,7 @@
 //! Reserving for many orders at once. The broker commits some hundred batches a second, whatever their size;
 //! so the wishes that wait while one batch is under way make up the next. Nobody waits for a timer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use backbone::backoff::Backoff;
@@ -17,7 +17,7 @@ use tracing::debug;
 use super::ORDER_SKUS_MAX;
 use super::batch::{Batch, CommitError, WRITES_MAX};
 use super::ledger::{Answer, Entry, Ledger, Unsure, Wish};
-use super::store::{BUCKET, ReservationState, Store, reservation_key, stock_key};
+use super::store::{BUCKET, Records, ReservationState, Store, reservation_key, stock_key};
 use crate::incarnation::Incarnation;
 use crate::step::StepError;
 
@@ -58,7 +58,7 @@ impl Reservations {
 
     /// What becomes of the order's wish, once that is durable. A repeat changes nothing more.
     pub(super) async fn ask(&self, order: &Order, wish: Wish) -> Result<Answer, StepError> {
-        let closed = || StepError::Unexpected("the inventory is closed".to_owned());
+        let closed = || StepError::Unavailable("the inventory is closed".to_owned());
         let span = asking(order, &wish);
         let (reply, answer) = oneshot::channel();
         let incarnation = Incarnation::of(order)?;
@@ -134,10 +134,12 @@ impl Clerk {
     }
 
     /// Answers every request, after what was decided is durable.
-    async fn settle(&mut self, requests: Vec<Request>) {
+    async fn settle(&mut self, mut requests: Vec<Request>) {
         let deadline = Instant::now() + self.commit_timeout;
         let mut ledger = Some(self.remember(&requests));
         for attempts in 1.. {
+            // Whoever waits no longer has perhaps been overtaken, and would not undo what is done for it now.
+            requests.retain(|request| !request.reply.is_closed());
             let failure = match self.attempt(ledger.take(), &requests).await {
                 Ok(answers) => {
                     debug!(orders = requests.len(), attempts, "reservations committed");
@@ -165,16 +167,30 @@ impl Clerk {
         ledger: Option<Ledger>,
         requests: &[Request],
     ) -> Result<Vec<Answer>, Failure> {
-        let mut ledger = match ledger {
-            Some(ledger) => ledger,
-            None => self.read(requests).await?,
+        let (ledger, answers) = match ledger {
+            Some(ledger) => decide(ledger, requests)?,
+            None => self.decide_by_records(requests).await?,
         };
-        let decisions = requests
-            .iter()
-            .map(|request| ledger.decide(&request.order_id, request.incarnation, &request.wish));
-        let answers = decisions.collect::<Result<Vec<_>, _>>()?;
         self.commit(ledger).await?;
         Ok(answers)
+    }
+
+    /// A commit finds out that a record was old, and a refusal commits nothing. So whoever would be refused is decided on
+    /// again by what the leader has.
+    async fn decide_by_records(&self, requests: &[Request]) -> Result<(Ledger, Vec<Answer>), Failure> {
+        let mut records = self.read(requests).await?;
+        let mut latest = HashSet::new();
+        loop {
+            let (ledger, answers) = decide(Ledger::read(records.clone()), requests)?;
+            let refused = requests.iter().zip(&answers).filter(|(_, answer)| answer.is_out_of_stock());
+            let keys = refused.flat_map(|(request, _)| keys(request));
+            let unsure: Vec<_> = keys.filter(|key| latest.insert(key.clone())).collect();
+            if unsure.is_empty() {
+                return Ok((ledger, answers));
+            }
+            records.retain(|key, _| !unsure.contains(key));
+            records.extend(self.store.read_latest(&unsure).await?);
+        }
     }
 
     /// What is remembered of the stock that the requests want.
@@ -189,15 +205,8 @@ impl Clerk {
     }
 
     /// Reads every record that the requests could touch.
-    async fn read(&self, requests: &[Request]) -> Result<Ledger, ReadError> {
-        let mut keys = Vec::new();
-        for request in requests {
-            keys.push(reservation_key(&request.order_id));
-            match &request.wish {
-                Wish::Reserve(units) => keys.extend(units.keys().map(|sku| stock_key(sku))),
-                Wish::Release => {}
-            }
-        }
+    async fn read(&self, requests: &[Request]) -> Result<Records, ReadError> {
+        let keys: Vec<_> = requests.iter().flat_map(keys).collect();
         let mut records = self.store.read(&keys).await?;
         // What a release gives back is known only from its reservation.
         let reservations = Ledger::read(records.clone()).reservations;
@@ -211,7 +220,7 @@ impl Clerk {
         if !keys.is_empty() {
             records.extend(self.store.read(&keys).await?);
         }
-        Ok(Ledger::read(records))
+        Ok(records)
     }
 
     /// Writes what the ledger changed in one batch, and remembers the stock.
@@ -239,6 +248,23 @@ impl Clerk {
         }
         Ok(())
     }
+}
+
+/// What becomes of each request, and of stock and reservations by all of them.
+fn decide(mut ledger: Ledger, requests: &[Request]) -> Result<(Ledger, Vec<Answer>), Unsure> {
+    let decisions =
+        requests.iter().map(|request| ledger.decide(&request.order_id, request.incarnation, &request.wish));
+    let answers = decisions.collect::<Result<Vec<_>, _>>()?;
+    Ok((ledger, answers))
+}
+
+/// The records that a request is about.
+fn keys(request: &Request) -> Vec<String> {
+    let wanted = match &request.wish {
+        Wish::Reserve(units) => units.keys().map(|sku| stock_key(sku)).collect(),
+        Wish::Release => Vec::new(),
+    };
+    [vec![reservation_key(&request.order_id)], wanted].concat()
 }
 
 /// How many writes the requests may lead to.

@@ -19,13 +19,14 @@ use backbone::backoff::Backoff;
 use backbone::connection::Connection;
 use backbone::direct_get::{self, ReadError};
 use backbone::ids::Revision;
+use backbone::leader_get;
 use backbone::stream::{self, ORDERS, PROVISION};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tracing::{info, warn};
 
-use super::Units;
 use super::batch::{Batch, CommitError, Write};
+use super::{ORDER_SKUS_MAX, Units};
 use crate::incarnation::Incarnation;
 
 /// Name of the bucket.
@@ -162,7 +163,7 @@ impl Store {
         Ok(())
     }
 
-    /// Reads the records under `keys` as they are now.
+    /// Reads the records under `keys`. Any replica may answer, so they may be a moment old.
     pub(super) async fn read(&self, keys: &[String]) -> Result<Records, ReadError> {
         let client = self.connection.jetstream().client();
         let mut records = Records::with_capacity(keys.len());
@@ -173,6 +174,18 @@ impl Store {
                 // A deleted or expired key is a message without a value.
                 let value = stored.payload.to_vec();
                 records.insert(key.to_owned(), Versioned { value, revision: stored.sequence });
+            }
+        }
+        Ok(records)
+    }
+
+    /// Reads the records under `keys` as the bucket's leader has them.
+    pub(super) async fn read_latest(&self, keys: &[String]) -> Result<Records, ReadError> {
+        let mut records = Records::with_capacity(keys.len());
+        for key in keys {
+            if let Some(stored) = leader_get::last(&self.connection, STREAM, &subject(key)).await? {
+                let value = stored.payload.to_vec();
+                records.insert(key.clone(), Versioned { value, revision: stored.sequence });
             }
         }
         Ok(records)
@@ -285,9 +298,15 @@ pub(super) fn parse_count(value: &[u8]) -> Option<u64> {
     if value.is_empty() { Some(0) } else { std::str::from_utf8(value).ok()?.trim().parse().ok() }
 }
 
-/// Reads a reservation; a key without a value is none.
-pub(super) fn parse_reservation(value: &[u8]) -> Result<Option<Reservation>, serde_json::Error> {
-    if value.is_empty() { Ok(None) } else { serde_json::from_slice(value).map(Some) }
+/// Reads a reservation; a key without a value is none. What no order can hold, somebody else has written.
+pub(super) fn parse_reservation(value: &[u8]) -> Option<Option<Reservation>> {
+    if value.is_empty() {
+        return Some(None);
+    }
+    let reservation: Reservation = serde_json::from_slice(value).ok()?;
+    let units = &reservation.units;
+    let is_ours = units.len() <= ORDER_SKUS_MAX && units.keys().all(|sku| is_sku(sku));
+    is_ours.then_some(Some(reservation))
 }
 
 const SUBJECT_PREFIX: &str = "$KV.INVENTORY.";
@@ -440,6 +459,8 @@ mod tests {
         assert_eq!(String::from_utf8_lossy(&json), text);
         assert_eq!(parse_reservation(&json).unwrap(), Some(held));
         assert_eq!(parse_reservation(b"").unwrap(), None);
-        assert!(parse_reservation(b"?").is_err());
+        for foreign in ["?".to_owned(), text.replace("widget", "a b"), text.replace("widget", ">")] {
+            assert!(parse_reservation(foreign.as_bytes()).is_none(), "{foreign}");
+        }
     }
 }

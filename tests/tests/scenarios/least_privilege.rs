@@ -251,6 +251,7 @@ fn rights() -> Vec<(String, Vec<&'static str>)> {
         (format!("PUB $JS.API.DIRECT.GET.ORDERS.{STORED}"), PROGRAMS.to_vec()),
         ("PUB $JS.API.DIRECT.GET.DEAD_LETTERS".to_owned(), vec!["gateway"]),
         ("PUB $JS.API.DIRECT.GET.KV_INVENTORY".to_owned(), vec!["inventory"]),
+        ("PUB $JS.API.STREAM.MSG.GET.KV_INVENTORY".to_owned(), vec!["inventory"]),
         ("PUB $JS.API.STREAM.CREATE.ELSEWHERE".to_owned(), NOBODY.to_vec()),
         ("SUB live.ORDER.>".to_owned(), vec!["gateway"]),
         ("SUB ORDER.>".to_owned(), NOBODY.to_vec()),

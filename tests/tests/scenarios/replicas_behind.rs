@@ -1,8 +1,8 @@
-//! A replica of the order log that is behind answers as it knows it, and nobody decides by that.
+//! A replica that is behind answers as it knows it, and nobody decides for good by that.
 
 use std::time::Duration;
 
-use backbone::stream::ORDERS;
+use backbone::stream::{DEAD_LETTERS, ORDERS};
 use futures::StreamExt;
 use harness::{Deployment, Options, item, order_of};
 use proto::orders::v1::OrderStatus;
@@ -44,4 +44,30 @@ async fn a_step_that_is_shown_an_order_as_it_was_before_the_event_believes_the_e
     jetstream.update_stream(config).await.unwrap();
 
     assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+}
+
+#[tokio::test]
+async fn an_order_is_not_refused_because_a_replica_knows_of_no_stock() {
+    let mut waybill = Deployment::start().await;
+    waybill.steps_are_open().await;
+    let jetstream = waybill.jetstream().await;
+    let config = jetstream.get_stream("KV_INVENTORY").await.unwrap().cached_info().config.clone();
+    let mut closed = config.clone();
+    closed.allow_direct = false;
+    jetstream.update_stream(closed).await.unwrap();
+    let client = jetstream.client();
+    let mut questions = client.subscribe("$JS.API.DIRECT.GET.KV_INVENTORY").await.unwrap();
+    client.flush().await.unwrap();
+
+    let order = waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
+    // Another stream is asked in its place, and has nothing of it.
+    let question = questions.next().await.unwrap();
+    let elsewhere = format!("$JS.API.DIRECT.GET.{DEAD_LETTERS}");
+    client.publish_with_reply(elsewhere, question.reply.unwrap(), question.payload).await.unwrap();
+    client.flush().await.unwrap();
+    drop(questions);
+    jetstream.update_stream(config).await.unwrap();
+
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    assert_eq!(waybill.held("widget").await, 1);
 }
