@@ -133,12 +133,14 @@ fn setting_shown_as<'a>(flag: &str, command: &'a Command) -> Option<&'a Arg> {
 /// Takes a bad value out of an error if it is a secret or has a password in it. All the more likely does it have one if it
 /// cannot be read: because of what is in the password.
 pub fn hide_secret(error: &mut clap::Error, settings: &[&Arg]) {
-    let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else {
-        return;
-    };
-    let has_password = value.rsplit_once('@').is_some_and(|(before, _)| before.contains(':'));
-    if has_password || settings.iter().any(|setting| setting.is_hide_env_values_set()) {
-        error.insert(ContextKind::InvalidValue, ContextValue::String("(not shown)".to_owned()));
+    let is_secret = settings.iter().any(|setting| setting.is_hide_env_values_set());
+    // What belongs to no setting is quoted as one.
+    for part in [ContextKind::InvalidValue, ContextKind::InvalidArg] {
+        let Some(ContextValue::String(value)) = error.get(part) else { continue };
+        let has_password = value.rsplit_once('@').is_some_and(|(before, _)| before.contains(':'));
+        if has_password || (is_secret && part == ContextKind::InvalidValue) {
+            error.insert(part, ContextValue::String("(not shown)".to_owned()));
+        }
     }
 }
 

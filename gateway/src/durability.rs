@@ -33,7 +33,7 @@ pub(crate) struct DurabilityConfig {
     /// Monitoring ports of the broker's servers, such as `http://nats:8222`, separated by commas: they alone tell
     /// whether each write goes through to the disk. Needs all servers that hold the order log. Unset: it is taken not
     /// to.
-    #[arg(long, env = "NATS_MONITOR_URL", value_delimiter = ',', value_parser = monitor)]
+    #[arg(long, env = "NATS_MONITOR_URL", hide_env_values = true, value_delimiter = ',', value_parser = monitor)]
     pub(crate) nats_monitor_url: Vec<Uri>,
 }
 

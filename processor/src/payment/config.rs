@@ -19,7 +19,7 @@ pub struct PaymentConfig {
     /// Where payments.v1.PaymentService is served, as http://HOST:PORT or https://HOST:PORT; with https the system's
     /// certificate authorities are trusted. Unset: a sandbox in this process, which moves no money, and remembers
     /// what it captured only until the process ends.
-    #[arg(long, env = "PAYMENT_URL", value_name = "URL", value_parser = endpoint)]
+    #[arg(long, env = "PAYMENT_URL", hide_env_values = true, value_name = "URL", value_parser = endpoint)]
     pub payment_url: Option<Endpoint>,
     /// How long one call to the payment service may take, 10ms-1d. A call without an answer is repeated twice at
     /// most, within half of ATTEMPT_TIMEOUT; then the order waits for its next attempt.
