@@ -44,14 +44,17 @@ pub enum OpenError {
 }
 
 impl Journal {
-    /// Opens the file, makes it and its folder if need be, and reads what it says.
+    /// Opens the file, makes it, and the folder that it is in, if need be, and reads what it says.
     ///
     /// What stands behind the last whole line was being written when its process died. Nobody has had an answer to
     /// it, so it is cut off.
     pub(super) fn open(path: &Path) -> Result<(Self, Ledger), OpenError> {
         let failed = |error| OpenError::Io(path.to_owned(), error);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(failed)?;
+        // Not more than that: a name that is mistyped would be an empty file.
+        if let Some(folder) =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
+        {
+            fs::create_dir(folder).map_err(failed)?;
         }
         let file = File::options().create(true).read(true).append(true).open(path).map_err(failed)?;
         match file.try_lock() {
