@@ -58,14 +58,13 @@ pub struct ConsumerConfig {
 pub struct Terms {
     /// How long the broker waits for a sign of life. Another program may have chosen that.
     pub ack_wait: Duration,
-    /// Since when the consumer is read here, and is this one. What is older may have been brought before, though the broker
-    /// says that it has not: by another of its name, or before it was told to go back.
+    /// When the consumer was made. What is older may have been brought before, by another of its name.
     pub since: SystemTime,
 }
 
 impl Terms {
-    fn of(info: &Info, read_since: SystemTime) -> Self {
-        Self { ack_wait: info.config.ack_wait, since: read_since.max(info.created.into()) }
+    fn of(info: &Info) -> Self {
+        Self { ack_wait: info.config.ack_wait, since: info.created.into() }
     }
 }
 
@@ -178,7 +177,7 @@ impl Consumer {
             unserved: None,
             floor,
             record_at: Instant::now(),
-            terms: Terms::of(&info, SystemTime::now()),
+            terms: Terms::of(&info),
             leave_at: None,
             drained: false,
         })
@@ -384,7 +383,7 @@ impl Consumer {
             return Err(Lost::Led);
         }
         self.floor = Floor::again(Some(&self.floor), &info, self.durable.wrong.is_some());
-        self.terms = Terms::of(&info, self.terms.since);
+        self.terms = Terms::of(&info);
         let unserved = self.unserved.take().is_some_and(|request| self.served < request);
         let room = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX) < info.config.max_ack_pending;
         if unserved && info.num_pending > 0 && room && !info.paused {

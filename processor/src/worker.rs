@@ -36,7 +36,7 @@ use crate::step::{Step, StepError};
 
 /// How old an event may be and still be taken for the order as it stands. What waited for longer, behind others or
 /// for a step that was away, has perhaps been cancelled meanwhile, and who cancels in time is not to be charged first.
-/// Nor is one taken for that which came before this process read the step's consumer: it may have been delivered before.
+/// Nor is one taken for that which is older than the step's consumer: it may have been delivered before.
 const NEWS_AGE_MAX: Duration = Duration::from_secs(10);
 /// How long an append may take; the attempt is repeated afterwards.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
