@@ -69,7 +69,7 @@ impl Ledger {
     }
 
     /// A ledger of records just read. What is not among them does not exist.
-    pub(super) fn read(records: Records) -> Self {
+    pub(super) fn read(records: &Records) -> Self {
         let mut ledger = Self { certain: true, ..Self::default() };
         for (key, record) in records {
             let revision = record.revision;
@@ -79,7 +79,7 @@ impl Ledger {
                         ledger.stock.insert(sku.to_owned(), Entry { value, revision, changed: false });
                     }
                     None => {
-                        ledger.damaged.insert(key);
+                        ledger.damaged.insert(key.clone());
                     }
                 }
             } else if let Some(order_id) = key.strip_prefix("reservation.") {
@@ -90,7 +90,7 @@ impl Ledger {
                             .insert(order_id.to_owned(), Entry { value, revision, changed: false });
                     }
                     None => {
-                        ledger.damaged.insert(key);
+                        ledger.damaged.insert(key.clone());
                     }
                 }
             }

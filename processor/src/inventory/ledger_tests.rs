@@ -28,7 +28,7 @@ fn remembered(stock: &[(&str, u64)]) -> Ledger {
 
 #[test]
 fn an_order_gets_all_of_its_units_or_none() {
-    let mut ledger = Ledger::read(records(&[("stock.a", "5"), ("stock.b", "1")]));
+    let mut ledger = Ledger::read(&records(&[("stock.a", "5"), ("stock.b", "1")]));
     let answer = ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 2), ("b", 2), ("c", 1)]))).unwrap();
     assert_eq!(answer, Answer::OutOfStock("b: 2 wanted, 1 available; c: 1 wanted, 0 available".to_owned()));
     assert!(ledger.stock.values().all(|entry| !entry.changed));
@@ -38,7 +38,7 @@ fn an_order_gets_all_of_its_units_or_none() {
 
 #[test]
 fn orders_of_one_batch_share_what_is_left() {
-    let mut ledger = Ledger::read(records(&[("stock.a", "3")]));
+    let mut ledger = Ledger::read(&records(&[("stock.a", "3")]));
     let two = Wish::Reserve(units(&[("a", 2)]));
     assert_eq!(ledger.decide("o1", now(), &two), Ok(Answer::Held));
     assert_eq!(ledger.decide("o1", now(), &two), Ok(Answer::Held), "a repeat takes nothing");
@@ -58,7 +58,7 @@ fn nobody_is_refused_or_released_on_the_strength_of_a_memory() {
 
 #[test]
 fn a_reservation_that_comes_after_its_release_is_refused() {
-    let mut ledger = Ledger::read(records(&[("stock.a", "3")]));
+    let mut ledger = Ledger::read(&records(&[("stock.a", "3")]));
     assert_eq!(ledger.decide("o1", now(), &Wish::Release), Ok(Answer::Released(Units::new())));
     assert_eq!(
         ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 1)]))),
@@ -69,7 +69,8 @@ fn a_reservation_that_comes_after_its_release_is_refused() {
 
 #[test]
 fn a_damaged_record_stops_only_the_orders_that_need_it() {
-    let mut ledger = Ledger::read(records(&[("stock.a", "many"), ("stock.b", "3"), ("reservation.o2", "?")]));
+    let mut ledger =
+        Ledger::read(&records(&[("stock.a", "many"), ("stock.b", "3"), ("reservation.o2", "?")]));
     assert!(matches!(
         ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 1), ("b", 1)]))),
         Ok(Answer::Refused(_))
@@ -87,7 +88,7 @@ fn left_by(incarnation: Incarnation, state: ReservationState) -> Records {
 #[test]
 fn a_record_of_an_earlier_order_is_overwritten_at_its_revision() {
     for state in [ReservationState::Held, ReservationState::Released] {
-        let mut ledger = Ledger::read(left_by(nth(1), state));
+        let mut ledger = Ledger::read(&left_by(nth(1), state));
         let wish = Wish::Reserve(units(&[("a", 5)]));
         assert_eq!(ledger.decide("o1", nth(2), &wish), Ok(Answer::Held), "{state:?}");
         assert_eq!(ledger.decide("o1", nth(2), &wish), Ok(Answer::Held), "a repeat takes nothing");
@@ -102,7 +103,7 @@ fn a_record_of_an_earlier_order_is_overwritten_at_its_revision() {
 
 #[test]
 fn a_release_gives_back_nothing_that_an_earlier_order_held() {
-    let mut ledger = Ledger::read(left_by(nth(1), ReservationState::Held));
+    let mut ledger = Ledger::read(&left_by(nth(1), ReservationState::Held));
     assert_eq!(ledger.decide("o1", nth(2), &Wish::Release), Ok(Answer::Released(Units::new())));
     let late = ledger.decide("o1", nth(2), &Wish::Reserve(units(&[("a", 5)])));
     assert_eq!(late, Ok(Answer::Released(Units::new())), "released before reserved");
@@ -112,7 +113,7 @@ fn a_release_gives_back_nothing_that_an_earlier_order_held() {
 #[test]
 fn a_record_of_a_later_order_is_left_alone() {
     for state in [ReservationState::Held, ReservationState::Released] {
-        let mut ledger = Ledger::read(left_by(nth(2), state));
+        let mut ledger = Ledger::read(&left_by(nth(2), state));
         for wish in [Wish::Release, Wish::Reserve(units(&[("a", 5)]))] {
             assert!(matches!(ledger.decide("o1", nth(1), &wish), Ok(Answer::Refused(_))), "{wish:?}");
         }
@@ -131,7 +132,7 @@ proptest! {
             Just(Wish::Release),
         ]), 0..60),
     ) {
-        let mut ledger = Ledger::read(records(&[("stock.a", "10"), ("stock.b", "7"), ("stock.c", "1")]));
+        let mut ledger = Ledger::read(&records(&[("stock.a", "10"), ("stock.b", "7"), ("stock.c", "1")]));
         let mut gone = 0;
         for (order, n, wish) in wishes {
             let order_id = order.to_string();

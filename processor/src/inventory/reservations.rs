@@ -181,7 +181,7 @@ impl Clerk {
         let mut records = self.read(requests).await?;
         let mut latest = HashSet::new();
         loop {
-            let (ledger, answers) = decide(Ledger::read(records.clone()), requests)?;
+            let (ledger, answers) = decide(Ledger::read(&records), requests)?;
             let refused = requests.iter().zip(&answers).filter(|(_, answer)| answer.is_out_of_stock());
             let keys = refused.flat_map(|(request, _)| keys(request));
             let unsure: Vec<_> = keys.filter(|key| latest.insert(key.clone())).collect();
@@ -209,7 +209,7 @@ impl Clerk {
         let keys: Vec<_> = requests.iter().flat_map(keys).collect();
         let mut records = self.store.read(&keys).await?;
         // What a release gives back is known only from its reservation.
-        let reservations = Ledger::read(records.clone()).reservations;
+        let reservations = Ledger::read(&records).reservations;
         let reservations = reservations.into_values().filter_map(|entry| entry.value);
         let held = reservations.filter_map(|reservation| match reservation.state {
             ReservationState::Held => Some(reservation.units.into_keys()),

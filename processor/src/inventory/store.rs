@@ -17,10 +17,11 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, G
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use backbone::backoff::Backoff;
 use backbone::connection::Connection;
-use backbone::direct_get::{self, ReadError};
+use backbone::direct_get::{self, ReadError, Stored};
 use backbone::ids::Revision;
 use backbone::leader_get;
 use backbone::stream::{self, ORDERS, PROVISION};
+use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tracing::{info, warn};
@@ -37,6 +38,8 @@ const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Durati
 const RESERVATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Keys asked for in one read.
 const KEYS_PER_READ_MAX: usize = 256;
+/// Questions to the leader under way at once; each is about one key, and all orders wait for the answers.
+const LATEST_READS_MAX: usize = 64;
 
 /// Settings of the inventory.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -181,14 +184,16 @@ impl Store {
 
     /// Reads the records under `keys` as the bucket's leader has them.
     pub(super) async fn read_latest(&self, keys: &[String]) -> Result<Records, ReadError> {
-        let mut records = Records::with_capacity(keys.len());
-        for key in keys {
-            if let Some(stored) = leader_get::last(&self.connection, STREAM, &subject(key)).await? {
-                let value = stored.payload.to_vec();
-                records.insert(key.clone(), Versioned { value, revision: stored.sequence });
-            }
-        }
-        Ok(records)
+        let reads: Vec<_> = keys.iter().map(|key| self.latest(key)).collect();
+        let reads = futures::stream::iter(reads).buffer_unordered(LATEST_READS_MAX);
+        let records: Vec<_> = reads.try_collect().await?;
+        Ok(records.into_iter().flatten().collect())
+    }
+
+    async fn latest(&self, key: &str) -> Result<Option<(String, Versioned<Vec<u8>>)>, ReadError> {
+        let last = leader_get::last(&self.connection, STREAM, &subject(key)).await?;
+        let versioned = |last: Stored| Versioned { value: last.payload.to_vec(), revision: last.sequence };
+        Ok(last.map(|last| (key.to_owned(), versioned(last))))
     }
 
     /// Commits all writes of the batch or none; tells the revision of each.
