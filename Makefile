@@ -3,7 +3,7 @@
 # A path in NATS_SERVER, GRPCURL or PROMTOOL is taken as it is; else tools/install finds or installs the tool.
 NATS := NATS_SERVER=$${NATS_SERVER:-$$(tools/install nats-server)} && export NATS_SERVER
 CARGO_OUT := $${CARGO_TARGET_DIR:-target}
-# Scenarios that cannot be run so, as arguments.
+# Scenarios that cannot be run with least privilege, as arguments of the test binary.
 LEAST_PRIVILEGE_SKIPS := $$(sed -n 's/^\([a-z_:]*\) .*/--skip \1/p' tests/least-privilege.skip)
 # All but the tests.
 PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor
