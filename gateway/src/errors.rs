@@ -9,7 +9,9 @@ use backbone::ids::{OrderId, Revision};
 use backbone::log::AppendError;
 use backbone::telemetry::Seldom;
 use backbone::trace::TraceContext;
+use governor::Jitter;
 use proto::orders::v1::OrderStatus;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::{error, warn};
@@ -127,10 +129,14 @@ impl Reason {
     }
 }
 
-/// When to come back after a refusal that passes by itself.
+/// When to come back after a refusal that passes by itself, on average.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
-/// When to come back while the stream has no room: somebody has to make some.
+/// When to come back while the stream has no room, on average: somebody has to make some.
 const RETRY_DELAY_FULL: Duration = Duration::from_secs(30);
+/// What the retries of gRPC's own libraries obey: milliseconds until the next attempt, or -1 for none (gRFC A6).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+/// The longest wait that a library is told to sit out. A longer one is for the caller to know of.
+const PUSHBACK_MAX: Duration = Duration::from_secs(5);
 /// Most violations in one answer: error details travel in a header, and clients bound those.
 pub(crate) const VIOLATIONS_MAX: usize = 32;
 /// Most violations spelled out in the message, for people; the details name them all.
@@ -214,13 +220,13 @@ pub(crate) fn rate_limited(subject: &str, wait: Duration) -> Status {
 /// The caller has as many streams open as it may.
 pub(crate) fn too_many_streams(subject: &str, streams_max: usize) -> Status {
     let description = format!("at most {streams_max} open streams of this {subject}");
-    over_quota(Reason::TooManyStreams, subject, &description, RETRY_DELAY)
+    over_quota(Reason::TooManyStreams, subject, &description, around(RETRY_DELAY))
 }
 
 /// The caller has as many calls under way as it may.
 pub(crate) fn too_many_calls(subject: &str, calls_max: usize) -> Status {
     let description = format!("at most {calls_max} calls under way of this {subject}");
-    over_quota(Reason::TooManyCalls, subject, &description, RETRY_DELAY)
+    over_quota(Reason::TooManyCalls, subject, &description, around(RETRY_DELAY))
 }
 
 fn over_quota(reason: Reason, subject: &str, description: &str, wait: Duration) -> Status {
@@ -337,7 +343,13 @@ pub(crate) fn beyond(last: Revision) -> Status {
 }
 
 fn come_back(reason: Reason, message: &str, retry_delay: Duration) -> Status {
-    status(reason, message, HashMap::new(), ErrorDetails::with_retry_info(Some(retry_delay)))
+    let details = ErrorDetails::with_retry_info(Some(around(retry_delay)));
+    status(reason, message, HashMap::new(), details)
+}
+
+/// Half to one and a half times as long, so that those who were refused together do not come back together.
+fn around(mean: Duration) -> Duration {
+    Jitter::up_to(mean) + mean / 2
 }
 
 /// Why a letter without an event cannot be redriven, and what to do about it.
@@ -407,7 +419,20 @@ fn status(
 ) -> Status {
     metrics::refused(reason);
     details.set_error_info(reason.as_str(), DOMAIN, metadata);
-    Status::with_error_details(reason.code(), message, details)
+    let retry_delay = details.retry_info().and_then(|retry| retry.retry_delay);
+    let mut status = Status::with_error_details(reason.code(), message, details);
+    if let Some(retry_delay) = retry_delay {
+        status.metadata_mut().insert(PUSHBACK, pushback(retry_delay));
+    }
+    status
+}
+
+fn pushback(retry_delay: Duration) -> MetadataValue<Ascii> {
+    if retry_delay > PUSHBACK_MAX {
+        return MetadataValue::from_static("-1");
+    }
+    // Rounded up: a call that comes early is refused again. At most 5,000, so nothing is cut off.
+    MetadataValue::from(retry_delay.as_millis() as u64 + 1)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod calls;
 mod places;
 mod probes;
 mod rate_limit;
+mod turns;
 
 pub(crate) use calls::Calls;
 pub(crate) use places::{Place, Places};

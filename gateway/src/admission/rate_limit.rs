@@ -1,15 +1,20 @@
-//! How often callers may call: each one, so that it keeps nobody else out, and all of them together.
+//! How often callers may call: each caller, so that it keeps no other one out, and all of them together.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, NotUntil, Quota};
+use governor::middleware::NoOpMiddleware;
+use governor::state::InMemoryState;
+use governor::state::direct::NotKeyed;
+use governor::state::keyed::DefaultKeyedStateStore;
+use governor::{NotUntil, Quota, RateLimiter};
 use http::Request;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::turns::Turns;
 use super::{Admit, Caller};
 use crate::errors;
 
@@ -37,22 +42,37 @@ pub(crate) struct RateLimits {
     pub(crate) of_all: Quota,
 }
 
-/// A token bucket for each caller, and one for all.
+type OfCallers<C> =
+    RateLimiter<Caller, DefaultKeyedStateStore<Caller>, C, NoOpMiddleware<<C as Clock>::Instant>>;
+type OfAll<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
+
+/// A token bucket for each caller, and one for all; and who of those that were refused comes when.
 #[derive(Clone, Debug)]
-pub(crate) struct RateLimit {
-    callers: Arc<DefaultKeyedRateLimiter<Caller>>,
-    all: Arc<DefaultDirectRateLimiter>,
+pub(crate) struct RateLimit<C: Clock = DefaultClock> {
+    callers: Arc<OfCallers<C>>,
+    all: Arc<OfAll<C>>,
+    turns_of_callers: Arc<Turns<Caller, C>>,
+    turns_of_all: Arc<Turns<(), C>>,
     quota_of_caller: Quota,
-    clock: DefaultClock,
+    clock: C,
 }
 
 impl RateLimit {
     pub(crate) fn new(limits: RateLimits) -> Self {
+        Self::with_clock(limits, DefaultClock::default())
+    }
+}
+
+impl<C: Clock + Clone> RateLimit<C> {
+    fn with_clock(RateLimits { of_caller, of_all }: RateLimits, clock: C) -> Self {
+        let (callers, all) = (DefaultKeyedStateStore::default(), InMemoryState::default());
         Self {
-            callers: Arc::new(DefaultKeyedRateLimiter::keyed(limits.of_caller)),
-            all: Arc::new(DefaultDirectRateLimiter::direct(limits.of_all)),
-            quota_of_caller: limits.of_caller,
-            clock: DefaultClock::default(),
+            callers: Arc::new(RateLimiter::new(of_caller, callers, clock.clone())),
+            all: Arc::new(RateLimiter::new(of_all, all, clock.clone())),
+            turns_of_callers: Arc::new(Turns::new(of_caller, clock.clone())),
+            turns_of_all: Arc::new(Turns::new(of_all, clock.clone())),
+            quota_of_caller: of_caller,
+            clock,
         }
     }
 
@@ -61,7 +81,10 @@ impl RateLimit {
         // First the caller's own: what it is refused for must not be taken from the others.
         match self.callers.check_key_n(caller, cost) {
             Ok(Ok(())) => {}
-            Ok(Err(not_until)) => return Err(errors::rate_limited(caller.kind(), wait(not_until))),
+            Ok(Err(not_until)) => {
+                let wait = self.turns_of_callers.take(caller, cost, wait(not_until));
+                return Err(errors::rate_limited(caller.kind(), wait));
+            }
             Err(_) => return Err(errors::internal()),
         }
         match self.all.check_n(cost) {
@@ -69,7 +92,8 @@ impl RateLimit {
             Ok(Err(not_until)) => {
                 // The caller has paid for nothing, and needs the same again.
                 let again = self.quota_of_caller.replenish_interval() * cost.get();
-                Err(errors::rate_limited("gateway", wait(not_until).max(again)))
+                let wait = self.turns_of_all.take(&(), cost, wait(not_until));
+                Err(errors::rate_limited("gateway", wait.max(again)))
             }
             Err(_) => Err(errors::internal()),
         }
@@ -86,10 +110,11 @@ impl RateLimit {
     fn forget(&self) {
         self.callers.retain_recent();
         self.callers.shrink_to_fit();
+        self.turns_of_callers.forget();
     }
 }
 
-impl Admit for RateLimit {
+impl<C: Clock + Clone> Admit for RateLimit<C> {
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
         self.check(&Caller::of(request.extensions()), cost(request.uri().path()))
     }
@@ -98,8 +123,8 @@ impl Admit for RateLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use governor::clock::FakeRelativeClock;
     use std::net::IpAddr;
-    use std::time::Instant;
     use tonic::Code;
     use tonic_types::StatusExt;
 
@@ -111,7 +136,12 @@ mod tests {
         Quota::per_second(number(per_second)).allow_burst(number(burst))
     }
 
-    fn call(limit: &RateLimit, peer: &str, path: &str) -> Result<(), Duration> {
+    fn limited(of_caller: Quota, of_all: Quota) -> (RateLimit<FakeRelativeClock>, FakeRelativeClock) {
+        let clock = FakeRelativeClock::default();
+        (RateLimit::with_clock(RateLimits { of_caller, of_all }, clock.clone()), clock)
+    }
+
+    fn call(limit: &RateLimit<FakeRelativeClock>, peer: &str, path: &str) -> Result<(), Duration> {
         let refused = |status: Status| {
             assert_eq!(status.code(), Code::ResourceExhausted);
             assert!(status.get_details_quota_failure().is_some());
@@ -122,53 +152,64 @@ mod tests {
 
     #[test]
     fn a_peer_over_its_rate_is_told_when_to_come_back_and_others_are_let_in() {
-        let limit = RateLimit::new(RateLimits { of_caller: quota(1, 10), of_all: quota(100, 100) });
+        let (limit, clock) = limited(quota(1, 10), quota(100, 100));
         for _ in 0..10 {
             call(&limit, "10.0.0.1", CREATE).unwrap();
         }
         let wait = call(&limit, "10.0.0.1", CREATE).unwrap_err();
-        assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
+        assert!(wait >= Duration::from_secs(1) && wait < Duration::from_secs(2), "{wait:?}");
         call(&limit, "10.0.0.2", CREATE).unwrap();
+        clock.advance(wait);
+        call(&limit, "10.0.0.1", CREATE).unwrap();
+    }
+
+    #[test]
+    fn a_crowd_that_waits_as_told_is_let_in_at_the_second_call() {
+        let (limit, clock) = limited(quota(10, 10), quota(100, 100));
+        let mut turns: Vec<_> = (0..60).filter_map(|_| call(&limit, "10.0.0.1", CREATE).err()).collect();
+        assert_eq!(turns.len(), 50);
+        turns.sort();
+        let mut now = Duration::ZERO;
+        for turn in turns {
+            clock.advance(turn - now);
+            now = turn;
+            call(&limit, "10.0.0.1", CREATE).unwrap();
+        }
     }
 
     #[test]
     fn a_list_costs_more_than_a_create() {
-        let limit = RateLimit::new(RateLimits { of_caller: quota(1, 10), of_all: quota(100, 100) });
+        let (limit, _) = limited(quota(1, 10), quota(100, 100));
         call(&limit, "10.0.0.1", LIST).unwrap();
         call(&limit, "10.0.0.1", CREATE).unwrap_err();
     }
 
     #[test]
     fn what_a_peer_is_refused_for_is_not_taken_from_the_others() {
-        let limit = RateLimit::new(RateLimits { of_caller: quota(1, 10), of_all: quota(1, 20) });
+        let (limit, _) = limited(quota(1, 10), quota(1, 20));
         for _ in 0..100 {
             call(&limit, "10.0.0.1", CREATE).ok();
         }
         call(&limit, "10.0.0.2", LIST).unwrap();
         let wait = call(&limit, "10.0.0.3", LIST).unwrap_err();
-        assert!(wait > Duration::from_secs(9) && wait <= Duration::from_secs(10), "{wait:?}");
+        assert!(wait >= Duration::from_secs(10) && wait < Duration::from_secs(11), "{wait:?}");
     }
 
     #[test]
     fn a_million_callers_cost_nothing_once_they_are_idle() {
         const CALLERS: u32 = 1_000_000;
-        // Half a second after its one call a caller has its burst again.
-        let limit = RateLimit::new(RateLimits { of_caller: quota(2, 10), of_all: quota(u32::MAX, u32::MAX) });
+        // A second after its one call a caller has had its burst again for half a second.
+        let (limit, clock) = limited(quota(2, 10), quota(u32::MAX, u32::MAX));
         let caller = |number: u32| Caller::Peer(Some(IpAddr::V4(number.into())));
-        let busy = caller(CALLERS);
         for number in 0..CALLERS {
             limit.check(&caller(number), cost(CREATE)).unwrap();
         }
+        clock.advance(Duration::from_secs(1));
+        let busy = caller(CALLERS);
         while limit.check(&busy, cost(CREATE)).is_ok() {}
-
-        let start = Instant::now();
-        while limit.callers.len() > 1 {
-            assert!(start.elapsed() < Duration::from_secs(60), "{} callers", limit.callers.len());
-            std::thread::yield_now();
-            limit.forget();
-            // Who is not idle is not let off.
-            while limit.check(&busy, cost(CREATE)).is_ok() {}
-        }
+        limit.forget();
+        assert_eq!(limit.callers.len(), 1);
+        limit.check(&busy, cost(CREATE)).unwrap_err();
         let callers = Arc::into_inner(limit.callers).unwrap().into_state_store();
         assert!(callers.capacity() < 10_000, "room for {} callers is kept", callers.capacity());
     }
