@@ -112,9 +112,18 @@ async fn trace(orders: Orders, order_id: String) -> anyhow::Result<()> {
 }
 
 async fn history(mut orders: Orders, order_id: String) -> anyhow::Result<Vec<Update>> {
-    let answer = client::answer(orders.list_order_events(ListOrderEventsRequest { order_id })).await?;
-    let events = answer.events.into_iter().map(Update::of);
-    Ok(events.collect::<Result<_, _>>()?)
+    let (mut updates, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = ListOrderEventsRequest { order_id: order_id.clone(), page_token, ..Default::default() };
+        let answer = client::answer(orders.list_order_events(request)).await?;
+        for event in answer.events {
+            updates.push(Update::of(event)?);
+        }
+        page_token = answer.next_page_token;
+        if page_token.is_empty() {
+            return Ok(updates);
+        }
+    }
 }
 
 fn request_of(args: PlaceArgs) -> CreateOrderRequest {

@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::auth::{Directory, Kind, Tokens};
-use crate::page_token::List;
+use crate::page_token::{History, List};
 use crate::validation;
 
 const TENANT: &str = "shop-1";
@@ -142,7 +142,7 @@ pub fn reads(bytes: &[u8]) {
     }
 }
 
-/// A page token leads back to its place in its list, and to none in any other. Takes a revision, a byte of
+/// A page token leads back to its place in its list or history, and to none in any other. Takes a revision, a byte of
 /// statuses, and a text that may be a token.
 pub fn page_token(bytes: &[u8]) {
     let Some((revision, [statuses, text @ ..])) = bytes.split_first_chunk() else { return };
@@ -159,9 +159,20 @@ pub fn page_token(bytes: &[u8]) {
     let of_fewer_statuses = statuses.split_last().map(|(_, fewer)| List { statuses: fewer, ..list });
     assert_eq!(of_fewer_statuses.and_then(|list| list.parse(&token)), None);
 
+    let id = |customer: &str| OrderId {
+        customer: CustomerKey::of(TENANT, customer),
+        order: OrderKey::of_request(TENANT, customer, "r"),
+    };
+    let (history, another) = (History(id("c")), History(id("d")));
+    assert_eq!(history.parse(&history.token(revision)), Some(revision).filter(|it| *it > Revision::NONE));
+    assert_eq!((history.parse(&token), another.parse(&history.token(revision))), (None, None));
+
     let Ok(text) = str::from_utf8(text) else { return };
     if let Some(revision) = list.parse(text) {
         assert_eq!(list.token(revision), text);
+    }
+    if let Some(revision) = history.parse(text) {
+        assert_eq!(history.token(revision), text);
     }
 }
 

@@ -12,6 +12,7 @@ use backbone::log::{AppendError, Appended, OrderLog, Update, WatchError};
 use backbone::trace::{KeyValue, Span, attribute};
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
+use prost::Message;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::order_service_server::OrderService;
 use proto::orders::v1::{
@@ -29,9 +30,15 @@ use tracing::debug;
 use crate::admission::{Caller, Place, Places};
 use crate::auth::Principal;
 use crate::metrics::{OpenStream, WATCH_ORDER, WATCH_ORDERS};
+use crate::page_token::History;
 use crate::readiness::Readiness;
 use crate::spans::{self, span_of};
+use crate::validation::EventsRequest;
 use crate::{deadline, errors, metrics, validation};
+
+/// How large a page of events may grow, encoded; the event that goes beyond it is the last one. Clients take messages of
+/// 4 MiB unless they are told otherwise.
+const PAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// The service over one order log.
 #[derive(Debug)]
@@ -163,15 +170,14 @@ impl OrderService for Orders {
         request: Request<ListOrderEventsRequest>,
     ) -> Result<Response<ListOrderEventsResponse>, Status> {
         let deadline = self.deadline(&request);
-        let id = validation::order_id(&request.get_ref().order_id)?;
+        let EventsRequest { id, after, size } = validation::events(request.get_ref())?;
         spans::about(&span_of(request.extensions()), &id);
         let tenant = tenant_of(&request)?;
         let history = read_by(deadline, self.log.history(&id, Revision::NONE)).await?;
         if !history.last().is_some_and(|last| owns(&tenant, &last.order, &id)) {
             return Err(errors::not_found(&id));
         }
-        let events = history.into_iter().map(Recorded::into_proto).collect();
-        Ok(Response::new(ListOrderEventsResponse { events }))
+        Ok(Response::new(page_of(id, history, after, size)))
     }
 
     type WatchOrderStream = ResponseStream<WatchOrderResponse>;
@@ -211,6 +217,23 @@ impl OrderService for Orders {
         let updates = events.map(|update| WatchOrdersResponse { event: Some(update.event.into_proto()) });
         Ok(Response::new(Box::pin(ending.of(updates))))
     }
+}
+
+/// The page of an order's history that begins behind `after`.
+fn page_of(id: OrderId, history: Vec<Recorded>, after: Revision, size: usize) -> ListOrderEventsResponse {
+    let mut rest = history.into_iter().filter(|event| event.revision > after).peekable();
+    let (mut events, mut bytes, mut last) = (Vec::new(), 0, after);
+    while events.len() < size
+        && bytes < PAGE_BYTES_MAX
+        && let Some(event) = rest.next()
+    {
+        last = event.revision;
+        let event = event.into_proto();
+        bytes += event.encoded_len();
+        events.push(event);
+    }
+    let next_page_token = rest.peek().map(|_| History(id).token(last)).unwrap_or_default();
+    ListOrderEventsResponse { events, next_page_token }
 }
 
 /// The principal whom the layers before have let in.

@@ -1,6 +1,6 @@
-//! Where the next page of a list begins. Opaque to clients; needs nothing to be remembered here.
+//! Where the next page of an answer begins. Opaque to clients; needs nothing to be remembered here.
 
-use backbone::ids::{CustomerKey, Revision};
+use backbone::ids::{CustomerKey, OrderId, Revision};
 use data_encoding::BASE64URL_NOPAD;
 use proto::orders::v1::OrderStatus;
 
@@ -19,18 +19,12 @@ pub(crate) struct List<'a> {
 impl List<'_> {
     /// The token of the page that lists what was created before `before`.
     pub(crate) fn token(&self, before: Revision) -> String {
-        let mut bytes = vec![VERSION];
-        bytes.extend(before.0.to_be_bytes());
-        bytes.extend(self.name());
-        BASE64URL_NOPAD.encode(&bytes)
+        encode(before, &self.name())
     }
 
     /// Reads a token of this list.
     pub(crate) fn parse(&self, token: &str) -> Option<Revision> {
-        let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
-        let (revision, name) = bytes.strip_prefix(&[VERSION])?.split_first_chunk::<REVISION_BYTES>()?;
-        let revision = Revision(u64::from_be_bytes(*revision));
-        (name == self.name() && revision > Revision::NONE).then_some(revision)
+        decode(token, &self.name())
     }
 
     fn name(&self) -> Vec<u8> {
@@ -39,13 +33,48 @@ impl List<'_> {
     }
 }
 
+/// The history of an order, as the answer that a token belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct History(pub(crate) OrderId);
+
+impl History {
+    /// The token of the page that begins behind the event at `after`.
+    pub(crate) fn token(&self, after: Revision) -> String {
+        encode(after, self.0.to_string().as_bytes())
+    }
+
+    /// Reads a token of this history.
+    pub(crate) fn parse(&self, token: &str) -> Option<Revision> {
+        decode(token, self.0.to_string().as_bytes())
+    }
+}
+
+/// A place in the answer of this name.
+fn encode(revision: Revision, name: &[u8]) -> String {
+    let bytes = [&[VERSION], &revision.0.to_be_bytes()[..], name].concat();
+    BASE64URL_NOPAD.encode(&bytes)
+}
+
+fn decode(token: &str, name: &[u8]) -> Option<Revision> {
+    let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
+    let (revision, named) = bytes.strip_prefix(&[VERSION])?.split_first_chunk::<REVISION_BYTES>()?;
+    let revision = Revision(u64::from_be_bytes(*revision));
+    (named == name && revision > Revision::NONE).then_some(revision)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backbone::ids::OrderKey;
     use proptest::prelude::*;
 
     fn list<'a>(customer_id: &str, statuses: &'a [OrderStatus]) -> List<'a> {
         List { customer: CustomerKey::of("", customer_id), statuses }
+    }
+
+    fn history(customer_id: &str) -> History {
+        let order = OrderKey::of_request("", customer_id, "r-1");
+        History(OrderId { customer: CustomerKey::of("", customer_id), order })
     }
 
     proptest! {
@@ -53,19 +82,24 @@ mod tests {
         fn a_token_leads_back_to_its_place(revision in 1u64.., customer_id in ".{1,20}") {
             let list = list(&customer_id, &[OrderStatus::Paid, OrderStatus::Failed]);
             prop_assert_eq!(list.parse(&list.token(Revision(revision))), Some(Revision(revision)));
+            let history = history(&customer_id);
+            prop_assert_eq!(history.parse(&history.token(Revision(revision))), Some(Revision(revision)));
         }
 
         #[test]
         fn no_text_panics(text in ".{0,60}") {
             prop_assert_eq!(list("c", &[]).parse(&text), None);
+            prop_assert_eq!(history("c").parse(&text), None);
         }
     }
 
     #[test]
-    fn a_token_of_another_list_is_none() {
+    fn a_token_of_another_answer_is_none() {
         let token = list("c", &[OrderStatus::Paid]).token(Revision(7));
         assert_eq!(list("d", &[OrderStatus::Paid]).parse(&token), None);
         assert_eq!(list("c", &[]).parse(&token), None);
         assert_eq!(list("c", &[OrderStatus::Failed]).parse(&token), None);
+        assert_eq!(history("c").parse(&token), None);
+        assert_eq!(history("d").parse(&history("c").token(Revision(7))), None);
     }
 }

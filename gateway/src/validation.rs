@@ -5,14 +5,14 @@ use std::fmt::Display;
 use backbone::ids::{CustomerKey, OrderId, OrderKey, Revision};
 use backbone::lifecycle::{self, TotalError};
 use proto::orders::v1::{
-    CancelOrderRequest, CreateOrderRequest, ListOrdersRequest, Money, OrderCancelled, OrderCreated,
-    OrderItem, OrderStatus,
+    CancelOrderRequest, CreateOrderRequest, ListOrderEventsRequest, ListOrdersRequest, Money, OrderCancelled,
+    OrderCreated, OrderItem, OrderStatus,
 };
 use tonic::Status;
 use tonic_types::FieldViolation;
 
 use crate::errors::{self, VIOLATIONS_MAX};
-use crate::page_token::List;
+use crate::page_token::{History, List};
 
 /// Longest customer_id and request_id, in characters.
 const ID_CHARS_MAX: usize = 128;
@@ -28,6 +28,9 @@ const MESSAGE_CHARS_MAX: usize = 256;
 /// Most orders of one page, and how many there are if the client does not say.
 const PAGE_SIZE_MAX: usize = 1_000;
 const PAGE_SIZE_DEFAULT: usize = 50;
+/// The same of events.
+const EVENTS_PAGE_SIZE_MAX: usize = 1_000;
+const EVENTS_PAGE_SIZE_DEFAULT: usize = 100;
 
 /// Characters that customer_id may hold beside letters and digits.
 const CUSTOMER_ID_PUNCTUATION: &str = "-_.:@";
@@ -115,20 +118,7 @@ impl PageRequest {
 pub(crate) fn page(tenant: &str, request: &ListOrdersRequest) -> Result<PageRequest, Status> {
     let mut violations = Violations::default();
     violations.check_text("customer_id", &request.customer_id, ID_CHARS_MAX, CUSTOMER_ID_PUNCTUATION);
-    let size = match usize::try_from(request.page_size) {
-        Ok(0) => PAGE_SIZE_DEFAULT,
-        Ok(size) if size <= PAGE_SIZE_MAX => size,
-        Ok(_) | Err(_) => {
-            violations.add(
-                "page_size",
-                format_args!(
-                    "must be 1-{PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}, not {}",
-                    request.page_size
-                ),
-            );
-            PAGE_SIZE_DEFAULT
-        }
-    };
+    let size = violations.page_size(request.page_size, PAGE_SIZE_MAX, PAGE_SIZE_DEFAULT);
     let mut statuses = Vec::new();
     for (i, status) in request.statuses.iter().enumerate() {
         match OrderStatus::try_from(*status) {
@@ -156,6 +146,35 @@ pub(crate) fn page(tenant: &str, request: &ListOrdersRequest) -> Result<PageRequ
     Ok(page)
 }
 
+/// Which events of which order are asked for.
+#[derive(Debug)]
+pub(crate) struct EventsRequest {
+    pub(crate) id: OrderId,
+    /// Only events behind this one.
+    pub(crate) after: Revision,
+    /// Most events.
+    pub(crate) size: usize,
+}
+
+/// Checks a ListOrderEventsRequest.
+pub(crate) fn events(request: &ListOrderEventsRequest) -> Result<EventsRequest, Status> {
+    let id = order_id(&request.order_id)?;
+    let mut violations = Violations::default();
+    let size = violations.page_size(request.page_size, EVENTS_PAGE_SIZE_MAX, EVENTS_PAGE_SIZE_DEFAULT);
+    let after = match History(id).parse(&request.page_token) {
+        Some(after) => after,
+        None => {
+            if !request.page_token.is_empty() {
+                let rule = "must be the next_page_token of an answer for the same order_id, or empty";
+                violations.add("page_token", rule);
+            }
+            Revision::NONE
+        }
+    };
+    violations.into_result()?;
+    Ok(EventsRequest { id, after, size })
+}
+
 /// What a request breaks. A request can break a million rules at once, so those beyond what is told are only
 /// counted.
 #[derive(Default)]
@@ -165,6 +184,19 @@ pub(crate) struct Violations {
 }
 
 impl Violations {
+    /// Most entries of one page.
+    fn page_size(&mut self, page_size: i32, size_max: usize, size_default: usize) -> usize {
+        match usize::try_from(page_size) {
+            Ok(0) => size_default,
+            Ok(size) if size <= size_max => size,
+            Ok(_) | Err(_) => {
+                let rule = format_args!("must be 1-{size_max}, or 0 for {size_default}, not {page_size}");
+                self.add("page_size", rule);
+                size_default
+            }
+        }
+    }
+
     pub(crate) fn add(&mut self, field: impl Display, description: impl Display) {
         if self.told.len() < VIOLATIONS_MAX {
             self.told.push(FieldViolation::new(field.to_string(), description.to_string()));

@@ -164,9 +164,13 @@ impl OrderService for Shop {
 
     async fn list_order_events(
         &self,
-        _: Request<ListOrderEventsRequest>,
+        request: Request<ListOrderEventsRequest>,
     ) -> Result<Response<ListOrderEventsResponse>, Status> {
-        Ok(Response::new(ListOrderEventsResponse { events: self.script.events.clone() }))
+        // Pages of one event each.
+        let at: usize = request.into_inner().page_token.parse().unwrap_or(0);
+        let events: Vec<_> = self.script.events.get(at).cloned().into_iter().collect();
+        let next = (at + 1 < self.script.events.len()).then(|| (at + 1).to_string());
+        Ok(Response::new(ListOrderEventsResponse { events, next_page_token: next.unwrap_or_default() }))
     }
 
     type WatchOrdersStream = Pin<Box<dyn Stream<Item = Result<WatchOrdersResponse, Status>> + Send>>;

@@ -13,6 +13,8 @@ use super::requests::Filter;
 
 /// Most letters that one call looks at.
 pub(super) const EXAMINED_MAX: usize = 20_000;
+/// Most causes that one answer tells; each may take a kilobyte.
+const GROUPS_MAX: usize = 500;
 
 /// Some open letters.
 #[derive(Debug, Default)]
@@ -53,6 +55,8 @@ pub(super) async fn read(
     page.groups_incomplete = counting && walk.stopped_at.is_some();
     page.groups = groups.into_values().collect();
     page.groups.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.fingerprint.cmp(&b.fingerprint)));
+    page.groups_incomplete |= page.groups.len() > GROUPS_MAX;
+    page.groups.truncate(GROUPS_MAX);
     Ok(page)
 }
 

@@ -225,7 +225,7 @@ async fn answers_that_nobody_takes() {
     let order = waybill.place(order_of("abuser", "r-1", items)).await.unwrap();
     let others = Others::of(waybill).await;
 
-    let events = ListOrderEventsRequest { order_id: order.order_id.clone() };
+    let events = ListOrderEventsRequest { order_id: order.order_id.clone(), ..Default::default() };
     let watch = WatchOrderRequest { order_id: order.order_id, after_revision: 0 };
     let events = calls("ListOrderEvents", &events, STREAMS);
     let watches = calls("WatchOrder", &watch, STREAMS);

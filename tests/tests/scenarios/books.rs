@@ -62,7 +62,7 @@ pub(crate) async fn histories(
     let read = stream::iter(order_ids).map(|order_id| {
         let (mut client, order_id) = (client.clone(), order_id.clone());
         async move {
-            let request = ListOrderEventsRequest { order_id: order_id.clone() };
+            let request = ListOrderEventsRequest { order_id: order_id.clone(), ..Default::default() };
             let events = client.list_order_events(request).await?.into_inner().events;
             Ok::<_, Status>((order_id, events))
         }

@@ -80,7 +80,7 @@ async fn a_read_without_a_broker_is_told_so_and_not_left_to_its_deadline() {
     to_come_back(&waybill.get(&order.order_id).await.unwrap_err());
     let list = ListOrdersRequest { customer_id: "ada".to_owned(), ..ListOrdersRequest::default() };
     to_come_back(&waybill.client().await.list_orders(list).await.unwrap_err());
-    let events = ListOrderEventsRequest { order_id: order.order_id.clone() };
+    let events = ListOrderEventsRequest { order_id: order.order_id.clone(), ..Default::default() };
     to_come_back(&waybill.client().await.list_order_events(events).await.unwrap_err());
     to_come_back(&waybill.watch(&order.order_id, 0).await.unwrap_err());
 }

@@ -58,7 +58,7 @@ type Client = OrderServiceClient<Channel>;
 
 /// The history of an order.
 pub(crate) async fn events(mut client: Client, order_id: &str) -> Vec<OrderEvent> {
-    let request = ListOrderEventsRequest { order_id: order_id.to_owned() };
+    let request = ListOrderEventsRequest { order_id: order_id.to_owned(), ..Default::default() };
     client.list_order_events(request).await.unwrap().into_inner().events
 }
 

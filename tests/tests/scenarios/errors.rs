@@ -185,7 +185,9 @@ async fn every_documented_reason_is_given_with_its_code_and_details() {
         (stream.cached_info().state.messages > SUBJECTS_READ_MAX as u64).then_some(())
     })
     .await;
-    seen.refused(two.list_order_events(ListOrderEventsRequest { order_id: of_two }).await);
+    seen.refused(
+        two.list_order_events(ListOrderEventsRequest { order_id: of_two, ..Default::default() }).await,
+    );
 
     room_for(&waybill, i64::try_from(waybill.messages().await.len()).unwrap()).await;
     seen.refused(place(&mut one, widget("r-3", 1)).await);

@@ -74,7 +74,7 @@ impl Tenant {
     async fn histories(&self) -> Vec<OrderEvent> {
         let mut all = Vec::new();
         for order_id in self.orders.keys() {
-            let request = ListOrderEventsRequest { order_id: order_id.clone() };
+            let request = ListOrderEventsRequest { order_id: order_id.clone(), ..Default::default() };
             all.extend(self.client.clone().list_order_events(request).await.unwrap().into_inner().events);
         }
         all
@@ -154,7 +154,8 @@ async fn by_order_id(client: &Client, order_id: &str) -> [(&'static str, Answer)
     let mut client = client.clone();
     let order_id = || order_id.to_owned();
     let get = client.get_order(GetOrderRequest { order_id: order_id() }).await;
-    let events = client.list_order_events(ListOrderEventsRequest { order_id: order_id() }).await;
+    let events =
+        client.list_order_events(ListOrderEventsRequest { order_id: order_id(), ..Default::default() }).await;
     let watch = client.watch_order(WatchOrderRequest { order_id: order_id(), after_revision: 0 }).await;
     let watch = Answer::of_stream(watch).await;
     let cancel =

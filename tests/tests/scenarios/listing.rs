@@ -194,7 +194,7 @@ async fn an_orders_events_are_listed_with_their_traces() {
     let order = waybill.place(order_of("ada", "r-1", vec![item("widget", 1)])).await.unwrap();
     waybill.finished(&order.order_id).await;
     let list = async |order_id: &str| {
-        let request = ListOrderEventsRequest { order_id: order_id.to_owned() };
+        let request = ListOrderEventsRequest { order_id: order_id.to_owned(), ..Default::default() };
         Ok::<_, Status>(waybill.client().await.list_order_events(request).await?.into_inner().events)
     };
 

@@ -38,6 +38,7 @@ mod least_privilege;
 mod listing;
 mod log_contents;
 mod log_lines;
+mod long_histories;
 mod many_streams;
 mod metrics;
 mod odd_events;

@@ -51,7 +51,10 @@ async fn answers(client: &mut Client, order_id: &str) -> [Result<(), Status>; 4]
     let order_id = || order_id.to_owned();
     [
         client.get_order(GetOrderRequest { order_id: order_id() }).await.map(drop),
-        client.list_order_events(ListOrderEventsRequest { order_id: order_id() }).await.map(drop),
+        client
+            .list_order_events(ListOrderEventsRequest { order_id: order_id(), ..Default::default() })
+            .await
+            .map(drop),
         client.watch_order(WatchOrderRequest { order_id: order_id(), after_revision: 0 }).await.map(drop),
         client
             .cancel_order(CancelOrderRequest { order_id: order_id(), message: String::new() })
