@@ -18,6 +18,7 @@ use crate::access::BrokerConfig;
 use crate::backoff::Backoff;
 use crate::metrics;
 use crate::refusals::Refusals;
+use crate::storage::Storage;
 use crate::telemetry::Seldom;
 
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
@@ -47,6 +48,7 @@ pub struct Connection {
     refusals: Arc<Mutex<Refusals>>,
     /// Why the last attempts to connect failed; empty if none did.
     unreachable: Arc<Mutex<String>>,
+    storage: Storage,
     _listening: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -75,6 +77,8 @@ impl Connection {
         let unheard: Arc<Notify> = Arc::default();
         let (refused, reason_now, reason_then) = (refusals.clone(), unreachable.clone(), unreachable.clone());
         let not_heard = unheard.clone();
+        let storage = Storage::default();
+        let storage_now = storage.clone();
         let options = config
             .options()
             .map_err(ConnectError::Credentials)?
@@ -109,6 +113,7 @@ impl Connection {
                     connected.send_modify(|count| *count += 1);
                     lock(&refused).forget();
                     lock(&reason_then).clear();
+                    storage_now.forget_pauses();
                 }
                 if let Event::ServerError(ServerError::Other(text)) = &event
                     && lock(&refused).note(text)
@@ -128,12 +133,13 @@ impl Connection {
             .build(client.clone());
         let listening = tokio::spawn(listen_anew(client.clone(), refusals.clone(), unheard));
         let _listening = Arc::new(AbortOnDropHandle::new(listening));
-        let connection = Self { client, jetstream, connects, refusals, unreachable, _listening };
+        let connection = Self { client, jetstream, connects, refusals, unreachable, storage, _listening };
         connection.measure();
         Ok(connection)
     }
 
     fn measure(&self) {
+        self.storage.measure();
         let (of_now, of_all) = (self.clone(), self.clone());
         metrics::gauge(
             "waybill.broker.connected",
@@ -205,7 +211,8 @@ impl Connection {
         error.to_string()
     }
 
-    fn may_not_publish(&self, subject: &str) -> bool {
+    /// Whether the broker has lately refused a publish to this subject.
+    pub(crate) fn may_not_publish(&self, subject: &str) -> bool {
         lock(&self.refusals).is_refused(subject)
     }
 
@@ -220,6 +227,11 @@ impl Connection {
         }
         let answer = request.await;
         (answer.is_ok() || !self.may_not_publish(subject)).then_some(answer)
+    }
+
+    /// Whether the broker has space for what is written.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
     }
 
     /// The JetStream context, for records that are not orders.

@@ -23,6 +23,9 @@ use crate::trace::TraceContext;
 const CONTENT_TYPE: &str = "application/protobuf";
 const CE_SPEC_VERSION: &str = "1.0";
 
+/// What the largest event that the contract allows takes, in bytes, headers included: an order of 100 items is in it twice.
+pub const BYTES_MAX: usize = 24 * 1024;
+
 /// An event on its way into the log.
 #[derive(Debug)]
 pub(crate) struct Draft<'a> {

@@ -1,13 +1,13 @@
 //! Reading from the leader of a stream. A direct get is quicker, and any replica answers it, also one that is behind; so what
 //! is decided for good is read here.
 
-use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind};
 
 use crate::connection::Connection;
 use crate::direct_get::{ReadError, Stored};
 use crate::ids::Revision;
+use crate::meaning::{Meaning, meaning};
 
 /// The last message on a subject, as the leader of its stream has it.
 pub async fn last(connection: &Connection, stream: &str, subject: &str) -> Result<Option<Stored>, ReadError> {
@@ -32,15 +32,14 @@ pub(crate) fn found(
     };
     match error.kind() {
         LastRawMessageErrorKind::NoMessageFound => Ok(None),
-        // No leader, no JetStream, or a stream that is gone: whoever comes back may find it made anew.
-        LastRawMessageErrorKind::JetStream(refusal)
-            if refusal.code() >= 500 || refusal.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-        {
-            Err(ReadError::NoAnswer(error.to_string()))
-        }
-        LastRawMessageErrorKind::JetStream(_) | LastRawMessageErrorKind::InvalidSubject => {
-            Err(ReadError::Broker(error.to_string()))
-        }
+        LastRawMessageErrorKind::JetStream(refusal) => match meaning(&refusal) {
+            // No leader, no JetStream, or a stream that is gone: whoever comes back may find it made anew.
+            Meaning::Passing | Meaning::Full => Err(ReadError::NoAnswer(error.to_string())),
+            Meaning::TooLarge | Meaning::Permanent | Meaning::Conflict => {
+                Err(ReadError::Broker(error.to_string()))
+            }
+        },
+        LastRawMessageErrorKind::InvalidSubject => Err(ReadError::Broker(error.to_string())),
         LastRawMessageErrorKind::Other => Err(ReadError::NoAnswer(error.to_string())),
     }
 }

@@ -1,20 +1,28 @@
 //! Publishing with an expectation, and what the broker's answer to it means.
 
-use std::error::Error as _;
+use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
-use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
+use tracing::error;
 
 use crate::connection::Connection;
 use crate::ids::Revision;
-use crate::stream::is_full;
+use crate::leader_get;
+use crate::meaning::{Meaning, Unpublished, refusal, unpublished};
+use crate::telemetry::Seldom;
 
 const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
+/// How long it may take to find out why a publish was not answered.
+const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Why a write is not answered by a broker that answers all else.
+const SWALLOWED: &str = "the broker takes messages and stores none; as a rule there is no space left on its disk, and it has \
+                         to be restarted when there is some";
+
+static PERMANENT: Seldom = Seldom::every(Duration::from_secs(15));
 
 /// What one publish brought.
 #[derive(Debug)]
@@ -24,59 +32,116 @@ pub(crate) enum Outcome {
     Conflict,
     /// Not stored by this publish: the broker is away, or has no leader.
     Unavailable(String),
-    /// Not stored: the stream has no room.
-    Full,
+    /// Not stored: the broker has no space.
+    Full(String),
+    /// Never to be stored: larger than the broker takes.
+    TooLarge(String),
+    /// Never to be stored.
+    Permanent(String),
     /// Perhaps stored.
     Unknown(String),
 }
 
-/// Publishes once, provided that the last message on `filter` is at `expected`, and waits for the acknowledgement.
-/// While the broker is away nothing is sent: what the client would buffer could be stored long after its writer gave
-/// up.
+/// Publishes once to a subject of `stream`, and waits for the acknowledgement. An expectation is a filter, and where the last
+/// message on it has to be. While the broker is away or has no space nothing is sent: what the client would buffer could be stored
+/// long after its writer gave up, and one write in a while is enough to find out whether there is space.
 pub(crate) async fn publish(
     connection: &Connection,
+    stream: &'static str,
     subject: String,
     mut headers: HeaderMap,
     payload: Bytes,
-    (filter, expected): (String, Revision),
+    expectation: Option<(String, Revision)>,
     deadline: Instant,
 ) -> Outcome {
     if !connection.is_up() {
         return Outcome::Unavailable("the broker is away".to_owned());
     }
-    headers.insert(EXPECTED_SEQUENCE, expected.to_string());
-    headers.insert(EXPECTED_SUBJECT, filter);
+    let storage = connection.storage();
+    if let Err(reason) = storage.admit(stream) {
+        return Outcome::Full(reason);
+    }
+    if let Some((filter, expected)) = &expectation {
+        headers.insert(EXPECTED_SEQUENCE, expected.to_string());
+        headers.insert(EXPECTED_SUBJECT, filter.as_str());
+    }
+    let connects = *connection.connects().borrow();
+    let (to, bytes) = (subject.clone(), payload.len());
     let published =
         async { connection.jetstream.publish_with_headers(subject, headers, payload).await?.await };
-    match timeout_at(deadline, published).await {
-        Ok(Ok(ack)) => Outcome::Stored(Revision(ack.sequence)),
-        Ok(Err(error)) => outcome(&error),
-        Err(_) => Outcome::Unknown("no acknowledgement before the deadline".to_owned()),
-    }
-}
-
-fn outcome(error: &PublishError) -> Outcome {
-    match error.kind() {
-        PublishErrorKind::WrongLastSequence => Outcome::Conflict,
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => Outcome::Unknown(error.to_string()),
-        PublishErrorKind::StreamNotFound
-        | PublishErrorKind::MaxAckPending
-        | PublishErrorKind::MaxPayloadExceeded
-        | PublishErrorKind::WrongLastMessageId => Outcome::Unavailable(error.to_string()),
-        PublishErrorKind::Other => {
-            match error.source().and_then(|source| source.downcast_ref::<jetstream::Error>()) {
-                Some(refusal) if is_full(refusal) => Outcome::Full,
-                // In a cluster: another message of these subjects is on its way to the replicas, whoever sent it.
-                Some(refusal) if refusal.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => {
-                    Outcome::Unavailable("another message is on its way".to_owned())
-                }
-                Some(refusal) => {
-                    warn!(code = refusal.error_code().0, error = %refusal, "the broker refused a message");
-                    Outcome::Unavailable(error.to_string())
-                }
-                // Not an answer of the broker.
-                None => Outcome::Unknown(error.to_string()),
+    let error = match timeout_at(deadline, published).await {
+        Ok(Ok(ack)) => {
+            storage.found_space(stream);
+            return Outcome::Stored(Revision(ack.sequence));
+        }
+        Ok(Err(error)) => error,
+        Err(_) => {
+            storage.found_nothing(stream);
+            storage.suspect();
+            return Outcome::Unknown("no acknowledgement before the deadline".to_owned());
+        }
+    };
+    let outcome = match unpublished(&error) {
+        Unpublished::Refused(Meaning::Conflict) => Outcome::Conflict,
+        Unpublished::Refused(Meaning::Passing) => Outcome::Unavailable(error.to_string()),
+        Unpublished::Refused(Meaning::Full) => {
+            Outcome::Full(refusal(&error).map_or_else(|| error.to_string(), ToString::to_string))
+        }
+        Unpublished::Refused(Meaning::TooLarge) => {
+            Outcome::TooLarge(format!("a message of {bytes} bytes is larger than the broker takes: {error}"))
+        }
+        Unpublished::Refused(Meaning::Permanent) => {
+            if let Some(left_out) = PERMANENT.may_tell() {
+                error!(stream, left_out, %error, "the broker refuses a message for good");
+            }
+            Outcome::Permanent(error.to_string())
+        }
+        Unpublished::Unanswered => {
+            let inquiry = is_swallowed(connection, stream, to, expectation.as_ref(), connects);
+            match timeout_at(deadline.min(Instant::now() + INQUIRY_TIMEOUT), inquiry).await {
+                Ok(true) => Outcome::Full(SWALLOWED.to_owned()),
+                Ok(false) | Err(_) => Outcome::Unknown(error.to_string()),
             }
         }
+    };
+    match &outcome {
+        Outcome::Full(reason) => storage.found_full(stream, reason),
+        Outcome::Stored(_)
+        | Outcome::Conflict
+        | Outcome::Unavailable(_)
+        | Outcome::TooLarge(_)
+        | Outcome::Permanent(_)
+        | Outcome::Unknown(_) => storage.found_nothing(stream),
+    }
+    outcome
+}
+
+/// Whether a publish that was not answered came to a stream that cannot write, and is not stored. A server that cannot
+/// write to its disk leaves publishes unanswered (nats-server 2.15), and answers those that it has to refuse before. These
+/// come behind the others, in one queue, so that the answer to one shows that those before it are done with; and then the
+/// stream's leader does not have it. In a cluster that would show nothing: a replica may have it.
+async fn is_swallowed(
+    connection: &Connection,
+    stream: &'static str,
+    subject: String,
+    expectation: Option<&(String, Revision)>,
+    connects: u64,
+) -> bool {
+    if connection.client.server_info().cluster.is_some() {
+        return false;
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert(EXPECTED_STREAM, "-");
+    let refused =
+        async { connection.jetstream.publish_with_headers(subject, headers, Bytes::new()).await?.await };
+    let is_refused = refused.await.is_err_and(|error| refusal(&error).is_some());
+    // On another connection it may have overtaken the first one.
+    if !is_refused || *connection.connects().borrow() != connects {
+        return false;
+    }
+    let Some((filter, expected)) = expectation else { return true };
+    match leader_get::last(connection, stream, filter).await {
+        Ok(last) => last.map_or(Revision::NONE, |last| last.sequence) == *expected,
+        Err(_) => false,
     }
 }

@@ -8,6 +8,8 @@ use crate::ids::{CustomerKey, OrderId};
 pub const ALL_ORDERS: &str = "ORDER.>";
 /// Where the stream republishes every stored event: `live.` and the event's own subject.
 pub const LIVE_PREFIX: &str = "live.";
+/// In the stream of the order log, and of no order: written to find out whether there is space for events.
+pub const STORAGE_PROBE: &str = "ORDER.probe";
 
 /// Makes [`EventKind`] of one row for each event: its detail's name in the contract, the word for it, and the full
 /// name of the detail's message.

@@ -125,9 +125,12 @@ fn tell_of_dropped_lines(dropped: &ErrorCounter, stopped: &mpsc::Receiver<()>) {
     }
 }
 
-/// For lines that callers can bring about as often as they like: lets one a second through.
+/// For lines that callers can bring about as often as they like: lets one through in an interval.
 #[derive(Debug)]
-pub struct Seldom(Mutex<Left>);
+pub struct Seldom {
+    interval: Duration,
+    left: Mutex<Left>,
+}
 
 #[derive(Debug)]
 struct Left {
@@ -136,9 +139,14 @@ struct Left {
 }
 
 impl Seldom {
-    /// None has been let through yet.
+    /// One a second. None has been let through yet.
     pub const fn new() -> Self {
-        Self(Mutex::new(Left { last: None, out: 0 }))
+        Self::every(SELDOM_INTERVAL)
+    }
+
+    /// One in such an interval.
+    pub const fn every(interval: Duration) -> Self {
+        Self { interval, left: Mutex::new(Left { last: None, out: 0 }) }
     }
 
     /// Whether a line may be written now, and then how many like it were left out since the last one.
@@ -148,8 +156,8 @@ impl Seldom {
 
     fn at(&self, now: Instant) -> Option<u64> {
         // Nothing panics while it is held, so poison would mean nothing.
-        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if left.last.is_some_and(|last| now.saturating_duration_since(last) < SELDOM_INTERVAL) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if left.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
             left.out += 1;
             return None;
         }

@@ -21,7 +21,8 @@ use crate::metrics;
 
 // Lines that each call brings about while the broker is away, full or out of order.
 static NOT_STORED: Seldom = Seldom::new();
-static FULL: Seldom = Seldom::new();
+static TOO_LARGE: Seldom = Seldom::new();
+static REFUSED: Seldom = Seldom::new();
 static UNKNOWN: Seldom = Seldom::new();
 static NOT_READ: Seldom = Seldom::new();
 static UNREADABLE: Seldom = Seldom::new();
@@ -43,6 +44,7 @@ pub(crate) enum Reason {
     Overloaded,
     BrokerUnavailable,
     StorageFull,
+    MessageTooLarge,
     Draining,
     OutcomeUnknown,
     TimedOut,
@@ -56,7 +58,7 @@ pub(crate) enum Reason {
 
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::CredentialMissing,
         Self::CredentialInvalid,
         Self::CredentialExpired,
@@ -69,6 +71,7 @@ impl Reason {
         Self::Overloaded,
         Self::BrokerUnavailable,
         Self::StorageFull,
+        Self::MessageTooLarge,
         Self::Draining,
         Self::OutcomeUnknown,
         Self::TimedOut,
@@ -95,6 +98,7 @@ impl Reason {
             Self::Overloaded => "OVERLOADED",
             Self::BrokerUnavailable => "BROKER_UNAVAILABLE",
             Self::StorageFull => "STORAGE_FULL",
+            Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
             Self::Draining => "DRAINING",
             Self::OutcomeUnknown => "OUTCOME_UNKNOWN",
             Self::TimedOut => "TIMED_OUT",
@@ -122,7 +126,9 @@ impl Reason {
             | Self::NotDurable
             | Self::Draining => Code::Unavailable,
             Self::OutcomeUnknown | Self::TimedOut => Code::DeadlineExceeded,
-            Self::NotCancellable | Self::NotRedrivable | Self::AlreadyRedriven => Code::FailedPrecondition,
+            Self::MessageTooLarge | Self::NotCancellable | Self::NotRedrivable | Self::AlreadyRedriven => {
+                Code::FailedPrecondition
+            }
             Self::LogReplaced => Code::DataLoss,
             Self::Internal => Code::Internal,
         }
@@ -295,12 +301,22 @@ pub(crate) fn append(id: &OrderId, trace: &TraceContext, append_error: &AppendEr
             }
             come_back(Reason::BrokerUnavailable, "nothing was accepted; try again", RETRY_DELAY)
         }
-        AppendError::Full => {
-            if let Some(left_out) = FULL.may_tell() {
-                error!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
-            }
+        // Of which the log has a line in a while.
+        AppendError::Full(_) => {
             let message = "nothing was accepted: storage is full; try again later";
             come_back(Reason::StorageFull, message, RETRY_DELAY_FULL)
+        }
+        AppendError::TooLarge(_) => {
+            if let Some(left_out) = TOO_LARGE.may_tell() {
+                warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
+            }
+            message_too_large(id)
+        }
+        AppendError::Permanent(_) => {
+            if let Some(left_out) = REFUSED.may_tell() {
+                error!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
+            }
+            internal()
         }
         AppendError::Unknown(_) => {
             if let Some(left_out) = UNKNOWN.may_tell() {
@@ -315,6 +331,15 @@ pub(crate) fn append(id: &OrderId, trace: &TraceContext, append_error: &AppendEr
             internal()
         }
     }
+}
+
+/// The order is larger than the broker is configured to take.
+fn message_too_large(id: &OrderId) -> Status {
+    let description = "nothing was accepted: with this event the order is larger than the broker takes; send a smaller \
+                       order, or have the broker's limit raised";
+    let details =
+        ErrorDetails::with_precondition_failure_violation("MESSAGE_SIZE", id.to_string(), description);
+    status(Reason::MessageTooLarge, description, of_order(id), details)
 }
 
 /// A status for a read that gave no answer.
@@ -389,6 +414,7 @@ pub(crate) fn put(id: &LetterId, put_error: &PutError) -> Status {
             come_back(Reason::BrokerUnavailable, "nothing was changed; try again", RETRY_DELAY)
         }
         PutError::Unknown(_) => letter_unknown(id),
+        PutError::Permanent(_) => internal(),
     }
 }
 

@@ -146,7 +146,9 @@ pub(crate) async fn report<S: NamedService>(
         let now = state.borrow_and_update().clone();
         let serving = match now {
             State::Ready => ServingStatus::Serving,
-            State::BrokerAway(_) | State::NotDurable(_) | State::Draining => ServingStatus::NotServing,
+            State::BrokerAway(_) | State::NotDurable(_) | State::StorageFull(_) | State::Draining => {
+                ServingStatus::NotServing
+            }
         };
         for service in ["", S::NAME] {
             reporter.set_service_status(service, serving).await;

@@ -29,6 +29,8 @@ pub(crate) enum State {
     BrokerAway(String),
     /// The broker guarantees less than was asked for; says what.
     NotDurable(String),
+    /// The broker has no space for orders; says what it says. Reads go on.
+    StorageFull(String),
     /// The gateway is about to stop.
     Draining,
 }
@@ -99,7 +101,10 @@ impl Readiness {
         config: StreamConfig,
     ) -> Result<(), ProvisionError> {
         let keeping = async {
-            let waiting = |reason| self.set(State::BrokerAway(reason));
+            let waiting = |reason| {
+                let full = full(&log).filter(|_| log.connection().is_up());
+                self.set(full.unwrap_or(State::BrokerAway(reason)));
+            };
             provision(log.connection(), &config, waiting).await?;
             // So that the first that is said of the log is the whole truth.
             self.streams.look(&letters, monitors.as_ref()).await;
@@ -111,6 +116,7 @@ impl Readiness {
         select! {
             ended = keeping => ended,
             () = self.streams.keep_looking(&letters, monitors.as_ref()) => Ok(()),
+            () = log.keep_probing() => Ok(()),
             () = self.leaving.cancelled() => {
                 self.streams.forget();
                 std::future::pending().await
@@ -128,13 +134,15 @@ impl Readiness {
                 Ok(extent) => {
                     self.found(&extent);
                     let kept = self.streams.found_orders(Some(extent.state), connects);
-                    self.set(kept.map_or_else(State::NotDurable, |()| State::Ready));
+                    let state = kept.map_or_else(State::NotDurable, |()| State::Ready);
+                    self.set(full(log).unwrap_or(state));
                 }
                 Err(reason) => {
                     lost = log.connection().is_up();
                     // Nothing is known of it.
                     self.streams.found_orders(None, connects).ok();
-                    self.set(State::BrokerAway(reason));
+                    // A leader without space steps down.
+                    self.set(full(log).filter(|_| lost).unwrap_or(State::BrokerAway(reason)));
                 }
             }
             sleep(PROBE_INTERVAL).await;
@@ -159,7 +167,9 @@ impl Readiness {
             }
             match &state {
                 State::Ready => info!("ready"),
-                State::BrokerAway(reason) | State::NotDurable(reason) => warn!(reason, "not ready"),
+                State::BrokerAway(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
+                    warn!(reason, "not ready");
+                }
                 State::Draining => info!("not ready: draining"),
             }
             *current = state;
@@ -177,7 +187,7 @@ impl Health for Readiness {
                 let level = self.streams.level().map(|level| format!("durability: {level}"));
                 Ok(level.into_iter().chain(refused).map(|line| line + "\n").collect())
             }
-            State::BrokerAway(reason) | State::NotDurable(reason) => {
+            State::BrokerAway(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
                 // The state changes no more when more becomes known of that.
                 let reason = self.streams.broker_away().unwrap_or(reason);
                 Err([reason].into_iter().chain(refused).collect::<Vec<_>>().join("\n"))
@@ -189,10 +199,15 @@ impl Health for Readiness {
     /// NATS is connected and the stream answers.
     fn healthy(&self) -> Result<(), String> {
         match self.now() {
-            State::Ready | State::NotDurable(_) | State::Draining => Ok(()),
+            State::Ready | State::NotDurable(_) | State::StorageFull(_) | State::Draining => Ok(()),
             State::BrokerAway(reason) => Err(self.streams.broker_away().unwrap_or(reason)),
         }
     }
+}
+
+/// The state while the broker has no space for events.
+fn full(log: &OrderLog) -> Option<State> {
+    log.full().map(|reason| State::StorageFull(format!("no storage space for orders: {reason}")))
 }
 
 async fn probe(log: &OrderLog) -> Result<Extent, String> {

@@ -9,6 +9,7 @@ use backbone::backoff::Backoff;
 use backbone::consumer::{Consumer, Lost, Terms};
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
+use backbone::telemetry::Seldom;
 use tokio::select;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -25,6 +26,8 @@ use crate::worker::{Found, Worker, give_back};
 const REOPEN: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2) };
 /// How long giving back may take what is not finished when the time to drain is over.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
+
+static PAUSED: Seldom = Seldom::every(Duration::from_secs(20));
 
 /// Works for `step` until `drain` is cancelled, and what runs then is finished or given back.
 pub(crate) async fn process<S: Step>(
@@ -156,7 +159,11 @@ impl<S: Step> Pool<S> {
         };
         match change {
             Change::None => {}
-            Change::Opened(pause) => warn!(step = S::NAME, ?pause, "a dependency is away, paused"),
+            Change::Opened(pause) => {
+                if let Some(left_out) = PAUSED.may_tell() {
+                    warn!(step = S::NAME, ?pause, left_out, "a dependency is away, paused");
+                }
+            }
             Change::Closed => info!(step = S::NAME, "the dependency is back"),
         }
     }

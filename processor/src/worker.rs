@@ -17,6 +17,7 @@ use backbone::event::Recorded;
 use backbone::ids::{OrderId, Revision};
 use backbone::lifecycle;
 use backbone::log::{AppendError, Appended, OrderLog, OrderState};
+use backbone::telemetry::Seldom;
 use backbone::trace::{KeyValue, SpanKind, TraceContext, attribute};
 use futures::FutureExt;
 use prost_types::Timestamp;
@@ -48,6 +49,10 @@ const APPEND_PART: f64 = 0.9;
 /// Deliveries after which a message without its payload is taken to have none. By then somebody has looked at the
 /// consumer, and if it had been edited to leave payloads out, that is over.
 const LEFT_OUT_DELIVERIES_MAX: i64 = 10;
+
+// Lines that each order brings about while the broker has no space.
+static POSTPONED: Seldom = Seldom::every(Duration::from_secs(20));
+static NOT_STORED: Seldom = Seldom::every(Duration::from_secs(20));
 
 /// What working on a message has shown of the step's dependencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,10 +126,7 @@ impl Unfinished {
             Self::Step(StepError::Unavailable(_)) | Self::Read(ReadError::NoAnswer(_)) | Self::Late(_) => {
                 true
             }
-            Self::Append(error) => match error {
-                AppendError::Unavailable(_) | AppendError::Full | AppendError::Unknown(_) => true,
-                AppendError::Refused(_) => false,
-            },
+            Self::Append(error) => error.is_away(),
             Self::Step(StepError::Rejected { .. } | StepError::Unexpected(_))
             | Self::Read(ReadError::Broker(_))
             | Self::Gone(_)
@@ -233,7 +235,8 @@ impl<S: Step> Worker<S> {
                 Ok(Before::Attempt(alone)) => _alone = alone,
                 Ok(Before::Settled(fate)) => return ended(Some(fate), Found::Nothing, fate.as_str()),
                 Err(error) => {
-                    return ended(Some(self.or_again(delivery, Err(error))), Found::Nothing, "read");
+                    let found = if error.is_away() { Found::Away } else { Found::Nothing };
+                    return ended(Some(self.or_again(delivery, Err(error))), found, "read");
                 }
             }
         }
@@ -276,6 +279,7 @@ impl<S: Step> Worker<S> {
             self.parking.heard_of(delivery, trace).await;
             Ok(Fate::Again(pause(delivery)))
         };
+        let is_away = is_away || fate.as_ref().is_err_and(ParkingError::is_away);
         let fate = self.or_again(delivery, fate);
         span.fail(reason.kind(), &reason);
         span.event("attempt failed", || {
@@ -289,7 +293,9 @@ impl<S: Step> Worker<S> {
             let (order_id, deliveries) = (about.order_id, delivery.deliveries);
             let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
             let revision = sequence.0;
-            warn!(step = S::NAME, %order_id, trace_id, span_id, revision, deliveries, counts, %reason, ?delay, "order tried again later");
+            if let Some(left_out) = self.may_tell(&POSTPONED) {
+                warn!(step = S::NAME, %order_id, trace_id, span_id, revision, deliveries, counts, %reason, ?delay, left_out, "order tried again later");
+            }
         }
         let outcome = if fate == Fate::Terminate { fate.as_str() } else { reason.kind() };
         ended(Some(fate), if is_away { Found::Away } else { Found::Nothing }, outcome)
@@ -298,9 +304,16 @@ impl<S: Step> Worker<S> {
     /// What could not be given up comes again.
     fn or_again(&self, delivery: &Delivery<'_>, fate: Result<Fate, ParkingError>) -> Fate {
         fate.unwrap_or_else(|error| {
-            warn!(step = S::NAME, dead_letter_id = %delivery.id, %error, "dead letter or its order not stored yet");
+            if let Some(left_out) = self.may_tell(&NOT_STORED) {
+                warn!(step = S::NAME, dead_letter_id = %delivery.id, %error, left_out, "dead letter or its order not stored yet");
+            }
             Fate::Again(pause(delivery))
         })
+    }
+
+    /// Whether a line about one order may be written. While the broker has no space, it is the same for all of them.
+    fn may_tell(&self, seldom: &Seldom) -> Option<u64> {
+        if self.log.connection().storage().is_any_full() { seldom.may_tell() } else { Some(0) }
     }
 
     /// Nothing panics while it is held, so poison would mean nothing.

@@ -5,6 +5,7 @@
 //! two writers one wins, and nothing happens to a letter twice.
 
 mod fingerprint;
+mod fit;
 mod id;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use crate::publish::{Outcome, publish};
 use crate::stream::{DEAD_LETTERS, StreamState, restore_dead_letters};
 use crate::subjects;
 use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
+use fit::Cut;
 
 /// How long the attempts at a message are remembered after the latest of them.
 const ATTEMPTS_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -69,9 +71,12 @@ pub enum PutError {
     /// Somebody else has changed the letter.
     #[error("the dead letter has changed meanwhile")]
     Conflict,
-    /// The broker is away, or the stream has no room; nothing was stored.
+    /// The broker is away, or has no space; nothing was stored.
     #[error("the dead letter was not stored: {0}")]
     Unavailable(String),
+    /// It is larger than the broker takes, or refused for another reason that stays; nothing was stored.
+    #[error("the broker refuses the dead letter: {0}")]
+    Permanent(String),
     /// Perhaps stored; finding the letter tells.
     #[error("no answer in time whether the dead letter was stored: {0}")]
     Unknown(String),
@@ -222,11 +227,6 @@ impl DeadLetters {
         letter.step = id.step().to_owned();
         letter.sequence = id.sequence().0;
         letter.attempt_count = i32::try_from(letter.attempts.len()).unwrap_or(i32::MAX);
-        if letter.encoded_len() + HEADER_BYTES_MAX > self.connection.client.server_info().max_payload {
-            letter.headers = Vec::new();
-            letter.payload = Vec::new();
-            letter.content_omitted = true;
-        }
         let span =
             Span::child_of(trace, SpanKind::Producer, || format!("publish {}", subject_of(&letter)).into());
         let subject = id.subject(letter.state());
@@ -257,19 +257,36 @@ impl DeadLetters {
         if let Some(ttl) = ttl {
             headers.insert("Nats-TTL", format!("{}s", ttl.as_secs()));
         }
-        let payload = letter.encode_to_vec().into();
         let deadline = Instant::now() + PUBLISH_TIMEOUT;
-        let expectation = (id.filter(), expected);
-        let (kind, error) =
-            match publish(&self.connection, subject, headers, payload, expectation, deadline).await {
+        let mut failed = ("too_large", PutError::Permanent(String::new()));
+        for cut in Cut::ALL {
+            cut.apply(&mut letter);
+            let max_payload = self.connection.client.max_payload();
+            if letter.encoded_len() + HEADER_BYTES_MAX > max_payload && cut != Cut::MOST {
+                continue;
+            }
+            let (subject, headers) = (subject.clone(), headers.clone());
+            let payload = letter.encode_to_vec().into();
+            let expectation = Some((id.filter(), expected));
+            let published =
+                publish(&self.connection, DEAD_LETTERS, subject, headers, payload, expectation, deadline);
+            failed = match published.await {
                 Outcome::Stored(head) => {
                     return Ok(Kept { id: id.clone(), letter, trace: Some(trace.clone()), head });
                 }
+                // The stream may take less than the broker.
+                Outcome::TooLarge(error) => ("too_large", PutError::Permanent(error)),
                 Outcome::Conflict => ("conflict", PutError::Conflict),
                 Outcome::Unavailable(error) => ("unavailable", PutError::Unavailable(error)),
-                Outcome::Full => ("full", PutError::Unavailable("the stream is full".to_owned())),
+                Outcome::Full(error) => ("full", PutError::Unavailable(format!("no storage space: {error}"))),
+                Outcome::Permanent(error) => ("permanent", PutError::Permanent(error)),
                 Outcome::Unknown(error) => ("unknown", PutError::Unknown(error)),
             };
+            if failed.0 != "too_large" {
+                break;
+            }
+        }
+        let (kind, error) = failed;
         span.fail(kind, &error);
         if matches!(error, PutError::Unavailable(_)) {
             self.restore().await;

@@ -23,6 +23,7 @@ use crate::ids::{OrderId, Revision};
 use crate::lifecycle::{self, Refused};
 use crate::metrics::{self, seconds};
 use crate::publish::{Outcome, publish};
+use crate::stream;
 use crate::subjects::{self, EventKind};
 use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
@@ -56,21 +57,45 @@ pub enum AppendError {
     /// The event is not in the log, and never will be: the broker is away, or has no leader.
     #[error("the event was not stored: {0}")]
     Unavailable(String),
-    /// The event is not in the log: the stream has no room.
-    #[error("the stream is full")]
-    Full,
+    /// The event is not in the log: the broker has no storage space.
+    #[error("no storage space: {0}")]
+    Full(String),
+    /// The event is not in the log, and never will be: it is larger than the broker takes.
+    #[error("the event was not stored: {0}")]
+    TooLarge(String),
+    /// The event is not in the log, and never will be.
+    #[error("the broker refuses the event: {0}")]
+    Permanent(String),
     /// Whether the event is in the log is not known. Only a repeat can tell.
     #[error("no answer in time whether the event was stored: {0}")]
     Unknown(String),
 }
 
 impl AppendError {
+    /// Whether it is no use to try again at once.
+    fn is_hopeless(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::Full(_) | Self::TooLarge(_) | Self::Permanent(_) => true,
+            Self::Unavailable(_) | Self::Unknown(_) => false,
+        }
+    }
+
+    /// Whether the event went the same way that any other would have gone at this moment.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Unavailable(_) | Self::Full(_) | Self::Unknown(_) => true,
+            Self::Refused(_) | Self::TooLarge(_) | Self::Permanent(_) => false,
+        }
+    }
+
     /// The same in one word.
     fn kind(&self) -> &'static str {
         match self {
             Self::Refused(_) => "refused",
             Self::Unavailable(_) => "unavailable",
-            Self::Full => "full",
+            Self::Full(_) => "full",
+            Self::TooLarge(_) => "too_large",
+            Self::Permanent(_) => "permanent",
             Self::Unknown(_) => "unknown",
         }
     }
@@ -192,35 +217,50 @@ impl OrderLog {
         let mut unknown: Option<String> = None;
         for attempts in 1.. {
             let (subject, payload) = (draft.subject.clone(), draft.payload.clone());
-            let expectation = (subjects::order(&id), expected);
-            let published =
-                publish(&self.connection, subject, draft.headers(), payload, expectation, deadline);
+            let expectation = Some((subjects::order(&id), expected));
+            let published = publish(
+                &self.connection,
+                stream::ORDERS,
+                subject,
+                draft.headers(),
+                payload,
+                expectation,
+                deadline,
+            );
             let error = match published.await {
                 Outcome::Stored(revision) => return Ok(stored(order, revision)),
-                Outcome::Conflict => {
-                    match self.settle(&id, previous, &draft.event_id, unknown.is_some()).await {
-                        Ok(Settled::Mine(revision)) => return Ok(stored(order, revision)),
-                        Ok(Settled::Overtaken(current)) => {
+                // What is stored already is found while there is no space, too: a repeat finds its order.
+                outcome @ (Outcome::Conflict | Outcome::Full(_)) => {
+                    let full = if let Outcome::Full(reason) = outcome { Some(reason) } else { None };
+                    let settled = self.settle(&id, previous, &draft.event_id, unknown.is_some()).await;
+                    match (settled, full) {
+                        (Ok(Settled::Mine(revision)), _) => return Ok(stored(order, revision)),
+                        (Ok(Settled::Overtaken(current)), Some(reason)) if current.revision() == previous => {
+                            AppendError::Full(reason)
+                        }
+                        (Ok(Settled::Overtaken(current)), _) => {
                             span.set(|| [KeyValue::new(attribute::OUTCOME, "overtaken")]);
                             return Ok(Appended::Overtaken(*current));
                         }
-                        Ok(Settled::Vacant(head)) => {
+                        (Ok(Settled::Vacant(_)) | Err(_), Some(reason)) => AppendError::Full(reason),
+                        (Ok(Settled::Vacant(head)), None) => {
                             expected = head;
                             AppendError::Unavailable(format!("foreign messages up to {head} on its subjects"))
                         }
                         // The broker decided, but what it decided cannot be read at the moment.
-                        Err(error) => AppendError::Unknown(error.to_string()),
+                        (Err(error), None) => AppendError::Unknown(error.to_string()),
                     }
                 }
                 Outcome::Unavailable(error) => AppendError::Unavailable(error),
-                Outcome::Full => AppendError::Full,
+                Outcome::TooLarge(error) => AppendError::TooLarge(error),
+                Outcome::Permanent(error) => AppendError::Permanent(error),
                 Outcome::Unknown(error) => AppendError::Unknown(error),
             };
             if let AppendError::Unknown(reason) = &error {
                 unknown.get_or_insert_with(|| reason.clone());
             }
             let pause = RETRY.after(attempts);
-            let hopeless = matches!(error, AppendError::Full) || Instant::now() + pause >= deadline;
+            let hopeless = error.is_hopeless() || Instant::now() + pause >= deadline;
             if hopeless || (unknown.is_none() && !self.connection.is_up()) {
                 let error = unknown.map_or(error, AppendError::Unknown);
                 span.fail(error.kind(), &error);

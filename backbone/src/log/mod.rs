@@ -5,6 +5,7 @@ mod append;
 mod backlog;
 mod list;
 mod live;
+mod probe;
 mod read;
 mod watch;
 mod watch_customer;

@@ -9,6 +9,7 @@ use async_nats::jetstream::stream::{
 use super::{DEAD_LETTERS, ORDERS, RETENTION_DEFAULT, StreamConfig};
 use crate::config::DAY;
 use crate::dead_letters::ALL_DEAD_LETTERS;
+use crate::event::BYTES_MAX;
 use crate::subjects::{ALL_ORDERS, LIVE_PREFIX};
 
 /// What one stream needs.
@@ -179,6 +180,20 @@ fn guarantees(config: &Config) -> [(&'static str, String); 12] {
     ]
 }
 
+/// What is in the way of the largest event that the contract allows, if there is something: the broker's `max_payload`, or
+/// the stream's `max_msg_size`, which is not positive if there is none.
+pub(super) fn too_small(max_payload: usize, max_msg_size: i32) -> Option<String> {
+    let of_stream = usize::try_from(max_msg_size).ok().filter(|bytes| *bytes > 0);
+    let limits = [("max_payload", Some(max_payload)), ("max_msg_size", of_stream)];
+    let small = limits.into_iter().filter_map(|(limit, bytes)| {
+        let bytes = bytes.filter(|bytes| *bytes < BYTES_MAX)?;
+        Some(format!("{limit} is {bytes}"))
+    });
+    let small: Vec<_> = small.collect();
+    (!small.is_empty())
+        .then(|| format!("{}, needed are {BYTES_MAX} bytes; large orders are refused", small.join(", ")))
+}
+
 /// How long messages are kept, in words.
 pub fn age(age: Duration) -> String {
     let (day_s, age_s) = (DAY.as_secs(), age.as_secs());
@@ -250,6 +265,16 @@ mod tests {
             assert!(harm.contains(field), "{field} not in {harm}");
         }
     }
+
+    #[test]
+    fn limits_below_the_contract_are_named() {
+        assert_eq!(too_small(1024 * 1024, -1), None);
+        assert_eq!(too_small(BYTES_MAX, i32::try_from(BYTES_MAX).unwrap()), None);
+        let small = too_small(16_384, 1_000).unwrap();
+        assert!(small.starts_with("max_payload is 16384, max_msg_size is 1000, needed are "), "{small}");
+        assert!(too_small(16_384, 0).unwrap().starts_with("max_payload is 16384, needed"));
+    }
+
     #[test]
     fn dead_letters_are_kept_for_ever_on_as_many_replicas_as_the_orders() {
         let letters = Layout::of_dead_letters(3);

@@ -17,6 +17,7 @@ pub use state::StreamState;
 use crate::backoff::Backoff;
 use crate::config::{DAY, duration};
 use crate::connection::Connection;
+use crate::meaning::{Meaning, meaning};
 use layout::Layout;
 
 /// Name of the stream that holds the order log.
@@ -153,6 +154,9 @@ async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, Ho
     let Some(present) = present else {
         return create(connection, layout).await;
     };
+    if layout.name == ORDERS {
+        warn_of_limits(connection, &present);
+    }
 
     let (completed, changes) = layout.complete(&present).map_err(Hopeless::Differs)?;
     let replicas = completed.num_replicas;
@@ -179,6 +183,9 @@ async fn create(connection: &Connection, layout: &Layout) -> Result<Attempt, Hop
     let of_new = if connection.client.server_info().cluster.is_some() { CLUSTER_REPLICAS } else { 1 };
     let wanted = layout.wanted(layout.replicas.unwrap_or(of_new));
     let replicas = wanted.num_replicas;
+    if layout.name == ORDERS {
+        warn_of_limits(connection, &wanted);
+    }
     let subject = format!("$JS.API.STREAM.CREATE.{}", layout.name);
     match connection.if_allowed(&subject, connection.jetstream().create_stream(wanted)).await {
         Some(Ok(_)) => {
@@ -205,31 +212,31 @@ fn not_done(error: &impl ToString, kind: CreateStreamErrorKind) -> Result<Attemp
     }
 }
 
-/// Tells a refusal that stays from one that passes by itself. The broker's class of codes does not: it gives 500
-/// for a configuration that it does not support, and 400 while servers are still missing.
+/// Tells a refusal that stays from one that passes by itself.
 fn refused_or_again(refusal: &jetstream::Error) -> Result<Attempt, Hopeless> {
-    match refusal.error_code() {
-        // Somebody else was creating it at the same moment: look again.
-        ErrorCode::STREAM_NAME_EXIST => Ok(Attempt::Again(refusal.to_string())),
-        ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => Ok(Attempt::Again(format!(
-            "{refusal}: give this user's account one, or name another user (NATS_URL)"
-        ))),
-        ErrorCode::CLUSTER_NO_PEERS => Ok(Attempt::Again(format!("{refusal} (ORDERS_REPLICAS)"))),
-        ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => {
-            Err(Hopeless::Broker(format!("{refusal} (ORDERS_REPLICAS)")))
+    // What is to be done about some of them.
+    let hint = match refusal.error_code() {
+        ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
+            ": give this user's account one, or name another user (NATS_URL)"
         }
-        ErrorCode::STREAM_INVALID_CONFIG => {
-            Err(Hopeless::Broker(format!("{refusal} (ORDERS_RETENTION, ORDERS_REPLICAS)")))
+        ErrorCode::CLUSTER_NO_PEERS | ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => " (ORDERS_REPLICAS)",
+        ErrorCode::STREAM_INVALID_CONFIG => " (ORDERS_RETENTION, ORDERS_REPLICAS)",
+        _ => "",
+    };
+    match meaning(refusal) {
+        Meaning::Passing | Meaning::Full => Ok(Attempt::Again(format!("{refusal}{hint}"))),
+        Meaning::TooLarge | Meaning::Permanent | Meaning::Conflict => {
+            Err(Hopeless::Broker(format!("{refusal}{hint}")))
         }
-        _ if refusal.code() < 500 => Err(Hopeless::Broker(refusal.to_string())),
-        _ => Ok(Attempt::Again(refusal.to_string())),
     }
 }
 
-/// Whether an error of the broker says that the stream has no more room.
-pub(crate) fn is_full(error: &jetstream::Error) -> bool {
-    // 10077 stands for several limits, told apart by text; all of them mean that the message does not fit.
-    error.error_code() == ErrorCode::STREAM_STORE_FAILED && error.to_string().contains("maximum")
+/// Says that a broker takes less than what the contract allows.
+fn warn_of_limits(connection: &Connection, present: &jetstream::stream::Config) {
+    let max_payload = connection.client.server_info().max_payload;
+    if let Some(reason) = layout::too_small(max_payload, present.max_message_size) {
+        warn!(stream = present.name, reason, "the broker's messages are smaller than events can be");
+    }
 }
 
 #[cfg(test)]
@@ -242,8 +249,11 @@ mod tests {
             let answer = format!(r#"{{"code": {code}, "err_code": {err_code}, "description": "no"}}"#);
             serde_json::from_str(&answer).unwrap()
         };
-        // As nats-server 2.15 gives them: no leader, cluster incomplete, no peers, no storage, not enabled.
-        for (code, err_code) in [(503, 10008), (503, 10004), (400, 10005), (500, 10047), (503, 10039)] {
+        // As nats-server 2.15 gives them: no leader, cluster incomplete, no peers, no storage, not enabled, an account
+        // without space, somebody else was creating it at the same moment.
+        for (code, err_code) in
+            [(503, 10008), (503, 10004), (400, 10005), (500, 10047), (503, 10039), (400, 10002), (400, 10058)]
+        {
             assert!(refused_or_again(&refusal(code, err_code)).is_ok(), "{err_code}");
         }
         for (code, err_code, named) in

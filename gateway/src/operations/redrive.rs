@@ -189,7 +189,9 @@ impl Redrive {
         appended.map_err(|error| match error {
             AppendError::Refused(_)
             | AppendError::Unavailable(_)
-            | AppendError::Full
+            | AppendError::Full(_)
+            | AppendError::TooLarge(_)
+            | AppendError::Permanent(_)
             | AppendError::Unknown(_) => errors::append(&current.id, span.context(), &error),
         })
     }
@@ -201,7 +203,7 @@ impl Redrive {
         }
         match self.letters.resolve(open, state, &self.operator, reason, span.context()).await {
             Ok(_) | Err(PutError::Conflict) => {}
-            Err(error @ (PutError::Unavailable(_) | PutError::Unknown(_))) => {
+            Err(error @ (PutError::Unavailable(_) | PutError::Permanent(_) | PutError::Unknown(_))) => {
                 warn!(dead_letter_id = %open.id, %error, "dead letter not resolved yet");
             }
         }

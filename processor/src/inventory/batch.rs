@@ -4,12 +4,16 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::client::PublishErrorKind;
+use async_nats::jetstream::context::PublishError;
 use backbone::connection::Connection;
 use backbone::ids::Revision;
+use backbone::meaning::{Meaning, Unpublished, unpublished};
 use bytes::Bytes;
 use thiserror::Error;
 use uuid::Uuid;
+
+use super::store::STREAM;
 
 /// Most writes of one batch; the server's own limit.
 pub(super) const WRITES_MAX: usize = 1000;
@@ -35,6 +39,12 @@ pub(super) enum CommitError {
     /// A record was not as expected; nothing was stored.
     #[error("a record has changed meanwhile")]
     Conflict,
+    /// The broker has no space; nothing was stored.
+    #[error("no storage space: {0}")]
+    Full(String),
+    /// A write is larger than the broker takes, or refused for another reason that stays; nothing was stored.
+    #[error("the broker refuses a record: {0}")]
+    Permanent(String),
     /// Perhaps committed, perhaps not; reading the records tells.
     #[error("no answer: {0}")]
     Unknown(String),
@@ -51,6 +61,20 @@ impl Batch {
 
     /// Sends the batch; tells the revision of each write, in their order.
     pub(super) async fn commit(self, connection: &Connection) -> Result<Vec<Revision>, CommitError> {
+        let storage = connection.storage();
+        storage.admit(STREAM).map_err(CommitError::Full)?;
+        let committed = self.send(connection).await;
+        match &committed {
+            Ok(_) => storage.found_space(STREAM),
+            Err(CommitError::Full(reason)) => storage.found_full(STREAM, reason),
+            Err(CommitError::Conflict | CommitError::Permanent(_) | CommitError::Unknown(_)) => {
+                storage.found_nothing(STREAM);
+            }
+        }
+        committed
+    }
+
+    async fn send(self, connection: &Connection) -> Result<Vec<Revision>, CommitError> {
         let (jetstream, client) = (connection.jetstream(), connection.jetstream().client());
         let batch_id = Uuid::now_v7().simple().to_string();
         let count = self.0.len();
@@ -64,7 +88,12 @@ impl Batch {
             }
             if i + 1 < count {
                 let sent = client.publish_with_headers(write.subject, headers, write.value).await;
-                sent.map_err(|error| CommitError::Unknown(error.to_string()))?;
+                sent.map_err(|error| match error.kind() {
+                    PublishErrorKind::MaxPayloadExceeded => CommitError::Permanent(error.to_string()),
+                    PublishErrorKind::InvalidSubject | PublishErrorKind::Send => {
+                        CommitError::Unknown(error.to_string())
+                    }
+                })?;
                 continue;
             }
             headers.insert("Nats-Batch-Commit", "1");
@@ -80,14 +109,14 @@ impl Batch {
 }
 
 fn commit_error(error: &PublishError) -> CommitError {
-    match error.kind() {
-        PublishErrorKind::WrongLastSequence => CommitError::Conflict,
-        PublishErrorKind::StreamNotFound
-        | PublishErrorKind::WrongLastMessageId
-        | PublishErrorKind::TimedOut
-        | PublishErrorKind::BrokenPipe
-        | PublishErrorKind::MaxAckPending
-        | PublishErrorKind::MaxPayloadExceeded
-        | PublishErrorKind::Other => CommitError::Unknown(error.to_string()),
+    match unpublished(error) {
+        Unpublished::Refused(Meaning::Conflict) => CommitError::Conflict,
+        Unpublished::Refused(Meaning::Full) => CommitError::Full(error.to_string()),
+        Unpublished::Refused(Meaning::TooLarge | Meaning::Permanent) => {
+            CommitError::Permanent(error.to_string())
+        }
+        Unpublished::Refused(Meaning::Passing) | Unpublished::Unanswered => {
+            CommitError::Unknown(error.to_string())
+        }
     }
 }

@@ -147,17 +147,35 @@ impl Clerk {
                 }
                 Err(failure) => failure,
             };
-            if Instant::now() >= deadline {
+            if let Failure::Commit(CommitError::Permanent(reason)) = &failure {
+                // One of them is at fault, and the others must not suffer for it.
+                return self.settle_each(requests, reason).await;
+            }
+            let is_full = matches!(failure, Failure::Commit(CommitError::Full(_)));
+            if is_full || Instant::now() >= deadline {
                 let unavailable = || Err(StepError::Unavailable(format!("inventory: {failure}")));
                 return reply(requests, std::iter::repeat_with(unavailable));
             }
             match failure {
                 // Somebody else got on; a look at the records is all that is needed.
                 Failure::Unsure | Failure::Commit(CommitError::Conflict) => {}
-                Failure::Commit(CommitError::Unknown(_)) | Failure::Read(_) => {
-                    sleep(RETRY.after(attempts)).await
-                }
+                Failure::Commit(
+                    CommitError::Unknown(_) | CommitError::Full(_) | CommitError::Permanent(_),
+                )
+                | Failure::Read(_) => sleep(RETRY.after(attempts)).await,
             }
+        }
+    }
+
+    /// Answers requests of which one at least cannot be committed, each by itself.
+    async fn settle_each(&mut self, requests: Vec<Request>, reason: &str) {
+        if requests.len() == 1 {
+            let refused = || Err(StepError::Unexpected(format!("inventory: {reason}")));
+            return reply(requests, std::iter::repeat_with(refused));
+        }
+        for request in requests {
+            // Not without end: the next time there is one.
+            Box::pin(self.settle(vec![request])).await;
         }
     }
 

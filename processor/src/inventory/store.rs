@@ -20,6 +20,7 @@ use backbone::connection::Connection;
 use backbone::direct_get::{self, ReadError, Stored};
 use backbone::ids::Revision;
 use backbone::leader_get;
+use backbone::meaning::{Meaning, meaning};
 use backbone::stream::{self, ORDERS, PROVISION};
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,8 @@ use crate::incarnation::Incarnation;
 
 /// Name of the bucket.
 pub const BUCKET: &str = "INVENTORY";
-const STREAM: &str = "KV_INVENTORY";
+/// The stream behind it.
+pub(super) const STREAM: &str = "KV_INVENTORY";
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 /// How much longer a reservation is kept than the events of its order.
 const RESERVATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -281,13 +283,11 @@ async fn provide(connection: &Connection, replicas: usize) -> Result<Result<(), 
     };
     match error.kind() {
         // Somebody else has made it meanwhile: it is looked at again.
-        CreateStreamErrorKind::JetStream(refusal)
-            if refusal.code() < 500 && refusal.error_code() != ErrorCode::STREAM_NAME_EXIST =>
-        {
-            Ok(Err(StoreError::Broker(error)))
-        }
-        CreateStreamErrorKind::JetStream(_)
-        | CreateStreamErrorKind::JetStreamUnavailable
+        CreateStreamErrorKind::JetStream(refusal) => match meaning(&refusal) {
+            Meaning::Passing | Meaning::Full => Err(error.to_string()),
+            Meaning::TooLarge | Meaning::Permanent | Meaning::Conflict => Ok(Err(StoreError::Broker(error))),
+        },
+        CreateStreamErrorKind::JetStreamUnavailable
         | CreateStreamErrorKind::TimedOut
         | CreateStreamErrorKind::Response
         | CreateStreamErrorKind::ResponseParse
