@@ -21,6 +21,7 @@ mod process;
 mod records;
 mod relay;
 mod scrape;
+mod tmpfs;
 mod wire;
 
 pub use broker::{Broker, free_port, inbox_of};
@@ -35,6 +36,7 @@ pub use payments::{Account, PaymentSandbox};
 pub use process::{Process, binary};
 pub use relay::Relay;
 pub use scrape::{Sample, Scrape};
+pub use tmpfs::Tmpfs;
 pub use wire::{DELIVERY, Held, Moment, Wire};
 
 use std::time::{Duration, Instant};

@@ -270,6 +270,26 @@ async fn a_consumer_that_somebody_edits_and_the_step_may_not_mend() {
 }
 
 #[tokio::test]
+async fn a_broker_without_storage_space() {
+    let (mut waybill, well) = at_work(Options::default()).await;
+    let jetstream = waybill.jetstream().await;
+    let mut stream = jetstream.get_stream(ORDERS).await.unwrap();
+    let info = stream.info().await.unwrap().clone();
+    let max_messages = i64::try_from(info.state.messages).unwrap();
+    let full = async_nats::jetstream::stream::Config { max_messages, ..info.config };
+    jetstream.update_stream(full).await.unwrap();
+    waybill.place(order_of("customer", "second", vec![item("widget", 1)])).await.unwrap_err();
+    seen(&mut waybill, "waybill_storage_full", "gateway", |full| full == 1.0).await;
+    let first = seen(&mut waybill, "waybill_ready", "gateway", |ready| ready == 0.0).await;
+    for request in orders(10) {
+        waybill.place(request).await.unwrap_err();
+    }
+    let second = picture(&mut waybill).await;
+    let expected = ["WaybillCreateOrderErrorBudgetBurn", "WaybillGatewayNotReady", "WaybillStorageFull"];
+    fires(Some(&well), [&first, &second], &expected);
+}
+
+#[tokio::test]
 async fn a_stream_that_is_almost_full() {
     let (mut waybill, well) = at_work(Options::default()).await;
     let jetstream = waybill.jetstream().await;

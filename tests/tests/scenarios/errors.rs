@@ -79,6 +79,14 @@ async fn get(client: &mut Client, order_id: &str) -> Result<Order, Status> {
     Ok(client.get_order(request).await?.into_inner().order.unwrap())
 }
 
+/// Has the stream take no larger messages; -1 lifts the limit.
+async fn message_bytes_max(waybill: &Deployment, max_message_size: i32) {
+    let jetstream = waybill.jetstream().await;
+    let config = jetstream.get_stream(ORDERS).await.unwrap().cached_info().config.clone();
+    let config = async_nats::jetstream::stream::Config { max_message_size, ..config };
+    jetstream.update_stream(config).await.unwrap();
+}
+
 async fn place_by(client: &mut Client, request: CreateOrderRequest) -> Result<(), Status> {
     let mut late = Request::new(request);
     late.set_timeout(CALLER_TIMEOUT);
@@ -192,6 +200,10 @@ async fn every_documented_reason_is_given_with_its_code_and_details() {
     room_for(&waybill, i64::try_from(waybill.messages().await.len()).unwrap()).await;
     seen.refused(place(&mut one, widget("r-3", 1)).await);
     room_for(&waybill, -1).await;
+    eventually("space that is noticed", async || place(&mut one.clone(), widget("r-3", 1)).await.ok()).await;
+    message_bytes_max(&waybill, 100).await;
+    seen.refused(place(&mut one, widget("r-5", 1)).await);
+    message_bytes_max(&waybill, -1).await;
 
     waybill.broker.pause();
     let create = async || place_by(&mut one.clone(), widget("r-4", 1)).await;
