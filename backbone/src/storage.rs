@@ -121,6 +121,7 @@ impl Storage {
         {
             full.probes += 1;
             full.probe_at = now + PROBE.after(full.probes);
+            full.seen = now;
         }
     }
 
