@@ -11,16 +11,13 @@ use crate::connection::Connection;
 use crate::ids::Revision;
 use crate::leader_get;
 use crate::meaning::{Meaning, Unpublished, refusal, unpublished};
+use crate::storage;
 use crate::telemetry::Seldom;
 
 const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 /// How long it may take to find out why a publish was not answered.
 const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
-/// Why a write is not answered by a broker that answers all else.
-const SWALLOWED: &str = "the broker takes messages and stores none; as a rule there is no space left on its disk, and it has \
-                         to be restarted when there is some";
 
 static PERMANENT: Seldom = Seldom::every(Duration::from_secs(15));
 
@@ -57,8 +54,8 @@ pub(crate) async fn publish(
     if !connection.is_up() {
         return Outcome::Unavailable("the broker is away".to_owned());
     }
-    let storage = connection.storage();
-    if let Err(reason) = storage.admit(stream) {
+    let space = connection.storage();
+    if let Err(reason) = space.admit(stream) {
         return Outcome::Full(reason);
     }
     if let Some((filter, expected)) = &expectation {
@@ -71,13 +68,13 @@ pub(crate) async fn publish(
         async { connection.jetstream.publish_with_headers(subject, headers, payload).await?.await };
     let error = match timeout_at(deadline, published).await {
         Ok(Ok(ack)) => {
-            storage.found_space(stream);
+            space.found_space(stream);
             return Outcome::Stored(Revision(ack.sequence));
         }
         Ok(Err(error)) => error,
         Err(_) => {
-            storage.found_nothing(stream);
-            storage.suspect();
+            space.found_nothing(stream);
+            space.suspect();
             return Outcome::Unknown("no acknowledgement before the deadline".to_owned());
         }
     };
@@ -99,27 +96,25 @@ pub(crate) async fn publish(
         Unpublished::Unanswered => {
             let inquiry = is_swallowed(connection, stream, to, expectation.as_ref(), connects);
             match timeout_at(deadline.min(Instant::now() + INQUIRY_TIMEOUT), inquiry).await {
-                Ok(true) => Outcome::Full(SWALLOWED.to_owned()),
+                Ok(true) => Outcome::Full(storage::SWALLOWED.to_owned()),
                 Ok(false) | Err(_) => Outcome::Unknown(error.to_string()),
             }
         }
     };
     match &outcome {
-        Outcome::Full(reason) => storage.found_full(stream, reason),
+        Outcome::Full(reason) => space.found_full(stream, reason),
         Outcome::Stored(_)
         | Outcome::Conflict
         | Outcome::Unavailable(_)
         | Outcome::TooLarge(_)
         | Outcome::Permanent(_)
-        | Outcome::Unknown(_) => storage.found_nothing(stream),
+        | Outcome::Unknown(_) => space.found_nothing(stream),
     }
     outcome
 }
 
-/// Whether a publish that was not answered came to a stream that cannot write, and is not stored. A server that cannot
-/// write to its disk leaves publishes unanswered (nats-server 2.15), and answers those that it has to refuse before. These
-/// come behind the others, in one queue, so that the answer to one shows that those before it are done with; and then the
-/// stream's leader does not have it. In a cluster that would show nothing: a replica may have it.
+/// Whether a publish that was not answered came to a stream that cannot write, and is not stored: the stream is done with
+/// it, and its leader does not have it.
 async fn is_swallowed(
     connection: &Connection,
     stream: &'static str,
@@ -127,16 +122,7 @@ async fn is_swallowed(
     expectation: Option<&(String, Revision)>,
     connects: u64,
 ) -> bool {
-    if connection.client.server_info().cluster.is_some() {
-        return false;
-    }
-    let mut headers = HeaderMap::new();
-    headers.insert(EXPECTED_STREAM, "-");
-    let refused =
-        async { connection.jetstream.publish_with_headers(subject, headers, Bytes::new()).await?.await };
-    let is_refused = refused.await.is_err_and(|error| refusal(&error).is_some());
-    // On another connection it may have overtaken the first one.
-    if !is_refused || *connection.connects().borrow() != connects {
+    if !storage::swallows(connection, subject, connects).await {
         return false;
     }
     let Some((filter, expected)) = expectation else { return true };

@@ -27,7 +27,7 @@ const REOPEN: Backoff = Backoff { initial: Duration::from_millis(100), max: Dura
 /// How long giving back may take what is not finished when the time to drain is over.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
 
-static PAUSED: Seldom = Seldom::every(Duration::from_secs(20));
+static PAUSED: Seldom = Seldom::every(Duration::from_secs(30));
 
 /// Works for `step` until `drain` is cancelled, and what runs then is finished or given back.
 pub(crate) async fn process<S: Step>(

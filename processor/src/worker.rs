@@ -51,8 +51,8 @@ const APPEND_PART: f64 = 0.9;
 const LEFT_OUT_DELIVERIES_MAX: i64 = 10;
 
 // Lines that each order brings about while the broker has no space.
-static POSTPONED: Seldom = Seldom::every(Duration::from_secs(20));
-static NOT_STORED: Seldom = Seldom::every(Duration::from_secs(20));
+static POSTPONED: Seldom = Seldom::every(Duration::from_secs(30));
+static NOT_STORED: Seldom = Seldom::every(Duration::from_secs(30));
 
 /// What working on a message has shown of the step's dependencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

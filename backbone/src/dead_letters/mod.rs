@@ -304,7 +304,8 @@ impl DeadLetters {
 
     async fn restore(&self) {
         if self.connection.is_up() {
-            restore_dead_letters(&self.connection).await;
+            // Rare, and large.
+            Box::pin(restore_dead_letters(&self.connection)).await;
         }
     }
 

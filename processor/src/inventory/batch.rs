@@ -9,6 +9,7 @@ use async_nats::jetstream::context::PublishError;
 use backbone::connection::Connection;
 use backbone::ids::Revision;
 use backbone::meaning::{Meaning, Unpublished, unpublished};
+use backbone::storage::{SWALLOWED, swallows};
 use bytes::Bytes;
 use thiserror::Error;
 use uuid::Uuid;
@@ -39,7 +40,7 @@ pub(super) enum CommitError {
     /// A record was not as expected; nothing was stored.
     #[error("a record has changed meanwhile")]
     Conflict,
-    /// The broker has no space; nothing was stored.
+    /// The broker has no space.
     #[error("no storage space: {0}")]
     Full(String),
     /// A write is larger than the broker takes, or refused for another reason that stays; nothing was stored.
@@ -63,7 +64,15 @@ impl Batch {
     pub(super) async fn commit(self, connection: &Connection) -> Result<Vec<Revision>, CommitError> {
         let storage = connection.storage();
         storage.admit(STREAM).map_err(CommitError::Full)?;
-        let committed = self.send(connection).await;
+        let connects = *connection.connects().borrow();
+        let subject = self.0.first().map(|write| write.subject.clone()).unwrap_or_default();
+        let mut committed = self.send(connection).await;
+        if let Err(CommitError::Unknown(_)) = &committed
+            && connection.is_up()
+            && swallows(connection, subject, connects).await
+        {
+            committed = Err(CommitError::Full(SWALLOWED.to_owned()));
+        }
         match &committed {
             Ok(_) => storage.found_space(STREAM),
             Err(CommitError::Full(reason)) => storage.found_full(STREAM, reason),

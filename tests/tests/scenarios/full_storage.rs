@@ -19,7 +19,7 @@ use crate::storage_full::room_for;
 const WATCHED_FOR: Duration = Duration::from_secs(15);
 /// Most lines that one process may log about it in a minute.
 const LINES_PER_MINUTE_MAX: usize = 10;
-/// Orders that wait for their payment when the space runs out.
+/// Orders that wait for their payment when the space runs out, and as many that wait for stock.
 const WAITING_COUNT: usize = 20;
 /// A stream beside those of Waybill that takes up what there is.
 const FILLER: &str = "FILLER";
@@ -70,6 +70,11 @@ async fn orders(waybill: &mut Deployment) -> Vec<Order> {
         waybill.reached(&order.order_id, OrderStatus::Reserved).await;
         orders.push(order);
     }
+    waybill.kill_processors("inventory");
+    for n in 0..WAITING_COUNT {
+        let request = order_of("customer", &format!("accepted-{n}"), vec![item("widget", 1)]);
+        orders.push(create(&client, &request).await.unwrap());
+    }
     orders
 }
 
@@ -87,7 +92,9 @@ where
     let mut orders = orders(waybill).await;
     fill(waybill).await;
     let gateway_before = waybill.gateway.process.output().len();
+    let inventory_before = waybill.processor("inventory").output().len();
     waybill.restart_processor("payment");
+    waybill.restart_processor("inventory");
 
     // The first who meets it may have to wait for an answer that does not come.
     let request = |n: usize| order_of("customer", &format!("refused-{n}"), vec![item("widget", 1)]);
@@ -129,19 +136,29 @@ where
     let gateway = waybill.gateway.process.output();
     let gateway_lines = lines_since(&gateway, gateway_before).len();
     let payment = waybill.processor("payment").output();
-    let payment_lines = payment.lines().filter(|line| !line.contains("\"INFO\"")).count();
+    // Not of what it says at its start.
+    let start = ["\"INFO\"", "payments by the sandbox"];
+    let about_it = |line: &&str| !start.iter().any(|said| line.contains(said));
+    let payment_lines = payment.lines().filter(about_it).count();
+    let inventory = waybill.processor("inventory").output();
+    let inventory_lines = lines_since(&inventory, inventory_before).into_iter().filter(about_it).count();
     eprintln!(
         "{name}: first refused after {first_after:.1?} {:?}; then {:?} of {n} calls, longest {longest:.1?}, wait {:?}; readyz {ready} \
-         {:?} ({not_ready} of {n} times not ready), health {health:?}; lines a minute: gateway {}, payment {}",
+         {:?} ({not_ready} of {n} times not ready), health {health:?}; lines a minute: gateway {}, payment {}, inventory {}",
         reasons(std::slice::from_ref(&first)),
         reasons(&refusals),
         waits.iter().max(),
         reason.trim_end(),
         per_minute(gateway_lines),
         per_minute(payment_lines),
+        per_minute(inventory_lines),
     );
     if std::env::var_os("SHOW").is_some() {
-        for line in lines_since(&gateway, gateway_before).iter().chain(&lines_since(&payment, 0)).take(60) {
+        for line in lines_since(&gateway, gateway_before)
+            .iter()
+            .chain(&lines_since(&payment, 0))
+            .chain(&lines_since(&inventory, inventory_before))
+        {
             eprintln!("    {line}");
         }
     }
@@ -180,7 +197,7 @@ where
     assert_eq!((ready, health), (503, Some(ServingStatus::NotServing)));
     assert!(reason.contains("storage") && reason.contains(said), "{reason}");
     // A few lines come in the first moment, however short it is looked at.
-    for lines in [gateway_lines, payment_lines] {
+    for lines in [gateway_lines, payment_lines, inventory_lines] {
         assert!(lines <= LINES_PER_MINUTE_MAX, "{lines} lines in {watched_for:?}");
     }
 }
