@@ -18,6 +18,8 @@ const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// How long it may take to find out why a publish was not answered.
 const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a publish goes unanswered before that says something about the broker, and not about its caller's haste.
+const SUSPICIOUS: Duration = Duration::from_millis(500);
 
 static PERMANENT: Seldom = Seldom::every(Duration::from_secs(15));
 
@@ -63,7 +65,7 @@ pub(crate) async fn publish(
         headers.insert(EXPECTED_SUBJECT, filter.as_str());
     }
     let connects = *connection.connects().borrow();
-    let (to, bytes) = (subject.clone(), payload.len());
+    let (to, bytes, began) = (subject.clone(), payload.len(), Instant::now());
     let published =
         async { connection.jetstream.publish_with_headers(subject, headers, payload).await?.await };
     let error = match timeout_at(deadline, published).await {
@@ -74,7 +76,9 @@ pub(crate) async fn publish(
         Ok(Err(error)) => error,
         Err(_) => {
             space.found_nothing(stream);
-            space.suspect();
+            if began.elapsed() >= SUSPICIOUS {
+                space.suspect();
+            }
             return Outcome::Unknown("no acknowledgement before the deadline".to_owned());
         }
     };
@@ -103,8 +107,8 @@ pub(crate) async fn publish(
     };
     match &outcome {
         Outcome::Full(reason) => space.found_full(stream, reason),
+        Outcome::Conflict => space.found_conflict(stream),
         Outcome::Stored(_)
-        | Outcome::Conflict
         | Outcome::Unavailable(_)
         | Outcome::TooLarge(_)
         | Outcome::Permanent(_)

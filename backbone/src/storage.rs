@@ -153,6 +153,18 @@ impl Storage {
         }
     }
 
+    /// A write was refused for what lies there already, which says nothing of space: the next one finds out.
+    pub fn found_conflict(&self, stream: &str) {
+        if !self.is_any_full() {
+            return;
+        }
+        if let Some(Some(full)) = self.streams().get_mut(stream)
+            && std::mem::take(&mut full.is_probed)
+        {
+            full.probe_at = Instant::now();
+        }
+    }
+
     /// A write was stored, or there is reason to believe that one would be.
     pub fn found_space(&self, stream: &str) {
         if !self.0.is_any_full.load(Ordering::Relaxed) {

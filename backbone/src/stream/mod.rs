@@ -18,6 +18,7 @@ use crate::backoff::Backoff;
 use crate::config::{DAY, duration};
 use crate::connection::Connection;
 use crate::meaning::{Meaning, meaning};
+use crate::telemetry::Seldom;
 use layout::Layout;
 
 /// Name of the stream that holds the order log.
@@ -57,6 +58,9 @@ pub enum ProvisionError {
     #[error("the broker refused to set up stream {0}: {1}")]
     Broker(&'static str, String),
 }
+
+/// Pause between two lines that say what is waited for.
+const SAID_INTERVAL: Duration = Duration::from_secs(15);
 
 enum Attempt {
     /// With so many replicas.
@@ -117,7 +121,7 @@ async fn provision_one(
     waiting: impl Fn(String),
 ) -> Result<usize, ProvisionError> {
     let stream = layout.name;
-    let mut attempts = 0;
+    let (mut attempts, said) = (0, Seldom::every(SAID_INTERVAL));
     loop {
         if !connection.is_up() {
             waiting("not connected to NATS".to_owned());
@@ -127,7 +131,9 @@ async fn provision_one(
             Ok(Attempt::Done(replicas)) => return Ok(replicas),
             Ok(Attempt::Again(error)) => {
                 attempts += 1;
-                warn!(stream, error, attempts, "stream not ready, waiting for it");
+                if let Some(left_out) = said.may_tell() {
+                    warn!(stream, error, attempts, left_out, "stream not ready, waiting for it");
+                }
                 waiting(format!("stream {stream} cannot be set up yet: {error}"));
                 tokio::time::sleep(RETRY.after(attempts)).await;
             }

@@ -76,9 +76,8 @@ impl Batch {
         match &committed {
             Ok(_) => storage.found_space(STREAM),
             Err(CommitError::Full(reason)) => storage.found_full(STREAM, reason),
-            Err(CommitError::Conflict | CommitError::Permanent(_) | CommitError::Unknown(_)) => {
-                storage.found_nothing(STREAM);
-            }
+            Err(CommitError::Conflict) => storage.found_conflict(STREAM),
+            Err(CommitError::Permanent(_) | CommitError::Unknown(_)) => storage.found_nothing(STREAM),
         }
         committed
     }

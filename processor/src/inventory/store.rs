@@ -22,6 +22,7 @@ use backbone::ids::Revision;
 use backbone::leader_get;
 use backbone::meaning::{Meaning, meaning};
 use backbone::stream::{self, ORDERS, PROVISION};
+use backbone::telemetry::Seldom;
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -36,6 +37,8 @@ pub const BUCKET: &str = "INVENTORY";
 /// The stream behind it.
 pub(super) const STREAM: &str = "KV_INVENTORY";
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
+/// Pause between two lines that say what is waited for.
+const SAID_INTERVAL: Duration = Duration::from_secs(15);
 /// How much longer a reservation is kept than the events of its order.
 const RESERVATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Keys asked for in one read.
@@ -120,7 +123,7 @@ pub fn reservation_key(order_id: &str) -> String {
 impl Store {
     /// Opens the bucket, made if it is missing, and creates the SKUs that are.
     pub(super) async fn open(connection: Connection, config: &InventoryConfig) -> Result<Self, StoreError> {
-        let mut attempts = 0;
+        let (mut attempts, said) = (0, Seldom::every(SAID_INTERVAL));
         loop {
             connection.up().await;
             match Self::set_up(&connection, config).await {
@@ -128,7 +131,9 @@ impl Store {
                 Ok(Err(error)) => return Err(error),
                 Err(error) => {
                     attempts += 1;
-                    warn!(error, attempts, "bucket {BUCKET} not ready, waiting for it");
+                    if let Some(left_out) = said.may_tell() {
+                        warn!(error, attempts, left_out, "bucket {BUCKET} not ready, waiting for it");
+                    }
                     tokio::time::sleep(RETRY.after(attempts)).await;
                 }
             }
@@ -156,7 +161,10 @@ impl Store {
     }
 
     async fn seed(&self, stock: &BTreeMap<String, u64>) -> Result<(), String> {
-        for (sku, units) in stock {
+        // What is there needs no write, for which there may be no space.
+        let keys: Vec<_> = stock.keys().map(|sku| stock_key(sku)).collect();
+        let present = self.read_latest(&keys).await.map_err(|error| error.to_string())?;
+        for (sku, units) in stock.iter().filter(|(sku, _)| !present.contains_key(&stock_key(sku))) {
             let mut batch = Batch::default();
             batch.write(self.stock_write(sku, *units, Revision::NONE));
             match self.commit(batch).await {
