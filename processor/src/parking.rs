@@ -79,20 +79,6 @@ pub(crate) enum ParkingError {
     Append(#[from] AppendError),
 }
 
-impl ParkingError {
-    /// Whether any other message would have gone the same way at this moment.
-    pub(crate) fn is_away(&self) -> bool {
-        match self {
-            Self::Read(ReadError::NoAnswer(_))
-            | Self::Put(PutError::Unavailable(_) | PutError::Unknown(_)) => true,
-            Self::Append(error) => error.is_away(),
-            Self::Read(ReadError::Broker(_)) | Self::Put(PutError::Conflict | PutError::Permanent(_)) => {
-                false
-            }
-        }
-    }
-}
-
 /// A message that is worked on.
 #[derive(Debug)]
 pub(crate) struct Delivery<'a> {

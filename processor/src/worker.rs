@@ -235,7 +235,8 @@ impl<S: Step> Worker<S> {
                 Ok(Before::Attempt(alone)) => _alone = alone,
                 Ok(Before::Settled(fate)) => return ended(Some(fate), Found::Nothing, fate.as_str()),
                 Err(error) => {
-                    let found = if error.is_away() { Found::Away } else { Found::Nothing };
+                    // Where nothing can be stored, a letter cannot; others would meet the same.
+                    let found = if self.log.full().is_some() { Found::Away } else { Found::Nothing };
                     return ended(Some(self.or_again(delivery, Err(error))), found, "read");
                 }
             }
@@ -279,7 +280,6 @@ impl<S: Step> Worker<S> {
             self.parking.heard_of(delivery, trace).await;
             Ok(Fate::Again(pause(delivery)))
         };
-        let is_away = is_away || fate.as_ref().is_err_and(ParkingError::is_away);
         let fate = self.or_again(delivery, fate);
         span.fail(reason.kind(), &reason);
         span.event("attempt failed", || {

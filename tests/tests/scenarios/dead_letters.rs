@@ -389,7 +389,7 @@ async fn a_letter_for_which_there_is_no_room_waits_and_holds_up_nobody() {
     assert_eq!(waybill.open_letters().await, [first.dead_letter_id, second.dead_letter_id]);
     let said = |fields: &Value| {
         let waits = fields["message"] == "dead letter or its order not stored yet";
-        (waits && fields["error"].as_str()?.contains("full")).then_some(())
+        (waits && fields["error"].as_str()?.contains("no storage space")).then_some(())
     };
     waybill.processor("inventory").logged("a letter that waits", said).await;
 }
