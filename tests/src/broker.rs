@@ -8,12 +8,15 @@ use async_nats::{Client, ConnectError, ConnectOptions, jetstream};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::eventually;
+use crate::namespaces::{Host, Network, command_on};
 use crate::process::{Process, START_RETRY, binary};
 
 /// Who may do everything; the test's own clients are.
 const USER: &str = "waybill";
 /// The further users of a broker that has some: one for each program, and the broker's own operator.
 const USERS: [&str; 6] = ["gateway", "inventory", "payment", "fulfilment", "provisioner", "sys"];
+/// Where a server listens that has a host of its own.
+const PORT: u16 = 4222;
 /// Who may do what, as it is shipped.
 const ACCOUNTS: &str = include_str!("../../deploy/nats/accounts.conf");
 
@@ -21,9 +24,11 @@ const ACCOUNTS: &str = include_str!("../../deploy/nats/accounts.conf");
 #[derive(Debug)]
 pub struct Broker {
     process: Option<Process>,
-    port: u16,
+    address: SocketAddr,
+    /// Where it runs, if that is not where the test does.
+    host: Option<Host>,
     /// The other servers of its cluster.
-    peers: Vec<u16>,
+    peers: Vec<SocketAddr>,
     dir: PathBuf,
     password: Option<&'static str>,
     users: Option<Users>,
@@ -42,19 +47,34 @@ pub(crate) struct Users {
 impl Broker {
     /// Takes a free port for a broker that is started later.
     pub fn reserve(dir: &Path) -> Self {
+        let address = (Ipv4Addr::LOCALHOST, free_port()).into();
         let (dir, peers) = (dir.to_owned(), Vec::new());
-        Self { process: None, port: free_port(), peers, dir, password: None, users: None, provisioning: None }
+        let (password, users) = (None, None);
+        Self { process: None, address, host: None, peers, dir, password, users, provisioning: None }
     }
 
     /// Takes free ports for the other servers of a cluster of so many, of which programs are told.
     pub(crate) fn with_peers(self, servers: usize) -> Self {
-        Self { peers: (1..servers).map(|_| free_port()).collect(), ..self }
+        Self { peers: (1..servers).map(|_| (Ipv4Addr::LOCALHOST, free_port()).into()).collect(), ..self }
+    }
+
+    /// Puts it and the other servers of its cluster on the hosts of a network, if there is one.
+    pub(crate) fn on_network(self, network: Option<&Network>) -> Self {
+        let Some(network) = network else { return self };
+        let at = |n: usize| SocketAddr::new(network.server(n).address(), PORT);
+        let peers = (1..=self.peers.len()).map(at).collect();
+        Self { address: at(0), host: Some(network.server(0).clone()), peers, ..self }
+    }
+
+    /// Puts it on a host of a network, if that is given.
+    pub(crate) fn on(self, host: Option<Host>) -> Self {
+        Self { host, ..self }
     }
 
     /// The nth of those, which lets in the same users; nothing is made in it but by others.
     pub(crate) fn peer(&self, n: usize, dir: &Path) -> Self {
         let users = self.users.clone().map(|users| Users { provisioned: false, ..users });
-        let peer = Self { port: self.peers[n], ..Self::reserve(dir) };
+        let peer = Self { address: self.peers[n], ..Self::reserve(dir) };
         peer.with_password(self.password).with_users(users)
     }
 
@@ -94,8 +114,9 @@ impl Broker {
 
     fn run(&mut self, config: &str, with: impl FnOnce(&mut Command) -> &mut Command) {
         let is_new = !self.data().exists();
-        let mut command = Command::new(program());
-        with(command.args(["--addr", "127.0.0.1", "--port"]).arg(self.port.to_string()));
+        let mut command = command_on(self.host.as_ref(), &program());
+        let (addr, port) = (self.address.ip().to_string(), self.address.port().to_string());
+        with(command.args(["--addr", &addr, "--port", &port]));
         let mut config = config.to_owned();
         if self.users.is_some() {
             let own =
@@ -158,8 +179,14 @@ impl Broker {
     /// The same for a program that reaches it by way of another address.
     pub(crate) fn url_at(&self, address: SocketAddr, program: &str) -> String {
         let user = if self.users.is_some() { program } else { USER };
-        let peers = self.peers.iter().map(|port| format!(",nats://127.0.0.1:{port}"));
+        let peers = self.peers.iter().map(|peer| format!(",nats://{peer}"));
         format!("nats://{}{address}{}", self.login_of(user), peers.collect::<String>())
+    }
+
+    /// Where this server alone is for a program.
+    pub(crate) fn single_url_for(&self, program: &str) -> String {
+        let user = if self.users.is_some() { program } else { USER };
+        format!("nats://{}{}", self.login_of(user), self.address)
     }
 
     /// What a client says of itself that speaks NATS' own words, as fields of JSON.
@@ -215,7 +242,7 @@ impl Broker {
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
+        self.address
     }
 
     /// Where it is, and how to get in as who may do everything.

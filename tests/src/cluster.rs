@@ -1,13 +1,22 @@
 //! Three nats-servers that keep everything three times.
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
 use async_nats::jetstream;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::sleep;
 
 use crate::broker::{Broker, free_port};
 use crate::{Deployment, eventually};
 
 /// Servers of a cluster.
 pub const SERVERS: usize = 3;
+/// Where servers with a host of their own listen for each other.
+const ROUTES_PORT: u16 = 6222;
+/// What an election takes, about.
+const STEP_DOWN_PAUSE: Duration = Duration::from_millis(500);
 
 /// The second and the third server of a cluster, whose first is the deployment's broker.
 #[derive(Debug)]
@@ -20,16 +29,24 @@ pub struct Cluster {
 impl Cluster {
     /// Starts all of them, the broker of a deployment that was started without it among them; its options say how many.
     pub fn start(waybill: &mut Deployment) -> Self {
-        let routes: Vec<_> = (0..SERVERS).map(|_| free_port()).collect();
-        let all =
-            routes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect::<Vec<_>>().join(", ");
-        let configurations = routes.iter().enumerate().map(|(n, port)| {
-            let listen = format!("listen: \"127.0.0.1:{port}\"");
+        let network = waybill.network();
+        let routes: Vec<SocketAddr> = (0..SERVERS)
+            .map(|n| match &network {
+                Some(network) => (network.server(n).address(), ROUTES_PORT).into(),
+                None => (Ipv4Addr::LOCALHOST, free_port()).into(),
+            })
+            .collect();
+        let all = routes.iter().map(|route| format!("\"nats://{route}\"")).collect::<Vec<_>>().join(", ");
+        let configurations = routes.iter().enumerate().map(|(n, route)| {
+            let listen = format!("listen: \"{route}\"");
             format!("server_name: n{n}\ncluster {{ name: waybill, {listen}, routes: [{all}] }}")
         });
         let configurations = configurations.collect();
         let dirs = [(); SERVERS - 1].map(|()| tempfile::tempdir().expect("directory"));
-        let others = [0, 1].map(|n| waybill.broker.peer(n, dirs[n].path()));
+        let others = [0, 1].map(|n| {
+            let host = network.as_ref().map(|network| network.server(n + 1).clone());
+            waybill.broker.peer(n, dirs[n].path()).on(host)
+        });
         let mut cluster = Self { others, configurations, _dirs: dirs };
         for n in 0..SERVERS {
             cluster.start_server(waybill, n);
@@ -48,6 +65,45 @@ impl Cluster {
         if n == 0 { &mut waybill.broker } else { &mut self.others[n - 1] }
     }
 
+    /// One of them, to look at.
+    pub fn peek<'a>(&'a self, waybill: &'a Deployment, n: usize) -> &'a Broker {
+        if n == 0 { &waybill.broker } else { &self.others[n - 1] }
+    }
+
+    /// Which of them leads the stream, as the one that is asked has it.
+    pub async fn leader(&self, waybill: &Deployment, asked: usize, stream: &str) -> Option<usize> {
+        let jetstream = self.peek(waybill, asked).jetstream().await;
+        place(jetstream.get_stream(stream).await.ok()?.cached_info().cluster.as_ref())
+    }
+
+    /// Has the nth of them lead the stream, and waits until it does.
+    pub async fn lead(&self, waybill: &Deployment, stream: &str, n: usize) {
+        let jetstream = self.peek(waybill, n).jetstream().await;
+        eventually(&format!("n{n} as leader of {stream}"), async || {
+            let info = jetstream.get_stream(stream).await.ok()?;
+            if place(info.cached_info().cluster.as_ref()) == Some(n) {
+                return Some(());
+            }
+            step_down(&jetstream, format!("STREAM.LEADER.STEPDOWN.{stream}"), n).await;
+            None
+        })
+        .await;
+    }
+
+    /// Has the nth of them lead the stream's consumer, and waits until it does.
+    pub async fn lead_consumer(&self, waybill: &Deployment, stream: &str, consumer: &str, n: usize) {
+        let jetstream = self.peek(waybill, n).jetstream().await;
+        eventually(&format!("n{n} as leader of {consumer}"), async || {
+            let info = jetstream.get_stream(stream).await.ok()?.consumer_info(consumer).await.ok()?;
+            if place(info.cluster.as_ref()) == Some(n) {
+                return Some(());
+            }
+            step_down(&jetstream, format!("CONSUMER.LEADER.STEPDOWN.{stream}.{consumer}"), n).await;
+            None
+        })
+        .await;
+    }
+
     /// Waits until everything is there three times.
     pub async fn is_whole(&self, waybill: &Deployment) {
         for stream in ["ORDERS", "KV_INVENTORY", "DEAD_LETTERS"] {
@@ -58,6 +114,18 @@ impl Cluster {
             .await;
         }
     }
+}
+
+/// Asks the leader of something to leave that to the nth server, which it may refuse for the moment.
+async fn step_down(jetstream: &jetstream::Context, request: String, n: usize) {
+    let to = json!({ "placement": { "preferred": format!("n{n}") } });
+    jetstream.request::<_, _, Value>(request, &to).await.ok();
+    sleep(STEP_DOWN_PAUSE).await;
+}
+
+/// Which server the leader is.
+fn place(cluster: Option<&jetstream::stream::ClusterInfo>) -> Option<usize> {
+    cluster?.leader.as_ref()?.strip_prefix('n')?.parse().ok()
 }
 
 fn is_whole(info: &jetstream::stream::Info) -> bool {

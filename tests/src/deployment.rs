@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Command;
+use std::sync::Arc;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::broker::{Broker, Users};
 use crate::calls::http_get;
 use crate::eventually;
+use crate::namespaces::{Host, Network, command_on};
 use crate::payments::{PAYMENTS, PaymentSandbox};
 use crate::process::{Process, binary};
 use crate::wire::Wire;
@@ -34,6 +35,8 @@ pub struct Options {
     pub payments: Option<PathBuf>,
     /// Servers of the broker. More than one are a [`Cluster`](crate::Cluster), which the test starts.
     pub servers: usize,
+    /// Where everything runs, if not on the test's own network: servers and programs have hosts of their own there.
+    pub network: Option<Arc<Network>>,
     /// What the broker asks of everybody.
     pub password: Option<&'static str>,
     /// Whether each program is a user of its own at the broker, with the rights of deploy/nats and no others. With
@@ -60,6 +63,7 @@ impl Default for Options {
             payment_sandbox: false,
             payments: None,
             servers: 1,
+            network: None,
             password: None,
             least_privilege: std::env::var_os("LEAST_PRIVILEGE").is_some_and(|set| set == "1"),
             provisioned: true,
@@ -81,7 +85,13 @@ impl Options {
 
     fn broker(&self, dir: &TempDir) -> Broker {
         let broker = Broker::reserve(dir.path()).with_peers(self.servers);
+        let broker = broker.on_network(self.network.as_deref());
         broker.with_password(self.password).with_users(self.users())
+    }
+
+    /// Where programs run.
+    fn host(&self) -> Option<&Host> {
+        self.network.as_deref().map(Network::programs)
     }
 
     fn program(&self, name: &str) -> PathBuf {
@@ -98,7 +108,7 @@ pub struct Gateway {
     pub grpc_addr: String,
     /// Its HTTP address.
     pub ops_addr: String,
-    /// Its gRPC address for operators.
+    /// Its gRPC address for operators, which only its own host reaches.
     pub operations_addr: String,
 }
 
@@ -150,7 +160,9 @@ impl Deployment {
             if let Some(payments) = &options.payments {
                 std::fs::copy(payments, dir.path().join(PAYMENTS)).expect("payments");
             }
-            Some(PaymentSandbox::start(program, dir.path(), FREE_PORT, &options.environment).await)
+            let address = options.network.as_deref().map(|network| format!("{}:0", network.test_address()));
+            let address = address.as_deref().unwrap_or(FREE_PORT);
+            Some(PaymentSandbox::start(program, dir.path(), address, &options.environment).await)
         } else {
             None
         };
@@ -163,7 +175,8 @@ impl Deployment {
             None => None,
         };
         let broker_url = broker_url("gateway", &options, wire.as_ref(), &broker);
-        let gateway = start_gateway(&dir, &broker_url, &options, "gateway", FREE_PORT).await;
+        let at = any_port(options.host());
+        let gateway = start_gateway(&dir, &broker_url, &options, options.host(), "gateway", &at).await;
         let mut deployment =
             Self { gateway, processors: HashMap::new(), payment_sandbox, wire, broker, options, dir };
         for step in STEPS {
@@ -215,11 +228,12 @@ impl Deployment {
 
     fn processor_process(&self, step: &'static str, nats_url: String, name: &str) -> Process {
         let wire = self.wire.as_ref().filter(|_| self.options.wired == Some(step));
-        let mut command = Command::new(self.options.program(&format!("waybill-{step}")));
+        let host = self.options.host();
+        let mut command = command_on(host, &self.options.program(&format!("waybill-{step}")));
         command
             .env_clear()
             .env("NATS_URL", nats_url)
-            .env("OPS_ADDR", FREE_PORT)
+            .env("OPS_ADDR", any_port(host))
             .env("LOG_FORMAT", "json")
             .envs(self.options.environment.iter().cloned())
             .envs(self.options.processors.iter().cloned());
@@ -296,18 +310,20 @@ impl Deployment {
         self.gateway.process.kill();
         let grpc_addr = self.gateway.grpc_addr.clone();
         let broker_url = self.broker_url("gateway");
-        self.gateway = start_gateway(&self.dir, &broker_url, &self.options, "gateway", &grpc_addr).await;
+        let (dir, options) = (&self.dir, &self.options);
+        let gateway = start_gateway(dir, &broker_url, options, options.host(), "gateway", &grpc_addr);
+        self.gateway = gateway.await;
     }
 
     /// Starts one more gateway.
     pub async fn another_gateway(&self) -> Gateway {
-        self.gateway_at("gateway-2", FREE_PORT).await
+        self.gateway_at("gateway-2", &any_port(self.options.host())).await
     }
 
     /// Starts one more gateway at an address.
     pub async fn gateway_at(&self, name: &str, grpc_addr: &str) -> Gateway {
-        let gateway =
-            start_gateway(&self.dir, &self.broker.url_for("gateway"), &self.options, name, grpc_addr).await;
+        let (options, url) = (&self.options, self.broker.url_for("gateway"));
+        let gateway = start_gateway(&self.dir, &url, options, options.host(), name, grpc_addr).await;
         gateway.ready().await;
         gateway
     }
@@ -316,10 +332,22 @@ impl Deployment {
     pub async fn gateway_with(&self, name: &str, environment: Vec<(&'static str, String)>) -> Gateway {
         let gateway = [self.options.gateway.clone(), environment].concat();
         let options = Options { gateway, ..self.options.clone() };
-        let gateway =
-            start_gateway(&self.dir, &self.broker.url_for("gateway"), &options, name, FREE_PORT).await;
+        let (host, url) = (options.host(), self.broker.url_for("gateway"));
+        let gateway = start_gateway(&self.dir, &url, &options, host, name, &any_port(host)).await;
         gateway.ready().await;
         gateway
+    }
+
+    /// Starts one more gateway on a host of its own, which may not get ready, with these servers in its NATS_URL.
+    pub async fn gateway_on(&self, host: &Host, name: &str, servers: &[&Broker]) -> Gateway {
+        let urls: Vec<_> = servers.iter().map(|server| server.single_url_for("gateway")).collect();
+        let at = any_port(Some(host));
+        start_gateway(&self.dir, &urls.join(","), &self.options, Some(host), name, &at).await
+    }
+
+    /// Where it runs, if that is a network of its own.
+    pub(crate) fn network(&self) -> Option<Arc<Network>> {
+        self.options.network.clone()
     }
 
     /// Waits until each step has opened its consumer. Elsewhere that there is one says so.
@@ -350,6 +378,11 @@ fn folder() -> TempDir {
     folder
 }
 
+/// An address on the host with a port that the system chooses.
+fn any_port(host: Option<&Host>) -> String {
+    host.map_or_else(|| FREE_PORT.to_owned(), |host| SocketAddr::new(host.address(), 0).to_string())
+}
+
 /// Where a program finds the broker.
 fn broker_url(program: &str, options: &Options, wire: Option<&Wire>, broker: &Broker) -> String {
     let wire = wire.filter(|_| options.wired == Some(program));
@@ -360,17 +393,20 @@ async fn start_gateway(
     dir: &TempDir,
     broker_url: &str,
     options: &Options,
+    host: Option<&Host>,
     name: &str,
     grpc_addr: &str,
 ) -> Gateway {
-    let mut command = Command::new(options.program("waybill-gateway"));
+    let mut command = command_on(host, &options.program("waybill-gateway"));
     command
         .env_clear()
         .env("NATS_URL", broker_url)
         .env("GRPC_ADDR", grpc_addr)
-        .env("OPS_ADDR", FREE_PORT)
+        .env("OPS_ADDR", any_port(host))
         .env("OPERATIONS_ADDR", FREE_PORT)
         .env("LOG_FORMAT", "json")
+        // What can be reached from other hosts has to say that it asks nobody who they are.
+        .envs(host.map(|_| ("ALLOW_ANONYMOUS", "true")))
         .envs(options.environment.iter().cloned())
         .envs(options.gateway.iter().cloned());
     let mut process = Process::start(name, command, dir.path());

@@ -43,6 +43,7 @@ mod long_histories;
 mod many_streams;
 mod message_limits;
 mod metrics;
+mod namespaces;
 mod odd_events;
 mod operators;
 mod order_path;
