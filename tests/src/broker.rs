@@ -208,6 +208,11 @@ impl Broker {
         self.running().pid()
     }
 
+    /// All that it has logged.
+    pub fn output(&self) -> String {
+        self.running().output()
+    }
+
     /// Where its data lies.
     pub fn data(&self) -> PathBuf {
         self.dir.join("jetstream")

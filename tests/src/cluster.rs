@@ -9,12 +9,16 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 
 use crate::broker::{Broker, free_port};
+use crate::deployment::folder;
 use crate::{Deployment, eventually};
 
 /// Servers of a cluster.
 pub const SERVERS: usize = 3;
 /// Where servers with a host of their own listen for each other.
 const ROUTES_PORT: u16 = 6222;
+/// Messages after which a Raft log is dropped, and how large they are.
+const MESSAGES_FORGOTTEN: usize = 160;
+const LARGE_BYTES: usize = 64 * 1024;
 /// What an election takes, about.
 const STEP_DOWN_PAUSE: Duration = Duration::from_millis(500);
 
@@ -42,7 +46,7 @@ impl Cluster {
             format!("server_name: n{n}\ncluster {{ name: waybill, {listen}, routes: [{all}] }}")
         });
         let configurations = configurations.collect();
-        let dirs = [(); SERVERS - 1].map(|()| tempfile::tempdir().expect("directory"));
+        let dirs = [(); SERVERS - 1].map(|()| folder());
         let others = [0, 1].map(|n| {
             let host = network.as_ref().map(|network| network.server(n + 1).clone());
             waybill.broker.peer(n, dirs[n].path()).on(host)
@@ -58,6 +62,37 @@ impl Cluster {
     pub fn start_server(&mut self, waybill: &mut Deployment, n: usize) {
         let configuration = self.configurations[n].clone();
         self.server(waybill, n).start_configured("", &configuration);
+    }
+
+    /// Starts one of them so that its copy of the order log stays behind ([`Self::stays_behind`]). It does everything else,
+    /// but does not hear the messages that it has missed (`$JSC.R.>`), once the others have no Raft log of them any more
+    /// ([`Self::forget`]).
+    pub async fn start_server_behind(&mut self, waybill: &mut Deployment, n: usize) {
+        let behind = r#"cluster { permissions: { import: { deny: ["$JSC.R.>"] } },"#;
+        let configuration = self.configurations[n].replace("cluster {", behind);
+        self.server(waybill, n).start_configured("", &configuration);
+        eventually("a server that is behind", async || {
+            self.server(waybill, n).output().contains("> ORDERS' stalled").then_some(())
+        })
+        .await;
+    }
+
+    /// Whether the server that was started behind the order log has stayed so. The leader of the log takes it for current.
+    pub fn stays_behind(&self, waybill: &Deployment, n: usize) -> bool {
+        !self.peek(waybill, n).output().contains("> ORDERS' complete")
+    }
+
+    /// Has the servers drop their Raft logs of what stream ORDERS holds by now, as they do after 8 MB: a server that is
+    /// away has to ask for the messages then.
+    pub async fn forget(&self, waybill: &Deployment) {
+        let jetstream = waybill.jetstream().await;
+        for _ in 0..MESSAGES_FORGOTTEN {
+            // Of no use to compress.
+            let mut payload = vec![0; LARGE_BYTES];
+            rand::fill(&mut payload[..]);
+            let stored = jetstream.publish("ORDER.filler.00.c.o", payload.into()).await.expect("connection");
+            stored.await.expect("large message");
+        }
     }
 
     /// One of them.

@@ -372,7 +372,7 @@ impl Deployment {
 }
 
 /// Where a deployment keeps its logs and the broker its data, until it ends; with KEEP in the environment for good.
-fn folder() -> TempDir {
+pub(crate) fn folder() -> TempDir {
     let mut folder = tempfile::tempdir().expect("directory");
     folder.disable_cleanup(std::env::var_os("KEEP").is_some());
     folder

@@ -35,6 +35,7 @@ mod health;
 mod http2;
 mod idempotency;
 mod isolation;
+mod lagging_leaders;
 mod least_privilege;
 mod listing;
 mod log_contents;
