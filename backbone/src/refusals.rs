@@ -16,11 +16,12 @@ const MAY_NOT_SUBSCRIBE: &str = "permissions violation for subscription to \"";
 /// What the subjects of requests begin with that name no order and no message.
 const REQUESTS: [&str; 2] = ["$JS.API.STREAM.", "$JS.API.CONSUMER."];
 /// Requests for a change. Programs do without, and say themselves what they lack then.
-const CHANGES: [&str; 4] = [
+const CHANGES: [&str; 5] = [
     "$JS.API.STREAM.CREATE.",
     "$JS.API.STREAM.UPDATE.",
     "$JS.API.CONSUMER.CREATE.",
     "$JS.API.CONSUMER.DELETE.",
+    "$JS.API.CONSUMER.LEADER.STEPDOWN.",
 ];
 
 /// What this user may not do on this connection.

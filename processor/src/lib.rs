@@ -15,6 +15,7 @@ pub mod step;
 
 mod breaker;
 mod failures;
+mod leadership;
 mod metrics;
 mod parking;
 mod runtime;

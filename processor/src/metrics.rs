@@ -10,6 +10,7 @@ use backbone::metrics::{self, Counter, Histogram, KeyValue, seconds};
 /// Fingerprints that are told apart; the letters of others are counted together.
 const FINGERPRINTS_MAX: usize = 100;
 const OTHER: &str = "other";
+const STEP_DOWN_OUTCOMES: [&str; 3] = ["done", "not_allowed", "failed"];
 const CAUSES: [&str; 6] = ["stuck", "silent", "edited", "leader", "refused", "closed"];
 
 static ATTEMPTS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
@@ -24,6 +25,12 @@ static REDELIVERIES: LazyLock<Counter<u64>> = LazyLock::new(|| {
 static REOPENED: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter("waybill.step.consumer.reopened", "Times that the consumer was lost and opened anew.")
 });
+static STEP_DOWNS: LazyLock<Counter<u64>> = LazyLock::new(|| {
+    metrics::counter(
+        "waybill.step.consumer.step_downs",
+        "Times that the consumer's leader lagged behind the log and was asked to step down.",
+    )
+});
 static LETTERS: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter("waybill.dead_letters", "Messages that were given up, parked or set aside.")
 });
@@ -33,6 +40,9 @@ pub(crate) fn start(step: &'static str) {
     REDELIVERIES.add(0, &[of(step)]);
     for cause in CAUSES {
         REOPENED.add(0, &[of(step), KeyValue::new("cause", cause)]);
+    }
+    for outcome in STEP_DOWN_OUTCOMES {
+        STEP_DOWNS.add(0, &[of(step), KeyValue::new("outcome", outcome)]);
     }
 }
 
@@ -57,6 +67,11 @@ pub(crate) fn reopened(step: &'static str, lost: &Lost) {
         Lost::Closed => "closed",
     };
     REOPENED.add(1, &[of(step), KeyValue::new("cause", cause)]);
+}
+
+/// The consumer's leader was asked to step down.
+pub(crate) fn stepped_down(step: &'static str, outcome: &'static str) {
+    STEP_DOWNS.add(1, &[of(step), KeyValue::new("outcome", outcome)]);
 }
 
 /// A message was given up, for a cause that has this fingerprint.

@@ -5,14 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use backbone::connection::Connection;
+use backbone::lag::{Behind, Lag};
 use backbone::log::{Backlog, OrderLog};
 use backbone::metrics::{age, gauge, seconds};
 use backbone::ops::Health;
 use backbone::stream::PROVISION;
+use tokio::join;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use crate::breaker::Phase;
+use crate::leadership::Leadership;
 use crate::metrics::of;
 
 /// How often it is looked what the step has before it.
@@ -20,6 +23,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 /// And how soon again when it could not be.
 const LOOK_RETRY: Duration = Duration::from_secs(1);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often it is looked whether the leader of its consumer lags behind the log. The broker answers from memory.
+const LAG_INTERVAL: Duration = Duration::from_secs(3);
 
 /// How the processor of a step is. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -40,7 +45,12 @@ struct Known {
     last_delivery: Mutex<Instant>,
     /// `None` while it cannot be asked: nothing is said then rather than something old.
     backlog: Mutex<Option<Backlog>>,
+    /// How far the consumer's leader lags behind the log. `None` as above.
+    lag: Mutex<Option<Lagging>>,
 }
+
+/// `None` if the leader keeps up.
+type Lagging = Option<Behind>;
 
 impl Status {
     pub(crate) fn new(step: &'static str, connection: Connection) -> Self {
@@ -55,6 +65,7 @@ impl Status {
             breaker: AtomicU8::new(Phase::Closed as u8),
             last_delivery: Mutex::new(Instant::now()),
             backlog: Mutex::new(None),
+            lag: Mutex::new(None),
         }));
         status.measure();
         status
@@ -75,6 +86,7 @@ impl Status {
     pub(crate) fn drains(&self) {
         self.0.is_draining.store(true, Ordering::Relaxed);
         *lock(&self.0.backlog) = None;
+        *lock(&self.0.lag) = None;
     }
 
     /// So many messages may be worked on at a time.
@@ -93,10 +105,15 @@ impl Status {
         *lock(&self.0.last_delivery) = Instant::now();
     }
 
-    /// Looks again and again what the step has before it.
+    /// Looks again and again what the step has before it, and whether the leader of its consumer lags.
     pub(crate) async fn keep_looking(&self, log: &OrderLog) {
+        join!(self.keep_counting(log), self.keep_a_leader(log));
+    }
+
+    async fn keep_counting(&self, log: &OrderLog) {
         loop {
-            let backlog = match timeout(LOOK_TIMEOUT, log.backlog_of(self.0.step)).await {
+            let lags = self.behind().flatten().is_some();
+            let backlog = match timeout(LOOK_TIMEOUT, log.backlog_of(self.0.step, lags)).await {
                 Ok(Ok(backlog)) => Some(backlog),
                 Ok(Err(error)) => {
                     debug!(step = self.0.step, %error, "backlog not known");
@@ -109,9 +126,34 @@ impl Status {
         }
     }
 
+    async fn keep_a_leader(&self, log: &OrderLog) {
+        let (step, mut lag, mut leadership) = (self.0.step, Lag::default(), Leadership::default());
+        loop {
+            let behind = match timeout(LOOK_TIMEOUT, log.lag_of(step, &mut lag)).await {
+                Ok(Ok(behind)) => Some(behind),
+                Ok(Err(error)) => {
+                    debug!(step, %error, "lag of the consumer leader not known");
+                    None
+                }
+                Err(_) => None,
+            };
+            lock(&self.0.lag).clone_from(&behind);
+            match behind {
+                Some(Some(behind)) => leadership.lags(step, log, &behind).await,
+                Some(None) => leadership.keeps_up(),
+                None => {}
+            }
+            sleep(LAG_INTERVAL).await;
+        }
+    }
+
     fn backlog(&self) -> Option<Backlog> {
         // What was known before the connection was lost may have been done by others since.
         lock(&self.0.backlog).filter(|_| self.0.connection.is_up())
+    }
+
+    fn behind(&self) -> Option<Lagging> {
+        lock(&self.0.lag).clone().filter(|_| self.0.connection.is_up())
     }
 
     fn measure(&self) {
@@ -162,6 +204,16 @@ impl Status {
         );
         let (status, label) = (self.clone(), [step.clone()]);
         gauge(
+            "waybill.step.consumer.lag",
+            "Messages of the log behind the consumer's position, if its leader has not got them; 0 if it keeps up.",
+            move |gauge| {
+                if let Some(behind) = status.behind() {
+                    gauge.observe(behind.map_or(0, |behind| behind.messages), &label);
+                }
+            },
+        );
+        let (status, label) = (self.clone(), [step.clone()]);
+        gauge(
             "waybill.step.consumer.edited",
             "1 while the consumer is other than it has to be, and the step may not make it right.",
             move |gauge| gauge.observe(lock(&status.0.wrong).is_some().into(), &label),
@@ -188,7 +240,11 @@ impl Health for Status {
         // It works all the same, as far as the broker and the consumer let it: taking it out of service would help nobody.
         let wrong = lock(&self.0.wrong).clone();
         let wrong = wrong.map(|wrong| format!("consumer was edited: {wrong}: {PROVISION}\n"));
-        Ok(wrong.unwrap_or_default() + &refused)
+        let behind = self.behind().flatten().map(|behind| {
+            let Behind { leader, messages, .. } = behind;
+            format!("consumer leader {leader} lags {messages} messages behind the log\n")
+        });
+        Ok(wrong.unwrap_or_default() + &behind.unwrap_or_default() + &refused)
     }
 
     fn healthy(&self) -> Result<(), String> {

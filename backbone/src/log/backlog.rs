@@ -22,16 +22,14 @@ pub struct Backlog {
 }
 
 impl OrderLog {
-    /// The backlog of a consumer of the log, asked now.
-    pub async fn backlog_of(&self, consumer: &str) -> Result<Backlog, ReadError> {
+    /// The backlog of a consumer of the log, asked now. A leader that lags (`lags`) does not know what is pending, so it is
+    /// counted.
+    pub async fn backlog_of(&self, consumer: &str, lags: bool) -> Result<Backlog, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let info = self.stream.consumer_info(consumer).await;
-        self.backlog(&info.map_err(|error| ReadError::NoAnswer(error.to_string()))?).await
-    }
-
-    /// The backlog of the consumer of which the broker has just said this.
-    pub async fn backlog(&self, info: &Info) -> Result<Backlog, ReadError> {
-        let (pending, ack_pending) = (info.num_pending, info.num_ack_pending as u64);
+        let info = &info.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
+        let pending = if lags { self.unseen_by(info).await?.max(info.num_pending) } else { info.num_pending };
+        let ack_pending = info.num_ack_pending as u64;
         let mut backlog = Backlog { pending, ack_pending, oldest: None };
         if pending == 0 && ack_pending == 0 {
             return Ok(backlog);
@@ -54,9 +52,19 @@ impl OrderLog {
             None => Err(ReadError::NoAnswer("the oldest message of the consumer is not there".to_owned())),
         }
     }
+
+    /// How many messages for the consumer come after its position.
+    async fn unseen_by(&self, info: &Info) -> Result<u64, ReadError> {
+        let from = Revision(info.delivered.stream_sequence.saturating_add(1));
+        let mut unseen = 0;
+        for filter in filters(info) {
+            unseen += direct_get::batch_from(&self.connection.client, ORDERS, filter, from, 1).await?.total();
+        }
+        Ok(unseen)
+    }
 }
 
-fn filters(info: &Info) -> Vec<&str> {
+pub(super) fn filters(info: &Info) -> Vec<&str> {
     let config = &info.config;
     let several = config.filter_subjects.iter().map(String::as_str);
     let one = Some(config.filter_subject.as_str()).filter(|filter| !filter.is_empty());

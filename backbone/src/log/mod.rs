@@ -3,6 +3,7 @@
 
 mod append;
 mod backlog;
+mod leadership;
 mod list;
 mod live;
 mod probe;
@@ -18,6 +19,7 @@ use proto::orders::v1::Order;
 
 pub use append::{AppendError, Appended};
 pub use backlog::Backlog;
+pub use leadership::StepDown;
 pub use list::Page;
 pub use read::Extent;
 pub use watch::{Update, Watch, WatchError};

@@ -272,6 +272,7 @@ fn rights() -> Vec<(String, Vec<&'static str>)> {
         rights.push((format!("PUB $JS.API.CONSUMER.INFO.ORDERS.{step}"), vec![step, "provisioner"]));
         rights.push((format!("PUB $JS.API.CONSUMER.MSG.NEXT.ORDERS.{step}"), vec![step]));
         rights.push((format!("PUB $JS.API.CONSUMER.RESET.ORDERS.{step}"), vec![step]));
+        rights.push((format!("PUB $JS.API.CONSUMER.LEADER.STEPDOWN.ORDERS.{step}"), vec![step]));
         rights.push((format!("PUB $JS.ACK.ORDERS.{step}.1.1.1.1.0"), vec![step]));
         rights.push((format!("PUB $JS.API.CONSUMER.CREATE.ORDERS.{step}"), vec!["provisioner"]));
         rights.push((format!("PUB $JS.API.CONSUMER.DELETE.ORDERS.{step}"), vec!["provisioner"]));
@@ -352,6 +353,7 @@ fn elsewhere() -> Vec<String> {
         replies.push(format!("$JS.ACK.ORDERS.{step}.1.1.1.1.0"));
         replies.push(format!("$JS.API.CONSUMER.MSG.NEXT.ORDERS.{step}"));
         replies.push(format!("$JS.API.CONSUMER.RESET.ORDERS.{step}"));
+        replies.push(format!("$JS.API.CONSUMER.LEADER.STEPDOWN.ORDERS.{step}"));
         replies.push(format!("$JS.API.CONSUMER.DELETE.ORDERS.{step}"));
     }
     replies.extend(USERS.map(|user| format!("{}.forged", inbox_of(user))));

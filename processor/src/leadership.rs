@@ -1,0 +1,69 @@
+//! Having the leader of the step's consumer step down while it lags behind the log. The reader is told by the broker that
+//! another one leads, and opens the consumer anew.
+
+use std::time::Duration;
+
+use backbone::backoff::Backoff;
+use backbone::lag::Behind;
+use backbone::log::{OrderLog, StepDown};
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use crate::metrics;
+
+/// Pauses between two requests of this process. All replicas of the step ask for the same leader, and one that leads already
+/// does not step down, so they need not wait for each other.
+const PAUSE: Backoff = Backoff { initial: Duration::from_secs(30), max: Duration::from_secs(5 * 60) };
+
+/// What was asked of the consumer's leaders.
+#[derive(Debug, Default)]
+pub(crate) struct Leadership {
+    /// Requests since the consumer last kept up.
+    requests: u64,
+    /// Not before then is another one made.
+    next: Option<Instant>,
+}
+
+impl Leadership {
+    /// The consumer keeps up with the log.
+    pub(crate) fn keeps_up(&mut self) {
+        self.requests = 0;
+    }
+
+    /// The consumer's leader lags: it is asked to step down, unless it was a moment ago.
+    pub(crate) async fn lags(&mut self, step: &'static str, log: &OrderLog, behind: &Behind) {
+        let now = Instant::now();
+        if self.next.is_some_and(|next| now < next) {
+            return;
+        }
+        self.requests += 1;
+        self.next = Some(now + PAUSE.after(self.requests));
+        let Behind { leader, messages: lag, successor } = behind;
+        let Some(successor) = successor else {
+            error!(step, leader, lag, "consumer leader lags behind the log, and no replica keeps up");
+            return;
+        };
+        let outcome = match log.step_down(step, successor).await {
+            Ok(StepDown::Done) => {
+                warn!(step, leader, lag, successor, "consumer leader lags behind the log, stepped down");
+                "done"
+            }
+            Ok(StepDown::NotAllowed(needed)) => {
+                error!(
+                    step,
+                    leader,
+                    lag,
+                    needed,
+                    "consumer leader lags behind the log, and this user may not have it step down"
+                );
+                "not_allowed"
+            }
+            // An election may be under way, or another replica of the step was first.
+            Err(error) => {
+                warn!(step, leader, lag, successor, %error, "consumer leader lags behind the log, and did not step down");
+                "failed"
+            }
+        };
+        metrics::stepped_down(step, outcome);
+    }
+}
