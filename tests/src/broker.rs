@@ -40,6 +40,8 @@ pub struct Broker {
 pub(crate) struct Users {
     /// Whether what the programs need is made in a broker that holds nothing yet.
     pub(crate) provisioned: bool,
+    /// The beginning of subjects that nobody but the test may publish on, although the file says who may.
+    pub(crate) withheld: Option<&'static str>,
     /// What `waybill provision` is told.
     pub(crate) environment: Vec<(&'static str, String)>,
 }
@@ -118,10 +120,13 @@ impl Broker {
         let (addr, port) = (self.address.ip().to_string(), self.address.port().to_string());
         with(command.args(["--addr", &addr, "--port", &port]));
         let mut config = config.to_owned();
-        if self.users.is_some() {
+        if let Some(users) = &self.users {
             let own =
                 format!("users: [\n{{ user: {USER}, password: $NATS_{}_PASSWORD }}", USER.to_uppercase());
-            let accounts = ACCOUNTS.replacen("users: [", &own, 1);
+            let mut accounts = ACCOUNTS.replacen("users: [", &own, 1);
+            if let Some(withheld) = users.withheld {
+                accounts = accounts.replace(withheld, &format!("{withheld}.withheld"));
+            }
             std::fs::write(self.dir.join("accounts.conf"), accounts).expect("accounts");
             config += "include ./accounts.conf\n";
             for user in USERS.into_iter().chain([USER]) {

@@ -44,6 +44,8 @@ pub struct Options {
     pub least_privilege: bool,
     /// Whether `waybill provision` makes what they need then.
     pub provisioned: bool,
+    /// The beginning of subjects that none of them may publish on then.
+    pub withheld: Option<&'static str>,
     /// The program whose wire can be tripped: a step, or "gateway".
     pub wired: Option<&'static str>,
     /// Further environment of every program of Waybill.
@@ -67,6 +69,7 @@ impl Default for Options {
             password: None,
             least_privilege: std::env::var_os("LEAST_PRIVILEGE").is_some_and(|set| set == "1"),
             provisioned: true,
+            withheld: None,
             wired: None,
             environment: Vec::new(),
             gateway: Vec::new(),
@@ -80,7 +83,8 @@ impl Options {
     /// The broker's users, if each program is one.
     fn users(&self) -> Option<Users> {
         let environment = [&self.environment[..], &self.gateway, &self.processors].concat();
-        self.least_privilege.then_some(Users { provisioned: self.provisioned, environment })
+        let (provisioned, withheld) = (self.provisioned, self.withheld);
+        self.least_privilege.then_some(Users { provisioned, withheld, environment })
     }
 
     fn broker(&self, dir: &TempDir) -> Broker {

@@ -313,27 +313,66 @@ async fn a_broker_that_keeps_less_than_was_asked() {
     fires(None, [&wrong, &wrong], &["WaybillDurabilityBelowWanted", "WaybillGatewayNotReady"]);
 }
 
-#[tokio::test]
-async fn a_server_of_three_that_is_gone() {
-    let options = Options { servers: SERVERS, ..Options::default() };
+/// A cluster that works, and how it looks: no message waits, and all copies of both streams are there.
+async fn cluster_at_work(options: Options) -> (Deployment, Cluster, Picture) {
+    let options = Options { servers: SERVERS, ..options };
     let mut waybill = Deployment::start_without_broker(options).await;
-    let mut cluster = Cluster::start(&mut waybill);
+    let cluster = Cluster::start(&mut waybill);
     waybill.ready().await;
     let order =
         create(&waybill.client().await, &order_of("customer", "first", vec![item("widget", 1)])).await;
     waybill.finished(&order.unwrap().order_id).await;
-    let has_copies = async |waybill: &mut Deployment, wanted: f64| {
-        eventually("copies of both streams", async || {
-            let picture = picture(waybill).await;
-            let copies =
-                picture.iter().filter(|(series, _)| series.starts_with("waybill_stream_replicas_current{"));
-            let copies: Vec<_> = copies.map(|(_, copies)| *copies).collect();
-            (copies == [wanted, wanted] && nobody_waits(&picture)).then_some(picture)
-        })
-        .await
-    };
-    let well = has_copies(&mut waybill, 3.0).await;
+    let well = with_copies(&mut waybill, SERVERS, nobody_waits).await;
+    (waybill, cluster, well)
+}
+
+/// Waits until both streams have so many copies, and the rest is as it should be.
+async fn with_copies(waybill: &mut Deployment, wanted: usize, is: impl Fn(&Picture) -> bool) -> Picture {
+    eventually("copies of both streams", async || {
+        let picture = picture(waybill).await;
+        let copies =
+            picture.iter().filter(|(series, _)| series.starts_with("waybill_stream_replicas_current{"));
+        let copies: Vec<_> = copies.map(|(_, copies)| *copies as usize).collect();
+        (copies == [wanted, wanted] && is(&picture)).then_some(picture)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_server_of_three_that_is_gone() {
+    let (mut waybill, mut cluster, well) = cluster_at_work(Options::default()).await;
     cluster.server(&mut waybill, 2).kill();
-    let wrong = has_copies(&mut waybill, 2.0).await;
+    let wrong = with_copies(&mut waybill, 2, nobody_waits).await;
     fires(Some(&well), [&wrong, &wrong], &["WaybillStreamReplicasBehind"]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_behind_leads_a_consumer_and_the_step_may_not_depose_it() {
+    let withheld = Some("$JS.API.CONSUMER.LEADER.STEPDOWN");
+    let options = Options { least_privilege: true, withheld, ..Options::default() };
+    let (mut waybill, mut cluster, well) = cluster_at_work(options).await;
+    cluster.lead(&waybill, ORDERS, 0).await;
+    cluster.server(&mut waybill, 2).kill();
+    cluster.forget(&waybill).await;
+    cluster.start_server_behind(&mut waybill, 2).await;
+    cluster.lead_consumer(&waybill, ORDERS, "payment", 2).await;
+    let request = order_of("customer", "second", vec![item("widget", 1)]);
+    create(&waybill.client().await, &request).await.unwrap();
+    let is_behind = |picture: &Picture| {
+        let of_payment = |name| value(picture, name, "payment").is_some_and(|value| value > 0.0);
+        let of_inventory = value(picture, AGE, "inventory");
+        of_payment("waybill_step_consumer_lag")
+            && of_payment("waybill_step_pending")
+            && of_inventory == Some(0.0)
+    };
+    let first = with_copies(&mut waybill, SERVERS, is_behind).await;
+    let second = picture(&mut waybill).await;
+    let addr = waybill.processor("payment").ops_addr().await;
+    let (status, said) = http_get(&addr, "/readyz").await.unwrap();
+    assert!(status == 200 && said.contains("consumer leader n2 lags"), "{said}");
+    let refused = waybill.logged_about("this user may not have it step down");
+    assert!(refused.iter().any(|line| line.contains("STEPDOWN.ORDERS.payment")), "{refused:#?}");
+    let expected = ["WaybillConsumerLeaderLags", "WaybillConsumerStuck", "WaybillOrdersWaiting"];
+    fires(Some(&well), [&first, &second], &expected);
+    assert!(cluster.stays_behind(&waybill, 2), "it has caught up, and this shows nothing");
 }
