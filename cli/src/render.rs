@@ -118,6 +118,7 @@ pub(crate) fn detail(detail: &Detail) -> String {
 fn detail_text(detail: &Detail) -> String {
     match detail {
         Detail::Created(_) | Detail::Reserved(_) | Detail::Released(_) => String::new(),
+        Detail::Paid(paid) if paid.payment_id.is_empty() => "nothing to pay".to_owned(),
         Detail::Paid(paid) => format!("payment {}", paid.payment_id),
         Detail::Fulfilled(fulfilled) => format!("shipment {}", fulfilled.shipment_id),
         Detail::Rejected(rejected) => format!("{}: {}", rejected.step, rejected.message),

@@ -42,6 +42,10 @@ impl<P: PaymentProvider> Step for Payment<P> {
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let amount =
             order.total.clone().ok_or_else(|| StepError::Unexpected("order without a total".to_owned()))?;
+        // Payment services refuse a capture of nothing, each in its own way.
+        if amount.minor_units == 0 {
+            return Ok(Detail::Paid(PaymentCaptured { payment_id: String::new(), amount: Some(amount) }));
+        }
         let capture = Capture {
             idempotency_key: &idempotency_key(order)?,
             order_id: &order.order_id,
@@ -53,6 +57,9 @@ impl<P: PaymentProvider> Step for Payment<P> {
     }
 
     async fn undo(&self, order: &Order, done: bool) -> Result<Option<Detail>, StepError> {
+        if order.total.as_ref().is_some_and(|total| total.minor_units == 0) {
+            return Ok(Some(Detail::Refunded(PaymentRefunded::default())));
+        }
         let refund = self.provider.refund(&idempotency_key(order)?).await?;
         if refund.is_none() && done && self.provider.remembers() {
             let reason = "nothing was captured, the payment service says, and the log has the payment";
@@ -129,6 +136,33 @@ mod tests {
         assert_eq!(refunded, Some(Detail::Refunded(PaymentRefunded::default())));
         let late = payment.act(&order(1)).await;
         assert!(matches!(late, Err(StepError::Unexpected(_))), "{late:?}");
+    }
+
+    /// Fails at whatever it is asked.
+    struct Unasked;
+
+    impl PaymentProvider for Unasked {
+        async fn capture(&self, _: Capture<'_>) -> Result<String, CaptureError> {
+            Err(NoAnswer::Unusable("asked for a capture".to_owned()).into())
+        }
+
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, NoAnswer> {
+            Err(NoAnswer::Unusable("asked for a refund".to_owned()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_order_of_nothing_is_paid_and_refunded_without_asking() {
+        let total = Some(Money { currency_code: "EUR".to_owned(), minor_units: 0 });
+        let free = Order { total: total.clone(), ..order(1) };
+        let payment = Payment::new(Unasked);
+        let paid = PaymentCaptured { payment_id: String::new(), amount: total };
+        assert_eq!(payment.act(&free).await.unwrap(), Detail::Paid(paid));
+        for done in [true, false] {
+            let nothing = Some(Detail::Refunded(PaymentRefunded::default()));
+            assert_eq!(payment.undo(&free, done).await.unwrap(), nothing);
+        }
+        payment.act(&order(1)).await.unwrap_err();
     }
 
     /// Refunds another amount than was captured.

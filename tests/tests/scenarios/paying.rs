@@ -68,6 +68,37 @@ async fn is_paid_once(waybill: &mut Deployment, order_id: &str) {
 }
 
 #[tokio::test]
+async fn an_order_of_nothing_is_charged_nothing() {
+    let mut waybill = deployment().await;
+    // Whatever it is asked, it has no use for.
+    waybill.sandbox().fail("", Fault::Nonsense, 0).await;
+    let free = |request_id| {
+        let mut item = item("widget", 2);
+        item.unit_price.as_mut().unwrap().minor_units = 0;
+        order_of(CUSTOMER, request_id, vec![item])
+    };
+    let order = waybill.place(free("fulfilled")).await.unwrap();
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+    let events = waybill.watch(&order.order_id, 0).await.unwrap().rest().await;
+    assert_eq!(kinds(&events), WHOLE_WAY);
+    let Some(Detail::Paid(paid)) = &events[2].detail else { panic!("{events:?}") };
+    assert_eq!((paid.payment_id.as_str(), &paid.amount), ("", &order.total));
+
+    waybill.kill_processors("fulfilment");
+    let order = waybill.place(free("cancelled")).await.unwrap();
+    waybill.reached(&order.order_id, OrderStatus::Paid).await;
+    waybill.cancel(&order.order_id).await.unwrap();
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Cancelled);
+    let refunded = waybill.watch(&order.order_id, 0).await.unwrap().rest().await;
+    let refunded = refunded.into_iter().find_map(|event| {
+        if let Some(Detail::Refunded(refunded)) = event.detail { Some(refunded) } else { None }
+    });
+    assert_eq!(refunded, Some(PaymentRefunded::default()));
+    let ledger = waybill.sandbox().ledger("").await;
+    assert_eq!((ledger.capture_calls, ledger.refund_calls), (0, 0), "{ledger:?}");
+}
+
+#[tokio::test]
 async fn an_order_is_paid_by_the_service() {
     let mut waybill = deployment().await;
     let order = place(&waybill).await;
