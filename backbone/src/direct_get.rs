@@ -166,11 +166,12 @@ async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Bat
 fn stored(message: Message) -> Result<Stored, ReadError> {
     let incomplete = || ReadError::Broker("a message without Nats-Subject or Nats-Sequence".to_owned());
     let headers = message.headers.unwrap_or_default();
-    let subject = headers.get("Nats-Subject").ok_or_else(incomplete)?.as_str().into();
+    let subject = headers.get_last("Nats-Subject").ok_or_else(incomplete)?.as_str().into();
     let sequence = number(Some(&headers), "Nats-Sequence").ok_or_else(incomplete)?;
     Ok(Stored { subject, sequence: Revision(sequence), headers, payload: message.payload })
 }
 
+/// The broker writes its headers behind those of the message, which may have the same names.
 fn number(headers: Option<&HeaderMap>, name: &'static str) -> Option<u64> {
-    headers?.get(name)?.as_str().parse().ok()
+    headers?.get_last(name)?.as_str().parse().ok()
 }

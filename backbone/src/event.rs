@@ -123,7 +123,7 @@ pub enum Undecodable {
 
 /// What the stream says of when it stored a message that it gives or republishes.
 pub(crate) fn stored(headers: &HeaderMap) -> Option<SystemTime> {
-    let time: Timestamp = headers.get("Nats-Time-Stamp")?.as_str().parse().ok()?;
+    let time: Timestamp = headers.get_last("Nats-Time-Stamp")?.as_str().parse().ok()?;
     time.try_into().ok()
 }
 

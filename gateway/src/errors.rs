@@ -193,6 +193,12 @@ pub(crate) fn credential_missing(accepted: &str) -> Status {
     status(Reason::CredentialMissing, &message, HashMap::new(), ErrorDetails::new())
 }
 
+/// The call shows several credentials of one kind, and it cannot be known which one a proxy has checked.
+pub(crate) fn credential_ambiguous() -> Status {
+    let message = "the call shows more than one credential of the same kind; send one";
+    status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
+}
+
 /// The credential is none of those that are good.
 pub(crate) fn credential_invalid() -> Status {
     let message = "the credential is not, or no longer, good";

@@ -10,7 +10,7 @@ use std::time::Instant;
 use backbone::ids::OrderId;
 use backbone::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
 use bytes::Bytes;
-use http::{Extensions, HeaderMap, Request, Response};
+use http::{Extensions, HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use pin_project_lite::pin_project;
 use tonic::Status;
@@ -75,8 +75,8 @@ where
 }
 
 fn begin(request: &Request<Body>) -> Span {
-    let text = |key| request.headers().get(key).and_then(|value| value.to_str().ok());
-    let caller = text(TRACEPARENT).and_then(|parent| TraceContext::parse(parent, text(TRACESTATE)));
+    let all = |key| request.headers().get_all(key).iter().map(HeaderValue::as_bytes);
+    let caller = TraceContext::of_values(all(TRACEPARENT), all(TRACESTATE));
     let method = || request.uri().path().trim_start_matches('/').to_owned();
     let span = Span::from_remote(caller.as_ref(), SpanKind::Server, || Cow::from(method()));
     span.set(|| {

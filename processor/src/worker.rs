@@ -423,7 +423,7 @@ async fn in_time<T>(by: Instant, read: impl Future<Output = Result<T, ReadError>
 
 /// Whether the broker says that it has left the payload out (`headers_only`).
 fn is_left_out(message: &Message) -> bool {
-    let size = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Size"));
+    let size = message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Msg-Size"));
     message.payload.is_empty() && size.is_some_and(|size| size.as_str() != "0")
 }
 

@@ -138,8 +138,9 @@ async fn receive(mut subscriber: Subscriber, events: Sender<Arc<Recorded>>) {
 /// Reads a republished message: the stream says in a header where it stored it.
 fn decode(message: Message) -> Result<Recorded, String> {
     let headers = message.headers.as_ref();
-    let sequence =
-        headers.and_then(|headers| headers.get("Nats-Sequence")).and_then(|text| text.as_str().parse().ok());
+    // The last one is the broker's; the message may have brought one of its own.
+    let sequence = headers.and_then(|headers| headers.get_last("Nats-Sequence"));
+    let sequence = sequence.and_then(|text| text.as_str().parse().ok());
     let sequence = sequence.ok_or("no Nats-Sequence")?;
     let subject = message.subject.strip_prefix(LIVE_PREFIX).unwrap_or_default();
     Recorded::decode(subject, Revision(sequence), headers, message.payload).map_err(|error| error.to_string())

@@ -72,10 +72,25 @@ impl TraceContext {
         Some(Self { trace_id, span_id, flags, state: state.unwrap_or_default().to_owned() })
     }
 
+    /// Reads every `traceparent` and `tracestate` of a call or message. Several of the former are none; several of the
+    /// latter are one list (<https://www.w3.org/TR/trace-context/#combined-header-value>).
+    pub fn of_values<'a>(
+        traceparents: impl IntoIterator<Item = &'a [u8]>,
+        tracestates: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Option<Self> {
+        let mut traceparents = traceparents.into_iter();
+        let (Some(traceparent), None) = (traceparents.next(), traceparents.next()) else { return None };
+        let states: Result<Vec<_>, _> = tracestates.into_iter().map(str::from_utf8).collect();
+        // One that cannot be read makes the whole list unreadable.
+        let mut states = states.unwrap_or_default();
+        states.retain(|state| !state.trim().is_empty());
+        Self::parse(str::from_utf8(traceparent).ok()?, Some(&states.join(",")))
+    }
+
     /// Where the message with these headers was written.
     pub fn of_headers(headers: &HeaderMap) -> Option<Self> {
-        let traceparent = headers.get(TRACEPARENT)?;
-        Self::parse(traceparent.as_str(), headers.get(TRACESTATE).map(|state| state.as_str()))
+        let all = |name| headers.get_all(name).map(|value| value.as_str().as_bytes());
+        Self::of_values(all(TRACEPARENT), all(TRACESTATE))
     }
 
     /// Writes it to a message's headers.
@@ -173,6 +188,25 @@ mod tests {
         ] {
             assert_eq!(TraceContext::parse(text, None), None, "{text}");
         }
+    }
+
+    #[test]
+    fn several_tracestates_are_one_list_and_several_traceparents_are_none() {
+        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let mut headers = HeaderMap::new();
+        assert_eq!(TraceContext::of_headers(&headers), None);
+        headers.append(TRACEPARENT, text);
+        for state in ["a=1", " ", "b=2,c=3", ""] {
+            headers.append(TRACESTATE, state);
+        }
+        assert_eq!(TraceContext::of_headers(&headers).unwrap().tracestate(), Some("a=1,b=2,c=3"));
+        headers.append(TRACEPARENT, text);
+        assert_eq!(TraceContext::of_headers(&headers), None);
+
+        let unreadable: [&[u8]; 2] = [b"a=1", b"\xff"];
+        let context = TraceContext::of_values([text.as_bytes()], unreadable).unwrap();
+        assert_eq!(context.tracestate(), None);
+        assert_eq!(TraceContext::of_values([&b"\xff"[..]], []), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::future::{OptionFuture, join3};
-use http::{HeaderMap, Request, header};
+use http::{HeaderMap, HeaderValue, Request};
 use tokio::select;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,9 @@ use crate::errors;
 
 /// Metadata that carries an API key.
 const API_KEY: &str = "x-api-key";
-/// How a token is marked in the metadata `authorization` (RFC 6750), in any case.
+/// Metadata that carries a token.
+const AUTHORIZATION: &str = "authorization";
+/// How a token is marked in it (RFC 6750), in any case.
 const BEARER: &str = "bearer ";
 /// Longest tenant name, in characters.
 const TENANT_CHARS_MAX: usize = 64;
@@ -171,12 +173,12 @@ impl Authentication {
     fn principal(&self, request: &Request<Body>) -> Result<Arc<Principal>, Status> {
         let headers = request.headers();
         if let Some(keys) = &self.api_keys
-            && let Some(key) = headers.get(API_KEY)
+            && let Some(key) = only(headers, API_KEY)?
         {
             return keys.find(key.as_bytes()).ok_or_else(errors::credential_invalid);
         }
         if let Some(tokens) = &self.tokens
-            && let Some(token) = bearer(headers)
+            && let Some(token) = only(headers, AUTHORIZATION)?.and_then(bearer)
         {
             return tokens.check(token);
         }
@@ -202,9 +204,18 @@ impl Authentication {
     }
 }
 
-/// The token of a call, if it shows one.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+/// The value of a header, if there is one and no other. Of several, a proxy may have gone by one that is not read here.
+fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, Status> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        (_, Some(_)) => Err(errors::credential_ambiguous()),
+    }
+}
+
+/// The token in an `authorization`, if it holds one.
+fn bearer(value: &HeaderValue) -> Option<&str> {
+    let value = value.to_str().ok()?;
     let (scheme, token) = value.split_at_checked(BEARER.len())?;
     scheme.eq_ignore_ascii_case(BEARER).then(|| token.trim())
 }
@@ -228,8 +239,8 @@ mod tests {
     #[test]
     fn a_token_is_what_follows_bearer_in_any_case() {
         let of = |value: &str| {
-            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
-            bearer(&headers).map(str::to_owned)
+            let value: HeaderValue = value.parse().unwrap();
+            bearer(&value).map(str::to_owned)
         };
         assert_eq!(of("Bearer a.b.c").as_deref(), Some("a.b.c"));
         assert_eq!(of("bearer  a.b.c").as_deref(), Some("a.b.c"));

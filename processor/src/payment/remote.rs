@@ -275,8 +275,8 @@ mod tests {
             request: Request<CaptureRequest>,
         ) -> Result<Response<CaptureResponse>, Status> {
             assert!(request.metadata().contains_key("grpc-timeout"));
-            let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
-            let trace = text(TRACEPARENT).and_then(|parent| TraceContext::parse(parent, text(TRACESTATE)));
+            let all = |key| request.metadata().get_all(key).into_iter().map(|value| value.as_encoded_bytes());
+            let trace = TraceContext::of_values(all(TRACEPARENT), all(TRACESTATE));
             self.traces.lock().unwrap().push(trace);
             self.seen.lock().unwrap().push(request.into_inner());
             let answer = self.captures.lock().unwrap().pop_front();

@@ -171,8 +171,8 @@ fn is_nonsense(behaviour: Behaviour, customer_id: &str) -> bool {
 
 /// The span of a call, in its caller's trace.
 fn serving(metadata: &MetadataMap, name: &'static str) -> Span {
-    let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
-    let caller = text(TRACEPARENT).and_then(|parent| TraceContext::parse(parent, text(TRACESTATE)));
+    let all = |key| metadata.get_all(key).into_iter().map(|value| value.as_encoded_bytes());
+    let caller = TraceContext::of_values(all(TRACEPARENT), all(TRACESTATE));
     let span = Span::from_remote(caller.as_ref(), SpanKind::Server, || name.into());
     span.set(|| {
         [
