@@ -7,10 +7,7 @@ use proto::orders::v1::order_service_server::OrderServiceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::server::NamedService;
 use tonic::transport::Server;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
@@ -20,17 +17,15 @@ use crate::auth::Authentication;
 use crate::config::Config;
 use crate::connections::Limit;
 use crate::orders::Orders;
-use crate::readiness::{Readiness, State};
+use crate::readiness::Readiness;
 use crate::spans::Spans;
 use crate::tls::Tls;
-use crate::{browser, connections, errors, panics};
+use crate::{browser, connections, errors, health, panics, reflection};
 
 /// Largest request; the contract says so in `OrderService`.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// Methods that answer with a stream, which is counted as such.
 const STREAMS: &[&str] = &["WatchOrder", "WatchOrders"];
-/// Largest request to reflection: names.
-pub(crate) const REFLECTION_BYTES_MAX: usize = 4 * 1024;
 /// Streams that one connection may have open at once.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 /// Headers of one request.
@@ -82,13 +77,9 @@ pub(crate) async fn serve(
     // Whoever asks has no quota, and no end.
     let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
 
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let reporting = report::<OrderServiceServer<Orders>>(reporter, readiness, told);
-    let _reporting = AbortOnDropHandle::new(tokio::spawn(reporting));
-    let reflection = || reflection(proto::DESCRIPTOR_SET);
+    let (health, _reporting) = health::service::<OrderServiceServer<Orders>>(readiness, told).await;
     let (reflection_v1, reflection_v1alpha) = if config.reflection {
-        let v1 = reflection().build_v1()?.max_decoding_message_size(REFLECTION_BYTES_MAX);
-        let v1alpha = reflection().build_v1alpha()?.max_decoding_message_size(REFLECTION_BYTES_MAX);
+        let (v1, v1alpha) = reflection::services(proto::DESCRIPTOR_SET)?;
         (Some(probes.service(v1)), Some(probes.service(v1alpha)))
     } else {
         (None, None)
@@ -123,40 +114,4 @@ pub(crate) async fn serve(
         )
         .await?;
     Ok(())
-}
-
-/// Reflection of the services in `descriptor_set`, and of what stands beside them on the port.
-pub(crate) fn reflection(descriptor_set: &'static [u8]) -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(descriptor_set)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        // Error details, so that grpcurl shows them readable.
-        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-}
-
-/// Passes the state on to grpc.health.v1, for the server as a whole and for its service. Cancels `told` when the drain
-/// has begun and everybody who watches can know of it.
-pub(crate) async fn report<S: NamedService>(
-    reporter: HealthReporter,
-    readiness: Readiness,
-    told: CancellationToken,
-) {
-    let mut state = readiness.follow();
-    loop {
-        let now = state.borrow_and_update().clone();
-        let serving = match now {
-            State::Ready => ServingStatus::Serving,
-            State::BrokerAway(_) | State::NotDurable(_) | State::StorageFull(_) | State::Draining => {
-                ServingStatus::NotServing
-            }
-        };
-        for service in ["", S::NAME] {
-            reporter.set_service_status(service, serving).await;
-        }
-        if now == State::Draining || state.changed().await.is_err() {
-            break;
-        }
-    }
-    readiness.draining().cancelled().await;
-    told.cancel();
 }

@@ -14,6 +14,7 @@ mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod grpc;
+mod health;
 mod methods;
 mod metrics;
 mod open_files;
@@ -22,6 +23,7 @@ mod orders;
 mod page_token;
 mod panics;
 mod readiness;
+mod reflection;
 mod spans;
 mod streams;
 mod tls;

@@ -10,7 +10,6 @@ pub(crate) use service::Operations;
 use proto::operations::v1::dead_letter_service_server::DeadLetterServiceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 use tower::ServiceBuilder;
 
@@ -18,11 +17,11 @@ use crate::admission::{Gate, Probes};
 use crate::auth::Authentication;
 use crate::config::Config;
 use crate::connections::{Acquaint, Limit};
-use crate::grpc::{HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REFLECTION_BYTES_MAX};
+use crate::grpc::{HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use crate::readiness::Readiness;
 use crate::spans::Spans;
 use crate::tls::Tls;
-use crate::{connections, grpc, panics};
+use crate::{connections, health, panics, reflection};
 
 /// Largest request: a thousand ids, with room to spare.
 const REQUEST_BYTES_MAX: usize = 128 * 1024;
@@ -49,13 +48,9 @@ pub(crate) async fn serve(
 
     let told = CancellationToken::new();
     let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let reporting = grpc::report::<DeadLetterServiceServer<Operations>>(reporter, readiness, told);
-    let _reporting = AbortOnDropHandle::new(tokio::spawn(reporting));
-    let reflection = || grpc::reflection(proto::OPERATIONS_DESCRIPTOR_SET);
+    let (health, _reporting) = health::service::<DeadLetterServiceServer<Operations>>(readiness, told).await;
     let (reflection_v1, reflection_v1alpha) = if config.reflection {
-        let v1 = reflection().build_v1()?.max_decoding_message_size(REFLECTION_BYTES_MAX);
-        let v1alpha = reflection().build_v1alpha()?.max_decoding_message_size(REFLECTION_BYTES_MAX);
+        let (v1, v1alpha) = reflection::services(proto::OPERATIONS_DESCRIPTOR_SET)?;
         (Some(probes.service(v1)), Some(probes.service(v1alpha)))
     } else {
         (None, None)

@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use harness::{Deployment, Options, PATIENCE, eventually, item, order_of};
+use nix::sys::signal::Signal;
 use tokio::time::timeout;
 use tonic::{Code, Streaming};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_types::StatusExt;
 
 /// The server as a whole, and its service.
 const NAMES: [&str; 2] = ["", "orders.v1.OrderService"];
@@ -96,15 +98,28 @@ async fn a_broker_that_stands_still_is_missed_soon_and_welcome_again() {
 #[tokio::test]
 async fn a_service_that_nobody_knows_has_no_health() {
     let waybill = gateway_only().await;
-    let mut client = HealthClient::new(waybill.channel());
-    for name in NAMES {
-        let checked = client.check(request(name)).await.unwrap().into_inner();
-        assert_eq!(checked.status(), ServingStatus::Serving, "{name:?}");
+    let channels = [waybill.channel(), waybill.operations_channel()];
+    let names = [NAMES, ["", "operations.v1.DeadLetterService"]];
+    let mut watches = Vec::new();
+    for (channel, names) in channels.into_iter().zip(names) {
+        let mut client = HealthClient::new(channel);
+        for name in names {
+            let checked = client.check(request(name)).await.unwrap().into_inner();
+            assert_eq!(checked.status(), ServingStatus::Serving, "{name:?}");
+        }
+        for unknown in ["orders.v1", "orders.v1.OrderService/CreateOrder", "grpc.health.v1.Health"] {
+            let status = client.check(request(unknown)).await.unwrap_err();
+            assert_eq!(status.code(), Code::NotFound, "{unknown}");
+            // A watch waits for the service to appear (grpc.health.v1.Health.Watch).
+            let mut watch = client.watch(request(unknown)).await.unwrap().into_inner();
+            says(&mut watch, ServingStatus::ServiceUnknown).await;
+            watches.push(watch);
+        }
     }
-    for unknown in ["orders.v1", "orders.v1.OrderService/CreateOrder", "grpc.health.v1.Health"] {
-        let status = client.check(request(unknown)).await.unwrap_err();
-        assert_eq!(status.code(), Code::NotFound, "{unknown}");
-        let status = client.watch(request(unknown)).await.unwrap_err();
-        assert_eq!(status.code(), Code::NotFound, "{unknown}");
+    waybill.gateway.process.signal(Signal::SIGTERM);
+    for mut watch in watches {
+        let ended = timeout(PATIENCE, watch.message()).await.expect("an end in time");
+        let status = ended.expect_err("an end when the gateway stops, and not before");
+        assert_eq!(status.get_details_error_info().unwrap().reason, "DRAINING");
     }
 }

@@ -55,6 +55,7 @@ mod random_schedules;
 mod rate_limit;
 mod redelivery;
 mod redriving;
+mod reflection;
 mod repeated_headers;
 mod replicas;
 mod replicas_behind;

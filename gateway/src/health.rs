@@ -1,0 +1,91 @@
+//! `grpc.health.v1`: what is known of the gateway, for the server as a whole and for its service.
+
+use std::pin::Pin;
+
+use futures::{Stream, StreamExt, stream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::server::NamedService;
+use tonic::{Code, Request, Response, Status};
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_check_response};
+use tonic_health::server::{HealthReporter, HealthService};
+
+use crate::readiness::{Readiness, State};
+
+/// The health of service `S`, and the task that keeps it up to date. Cancels `told` when the drain has begun and everybody
+/// who watches can know of it.
+pub(crate) async fn service<S: NamedService>(
+    readiness: Readiness,
+    told: CancellationToken,
+) -> (HealthServer<Watchable>, AbortOnDropHandle<()>) {
+    let reporter = HealthReporter::new();
+    // From the first call on: a name that is missing then would be unknown to its watch for ever.
+    report(&reporter, S::NAME, &readiness.now()).await;
+    let health = Watchable(HealthService::from_health_reporter(reporter.clone()));
+    let following = tokio::spawn(follow(reporter, S::NAME, readiness, told));
+    (HealthServer::new(health), AbortOnDropHandle::new(following))
+}
+
+async fn follow(
+    reporter: HealthReporter,
+    service: &'static str,
+    readiness: Readiness,
+    told: CancellationToken,
+) {
+    let mut state = readiness.follow();
+    loop {
+        let now = state.borrow_and_update().clone();
+        report(&reporter, service, &now).await;
+        if now == State::Draining || state.changed().await.is_err() {
+            break;
+        }
+    }
+    readiness.draining().cancelled().await;
+    told.cancel();
+}
+
+async fn report(reporter: &HealthReporter, service: &str, state: &State) {
+    let serving = match state {
+        State::Ready => ServingStatus::Serving,
+        State::BrokerAway(_) | State::NotDurable(_) | State::StorageFull(_) | State::Draining => {
+            ServingStatus::NotServing
+        }
+    };
+    for service in ["", service] {
+        reporter.set_service_status(service, serving).await;
+    }
+}
+
+/// tonic-health's service, but for the watch of a name that is not there: that has to say SERVICE_UNKNOWN and wait for the
+/// service to appear, where the library answers NOT_FOUND (0.14.9). Names are fixed here, so none appears.
+#[derive(Debug)]
+pub(crate) struct Watchable(HealthService);
+
+#[tonic::async_trait]
+impl Health for Watchable {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        self.0.check(request).await
+    }
+
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        match self.0.watch(request).await {
+            Ok(watch) => Ok(watch.map(StreamExt::boxed)),
+            Err(status) if status.code() == Code::NotFound => {
+                let status = health_check_response::ServingStatus::ServiceUnknown.into();
+                let unknown = stream::iter([Ok(HealthCheckResponse { status })]);
+                Ok(Response::new(unknown.chain(stream::pending()).boxed()))
+            }
+            Err(status) => Err(status),
+        }
+    }
+}
