@@ -85,10 +85,10 @@ pub(crate) struct Config {
     /// Connections at a time; others wait until one is closed.
     #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = count)]
     pub(crate) max_connections: usize,
-    /// How long a connection is used, 1s-30d; the client is then asked to open another.
+    /// How long a connection is used, 1s-30d, give or take a tenth; the client is then asked to open another.
     #[arg(long, env = "MAX_CONNECTION_AGE", default_value = "1h", value_parser = duration(AGE_MIN..=AGE_MAX))]
     pub(crate) max_connection_age: Duration,
-    /// How long calls and streams may go on on a connection that is too old, 1s-30d.
+    /// How long calls and streams may go on on a connection that is too old, 1s-30d; calls need REQUEST_TIMEOUT.
     #[arg(long, env = "MAX_CONNECTION_AGE_GRACE", default_value = "10m",
           value_parser = duration(AGE_MIN..=AGE_MAX))]
     pub(crate) max_connection_age_grace: Duration,

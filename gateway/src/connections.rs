@@ -23,7 +23,6 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use crate::admission::Admit;
@@ -70,10 +69,10 @@ pub(crate) fn accept(
     limit: Limit,
     tls: Option<Tls>,
     draining: CancellationToken,
-) -> impl Stream<Item = io::Result<Connection>> {
+) -> impl Stream<Item = Connection> {
     let accepted = accept_tcp(listener, limit, draining.clone());
     match tls {
-        None => accepted.map(move |accepted| Ok(accepted.in_the_clear(draining.clone()))).left_stream(),
+        None => accepted.map(move |accepted| accepted.in_the_clear(draining.clone())).left_stream(),
         Some(tls) => accepted
             .map(move |accepted| {
                 // A task of its own: others are accepted, and make their handshakes, meanwhile.
@@ -82,7 +81,7 @@ pub(crate) fn accept(
             })
             // The places are the bound.
             .buffer_unordered(usize::MAX)
-            .filter_map(async |secured| secured.ok().flatten().map(Ok))
+            .filter_map(async |secured| secured.ok().flatten())
             .right_stream(),
     }
 }
@@ -290,6 +289,11 @@ impl Connection {
         Self { stream, peer, opening: Some(opening), sent_away, _place: place }
     }
 
+    /// Who is at the other end, for each call that comes on it.
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer.clone()
+    }
+
     fn answers(&mut self) {
         if let Some(opening) = &mut self.opening {
             opening.head.is_answered = true;
@@ -397,14 +401,6 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.peer.clone()
     }
 }
 

@@ -1,12 +1,22 @@
 //! How long a call may take: as long as its caller waits (`grpc-timeout`), and no longer than configured.
 
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use futures::future::Either;
+use http::{HeaderMap, Request, Response};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep};
+use tonic::body::Body;
 use tonic::metadata::MetadataMap;
+use tower::{Layer, Service};
 
-/// What is left of the caller's time for the answer to travel. The server would cut the call at the end of
-/// that time with an answer that says less than ours.
+use crate::errors;
+
+/// What is left of the caller's time for the answer to travel. [`CallerDeadline`] would cut the call at the end of
+/// that time with an answer that says less.
 const MARGIN: Duration = Duration::from_millis(50);
 /// Most digits of a `grpc-timeout`.
 const DIGITS_MAX: usize = 8;
@@ -22,8 +32,78 @@ pub(crate) fn of_stream(metadata: &MetadataMap) -> Option<Instant> {
 }
 
 fn caller_timeout(metadata: &MetadataMap) -> Option<Duration> {
-    let timeout = parse(metadata.get("grpc-timeout")?.to_str().ok()?)?;
+    let timeout = timeout_of(metadata.as_ref())?;
     Some(timeout.saturating_sub(MARGIN.min(timeout / 10)))
+}
+
+/// Of several, the shortest: whoever set it no longer waits then.
+fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+    let timeouts = headers.get_all("grpc-timeout").iter();
+    timeouts.filter_map(|timeout| parse(timeout.to_str().ok()?)).min()
+}
+
+/// The layer that ends a call when its caller no longer waits for it, wherever it is until its answer begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CallerDeadline;
+
+impl<S> Layer<S> for CallerDeadline {
+    type Service = Timed<S>;
+
+    fn layer(&self, inner: S) -> Timed<S> {
+        Timed(inner)
+    }
+}
+
+/// A service behind [`CallerDeadline`].
+#[derive(Clone, Debug)]
+pub(crate) struct Timed<S>(S);
+
+impl<S> Service<Request<Body>> for Timed<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<S::Future, Answering<S::Future>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let timeout = timeout_of(request.headers());
+        let answer = self.0.call(request);
+        match timeout {
+            Some(timeout) => Either::Right(Answering { answer, over: sleep(timeout) }),
+            None => Either::Left(answer),
+        }
+    }
+}
+
+pin_project! {
+    /// A call whose caller waits for so long.
+    pub(crate) struct Answering<F> {
+        #[pin]
+        answer: F,
+        #[pin]
+        over: Sleep,
+    }
+}
+
+impl<F> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        if let Poll::Ready(answer) = this.answer.poll(cx) {
+            return Poll::Ready(answer);
+        }
+        ready!(this.over.poll(cx));
+        Poll::Ready(Ok(errors::caller_timed_out().into_http()))
+    }
 }
 
 /// Reads a `grpc-timeout` (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>): up to eight
@@ -72,5 +152,8 @@ mod tests {
         assert!(at_most(&metadata) < Duration::from_millis(100));
         metadata.insert("grpc-timeout", "9H".parse().unwrap());
         assert!(at_most(&metadata) <= Duration::from_secs(5));
+        metadata.append("grpc-timeout", "100m".parse().unwrap());
+        metadata.append("grpc-timeout", "1H".parse().unwrap());
+        assert!(at_most(&metadata) < Duration::from_millis(100), "the shortest of several");
     }
 }

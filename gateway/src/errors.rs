@@ -284,6 +284,13 @@ pub(crate) fn redrive_timed_out() -> Status {
     status(Reason::TimedOut, message, HashMap::new(), ErrorDetails::new())
 }
 
+/// The deadline that its caller has set has come, and the call had no answer of its own yet.
+pub(crate) fn caller_timed_out() -> Status {
+    let message = "the deadline of this call has come before its answer, and it is not known whether the call was \
+                   accepted; repeat it with a longer deadline (a CreateOrder with the same request_id)";
+    status(Reason::OutcomeUnknown, message, HashMap::new(), ErrorDetails::new())
+}
+
 /// More came than any request needs.
 pub(crate) fn too_long(bytes_max: usize) -> Status {
     Status::out_of_range(format!(

@@ -1,13 +1,11 @@
 //! The gRPC server: which services stand on the port, behind what, and within which limits.
 
-use std::time::Duration;
-
 use backbone::log::OrderLog;
 use proto::orders::v1::order_service_server::OrderServiceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::Server;
+use tonic::service::Routes;
 use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
@@ -16,11 +14,12 @@ use crate::admission::{Calls, Gate, Places, Probes, RateLimit};
 use crate::auth::Authentication;
 use crate::config::Config;
 use crate::connections::Limit;
+use crate::deadline::CallerDeadline;
 use crate::orders::Orders;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
 use crate::tls::Tls;
-use crate::{browser, connections, errors, health, panics, reflection};
+use crate::{browser, connections, errors, health, panics, reflection, server};
 
 /// Largest request; the contract says so in `OrderService`.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
@@ -28,14 +27,6 @@ const REQUEST_BYTES_MAX: usize = 64 * 1024;
 const STREAMS: &[&str] = &["WatchOrder", "WatchOrders"];
 /// Streams that one connection may have open at once.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
-/// Headers of one request.
-pub(crate) const HEADER_BYTES_MAX: u32 = 16 * 1024;
-/// Streams that a client may open and reset at once before its connection is closed (CVE-2023-44487).
-const RESET_STREAMS_MAX: usize = 64;
-/// Frames for streams that are over, and the like, before a connection is closed.
-const FAULTS_MAX: usize = 256;
-pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until the drain begins and the last call has ended.
 pub(crate) async fn serve(
@@ -78,24 +69,12 @@ pub(crate) async fn serve(
     let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
 
     let (health, _reporting) = health::service::<OrderServiceServer<Orders>>(readiness, told).await;
-    let (reflection_v1, reflection_v1alpha) = if config.reflection {
+    let mut routes = Routes::new(probes.service(health)).add_service(orders);
+    if config.reflection {
         let (v1, v1alpha) = reflection::services(proto::DESCRIPTOR_SET)?;
-        (Some(probes.service(v1)), Some(probes.service(v1alpha)))
-    } else {
-        (None, None)
-    };
-
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
-        .http2_max_local_error_reset_streams(Some(FAULTS_MAX))
-        // So that load spreads to gateways that came later.
-        .max_connection_age(config.max_connection_age)
-        .max_connection_age_grace(config.max_connection_age_grace)
-        .accept_http1(true)
+        routes = routes.add_service(probes.service(v1)).add_service(probes.service(v1alpha));
+    }
+    let service = ServiceBuilder::new()
         .layer(option_layer(browser::cors(&config.cors_allowed_origins)))
         // A page of anybody's may send other types without asking first.
         .layer(Gate(browser::OnlyGrpc))
@@ -104,14 +83,16 @@ pub(crate) async fn serve(
         .layer(panics::layer())
         // Calls that are refused are to be seen, too.
         .layer(Spans)
-        .add_service(probes.service(health))
-        .add_optional_service(reflection_v1)
-        .add_optional_service(reflection_v1alpha)
-        .add_service(orders)
-        .serve_with_incoming_shutdown(
-            connections::accept(listener, Limit::of(config.max_connections), tls, draining.clone()),
-            draining.cancelled_owned(),
-        )
-        .await?;
+        // A caller that no longer waits costs nothing more.
+        .layer(CallerDeadline)
+        .service(routes.prepare());
+    let limits = server::Limits {
+        streams_per_connection_max: STREAMS_PER_CONNECTION_MAX,
+        allows_http1: true,
+        age_max: config.max_connection_age,
+        age_grace: config.max_connection_age_grace,
+    };
+    let incoming = connections::accept(listener, Limit::of(config.max_connections), tls, draining.clone());
+    server::serve(incoming, service, limits, draining).await;
     Ok(())
 }

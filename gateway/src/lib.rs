@@ -24,6 +24,7 @@ mod page_token;
 mod panics;
 mod readiness;
 mod reflection;
+mod server;
 mod spans;
 mod streams;
 mod tls;

@@ -7,21 +7,23 @@ mod service;
 
 pub(crate) use service::Operations;
 
+use http::Response;
 use proto::operations::v1::dead_letter_service_server::DeadLetterServiceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::body::Body;
+use tonic::service::Routes;
 use tower::ServiceBuilder;
 
 use crate::admission::{Gate, Probes};
 use crate::auth::Authentication;
 use crate::config::Config;
 use crate::connections::{Acquaint, Limit};
-use crate::grpc::{HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
+use crate::deadline::CallerDeadline;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
 use crate::tls::Tls;
-use crate::{connections, health, panics, reflection};
+use crate::{connections, health, panics, reflection, server};
 
 /// Largest request: a thousand ids, with room to spare.
 const REQUEST_BYTES_MAX: usize = 128 * 1024;
@@ -49,32 +51,28 @@ pub(crate) async fn serve(
     let told = CancellationToken::new();
     let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
     let (health, _reporting) = health::service::<DeadLetterServiceServer<Operations>>(readiness, told).await;
-    let (reflection_v1, reflection_v1alpha) = if config.reflection {
+    let mut routes = Routes::new(probes.service(health)).add_service(service);
+    if config.reflection {
         let (v1, v1alpha) = reflection::services(proto::OPERATIONS_DESCRIPTOR_SET)?;
-        (Some(probes.service(v1)), Some(probes.service(v1alpha)))
-    } else {
-        (None, None)
-    };
-
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .max_connection_age(config.max_connection_age)
-        .max_connection_age_grace(config.max_connection_age_grace)
+        routes = routes.add_service(probes.service(v1)).add_service(probes.service(v1alpha));
+    }
+    let service = ServiceBuilder::new()
+        .map_response(|answer: Response<_>| answer.map(Body::new))
         // One call that panics must not look like a broken connection.
         .layer(panics::layer())
         // Calls that are refused are to be seen, too.
         .layer(Spans)
-        .add_service(probes.service(health))
-        .add_optional_service(reflection_v1)
-        .add_optional_service(reflection_v1alpha)
-        .add_service(service)
-        .serve_with_incoming_shutdown(
-            connections::accept(listener, Limit::of_acquaintances(CONNECTIONS_MAX), tls, draining.clone()),
-            draining.cancelled_owned(),
-        )
-        .await?;
+        // A caller that no longer waits costs nothing more.
+        .layer(CallerDeadline)
+        .service(routes.prepare());
+    let limits = server::Limits {
+        streams_per_connection_max: STREAMS_PER_CONNECTION_MAX,
+        allows_http1: false,
+        age_max: config.max_connection_age,
+        age_grace: config.max_connection_age_grace,
+    };
+    let incoming =
+        connections::accept(listener, Limit::of_acquaintances(CONNECTIONS_MAX), tls, draining.clone());
+    server::serve(incoming, service, limits, draining).await;
     Ok(())
 }

@@ -18,6 +18,7 @@ pub(crate) const PRIORITY: u8 = 2;
 pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const CONTINUATION: u8 = 9;
 /// A type that no RFC knows.
@@ -54,7 +55,7 @@ pub(crate) fn call_headers(method: &str) -> Vec<u8> {
     call_headers_of(&format!("/orders.v1.OrderService/{method}"))
 }
 
-fn call_headers_of(path: &str) -> Vec<u8> {
+pub(crate) fn call_headers_of(path: &str) -> Vec<u8> {
     let headers = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -113,6 +114,30 @@ pub(crate) fn grpc_message(message: &[u8]) -> Vec<u8> {
 /// The ids of a client's streams, from the first on.
 pub(crate) fn stream_ids() -> impl Iterator<Item = u32> {
     (1..).step_by(2)
+}
+
+/// A frame that the gateway has sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream_id: u32,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The error code of a GOAWAY.
+    pub(crate) fn goaway_code(&self) -> Option<u32> {
+        let code = self.payload.get(4..8)?.try_into().ok()?;
+        (self.kind == GOAWAY).then(|| u32::from_be_bytes(code))
+    }
+
+    /// The value of a setting in a SETTINGS frame.
+    pub(crate) fn setting(&self, id: u16) -> Option<u32> {
+        let mut settings = self.payload.chunks_exact(6);
+        let value = settings.find(|setting| setting[..2] == id.to_be_bytes())?[2..].try_into().ok()?;
+        Some(u32::from_be_bytes(value))
+    }
 }
 
 /// A connection whose client does nothing that it is not told to.
@@ -196,30 +221,49 @@ impl Raw {
     /// Waits until the gateway has read all that was sent.
     pub(crate) async fn all_read(&mut self) {
         assert!(self.write(&frame(PING, 0, 0, b"all read")).await);
-        while self.next().await.0 != PING {}
+        while self.next().await.kind != PING {}
     }
 
     /// Waits until so many streams have an answer, or the begin of one.
     pub(crate) async fn answers(&mut self, count: usize) {
         let mut answered = HashSet::new();
         while answered.len() < count {
-            let (kind, stream_id) = self.next().await;
-            if kind == HEADERS {
-                answered.insert(stream_id);
+            let frame = self.next().await;
+            if frame.kind == HEADERS {
+                answered.insert(frame.stream_id);
             }
         }
     }
 
-    /// Type and stream of the next frame.
-    async fn next(&mut self) -> (u8, u32) {
-        let reading = async {
-            let mut head = [0; FRAME_HEAD_BYTES];
-            self.stream.read_exact(&mut head).await?;
-            let [high, middle, low, kind, _flags, id @ ..] = head;
-            let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
-            self.stream.read_exact(&mut payload).await?;
-            std::io::Result::Ok((kind, u32::from_be_bytes(id)))
-        };
-        timeout(PATIENCE, reading).await.expect("a frame in time").expect("an open connection")
+    /// The next frame.
+    async fn next(&mut self) -> Frame {
+        timeout(PATIENCE, self.read()).await.expect("a frame in time").expect("an open connection")
+    }
+
+    /// The next frame, whatever it is; `None` when the gateway has hung up.
+    pub(crate) async fn next_silently(&mut self) -> Option<Frame> {
+        timeout(PATIENCE, self.read()).await.expect("a frame in time").ok()
+    }
+
+    /// The next frame but pings, which are answered as every client has to; `None` when the gateway has hung up.
+    pub(crate) async fn next_of_client(&mut self) -> Option<Frame> {
+        loop {
+            let frame = timeout(PATIENCE, self.read()).await.expect("a frame in time").ok()?;
+            if frame.kind != PING {
+                return Some(frame);
+            }
+            if frame.flags & ACK == 0 {
+                self.write(&self::frame(PING, ACK, 0, &frame.payload)).await;
+            }
+        }
+    }
+
+    async fn read(&mut self) -> std::io::Result<Frame> {
+        let mut head = [0; FRAME_HEAD_BYTES];
+        self.stream.read_exact(&mut head).await?;
+        let [high, middle, low, kind, flags, id @ ..] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
+        self.stream.read_exact(&mut payload).await?;
+        Ok(Frame { kind, flags, stream_id: u32::from_be_bytes(id), payload })
     }
 }

@@ -15,6 +15,7 @@ mod cancelling;
 mod client_certificates;
 mod cluster;
 mod configuration;
+mod connection_age;
 mod connections;
 mod crash_points;
 mod crashes;
