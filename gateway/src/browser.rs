@@ -1,4 +1,4 @@
-//! Calls from web pages: which pages may make them, and what of the answer they may see.
+//! Calls from web pages: which pages may make them, and what of the answer they may see; and requests that are no calls.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tonic::body::Body;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::admission::Admit;
+use crate::errors;
 
 /// How long a browser may remember what it was told.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(60 * 60);
@@ -49,8 +50,10 @@ pub(crate) struct OnlyGrpc;
 
 impl Admit for OnlyGrpc {
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
-        let content_type = request.headers().get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
-        match content_type.strip_prefix(b"application/grpc") {
+        let mut content_types = request.headers().get_all(CONTENT_TYPE).iter();
+        // Of two, a proxy may have gone by the other.
+        let content_type = content_types.next().filter(|_| content_types.next().is_none());
+        match content_type.map_or(&[][..], HeaderValue::as_bytes).strip_prefix(b"application/grpc") {
             Some([] | [b'+' | b'-' | b';', ..]) => Ok(()),
             Some(_) | None => Err(Status::unknown("not gRPC")),
         }
@@ -61,6 +64,20 @@ impl Admit for OnlyGrpc {
         let mut answer = Response::new(Body::empty());
         *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         answer
+    }
+}
+
+/// Lets in what is sent by POST, as every call of gRPC is: other methods may be repeated, and their answers stored, by
+/// whoever is between.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OnlyPost;
+
+impl Admit for OnlyPost {
+    fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
+        if request.method() == Method::POST {
+            return Ok(());
+        }
+        Err(errors::malformed("a call of gRPC is a POST"))
     }
 }
 

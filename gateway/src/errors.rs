@@ -41,6 +41,8 @@ pub(crate) enum Reason {
     RateLimited,
     TooManyStreams,
     TooManyCalls,
+    MetadataTooLarge,
+    MalformedRequest,
     Overloaded,
     BrokerUnavailable,
     StorageFull,
@@ -58,7 +60,7 @@ pub(crate) enum Reason {
 
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::CredentialMissing,
         Self::CredentialInvalid,
         Self::CredentialExpired,
@@ -68,6 +70,8 @@ impl Reason {
         Self::RateLimited,
         Self::TooManyStreams,
         Self::TooManyCalls,
+        Self::MetadataTooLarge,
+        Self::MalformedRequest,
         Self::Overloaded,
         Self::BrokerUnavailable,
         Self::StorageFull,
@@ -95,6 +99,8 @@ impl Reason {
             Self::RateLimited => "RATE_LIMITED",
             Self::TooManyStreams => "TOO_MANY_STREAMS",
             Self::TooManyCalls => "TOO_MANY_CALLS",
+            Self::MetadataTooLarge => "METADATA_TOO_LARGE",
+            Self::MalformedRequest => "MALFORMED_REQUEST",
             Self::Overloaded => "OVERLOADED",
             Self::BrokerUnavailable => "BROKER_UNAVAILABLE",
             Self::StorageFull => "STORAGE_FULL",
@@ -118,7 +124,10 @@ impl Reason {
             }
             Self::RoleMissing => Code::PermissionDenied,
             Self::RequestIdReused => Code::AlreadyExists,
-            Self::RateLimited | Self::TooManyStreams | Self::TooManyCalls => Code::ResourceExhausted,
+            Self::RateLimited | Self::TooManyStreams | Self::TooManyCalls | Self::MetadataTooLarge => {
+                Code::ResourceExhausted
+            }
+            Self::MalformedRequest => Code::InvalidArgument,
             Self::CredentialUnchecked
             | Self::Overloaded
             | Self::BrokerUnavailable
@@ -239,6 +248,19 @@ pub(crate) fn too_many_streams(subject: &str, streams_max: usize) -> Status {
 pub(crate) fn too_many_calls(subject: &str, calls_max: usize) -> Status {
     let description = format!("at most {calls_max} calls under way of this {subject}");
     over_quota(Reason::TooManyCalls, subject, &description, around(RETRY_DELAY))
+}
+
+/// The call has more metadata than is read; the same call is refused again.
+pub(crate) fn metadata_too_large(bytes_max: usize) -> Status {
+    let description = format!("at most {bytes_max} bytes of metadata in a call");
+    let details = ErrorDetails::with_quota_failure_violation("call", &description);
+    let message = format!("the metadata of this call is too large: {description}; send less of it");
+    status(Reason::MetadataTooLarge, &message, HashMap::new(), details)
+}
+
+/// What came is no call of gRPC.
+pub(crate) fn malformed(description: &str) -> Status {
+    status(Reason::MalformedRequest, description, HashMap::new(), ErrorDetails::new())
 }
 
 fn over_quota(reason: Reason, subject: &str, description: &str, wait: Duration) -> Status {

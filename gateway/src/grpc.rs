@@ -10,7 +10,7 @@ use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
 
-use crate::admission::{Calls, Gate, Places, Probes, RateLimit};
+use crate::admission::{Calls, Gate, Metadata, Places, Probes, RateLimit};
 use crate::auth::Authentication;
 use crate::config::Config;
 use crate::connections::Limit;
@@ -85,6 +85,8 @@ pub(crate) async fn serve(
         .layer(Spans)
         // A caller that no longer waits costs nothing more.
         .layer(CallerDeadline)
+        .layer(Gate(Metadata))
+        .layer(Gate(browser::OnlyPost))
         .service(routes.prepare());
     let limits = server::Limits {
         streams_per_connection_max: STREAMS_PER_CONNECTION_MAX,

@@ -1,12 +1,14 @@
 //! Who is let in: the layers that a call passes before its handler sees it, each of which can refuse it.
 
 mod calls;
+mod metadata;
 mod places;
 mod probes;
 mod rate_limit;
 mod turns;
 
 pub(crate) use calls::Calls;
+pub(crate) use metadata::Metadata;
 pub(crate) use places::{Place, Places};
 pub(crate) use probes::Probes;
 pub(crate) use rate_limit::{COST_MAX, RateLimit, RateLimits};

@@ -15,7 +15,7 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 
-use crate::admission::{Gate, Probes};
+use crate::admission::{Gate, Metadata, Probes};
 use crate::auth::Authentication;
 use crate::config::Config;
 use crate::connections::{Acquaint, Limit};
@@ -23,7 +23,7 @@ use crate::deadline::CallerDeadline;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
 use crate::tls::Tls;
-use crate::{connections, health, panics, reflection, server};
+use crate::{browser, connections, health, panics, reflection, server};
 
 /// Largest request: a thousand ids, with room to spare.
 const REQUEST_BYTES_MAX: usize = 128 * 1024;
@@ -57,6 +57,8 @@ pub(crate) async fn serve(
         routes = routes.add_service(probes.service(v1)).add_service(probes.service(v1alpha));
     }
     let service = ServiceBuilder::new()
+        // A page of anybody's may send other types without asking first, with the operator's certificate.
+        .layer(Gate(browser::OnlyGrpc))
         .map_response(|answer: Response<_>| answer.map(Body::new))
         // One call that panics must not look like a broken connection.
         .layer(panics::layer())
@@ -64,6 +66,8 @@ pub(crate) async fn serve(
         .layer(Spans)
         // A caller that no longer waits costs nothing more.
         .layer(CallerDeadline)
+        .layer(Gate(Metadata))
+        .layer(Gate(browser::OnlyPost))
         .service(routes.prepare());
     let limits = server::Limits {
         streams_per_connection_max: STREAMS_PER_CONNECTION_MAX,

@@ -6,6 +6,7 @@
 mod abuse;
 mod accounting;
 mod bad_input;
+mod below_grpc;
 mod books;
 mod broker_away;
 mod broker_tls;
@@ -34,6 +35,7 @@ mod golden;
 mod grpcurl;
 mod health;
 mod http2;
+mod http2_limits;
 mod idempotency;
 mod isolation;
 mod lagging_leaders;

@@ -1,0 +1,28 @@
+//! How large the metadata of a call may be. The protocol's library reads more than that and refuses what is larger still,
+//! but by HTTP's means, which a client of gRPC reads as UNKNOWN or as the end of its connection.
+
+use http::Request;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::Admit;
+use crate::errors;
+
+/// Names and values of a request's headers, each with the overhead that HTTP/2 counts.
+const BYTES_MAX: usize = 16 * 1024;
+/// What a header counts beside its name and value (RFC 9113, section 6.5.2).
+const OVERHEAD_BYTES: usize = 32;
+
+/// Refuses calls with more metadata than that.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Metadata;
+
+impl Admit for Metadata {
+    fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
+        let path_bytes = request.uri().path().len();
+        let headers = request.headers().iter();
+        let bytes: usize =
+            headers.map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD_BYTES).sum();
+        if bytes + path_bytes > BYTES_MAX { Err(errors::metadata_too_large(BYTES_MAX)) } else { Ok(()) }
+    }
+}
