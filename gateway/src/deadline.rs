@@ -18,6 +18,9 @@ use crate::errors;
 /// What is left of the caller's time for the answer to travel. [`CallerDeadline`] would cut the call at the end of
 /// that time with an answer that says less.
 const MARGIN: Duration = Duration::from_millis(50);
+/// A caller that waits for less than this is at fault itself when its deadline comes first: nobody is promised an answer
+/// so soon.
+const TIMEOUT_FAIR_MIN: Duration = Duration::from_millis(100);
 /// Most digits of a `grpc-timeout`.
 const DIGITS_MAX: usize = 8;
 
@@ -40,6 +43,11 @@ fn caller_timeout(metadata: &MetadataMap) -> Option<Duration> {
 fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
     let timeouts = headers.get_all("grpc-timeout").iter();
     timeouts.filter_map(|timeout| parse(timeout.to_str().ok()?)).min()
+}
+
+/// Whether a call's deadline is too short for any answer.
+pub(crate) fn is_hasty(headers: &HeaderMap) -> bool {
+    timeout_of(headers).is_some_and(|timeout| timeout < TIMEOUT_FAIR_MIN)
 }
 
 /// The layer that ends a call when its caller no longer waits for it, wherever it is until its answer begins.

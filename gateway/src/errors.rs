@@ -17,7 +17,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::{error, warn};
 
 use crate::auth::Role;
-use crate::metrics;
+use crate::fault::{Fault, Refusal};
 
 // Lines that each call brings about while the broker is away, full or out of order.
 static NOT_STORED: Seldom = Seldom::new();
@@ -114,6 +114,37 @@ impl Reason {
             Self::AlreadyRedriven => "ALREADY_REDRIVEN",
             Self::LogReplaced => "LOG_REPLACED",
             Self::Internal => "INTERNAL",
+        }
+    }
+
+    /// Whose fault it is, where the status does not know it better.
+    fn fault(self) -> Fault {
+        match self {
+            Self::CredentialMissing
+            | Self::CredentialInvalid
+            | Self::CredentialExpired
+            | Self::RoleMissing
+            | Self::RequestIdReused
+            | Self::RateLimited
+            | Self::TooManyStreams
+            | Self::TooManyCalls
+            | Self::MetadataTooLarge
+            | Self::MalformedRequest
+            | Self::NotCancellable
+            | Self::NotRedrivable
+            | Self::AlreadyRedriven => Fault::Theirs,
+            Self::CredentialUnchecked
+            | Self::Overloaded
+            | Self::BrokerUnavailable
+            | Self::StorageFull
+            // The broker takes less than the contract allows.
+            | Self::MessageTooLarge
+            | Self::Draining
+            | Self::OutcomeUnknown
+            | Self::TimedOut
+            | Self::NotDurable
+            | Self::LogReplaced
+            | Self::Internal => Fault::Ours,
         }
     }
 
@@ -296,7 +327,7 @@ pub(crate) fn log_replaced() -> Status {
 /// The deadline that its caller has set for a stream has come.
 pub(crate) fn stream_timed_out() -> Status {
     let message = "the deadline of this stream has come; resume with the last revision seen";
-    status(Reason::TimedOut, message, HashMap::new(), ErrorDetails::new())
+    by_caller(Reason::TimedOut, message)
 }
 
 /// The deadline that its caller has set for a redrive has come.
@@ -318,6 +349,12 @@ pub(crate) fn too_long(bytes_max: usize) -> Status {
     Status::out_of_range(format!(
         "the call has sent more than {bytes_max} bytes; send one message of at most half of that"
     ))
+}
+
+/// The request itself did not come whole in the time that it has for that.
+pub(crate) fn request_late() -> Status {
+    let message = "the request did not come in time, and nothing was changed; send it again";
+    by_caller(Reason::TimedOut, message)
 }
 
 /// Time ran out over a call that changes nothing.
@@ -472,20 +509,25 @@ fn of_order(id: &OrderId) -> HashMap<String, String> {
     HashMap::from([("order_id".to_owned(), id.to_string())])
 }
 
+/// A refusal by the caller's own fault, though others for the same reason are by ours.
+fn by_caller(reason: Reason, message: &str) -> Status {
+    let status = status(reason, message, HashMap::new(), ErrorDetails::new());
+    Refusal { reason, fault: Fault::Theirs }.mark(status)
+}
+
 fn status(
     reason: Reason,
     message: &str,
     metadata: HashMap<String, String>,
     mut details: ErrorDetails,
 ) -> Status {
-    metrics::refused(reason);
     details.set_error_info(reason.as_str(), DOMAIN, metadata);
     let retry_delay = details.retry_info().and_then(|retry| retry.retry_delay);
     let mut status = Status::with_error_details(reason.code(), message, details);
     if let Some(retry_delay) = retry_delay {
         status.metadata_mut().insert(PUSHBACK, pushback(retry_delay));
     }
-    status
+    Refusal { reason, fault: reason.fault() }.mark(status)
 }
 
 fn pushback(retry_delay: Duration) -> MetadataValue<Ascii> {

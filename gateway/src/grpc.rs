@@ -19,7 +19,7 @@ use crate::orders::Orders;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
 use crate::tls::Tls;
-use crate::{browser, connections, errors, health, panics, reflection, server};
+use crate::{browser, connections, errors, health, malformed, panics, reflection, server};
 
 /// Largest request; the contract says so in `OrderService`.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
@@ -87,6 +87,7 @@ pub(crate) async fn serve(
         .layer(CallerDeadline)
         .layer(Gate(Metadata))
         .layer(Gate(browser::OnlyPost))
+        .map_response(malformed::answer)
         .service(routes.prepare());
     let limits = server::Limits {
         streams_per_connection_max: STREAMS_PER_CONNECTION_MAX,

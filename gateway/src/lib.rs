@@ -10,11 +10,13 @@ mod connections;
 mod deadline;
 mod durability;
 mod errors;
+mod fault;
 mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod grpc;
 mod health;
+mod malformed;
 mod methods;
 mod metrics;
 mod open_files;

@@ -7,11 +7,17 @@ use backbone::metrics::{self, Counter, Histogram, KeyValue, UpDownCounter, secon
 use backbone::trace::attribute;
 
 use crate::errors::Reason;
+use crate::fault::{Fault, Refusal};
 use crate::readiness::{Readiness, State};
 
 /// Methods whose answer is a watch.
 pub(crate) const WATCH_ORDER: &str = "orders.v1.OrderService/WatchOrder";
 pub(crate) const WATCH_ORDERS: &str = "orders.v1.OrderService/WatchOrders";
+
+/// Whose fault it is that a call was not answered with OK.
+const FAULT: &str = "fault";
+/// The fault of a call that was.
+const NO_FAULT: &str = "none";
 
 static CALLS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     metrics::wait("rpc.server.call.duration", "Calls, from their headers to the end of the answer.")
@@ -31,7 +37,9 @@ static LAG: LazyLock<Histogram<f64>> = LazyLock::new(|| {
 /// What there is to see before anything has happened.
 pub(crate) fn start(readiness: &Readiness) {
     for reason in Reason::ALL {
-        REFUSED.add(0, &[KeyValue::new("reason", reason.as_str())]);
+        for fault in Fault::ALL {
+            REFUSED.add(0, &labels(Refusal { reason, fault }));
+        }
     }
     for method in [WATCH_ORDER, WATCH_ORDERS] {
         STREAMS.add(0, &[KeyValue::new(attribute::RPC_METHOD, method)]);
@@ -43,17 +51,22 @@ pub(crate) fn start(readiness: &Readiness) {
 }
 
 /// A call has ended.
-pub(crate) fn answered(method: &'static str, status: &'static str, took: Duration) {
+pub(crate) fn answered(method: &'static str, status: &'static str, fault: Option<Fault>, took: Duration) {
     let labels = [
         KeyValue::new(attribute::RPC_METHOD, method),
         KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, status),
+        KeyValue::new(FAULT, fault.map_or(NO_FAULT, Fault::as_str)),
     ];
     CALLS.record(seconds(took), &labels);
 }
 
-/// A call is refused.
-pub(crate) fn refused(reason: Reason) {
-    REFUSED.add(1, &[KeyValue::new("reason", reason.as_str())]);
+/// A call was refused.
+pub(crate) fn refused(refusal: Refusal) {
+    REFUSED.add(1, &labels(refusal));
+}
+
+fn labels(refusal: Refusal) -> [KeyValue; 2] {
+    [KeyValue::new("reason", refusal.reason.as_str()), KeyValue::new(FAULT, refusal.fault.as_str())]
 }
 
 /// An event is given to a watcher, so long after it was stored.

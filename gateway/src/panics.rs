@@ -8,6 +8,7 @@ use tower_http::catch_panic::{CatchPanicLayer, ResponseForPanic};
 use tracing::error;
 
 use crate::errors;
+use crate::fault::Refusal;
 
 /// Answers for a handler that panicked.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +21,10 @@ impl ResponseForPanic for Internal {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
         error!(panic = text, "a call panicked");
-        errors::internal().into_http()
+        let mut answer = errors::internal().into_http();
+        // Spans has counted the call, and is no longer there to take it off.
+        Refusal::take(answer.headers_mut());
+        answer
     }
 }
 

@@ -23,6 +23,8 @@ use tonic_reflection::pb::v1::{
 };
 use tower::Service;
 
+use crate::malformed;
+
 /// Largest request: a name.
 const REQUEST_BYTES_MAX: usize = 4 * 1024;
 
@@ -165,7 +167,7 @@ impl ServerReflection for Reflection {
     ) -> Result<tonic::Response<Self::ServerReflectionInfoStream>, Status> {
         let index = self.0.clone();
         let answers = requests.into_inner().map(move |request| {
-            let request = request?;
+            let request = request.map_err(malformed::of)?;
             Ok(ServerReflectionResponse {
                 valid_host: request.host.clone(),
                 message_response: Some(index.answer(&request)),

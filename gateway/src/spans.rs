@@ -13,14 +13,15 @@ use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use pin_project_lite::pin_project;
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 use tower::{Layer, Service};
 
+use crate::errors::Reason;
+use crate::fault::{Fault, Refusal};
 use crate::methods::{Method, OTHER};
-use crate::metrics;
+use crate::{deadline, metrics};
 
-const INTERNAL: &str = "INTERNAL";
 const GRPC_STATUS: &str = "grpc-status";
 const GRPC_MESSAGE: &str = "grpc-message";
 
@@ -69,7 +70,8 @@ where
         if let Some(span) = &span {
             request.extensions_mut().insert(span.clone());
         }
-        let open = Open { span, method: method.name, began };
+        let is_hasty = deadline::is_hasty(request.headers());
+        let open = Open { span, method: method.name, is_hasty, began };
         Answering { answer: self.0.call(request), call: Call(Some(open)) }
     }
 }
@@ -94,35 +96,49 @@ struct Call(Option<Open>);
 struct Open {
     span: Option<Span>,
     method: &'static str,
+    /// Whether its caller has given it no time.
+    is_hasty: bool,
     began: Instant,
 }
 
 impl Call {
-    /// Ends it, if these headers or trailers say how.
-    fn end(&mut self, headers: &HeaderMap) {
+    /// Ends it, if these headers or trailers say how. Takes off what only we are to know of it.
+    fn end(&mut self, headers: &mut HeaderMap) {
+        let refusal = Refusal::take(headers);
         let Some(code) = headers.get(GRPC_STATUS) else { return };
         let code = code.to_str().ok().and_then(|code| code.parse().ok()).unwrap_or(-1);
-        let reason = headers.get(GRPC_MESSAGE).and_then(|message| message.to_str().ok()).unwrap_or_default();
-        self.end_as(attribute::grpc_status(code), reason);
+        let message = headers.get(GRPC_MESSAGE).and_then(|message| message.to_str().ok()).unwrap_or_default();
+        self.end_as(Code::from(code), refusal, message);
     }
 
-    fn end_as(&mut self, status: &'static str, reason: &str) {
-        let Some(Open { span, method, began }) = self.0.take() else { return };
-        metrics::answered(method, status, began.elapsed());
+    fn end_as(&mut self, code: Code, refusal: Option<Refusal>, message: &str) {
+        let Some(Open { span, method, is_hasty, began }) = self.0.take() else { return };
+        let status = attribute::grpc_status(code.into());
+        let fault = if code == Code::Ok {
+            None
+        } else if code == Code::DeadlineExceeded && is_hasty {
+            Some(Fault::Theirs)
+        } else {
+            Some(refusal.map_or_else(|| Fault::of_code(code), |refusal| refusal.fault))
+        };
+        metrics::answered(method, status, fault, began.elapsed());
+        if let Some((refusal, fault)) = refusal.zip(fault) {
+            metrics::refused(Refusal { fault, ..refusal });
+        }
         let Some(span) = span else { return };
         span.set(|| [KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, status)]);
         if status == "UNIMPLEMENTED" {
             span.rename(OTHER);
         }
         if attribute::is_server_error(status) {
-            span.fail(status, &reason);
+            span.fail(status, &message);
         }
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.end_as("CANCELLED", "");
+        self.end_as(Code::Cancelled, None, "");
     }
 }
 
@@ -145,11 +161,12 @@ where
         let this = self.project();
         // The layer outside answers a panic, and leaves nothing to tell it from a call that its caller gave up.
         let polled = catch_unwind(AssertUnwindSafe(|| this.answer.poll(cx))).unwrap_or_else(|panic| {
-            this.call.end_as(INTERNAL, "panic");
+            let refusal = Refusal { reason: Reason::Internal, fault: Fault::Ours };
+            this.call.end_as(Code::Internal, Some(refusal), "panic");
             resume_unwind(panic)
         });
-        let Ok(answer) = ready!(polled);
-        this.call.end(answer.headers());
+        let Ok(mut answer) = ready!(polled);
+        this.call.end(answer.headers_mut());
         let call = Call(this.call.0.take());
         Poll::Ready(Ok(match &call.0 {
             Some(_) => answer.map(|body| Body::new(Answered { body, call })),
@@ -173,16 +190,14 @@ impl http_body::Body for Answered {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.project();
-        let frame = ready!(this.body.poll_frame(cx));
-        match &frame {
+        let mut frame = ready!(this.body.poll_frame(cx));
+        match &mut frame {
             Some(Ok(frame)) => {
-                if let Some(trailers) = frame.trailers_ref() {
+                if let Some(trailers) = frame.trailers_mut() {
                     this.call.end(trailers);
                 }
             }
-            Some(Err(status)) => {
-                this.call.end_as(attribute::grpc_status(status.code().into()), status.message())
-            }
+            Some(Err(status)) => this.call.end_as(status.code(), None, status.message()),
             None => {}
         }
         Poll::Ready(frame)

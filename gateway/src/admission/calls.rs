@@ -136,7 +136,7 @@ impl http_body::Body for Coming {
                 }
                 // One that never waits for its client would not see the sleep end.
                 if this.begun.elapsed() > *this.timeout {
-                    return Poll::Ready(Some(Err(errors::timed_out())));
+                    return Poll::Ready(Some(Err(errors::request_late())));
                 }
             }
             return Poll::Ready(frame);
@@ -146,7 +146,7 @@ impl http_body::Body for Coming {
         }
         let Some(left) = this.left.as_pin_mut() else { return Poll::Pending };
         ready!(left.poll(cx));
-        Poll::Ready(Some(Err(errors::timed_out())))
+        Poll::Ready(Some(Err(errors::request_late())))
     }
 
     fn is_end_stream(&self) -> bool {

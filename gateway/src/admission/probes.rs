@@ -119,7 +119,7 @@ async fn whole(request: Request<Body>) -> Result<Request<Body>, Status> {
     }
     let (head, body) = request.into_parts();
     let message = Limited::new(body, MESSAGE_BYTES_MAX).collect();
-    let message = timeout(MESSAGE_TIMEOUT, message).await.map_err(|_| errors::timed_out())?;
+    let message = timeout(MESSAGE_TIMEOUT, message).await.map_err(|_| errors::request_late())?;
     let message =
         message.map_err(|error| Status::out_of_range(format!("the request cannot be read: {error}")))?;
     Ok(Request::from_parts(head, Body::new(Full::new(message.to_bytes()))))

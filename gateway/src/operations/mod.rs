@@ -23,7 +23,7 @@ use crate::deadline::CallerDeadline;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
 use crate::tls::Tls;
-use crate::{browser, connections, health, panics, reflection, server};
+use crate::{browser, connections, health, malformed, panics, reflection, server};
 
 /// Largest request: a thousand ids, with room to spare.
 const REQUEST_BYTES_MAX: usize = 128 * 1024;
@@ -68,6 +68,7 @@ pub(crate) async fn serve(
         .layer(CallerDeadline)
         .layer(Gate(Metadata))
         .layer(Gate(browser::OnlyPost))
+        .map_response(malformed::answer)
         .service(routes.prepare());
     let limits = server::Limits {
         streams_per_connection_max: STREAMS_PER_CONNECTION_MAX,

@@ -505,14 +505,14 @@ async fn messages_that_are_none() {
     };
     let length = u32::try_from(order.len() - 5).unwrap();
     for (what, message, code) in [
-        ("nothing", Vec::new(), Code::Internal),
-        ("half a length", order[..3].to_vec(), Code::Internal),
-        ("more announced than comes", with_head(0, length + 1), Code::Internal),
+        ("nothing", Vec::new(), Code::InvalidArgument),
+        ("half a length", order[..3].to_vec(), Code::InvalidArgument),
+        ("more announced than comes", with_head(0, length + 1), Code::InvalidArgument),
         ("more announced than may be", with_head(0, u32::MAX), Code::OutOfRange),
-        ("compressed by nothing", with_head(1, length), Code::Internal),
-        ("a flag that is none", with_head(7, length), Code::Internal),
-        ("no protobuf", grpc_message(&[0xff; 100]), Code::Internal),
-        ("less announced than comes", with_head(0, length - 3), Code::Internal),
+        ("compressed by nothing", with_head(1, length), Code::InvalidArgument),
+        ("a flag that is none", with_head(7, length), Code::InvalidArgument),
+        ("no protobuf", grpc_message(&[0xff; 100]), Code::InvalidArgument),
+        ("less announced than comes", with_head(0, length - 3), Code::InvalidArgument),
     ] {
         let mut channel = channel.clone();
         let answer = answer(&mut channel, "application/grpc", &message).await;

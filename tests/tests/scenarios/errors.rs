@@ -11,16 +11,21 @@ use backbone::trace::TraceContext;
 use harness::certificates::replace;
 use harness::issuer::{AUDIENCE, ISSUER, SigningKey, claims, key_set, seconds_from_now};
 use harness::{Deployment, Options, Shows, eventually, item, order_of, these};
+use http::uri::PathAndQuery;
 use nix::sys::signal::Signal;
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::operations::v1::{DeadLetter, DeadLetterReason, DeadLetterState, DiscardDeadLetterRequest};
 use proto::orders::v1::{
-    CancelOrderRequest, CreateOrderRequest, GetOrderRequest, ListOrderEventsRequest, Order, OrderStatus,
-    WatchOrderRequest, WatchOrderResponse,
+    CancelOrderRequest, CreateOrderRequest, GetOrderRequest, GetOrderResponse, ListOrderEventsRequest, Order,
+    OrderStatus, WatchOrderRequest, WatchOrderResponse,
 };
+use tonic::client::Grpc;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_prost::ProstCodec;
 use tonic_types::{ErrorInfo, StatusExt};
 
+use crate::below_grpc::with_metadata;
 use crate::deadlines::in_time;
 use crate::storage_full::room_for;
 use crate::tenants::{BOTH, Client, client, write_keys};
@@ -47,7 +52,10 @@ impl Seen {
         assert_eq!(info.domain, "orders.waybill");
         let waits =
             status.get_details_retry_info().is_some_and(|info| info.retry_delay > Some(Duration::ZERO));
-        let comes_back = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
+        // The same call with as much metadata is refused again.
+        let is_too_large = info.reason == "METADATA_TOO_LARGE";
+        let comes_back =
+            matches!(status.code(), Code::Unavailable | Code::ResourceExhausted) && !is_too_large;
         assert_eq!(waits, comes_back, "{status:?}");
         let quota = status.get_details_quota_failure().is_some_and(|quota| !quota.violations.is_empty());
         assert_eq!(quota, status.code() == Code::ResourceExhausted, "{status:?}");
@@ -155,6 +163,15 @@ async fn every_documented_reason_is_given_with_its_code_and_details() {
     let issuer = SigningKey::ec("key");
     let mut with_token = Shows::token(&issuer.token(&claims("shop-1", "orders:read"))).on(waybill.channel());
     seen.refused(get(&mut with_token, "an order").await);
+
+    let large = with_metadata(GetOrderRequest { order_id: "an order".to_owned() }, 20_000);
+    seen.refused(one.get_order(large).await);
+    let mut grpc = Grpc::new(InterceptedService::new(waybill.channel(), Shows::key("one")));
+    grpc.ready().await.unwrap();
+    let path = PathAndQuery::from_static("/orders.v1.OrderService/GetOrder");
+    // A number where the request has a text.
+    let codec = ProstCodec::<i32, GetOrderResponse>::default();
+    seen.refused(grpc.unary(Request::new(1), path, codec).await);
 
     let done = place(&mut one, widget("r-1", 1)).await.unwrap().order_id;
     let info = seen.refused(place(&mut one, widget("r-1", 2)).await);

@@ -6,14 +6,22 @@ use std::time::SystemTime;
 
 use harness::collector::{Collector, Span};
 use harness::{Deployment, Load, Options, Scrape, eventually, item, order_of};
+use http::uri::PathAndQuery;
 use nix::sys::signal::Signal;
+use prost::Message;
 use prost_types::Timestamp;
-use proto::orders::v1::{OrderStatus, WatchOrdersRequest};
+use proto::orders::v1::{CreateOrderResponse, OrderStatus, WatchOrdersRequest};
 use proto::payments::v1::Fault;
-use tonic::Code;
+use tonic::client::Grpc;
+use tonic::{Code, Request};
+use tonic_prost::ProstCodec;
+use tonic_types::StatusExt;
 
 use crate::accounting::{ids, widgets};
 use crate::dead_letters::{parked, with_damage_and};
+use crate::http2::{
+    DATA, END_HEADERS, END_STREAM, HEADERS, Raw, call_headers, frame, grpc_message, header, stream_ids,
+};
 
 const STEPS: [&str; 3] = ["inventory", "payment", "fulfilment"];
 const WATCH_ORDER: &str = "orders.v1.OrderService/WatchOrder";
@@ -187,6 +195,72 @@ async fn what_the_programs_count_is_what_the_page_lists_and_what_happened() {
 
     is_documented(&[gateway], "The gateway");
     is_documented(&steps, "The processors");
+}
+
+#[tokio::test]
+async fn a_call_that_fails_counts_for_whoever_is_at_fault() {
+    const UNDECODABLE: usize = 20;
+    const HASTY: usize = 10;
+    let gateway = vec![("REQUEST_TIMEOUT", "1s".to_owned())];
+    let mut waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
+    let order = || order_of("ada", "", vec![item("widget", 1)]);
+    waybill.place(order()).await.unwrap();
+
+    // Bytes that are no message.
+    let mut grpc = Grpc::new(waybill.channel());
+    for _ in 0..UNDECODABLE {
+        grpc.ready().await.unwrap();
+        let path = PathAndQuery::from_static("/orders.v1.OrderService/CreateOrder");
+        let codec = ProstCodec::<i32, CreateOrderResponse>::default();
+        let status = grpc.unary(Request::new(1), path, codec).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+        assert_eq!(status.get_details_error_info().unwrap().reason, "MALFORMED_REQUEST");
+        let told: Vec<_> = status.metadata().keys().map(|key| format!("{key:?}")).collect();
+        assert!(told.iter().all(|key| !key.contains("waybill")), "{told:?}");
+    }
+    // Deadlines that nobody meets, whatever becomes of the orders: they have to be there when the calls are counted.
+    let mut raw = Raw::greet(&waybill.gateway.grpc_addr).await;
+    let message = grpc_message(&order().encode_to_vec());
+    for stream_id in stream_ids().take(HASTY) {
+        let headers = [call_headers("CreateOrder"), header("grpc-timeout", "1n")].concat();
+        assert!(raw.write(&frame(HEADERS, END_HEADERS, stream_id, &headers)).await);
+        assert!(raw.write(&frame(DATA, END_STREAM, stream_id, &message)).await);
+    }
+    raw.answers(HASTY).await;
+    // A message that never comes.
+    let mut silent = Raw::greet(&waybill.gateway.grpc_addr).await;
+    assert!(silent.write(&frame(HEADERS, END_HEADERS, 1, &call_headers("CreateOrder"))).await);
+    silent.answers(1).await;
+    // A broker that does not answer, and one that is not there.
+    waybill.broker.pause();
+    assert_eq!(waybill.place(order()).await.unwrap_err().code(), Code::DeadlineExceeded);
+    waybill.broker.resume();
+    waybill.broker.kill();
+    eventually("a refusal", async || {
+        waybill.place(order()).await.is_err_and(|status| status.code() == Code::Unavailable).then_some(())
+    })
+    .await;
+
+    let scrape = waybill.scrape().await;
+    let calls = |code, fault| {
+        let labels = [("rpc_method", CREATE), ("rpc_response_status_code", code), ("fault", fault)];
+        scrape.sum(CALLS, &labels).unwrap_or_default() as usize
+    };
+    assert_eq!(calls("INVALID_ARGUMENT", "theirs"), UNDECODABLE);
+    assert_eq!((calls("INTERNAL", "ours"), calls("INTERNAL", "theirs")), (0, 0));
+    let in_time = calls("OK", "none") - 1;
+    assert_eq!(calls("DEADLINE_EXCEEDED", "theirs") + in_time, HASTY + 1, "with the one that never came");
+    assert!(calls("DEADLINE_EXCEEDED", "ours") >= 1);
+    assert!(calls("UNAVAILABLE", "ours") >= 1);
+    assert_eq!(calls("UNAVAILABLE", "theirs"), 0);
+    let refused = |reason, fault| {
+        let labels = [("reason", reason), ("fault", fault)];
+        scrape.sum("waybill_calls_refused_total", &labels).unwrap_or_default() as usize
+    };
+    assert_eq!(refused("MALFORMED_REQUEST", "theirs"), UNDECODABLE);
+    assert_eq!(refused("TIMED_OUT", "theirs"), 1);
+    assert_eq!(refused("OUTCOME_UNKNOWN", "theirs") + in_time, HASTY);
+    assert_eq!(refused("OUTCOME_UNKNOWN", "ours"), calls("DEADLINE_EXCEEDED", "ours"));
 }
 
 /// The same numbers come to a collector, by either protocol, the last ones when the program ends; and they are of the same
