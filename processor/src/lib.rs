@@ -13,11 +13,12 @@ pub mod program;
 pub mod provision;
 pub mod step;
 
+mod admission;
 mod breaker;
-mod failures;
 mod metrics;
 mod parking;
 mod runtime;
 mod spans;
 mod status;
+mod suspects;
 mod worker;

@@ -26,6 +26,8 @@ mod durability;
 mod environment;
 mod errors;
 mod events;
+mod failing_alone;
+mod failing_alone_table;
 mod foreign_messages;
 mod getting_in;
 mod golden;

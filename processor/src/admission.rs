@@ -1,0 +1,283 @@
+//! Which message is worked on now, and which comes again later. Pure: it is told the time.
+//!
+//! The broker brings what comes again before what is new, so orders that fail again and again would take every place,
+//! and the healthy ones behind them would never be looked at. Therefore:
+//!
+//! - Suspects ([`Suspects`]) have a lane: a quarter of the pool. The others of them are postponed, unattempted.
+//! - An attempt that was overtaken, because one that began a second later was served, is a suspect's too. While the pool
+//!   is full, those that have no place in the lane are stopped.
+//! - While the breaker is open, or every place is held by an attempt that takes long, messages are looked at all the
+//!   same, and an order that nothing is known against probes, in a place of its own: its success tells an outage from
+//!   orders that fail together.
+//! - A probe that is due after a pause is an order that has not failed before, if there is one.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::breaker::{Breaker, Change, Phase};
+use crate::suspects::{Subject, Suspects};
+
+/// An attempt that takes longer than this, and than others usually do, may hang.
+const SLOW_MIN: Duration = Duration::from_secs(1);
+/// How many times as long as usual that is.
+const SLOW_FACTOR: u32 = 2;
+/// The weight of the latest attempt that went well in what is usual.
+const USUAL_WEIGHT: f64 = 0.2;
+/// Shortest time from one probe by an order that nothing is known against to the next.
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a probe that is due waits for an order that has not failed before.
+const PROBE_CHOICE: Duration = Duration::from_millis(500);
+/// Messages that are asked for at a time, to find a probe among them.
+const LOOKED_AT_MAX: usize = 32;
+/// Postponed messages come back so far apart, however many they are, and no sooner than this.
+const POSTPONED_INTERVAL: Duration = Duration::from_millis(2);
+const POSTPONED_MIN: Duration = Duration::from_millis(200);
+/// No more messages are looked at for a probe once those that were postponed take so long to come back.
+const LOOKED_PAST_MAX: Duration = Duration::from_secs(30);
+
+/// Where a message is worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the pool.
+    Pool,
+    /// In the suspects' share of it.
+    Lane,
+    /// Beside it.
+    Probe,
+}
+
+/// What becomes of a message that was delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Begin(Place),
+    /// It comes again, no sooner than after this.
+    Postpone(Duration),
+    /// The same, and it is a suspect.
+    PostponeSuspect(Duration),
+}
+
+/// What working on a message has shown of the step's dependencies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// They answered.
+    Served,
+    /// One of them is away.
+    Away,
+    /// Nothing that holds for other orders.
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    subject: Subject,
+    began: Instant,
+    place: Place,
+    /// Told to end.
+    stopped: bool,
+}
+
+/// Names what runs in a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Ticket(u64);
+
+/// The places, and who has them.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    size: usize,
+    breaker: Breaker,
+    running: HashMap<Ticket, Running>,
+    tickets: u64,
+    /// How long attempts take that go well: a moving average.
+    usual: Duration,
+    /// When the next order that nothing is known against may probe.
+    next_probe_at: Option<Instant>,
+    looked_past: Postponed,
+    suspects: Postponed,
+}
+
+/// When messages come again that were postponed: one by one.
+#[derive(Debug, Default)]
+struct Postponed {
+    next: Option<Instant>,
+}
+
+impl Postponed {
+    /// When one more comes again.
+    fn add(&mut self, earliest: Instant) -> Instant {
+        let at = self.next.map_or(earliest, |next| next.max(earliest));
+        self.next = Some(at + POSTPONED_INTERVAL);
+        at
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        self.next.is_some_and(|next| next > now + LOOKED_PAST_MAX)
+    }
+}
+
+impl Admission {
+    pub(crate) fn new(size: usize) -> Self {
+        Self {
+            size,
+            breaker: Breaker::new(size),
+            running: HashMap::new(),
+            tickets: 0,
+            usual: Duration::ZERO,
+            next_probe_at: None,
+            looked_past: Postponed::default(),
+            suspects: Postponed::default(),
+        }
+    }
+
+    pub(crate) fn phase(&self, now: Instant) -> Phase {
+        self.breaker.phase(now)
+    }
+
+    /// How many messages could be worked on or looked at now.
+    pub(crate) fn wanted(&self, now: Instant) -> usize {
+        match self.room(now) {
+            0 if self.may_probe(now) && !self.looked_past.is_full(now) => LOOKED_AT_MAX,
+            room => room,
+        }
+    }
+
+    /// When there is more to want than now, though nothing ends until then.
+    pub(crate) fn wakes_at(&self, now: Instant) -> Option<Instant> {
+        let slow_at = self.held(Place::Pool).map(|running| running.began + self.slow()).max();
+        let times = [self.breaker.probe_at(), self.next_probe_at, slow_at];
+        times.into_iter().flatten().filter(|at| *at > now).min()
+    }
+
+    /// Decides about a message that was delivered.
+    pub(crate) fn admit(&mut self, subject: Subject, suspects: &Suspects, now: Instant) -> Verdict {
+        if suspects.is_suspect(subject, now) && !self.is_due(subject, suspects, now) {
+            return match self.lane_room(now) {
+                0 => Verdict::PostponeSuspect(self.suspects.add(now + POSTPONED_MIN) - now),
+                _ => Verdict::Begin(Place::Lane),
+            };
+        }
+        if self.room(now) > 0 && (self.breaker.probe_at().is_none() || self.is_due(subject, suspects, now)) {
+            return Verdict::Begin(Place::Pool);
+        }
+        if self.may_probe(now) && self.shows_the_dependency(subject, suspects, now) {
+            self.next_probe_at = Some(now + PROBE_INTERVAL);
+            return Verdict::Begin(Place::Probe);
+        }
+        // One that was asked for while there was room comes again at once.
+        let in_question = self.breaker.probe_at().is_some() || self.is_slow(now);
+        let earliest = self.breaker.probe_at().unwrap_or(now).max(now + POSTPONED_MIN);
+        Verdict::Postpone(if in_question { self.looked_past.add(earliest) - now } else { POSTPONED_MIN })
+    }
+
+    /// Work on a message begins.
+    pub(crate) fn begin(&mut self, subject: Subject, place: Place, now: Instant) -> Ticket {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.running.insert(ticket, Running { subject, began: now, place, stopped: false });
+        ticket
+    }
+
+    /// And has ended.
+    pub(crate) fn ended(&mut self, ticket: Ticket, found: Found, now: Instant) -> Change {
+        let Some(running) = self.running.remove(&ticket) else { return Change::None };
+        match (found, running.place) {
+            (Found::Served, _) => {
+                let took = now - running.began;
+                self.usual = self.usual.mul_f64(1.0 - USUAL_WEIGHT) + took.mul_f64(USUAL_WEIGHT);
+                self.breaker.succeeded(running.began)
+            }
+            (Found::Away, Place::Pool | Place::Probe) => self.breaker.failed(now),
+            // Suspects fail whether the dependency is there or not.
+            (Found::Away, Place::Lane) | (Found::Nothing, _) => Change::None,
+        }
+    }
+
+    /// Makes room in a pool that is full: attempts that were overtaken move to the lane, and those that have to be stopped
+    /// because it is full too are told.
+    pub(crate) fn overtaken(&mut self, suspects: &mut Suspects, now: Instant) -> Vec<Ticket> {
+        if self.room(now) > 0 {
+            return Vec::new();
+        }
+        let slow =
+            self.running.iter().filter(|(_, running)| running.place == Place::Pool && !running.stopped);
+        let slow = slow.filter(|(_, running)| suspects.is_overtaken(running.began, self.slow()));
+        let mut slow: Vec<_> = slow.map(|(ticket, running)| (running.began, *ticket)).collect();
+        // Those that began first have the most to lose.
+        slow.sort_unstable_by_key(|(began, _)| *began);
+        let mut stopped = Vec::new();
+        for (_, ticket) in slow {
+            let lane = self.held(Place::Lane).count();
+            let Some(running) = self.running.get_mut(&ticket) else { continue };
+            suspects.failed_alone(running.subject, now);
+            if lane < lane_max(self.size) {
+                running.place = Place::Lane;
+            } else {
+                running.stopped = true;
+                stopped.push(ticket);
+            }
+        }
+        stopped
+    }
+
+    /// Orders that may be begun in the pool. The lane is part of it; but a pool of one keeps its one place.
+    fn room(&self, now: Instant) -> usize {
+        let pool = self.size.saturating_sub(self.held(Place::Lane).count()).max(1);
+        self.breaker.width(now).min(pool).saturating_sub(self.held(Place::Pool).count())
+    }
+
+    fn lane_room(&self, now: Instant) -> usize {
+        // An outage is no time for suspects.
+        if self.breaker.probe_at().is_some() {
+            return 0;
+        }
+        let (lane, pool) = (self.held(Place::Lane).count(), self.held(Place::Pool).count());
+        // Nothing may begin beyond what the breaker allows, but for the pool of one.
+        let all = self.breaker.width(now).max(2).saturating_sub(lane + pool);
+        lane_max(self.size).saturating_sub(lane).min(all)
+    }
+
+    /// Whether a probe is due that this order may be: one that has failed before only if no other came in time.
+    fn is_due(&self, subject: Subject, suspects: &Suspects, now: Instant) -> bool {
+        let Some(probe_at) = self.breaker.probe_at() else { return false };
+        let chosen = !suspects.has_failed(subject, now) || now >= probe_at + PROBE_CHOICE;
+        self.room(now) > 0 && now >= probe_at && chosen
+    }
+
+    /// Whether there is a use for a probe beside the pool, and time for one.
+    fn may_probe(&self, now: Instant) -> bool {
+        let in_question = self.breaker.probe_at().is_some() || self.is_slow(now);
+        in_question
+            && self.next_probe_at.is_none_or(|at| now >= at)
+            && self.held(Place::Probe).next().is_none()
+    }
+
+    /// Whether there is no room because of attempts that all take long.
+    fn is_slow(&self, now: Instant) -> bool {
+        self.room(now) == 0 && self.held(Place::Pool).all(|running| now >= running.began + self.slow())
+    }
+
+    fn shows_the_dependency(&self, subject: Subject, suspects: &Suspects, now: Instant) -> bool {
+        let is_of_the_same = |running: &Running| {
+            running.subject.customer.is_some() && running.subject.customer == subject.customer
+        };
+        suspects.is_untried(subject, now) && !self.running.values().any(is_of_the_same)
+    }
+
+    fn held(&self, place: Place) -> impl Iterator<Item = &Running> {
+        self.running.values().filter(move |running| running.place == place)
+    }
+
+    fn slow(&self) -> Duration {
+        SLOW_MIN.max(self.usual * SLOW_FACTOR)
+    }
+}
+
+/// Places of the suspects.
+fn lane_max(size: usize) -> usize {
+    size.div_ceil(4)
+}
+
+#[cfg(test)]
+#[path = "admission_tests.rs"]
+mod tests;
