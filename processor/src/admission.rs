@@ -3,12 +3,13 @@
 //! The broker brings what comes again before what is new, so orders that fail again and again would take every place,
 //! and the healthy ones behind them would never be looked at. Therefore:
 //!
-//! - Suspects ([`Suspects`]) have a lane: a quarter of the pool. The others of them are postponed, unattempted.
+//! - Suspects ([`Suspects`]) have a lane: a quarter of the pool. The others of them are postponed, unattempted. So have
+//!   orders that have failed while nothing was served since: those that have not been tried go first.
 //! - An attempt that was overtaken, because one that began a second later was served, is a suspect's too. While the pool
 //!   is full, those that have no place in the lane are stopped.
 //! - While the breaker is open, or every place is held by an attempt that takes long, messages are looked at all the
 //!   same, and an order that nothing is known against probes, in a place of its own: its success tells an outage from
-//!   orders that fail together.
+//!   orders that fail together. One that takes long makes way for the next.
 //! - A probe that is due after a pause is an order that has not failed before, if there is one.
 
 use std::collections::HashMap;
@@ -27,6 +28,8 @@ const SLOW_FACTOR: u32 = 2;
 const USUAL_WEIGHT: f64 = 0.2;
 /// Shortest time from one probe by an order that nothing is known against to the next.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// How many times as long as an attempt that may hang such a probe may take, before another has its place.
+const PROBE_FACTOR: u32 = 2;
 /// How long a probe that is due waits for an order that has not failed before.
 const PROBE_CHOICE: Duration = Duration::from_millis(500);
 /// Messages that are asked for at a time, to find a probe among them.
@@ -63,7 +66,7 @@ pub(crate) enum Verdict {
 pub(crate) enum Found {
     /// They answered.
     Served,
-    /// One of them is away.
+    /// One of them is away, perhaps for all orders.
     Away,
     /// Nothing that holds for other orders.
     Nothing,
@@ -145,13 +148,16 @@ impl Admission {
     /// When there is more to want than now, though nothing ends until then.
     pub(crate) fn wakes_at(&self, now: Instant) -> Option<Instant> {
         let slow_at = self.held(Place::Pool).map(|running| running.began + self.slow()).max();
-        let times = [self.breaker.probe_at(), self.next_probe_at, slow_at];
+        let probe_max = self.slow() * PROBE_FACTOR;
+        let probe_ends_at = self.held(Place::Probe).map(|running| running.began + probe_max).min();
+        let times = [self.breaker.probe_at(), self.next_probe_at, slow_at, probe_ends_at];
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
     /// Decides about a message that was delivered.
     pub(crate) fn admit(&mut self, subject: Subject, suspects: &Suspects, now: Instant) -> Verdict {
-        if suspects.is_suspect(subject, now) && !self.is_due(subject, suspects, now) {
+        let has_lane = suspects.is_suspect(subject, now) || suspects.is_doubtful(subject, now);
+        if has_lane && self.breaker.probe_at().is_none() {
             return match self.lane_room(now) {
                 0 => Verdict::PostponeSuspect(self.suspects.add(now + POSTPONED_MIN) - now),
                 _ => Verdict::Begin(Place::Lane),
@@ -181,23 +187,32 @@ impl Admission {
     /// And has ended.
     pub(crate) fn ended(&mut self, ticket: Ticket, found: Found, now: Instant) -> Change {
         let Some(running) = self.running.remove(&ticket) else { return Change::None };
-        match (found, running.place) {
-            (Found::Served, _) => {
+        match found {
+            Found::Served => {
                 let took = now - running.began;
                 self.usual = self.usual.mul_f64(1.0 - USUAL_WEIGHT) + took.mul_f64(USUAL_WEIGHT);
                 self.breaker.succeeded(running.began)
             }
-            (Found::Away, Place::Pool | Place::Probe) => self.breaker.failed(now),
-            // Suspects fail whether the dependency is there or not.
-            (Found::Away, Place::Lane) | (Found::Nothing, _) => Change::None,
+            Found::Away => self.breaker.failed(now),
+            Found::Nothing => Change::None,
         }
     }
 
-    /// Makes room in a pool that is full: attempts that were overtaken move to the lane, and those that have to be stopped
-    /// because it is full too are told.
+    /// Makes room. In a pool that is full, attempts that were overtaken move to the lane, and those that have to be stopped
+    /// because it is full too are told. So is a probe that takes long: another may show more.
     pub(crate) fn overtaken(&mut self, suspects: &mut Suspects, now: Instant) -> Vec<Ticket> {
+        let mut stopped = Vec::new();
+        let probe_max = self.slow() * PROBE_FACTOR;
+        let probes = self.running.iter_mut().filter(|(_, running)| running.place == Place::Probe);
+        for (ticket, running) in probes {
+            if !running.stopped && now >= running.began + probe_max {
+                suspects.stopped(running.subject, now);
+                running.stopped = true;
+                stopped.push(*ticket);
+            }
+        }
         if self.room(now) > 0 {
-            return Vec::new();
+            return stopped;
         }
         let slow =
             self.running.iter().filter(|(_, running)| running.place == Place::Pool && !running.stopped);
@@ -205,7 +220,6 @@ impl Admission {
         let mut slow: Vec<_> = slow.map(|(ticket, running)| (running.began, *ticket)).collect();
         // Those that began first have the most to lose.
         slow.sort_unstable_by_key(|(began, _)| *began);
-        let mut stopped = Vec::new();
         for (_, ticket) in slow {
             let lane = self.held(Place::Lane).count();
             let Some(running) = self.running.get_mut(&ticket) else { continue };
@@ -227,10 +241,6 @@ impl Admission {
     }
 
     fn lane_room(&self, now: Instant) -> usize {
-        // An outage is no time for suspects.
-        if self.breaker.probe_at().is_some() {
-            return 0;
-        }
         let (lane, pool) = (self.held(Place::Lane).count(), self.held(Place::Pool).count());
         // Nothing may begin beyond what the breaker allows, but for the pool of one.
         let all = self.breaker.width(now).max(2).saturating_sub(lane + pool);

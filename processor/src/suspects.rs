@@ -53,6 +53,14 @@ pub(crate) struct Subject {
     pub(crate) customer: Option<CustomerKey>,
 }
 
+/// What was known when an attempt began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    at: Instant,
+    served_since: Option<Instant>,
+    customer_fails: bool,
+}
+
 impl Suspects {
     /// The dependency has served an order on which work began then.
     pub(crate) fn served(&mut self, subject: Subject, began: Instant) {
@@ -68,18 +76,31 @@ impl Suspects {
         self.orders.remove(&message);
     }
 
-    /// The dependency was away for this order. Tells whether for this order alone: others were served since it, or one
-    /// of its customer if that is a suspect, failed before.
-    pub(crate) fn failed(&mut self, subject: Subject, now: Instant) -> bool {
-        let order_failed_at = self.order(subject.message, now).map(|failure| failure.at);
-        let streak = self.streak(subject.customer, now).filter(|streak| self.makes_suspect(streak));
-        let customer_failed_at = streak.map(|streak| streak.at);
-        let alone =
-            [order_failed_at, customer_failed_at].into_iter().flatten().any(|at| self.served_after(at));
+    /// What is known when an attempt begins.
+    pub(crate) fn begin(&self, subject: Subject, now: Instant) -> Begun {
+        let customer_fails =
+            self.streak(subject.customer, now).is_some_and(|streak| self.makes_suspect(&streak));
+        Begun { at: now, served_since: self.served_since, customer_fails }
+    }
+
+    /// The dependency was away for this order. Tells whether for this order alone. Then others were begun and served between
+    /// its failure before and this attempt, or between another failure of its suspect customer and this attempt, or
+    /// during it.
+    pub(crate) fn failed(&mut self, subject: Subject, begun: Begun, now: Instant) -> bool {
+        let served_between = |failed_at: Instant| begun.served_since.is_some_and(|began| began > failed_at);
+        let before = self.order(subject.message, now);
+        let streak = self.streak(subject.customer, now).filter(|_| begun.customer_fails);
+        let alone = before.is_some_and(|before| served_between(before.at))
+            || streak.is_some_and(|streak| served_between(streak.at) || self.served_after(begun.at));
         // Once alone, always alone, until it is served.
-        let was_alone = self.order(subject.message, now).is_some_and(|failure| failure.alone);
-        self.remember(subject, alone || was_alone, now);
+        self.remember(subject, alone || before.is_some_and(|before| before.alone), now);
         alone
+    }
+
+    /// An attempt was stopped, and nobody knows what it would have come to.
+    pub(crate) fn stopped(&mut self, subject: Subject, now: Instant) {
+        let alone = self.order(subject.message, now).is_some_and(|before| before.alone);
+        self.remember(subject, alone, now);
     }
 
     /// The order failed, whatever the dependency did; or others that began after it were served before it was.
@@ -101,6 +122,11 @@ impl Suspects {
     /// Whether the dependency was away for this order before.
     pub(crate) fn has_failed(&self, subject: Subject, now: Instant) -> bool {
         self.order(subject.message, now).is_some()
+    }
+
+    /// Whether this order has failed and nothing was served since: it may be its own fault, or an outage.
+    pub(crate) fn is_doubtful(&self, subject: Subject, now: Instant) -> bool {
+        self.order(subject.message, now).is_some_and(|failure| !self.served_after(failure.at))
     }
 
     /// Whether an attempt was overtaken: another one began this much later, and was served.
@@ -176,13 +202,19 @@ mod tests {
         *START + Duration::from_secs(s)
     }
 
+    /// An attempt that begins and fails at the same time.
+    fn fails(suspects: &mut Suspects, subject: Subject, now: Instant) -> bool {
+        let begun = suspects.begin(subject, now);
+        suspects.failed(subject, begun, now)
+    }
+
     #[test]
     fn an_outage_is_no_fault_of_the_orders_that_meet_it() {
         let mut suspects = Suspects::default();
         suspects.served(other(), at(0));
         for n in 1..20 {
             for subject in [poison(), other()] {
-                assert!(!suspects.failed(subject, at(n)));
+                assert!(!fails(&mut suspects, subject, at(n)));
                 assert!(!suspects.is_suspect(subject, at(n)));
             }
         }
@@ -191,15 +223,15 @@ mod tests {
     #[test]
     fn an_order_that_fails_while_others_pass_is_alone() {
         let mut suspects = Suspects::default();
-        assert!(!suspects.failed(poison(), at(1)));
+        assert!(!fails(&mut suspects, poison(), at(1)));
         suspects.served(other(), at(2));
         assert!(!suspects.is_suspect(poison(), at(2)), "it may have been an outage");
-        assert!(suspects.failed(poison(), at(3)));
+        assert!(fails(&mut suspects, poison(), at(3)));
         assert!(suspects.is_suspect(poison(), at(3)));
-        assert!(!suspects.failed(poison(), at(4)), "nobody was served since");
+        assert!(!fails(&mut suspects, poison(), at(4)), "nobody was served since");
         assert!(suspects.is_suspect(poison(), at(4)), "it has been alone before");
         suspects.served(other(), at(5));
-        assert!(suspects.failed(poison(), at(6)));
+        assert!(fails(&mut suspects, poison(), at(6)));
         assert_eq!(suspects.alone(at(6)), 1);
         suspects.served(poison(), at(7));
         assert!(!suspects.is_suspect(poison(), at(7)));
@@ -209,12 +241,12 @@ mod tests {
     #[test]
     fn what_began_before_the_outage_and_ended_in_it_shows_nobody_alone() {
         let mut suspects = Suspects::default();
-        assert!(!suspects.failed(poison(), at(2)));
+        assert!(!fails(&mut suspects, poison(), at(2)));
         suspects.served(other(), at(1));
-        assert!(!suspects.failed(poison(), at(4)));
+        assert!(!fails(&mut suspects, poison(), at(4)));
         suspects.served(other(), at(5));
         suspects.served(other(), at(3));
-        assert!(suspects.failed(poison(), at(6)), "the latest holds");
+        assert!(fails(&mut suspects, poison(), at(6)), "the latest holds");
     }
 
     #[test]
@@ -223,22 +255,41 @@ mod tests {
         let next = subject(20, "ada");
         for n in 0..CUSTOMER_FAILURES {
             assert!(suspects.is_untried(next, at(1)) == (n == 0));
-            assert!(!suspects.failed(subject(10 + u64::from(n), "ada"), at(1)));
+            assert!(!fails(&mut suspects, subject(10 + u64::from(n), "ada"), at(1)));
         }
         assert!(!suspects.is_suspect(next, at(1)), "it may be an outage");
         suspects.served(other(), at(2));
         assert!(suspects.is_suspect(next, at(2)));
-        assert!(suspects.failed(next, at(3)), "counts at once");
+        assert!(fails(&mut suspects, next, at(3)), "counts at once");
+        let begun = suspects.begin(subject(21, "ada"), at(3));
+        assert!(!suspects.failed(subject(21, "ada"), begun, at(4)), "nobody was served since");
+        suspects.served(other(), at(5));
+        let begun = suspects.begin(subject(22, "ada"), at(6));
+        suspects.failed(subject(23, "ada"), begun, at(7));
+        suspects.served(other(), at(8));
+        assert!(suspects.failed(subject(22, "ada"), begun, at(9)), "others were served during it");
+        assert!(suspects.is_suspect(next, at(3)));
         suspects.served(subject(10, "ada"), at(4));
         assert!(!suspects.is_suspect(subject(21, "ada"), at(4)));
     }
 
     #[test]
+    fn an_attempt_that_began_in_an_outage_and_ended_after_it_is_no_fault_of_the_order() {
+        let mut suspects = Suspects::default();
+        assert!(!fails(&mut suspects, poison(), at(1)));
+        let begun = suspects.begin(poison(), at(1));
+        assert!(suspects.is_doubtful(poison(), at(1)));
+        suspects.served(other(), at(2));
+        assert!(!suspects.is_doubtful(poison(), at(2)));
+        assert!(!suspects.failed(poison(), begun, at(3)));
+    }
+
+    #[test]
     fn one_failure_makes_no_customer_a_suspect() {
         let mut suspects = Suspects::default();
-        suspects.failed(poison(), at(1));
+        fails(&mut suspects, poison(), at(1));
         suspects.served(other(), at(2));
-        suspects.failed(poison(), at(3));
+        fails(&mut suspects, poison(), at(3));
         assert!(!suspects.is_suspect(subject(3, "ada"), at(3)));
     }
 
@@ -262,7 +313,7 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let mut suspects = Suspects::default();
         for n in 0..=REMEMBERED_MAX as u64 {
-            suspects.failed(subject(n, &n.to_string()), at(1));
+            fails(&mut suspects, subject(n, &n.to_string()), at(1));
         }
         assert_eq!((suspects.orders.len(), suspects.customers.len()), (1, 1));
     }

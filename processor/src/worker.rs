@@ -33,7 +33,7 @@ use crate::metrics;
 use crate::parking::{About, Before, Delivery, Fate, Parking, ParkingError, RETRY, pause};
 use crate::spans::{about_delivery, about_event, origin, received, template};
 use crate::step::{Step, StepError};
-use crate::suspects::{Subject, Suspects};
+use crate::suspects::{Begun, Subject, Suspects};
 
 /// How old an event may be and still be taken for the order as it stands. What waited for longer, behind others or
 /// for a step that was away, has perhaps been cancelled meanwhile, and who cancels in time is not to be charged first.
@@ -251,6 +251,7 @@ impl<S: Step> Worker<S> {
         span.event("attempt", || [KeyValue::new(attribute::DELIVERIES, delivery.deliveries)]);
         let trace = span.context();
         let (seen, began) = (AtomicU64::new(event.revision.0), Instant::now());
+        let begun = self.suspects().begin(subject, began);
         // A step that panics has failed with this order, and goes on with others.
         let attempt = span.scope(self.attempt(event, delivery, trace, &seen));
         let attempt = AssertUnwindSafe(attempt).catch_unwind();
@@ -272,8 +273,9 @@ impl<S: Step> Worker<S> {
             Err(reason) => reason,
         };
         let is_away = reason.is_away();
-        let alone = self.failed_alone(subject, is_away);
-        let counts = !is_away || alone;
+        let counts = self.failed(subject, begun, is_away);
+        // A suspect fails whether the dependency is there or not.
+        let shows_outage = is_away && !self.suspects().is_suspect(subject, Instant::now());
         let fate = if counts {
             let seen = Revision(seen.into_inner());
             self.parking.after_attempt(delivery, &about, seen, &reason).await
@@ -297,7 +299,7 @@ impl<S: Step> Worker<S> {
             warn!(step = S::NAME, %order_id, trace_id, span_id, revision, deliveries, counts, %reason, ?delay, "order tried again later");
         }
         let outcome = if fate == Fate::Terminate { fate.as_str() } else { reason.kind() };
-        ended(Some(fate), if is_away && !alone { Found::Away } else { Found::Nothing }, outcome)
+        ended(Some(fate), if shows_outage { Found::Away } else { Found::Nothing }, outcome)
     }
 
     /// What could not be given up comes again.
@@ -308,15 +310,14 @@ impl<S: Step> Worker<S> {
         })
     }
 
-    /// Takes note of an order that failed. Tells whether it did so alone.
-    fn failed_alone(&self, subject: Subject, is_away: bool) -> bool {
+    /// Takes note of an order that failed. Tells whether that uses up an attempt.
+    fn failed(&self, subject: Subject, begun: Begun, is_away: bool) -> bool {
         let now = Instant::now();
-        let alone = if is_away {
-            self.suspects().failed(subject, now)
-        } else {
+        if !is_away {
             self.suspects().failed_alone(subject, now);
-            true
-        };
+            return true;
+        }
+        let alone = self.suspects().failed(subject, begun, now);
         if alone {
             metrics::failed_alone(S::NAME);
         }
