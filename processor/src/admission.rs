@@ -22,8 +22,11 @@ use crate::suspects::{Subject, Suspects};
 
 /// An attempt that takes longer than this, and than others usually do, may hang.
 const SLOW_MIN: Duration = Duration::from_secs(1);
-/// How many times as long as usual that is.
+/// How many times as long as usual that is, and no longer than this.
 const SLOW_FACTOR: u32 = 2;
+const SLOW_MAX: Duration = Duration::from_secs(5);
+/// How often a full pool is searched for attempts that were overtaken.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(100);
 /// The weight of the latest attempt that went well in what is usual.
 const USUAL_WEIGHT: f64 = 0.2;
 /// Shortest time from one probe by an order that nothing is known against to the next.
@@ -91,7 +94,15 @@ pub(crate) struct Admission {
     size: usize,
     breaker: Breaker,
     running: HashMap<Ticket, Running>,
+    /// How many of them have each place.
+    pool: usize,
+    lane: usize,
+    probes: usize,
     tickets: u64,
+    /// When the latest attempt in the pool began.
+    latest: Option<Instant>,
+    /// When a full pool is searched next.
+    next_search_at: Option<Instant>,
     /// How long attempts take that go well: a moving average.
     usual: Duration,
     /// When the next order that nothing is known against may probe.
@@ -125,7 +136,12 @@ impl Admission {
             size,
             breaker: Breaker::new(size),
             running: HashMap::new(),
+            pool: 0,
+            lane: 0,
+            probes: 0,
             tickets: 0,
+            latest: None,
+            next_search_at: None,
             usual: Duration::ZERO,
             next_probe_at: None,
             looked_past: Postponed::default(),
@@ -147,10 +163,10 @@ impl Admission {
 
     /// When there is more to want than now, though nothing ends until then.
     pub(crate) fn wakes_at(&self, now: Instant) -> Option<Instant> {
-        let slow_at = self.held(Place::Pool).map(|running| running.began + self.slow()).max();
-        let probe_max = self.slow() * PROBE_FACTOR;
-        let probe_ends_at = self.held(Place::Probe).map(|running| running.began + probe_max).min();
-        let times = [self.breaker.probe_at(), self.next_probe_at, slow_at, probe_ends_at];
+        let is_full = self.room(now) == 0;
+        let slow_at = self.latest.filter(|_| is_full).map(|latest| latest + self.slow());
+        let search_at = self.next_search_at.filter(|_| is_full || self.probes > 0);
+        let times = [self.breaker.probe_at(), self.next_probe_at, slow_at, search_at];
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
@@ -181,12 +197,17 @@ impl Admission {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.running.insert(ticket, Running { subject, began: now, place, stopped: false });
+        *self.held(place) += 1;
+        if place == Place::Pool {
+            self.latest = Some(now);
+        }
         ticket
     }
 
     /// And has ended.
     pub(crate) fn ended(&mut self, ticket: Ticket, found: Found, now: Instant) -> Change {
         let Some(running) = self.running.remove(&ticket) else { return Change::None };
+        *self.held(running.place) -= 1;
         match found {
             Found::Served => {
                 let took = now - running.began;
@@ -202,6 +223,10 @@ impl Admission {
     /// because it is full too are told. So is a probe that takes long: another may show more.
     pub(crate) fn overtaken(&mut self, suspects: &mut Suspects, now: Instant) -> Vec<Ticket> {
         let mut stopped = Vec::new();
+        if (self.room(now) > 0 && self.probes == 0) || self.next_search_at.is_some_and(|at| now < at) {
+            return stopped;
+        }
+        self.next_search_at = Some(now + SEARCH_INTERVAL);
         let probe_max = self.slow() * PROBE_FACTOR;
         let probes = self.running.iter_mut().filter(|(_, running)| running.place == Place::Probe);
         for (ticket, running) in probes {
@@ -221,11 +246,12 @@ impl Admission {
         // Those that began first have the most to lose.
         slow.sort_unstable_by_key(|(began, _)| *began);
         for (_, ticket) in slow {
-            let lane = self.held(Place::Lane).count();
             let Some(running) = self.running.get_mut(&ticket) else { continue };
             suspects.failed_alone(running.subject, now);
-            if lane < lane_max(self.size) {
+            if self.lane < lane_max(self.size) {
                 running.place = Place::Lane;
+                self.pool -= 1;
+                self.lane += 1;
             } else {
                 running.stopped = true;
                 stopped.push(ticket);
@@ -236,15 +262,14 @@ impl Admission {
 
     /// Orders that may be begun in the pool. The lane is part of it; but a pool of one keeps its one place.
     fn room(&self, now: Instant) -> usize {
-        let pool = self.size.saturating_sub(self.held(Place::Lane).count()).max(1);
-        self.breaker.width(now).min(pool).saturating_sub(self.held(Place::Pool).count())
+        let all = self.size.saturating_sub(self.lane).max(1);
+        self.breaker.width(now).min(all).saturating_sub(self.pool)
     }
 
     fn lane_room(&self, now: Instant) -> usize {
-        let (lane, pool) = (self.held(Place::Lane).count(), self.held(Place::Pool).count());
         // Nothing may begin beyond what the breaker allows, but for the pool of one.
-        let all = self.breaker.width(now).max(2).saturating_sub(lane + pool);
-        lane_max(self.size).saturating_sub(lane).min(all)
+        let all = self.breaker.width(now).max(2).saturating_sub(self.lane + self.pool);
+        lane_max(self.size).saturating_sub(self.lane).min(all)
     }
 
     /// Whether a probe is due that this order may be: one that has failed before only if no other came in time.
@@ -257,14 +282,12 @@ impl Admission {
     /// Whether there is a use for a probe beside the pool, and time for one.
     fn may_probe(&self, now: Instant) -> bool {
         let in_question = self.breaker.probe_at().is_some() || self.is_slow(now);
-        in_question
-            && self.next_probe_at.is_none_or(|at| now >= at)
-            && self.held(Place::Probe).next().is_none()
+        in_question && self.next_probe_at.is_none_or(|at| now >= at) && self.probes == 0
     }
 
     /// Whether there is no room because of attempts that all take long.
     fn is_slow(&self, now: Instant) -> bool {
-        self.room(now) == 0 && self.held(Place::Pool).all(|running| now >= running.began + self.slow())
+        self.room(now) == 0 && self.latest.is_some_and(|latest| now >= latest + self.slow())
     }
 
     fn shows_the_dependency(&self, subject: Subject, suspects: &Suspects, now: Instant) -> bool {
@@ -274,12 +297,16 @@ impl Admission {
         suspects.is_untried(subject, now) && !self.running.values().any(is_of_the_same)
     }
 
-    fn held(&self, place: Place) -> impl Iterator<Item = &Running> {
-        self.running.values().filter(move |running| running.place == place)
+    fn held(&mut self, place: Place) -> &mut usize {
+        match place {
+            Place::Pool => &mut self.pool,
+            Place::Lane => &mut self.lane,
+            Place::Probe => &mut self.probes,
+        }
     }
 
     fn slow(&self) -> Duration {
-        SLOW_MIN.max(self.usual * SLOW_FACTOR)
+        (self.usual * SLOW_FACTOR).clamp(SLOW_MIN, SLOW_MAX)
     }
 }
 

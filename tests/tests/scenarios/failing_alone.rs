@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use backbone::stream::DEAD_LETTERS;
 use futures::future::join_all;
 use harness::{Deployment, Load, Options, eventually, item, order_of};
 use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus};
@@ -10,6 +11,7 @@ use proto::payments::v1::{Behaviour, Fault, SetBehaviourRequest};
 use tokio::time::timeout;
 
 use crate::accounting::ids;
+use crate::dead_letters::{break_gadgets, mend};
 
 pub(crate) const BAD: &str = "bad";
 /// Healthy orders that a test places, one after the other.
@@ -154,6 +156,8 @@ async fn bad_orders_are_parked(trouble: Trouble, pool_size: &str) {
         let letter = waybill.letter(&order.dead_letter_id).await.unwrap();
         assert_eq!(letter.attempts.len(), 2, "{letter:?}");
     }
+    let scrape = waybill.scrape_of("payment").await;
+    assert!(scrape.sum("waybill_step_failed_alone_total", &[]) > Some(0.0), "an operator sees it");
 }
 
 #[tokio::test]
@@ -171,7 +175,7 @@ async fn a_dozen_orders_that_hang_are_counted_and_parked() {
 async fn an_outage_uses_up_no_attempts_whatever_failed_alone_before() {
     let mut waybill = deployment(&[("MAX_ATTEMPTS", "2"), ("PAYMENT_TIMEOUT", "200ms")]).await;
     begin(&mut waybill, BAD, Trouble::Refusing).await;
-    let mut orders = bad_orders(&mut waybill, 3).await;
+    bad_orders(&mut waybill, 3).await;
     healthy_orders_pass(&waybill, "before").await;
     begin(&mut waybill, "", Trouble::Refusing).await;
     begin(&mut waybill, "healthy", Trouble::Refusing).await;
@@ -188,7 +192,34 @@ async fn an_outage_uses_up_no_attempts_whatever_failed_alone_before() {
         (waybill.sandbox().ledger("").await.capture_calls > calls + 30).then_some(())
     })
     .await;
-    orders.retain(|order| !ids(&in_outage).contains(&order.order_id));
+    // A parked order would not end.
     recovers(&mut waybill, &in_outage).await;
-    assert!(waybill.open_letters().await.len() <= orders.len());
+}
+
+/// Orders for a SKU whose record in the bucket cannot be read, and inventory with one worker.
+async fn damaged_stock() -> (Deployment, Vec<Order>) {
+    let processors = vec![("WORKER_POOL_SIZE", "1".to_owned())];
+    let programs = std::env::var_os("PROGRAMS").map(Into::into);
+    let waybill = Deployment::start_with(Options { processors, programs, ..Options::default() }).await;
+    break_gadgets(&waybill).await;
+    let requests = (0..12).map(|n| order_of(BAD, &format!("gadget-{n}"), vec![item("gadget", 1)]));
+    let bad = Load::start(waybill.channel(), requests.collect()).all().await;
+    (waybill, bad)
+}
+
+#[tokio::test]
+async fn orders_that_inventory_cannot_reserve_stop_no_others() {
+    let (waybill, bad) = damaged_stock().await;
+    healthy_orders_pass(&waybill, "healthy").await;
+    mend(&waybill).await;
+    let fulfilled = HashMap::from([(OrderStatus::Fulfilled, bad.len())]);
+    assert_eq!(waybill.statuses(&ids(&bad)).await, fulfilled);
+}
+
+#[tokio::test]
+async fn orders_that_cannot_be_parked_stop_no_others() {
+    let (waybill, _) = damaged_stock().await;
+    waybill.jetstream().await.delete_stream(DEAD_LETTERS).await.unwrap();
+    healthy_orders_pass(&waybill, "healthy").await;
+    waybill.broker.provision().await;
 }
