@@ -36,12 +36,12 @@ const PROBE_FACTOR: u32 = 2;
 /// How long a probe that is due waits for an order that has not failed before.
 const PROBE_CHOICE: Duration = Duration::from_millis(500);
 /// Messages that are asked for at a time, to find a probe among them.
-const LOOKED_AT_MAX: usize = 32;
+const LOOKED_AT_MAX: usize = 64;
 /// Postponed messages come back so far apart, however many they are, and no sooner than this.
-const POSTPONED_INTERVAL: Duration = Duration::from_millis(2);
+const POSTPONED_INTERVAL: Duration = Duration::from_millis(5);
 const POSTPONED_MIN: Duration = Duration::from_millis(200);
 /// No more messages are looked at for a probe once those that were postponed take so long to come back.
-const LOOKED_PAST_MAX: Duration = Duration::from_secs(30);
+const LOOKED_PAST_MAX: Duration = Duration::from_secs(60);
 
 /// Where a message is worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -141,14 +141,16 @@ async fn bad_orders_are_parked(trouble: Trouble, pool_size: &str) {
     let mut waybill = deployment(&further).await;
     begin(&mut waybill, BAD, trouble).await;
     let bad = bad_orders(&mut waybill, 12).await;
-    let parked = join_all(bad.iter().map(|order| waybill.reached(&order.order_id, OrderStatus::Failed)));
-    tokio::pin!(parked);
-    let mut round = 0;
-    let parked = loop {
-        let name = format!("round-{round}");
-        tokio::select! {
-            parked = &mut parked => break parked,
-            () = healthy_orders_pass(&waybill, &name) => round += 1,
+    let parked = {
+        let parked = join_all(bad.iter().map(|order| waybill.reached(&order.order_id, OrderStatus::Failed)));
+        tokio::pin!(parked);
+        let mut round = 0;
+        loop {
+            let name = format!("round-{round}");
+            tokio::select! {
+                parked = &mut parked => break parked,
+                () = healthy_orders_pass(&waybill, &name) => round += 1,
+            }
         }
     };
     for order in parked {

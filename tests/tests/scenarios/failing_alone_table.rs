@@ -2,7 +2,7 @@
 //!
 //! `cargo test -p waybill-tests --test scenarios bad_orders_table -- --ignored --nocapture`
 //!
-//! BAD, such as `12,500`, and TROUBLE, `refusing` or `hanging`, choose cells; SECONDS is how many healthy orders there are;
+//! BAD, such as `12,500`, and TROUBLE, `refusing` or `hanging`, choose cells; HEALTHY is how many healthy orders there are;
 //! PROGRAMS is a folder with programs of another version.
 
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use tokio::time::{interval, timeout};
 use crate::failing_alone::{BAD, Trouble, bad_orders, begin};
 
 const BAD_ORDERS: &str = "1,4,12,30,500,20000";
-const SECONDS: usize = 60;
+const HEALTHY: usize = 60;
 /// How long after the last one is placed healthy orders may still end.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
@@ -23,7 +23,7 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 #[ignore = "takes a quarter of an hour, and is to be alone on its machine"]
 async fn bad_orders_table() {
     let chosen = std::env::var("BAD").unwrap_or_else(|_| BAD_ORDERS.to_owned());
-    let seconds = std::env::var("SECONDS").map_or(SECONDS, |seconds| seconds.parse().unwrap());
+    let seconds = std::env::var("HEALTHY").map_or(HEALTHY, |count| count.parse().unwrap());
     let trouble = std::env::var("TROUBLE").unwrap_or_default();
     eprintln!("| bad orders | they | healthy | unfinished | p50 | max | broker CPU | payment CPU |");
     eprintln!("|---|---|---|---|---|---|---|---|");
