@@ -200,7 +200,8 @@ async fn an_outage_uses_up_no_attempts_whatever_failed_alone_before() {
 
 /// Orders for a SKU whose record in the bucket cannot be read, and inventory with one worker.
 async fn damaged_stock() -> (Deployment, Vec<Order>) {
-    let processors = vec![("WORKER_POOL_SIZE", "1".to_owned())];
+    // None of them is parked while the test lasts.
+    let processors = vec![("WORKER_POOL_SIZE", "1".to_owned()), ("MAX_ATTEMPTS", "100".to_owned())];
     let programs = std::env::var_os("PROGRAMS").map(Into::into);
     let waybill = Deployment::start_with(Options { processors, programs, ..Options::default() }).await;
     break_gadgets(&waybill).await;
