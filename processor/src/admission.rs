@@ -23,7 +23,7 @@ use crate::suspects::{Subject, Suspects};
 /// An attempt that takes longer than this, and than others usually do, may hang.
 const SLOW_MIN: Duration = Duration::from_secs(1);
 /// How many times as long as usual that is, and no longer than this.
-const SLOW_FACTOR: u32 = 2;
+const SLOW_FACTOR: u32 = 4;
 const SLOW_MAX: Duration = Duration::from_secs(5);
 /// How often a full pool is searched for attempts that were overtaken.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(100);
@@ -37,9 +37,15 @@ const PROBE_FACTOR: u32 = 2;
 const PROBE_CHOICE: Duration = Duration::from_millis(500);
 /// Messages that are asked for at a time, to find a probe among them.
 const LOOKED_AT_MAX: usize = 64;
+/// How many are looked at for a start, and how often twice as many: a pool that stands still for a moment postpones next to
+/// nothing, and one that hangs looks past 10,000 within five seconds.
+const LOOKED_AT_FIRST: usize = 1;
+const LOOKED_AT_DOUBLES: Duration = Duration::from_millis(300);
 /// Postponed messages come back so far apart, however many they are, and no sooner than this.
 const POSTPONED_INTERVAL: Duration = Duration::from_millis(5);
 const POSTPONED_MIN: Duration = Duration::from_millis(200);
+/// Those that were looked at for a probe come again no sooner than this, so that others are looked at meanwhile.
+const LOOKED_PAST_MIN: Duration = Duration::from_secs(2);
 /// No more messages are looked at for a probe once those that were postponed take so long to come back.
 const LOOKED_PAST_MAX: Duration = Duration::from_secs(60);
 
@@ -101,6 +107,8 @@ pub(crate) struct Admission {
     tickets: u64,
     /// When the latest attempt in the pool began.
     latest: Option<Instant>,
+    /// When an attempt last ended well.
+    served_at: Option<Instant>,
     /// When a full pool is searched next.
     next_search_at: Option<Instant>,
     /// How long attempts take that go well: a moving average.
@@ -108,6 +116,8 @@ pub(crate) struct Admission {
     /// When the next order that nothing is known against may probe.
     next_probe_at: Option<Instant>,
     looked_past: Postponed,
+    /// Since when it has been in question whether the dependency is there, and how many messages were looked past since.
+    question: Option<(Instant, usize)>,
     suspects: Postponed,
 }
 
@@ -141,10 +151,12 @@ impl Admission {
             probes: 0,
             tickets: 0,
             latest: None,
+            served_at: None,
             next_search_at: None,
             usual: Duration::ZERO,
             next_probe_at: None,
             looked_past: Postponed::default(),
+            question: None,
             suspects: Postponed::default(),
         }
     }
@@ -154,9 +166,20 @@ impl Admission {
     }
 
     /// How many messages could be worked on or looked at now.
-    pub(crate) fn wanted(&self, now: Instant) -> usize {
+    pub(crate) fn wanted(&mut self, now: Instant) -> usize {
+        if !self.is_in_question(now) {
+            self.question = None;
+        }
         match self.room(now) {
-            0 if self.may_probe(now) && !self.looked_past.is_full(now) => LOOKED_AT_MAX,
+            0 if self.may_probe(now) && !self.looked_past.is_full(now) => {
+                let (since, looked_past) = *self.question.get_or_insert((now, 0));
+                let doublings = (now - since).as_millis() / LOOKED_AT_DOUBLES.as_millis();
+                let factor =
+                    u32::try_from(doublings).ok().and_then(|doublings| 2usize.checked_pow(doublings));
+                let budget = LOOKED_AT_FIRST.saturating_mul(factor.unwrap_or(usize::MAX));
+                // No more at a time than were of no use before.
+                budget.saturating_sub(looked_past).min(looked_past.clamp(1, LOOKED_AT_MAX))
+            }
             room => room,
         }
     }
@@ -164,9 +187,10 @@ impl Admission {
     /// When there is more to want than now, though nothing ends until then.
     pub(crate) fn wakes_at(&self, now: Instant) -> Option<Instant> {
         let is_full = self.room(now) == 0;
-        let slow_at = self.latest.filter(|_| is_full).map(|latest| latest + self.slow());
+        let slow_at = self.slow_at().filter(|_| is_full);
         let search_at = self.next_search_at.filter(|_| is_full || self.probes > 0);
-        let times = [self.breaker.probe_at(), self.next_probe_at, slow_at, search_at];
+        let look_at = self.question.filter(|_| is_full).map(|_| now + LOOKED_AT_DOUBLES);
+        let times = [self.breaker.probe_at(), self.next_probe_at, slow_at, search_at, look_at];
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
@@ -187,9 +211,14 @@ impl Admission {
             return Verdict::Begin(Place::Probe);
         }
         // One that was asked for while there was room comes again at once.
-        let in_question = self.breaker.probe_at().is_some() || self.is_slow(now);
-        let earliest = self.breaker.probe_at().unwrap_or(now).max(now + POSTPONED_MIN);
-        Verdict::Postpone(if in_question { self.looked_past.add(earliest) - now } else { POSTPONED_MIN })
+        if !self.is_in_question(now) {
+            return Verdict::Postpone(POSTPONED_MIN);
+        }
+        if let Some((_, looked_past)) = &mut self.question {
+            *looked_past += 1;
+        }
+        let earliest = self.breaker.probe_at().unwrap_or(now).max(now + LOOKED_PAST_MIN);
+        Verdict::Postpone(self.looked_past.add(earliest) - now)
     }
 
     /// Work on a message begins.
@@ -210,6 +239,7 @@ impl Admission {
         *self.held(running.place) -= 1;
         match found {
             Found::Served => {
+                self.served_at = Some(now);
                 let took = now - running.began;
                 self.usual = self.usual.mul_f64(1.0 - USUAL_WEIGHT) + took.mul_f64(USUAL_WEIGHT);
                 self.breaker.succeeded(running.began)
@@ -247,7 +277,7 @@ impl Admission {
         slow.sort_unstable_by_key(|(began, _)| *began);
         for (_, ticket) in slow {
             let Some(running) = self.running.get_mut(&ticket) else { continue };
-            suspects.failed_alone(running.subject, now);
+            suspects.overtaken(running.subject, running.began, now);
             if self.lane < lane_max(self.size) {
                 running.place = Place::Lane;
                 self.pool -= 1;
@@ -281,20 +311,30 @@ impl Admission {
 
     /// Whether there is a use for a probe beside the pool, and time for one.
     fn may_probe(&self, now: Instant) -> bool {
-        let in_question = self.breaker.probe_at().is_some() || self.is_slow(now);
-        in_question && self.next_probe_at.is_none_or(|at| now >= at) && self.probes == 0
+        self.is_in_question(now) && self.next_probe_at.is_none_or(|at| now >= at) && self.probes == 0
     }
 
-    /// Whether there is no room because of attempts that all take long.
+    /// Whether it is to be found out if the dependency is there.
+    fn is_in_question(&self, now: Instant) -> bool {
+        self.breaker.probe_at().is_some() || self.is_slow(now)
+    }
+
+    /// Whether there is no room because of attempts that all take long, and none ends well. A pool that is only slow has
+    /// room again and again.
     fn is_slow(&self, now: Instant) -> bool {
-        self.room(now) == 0 && self.latest.is_some_and(|latest| now >= latest + self.slow())
+        self.room(now) == 0 && self.slow_at().is_some_and(|at| now >= at)
     }
 
+    fn slow_at(&self) -> Option<Instant> {
+        Some(self.latest?.max(self.served_at.unwrap_or(self.latest?)) + self.slow())
+    }
+
+    /// Whether nothing is known against an order, and it is not of the customer whose orders hold most places.
     fn shows_the_dependency(&self, subject: Subject, suspects: &Suspects, now: Instant) -> bool {
-        let is_of_the_same = |running: &Running| {
+        let of_the_same = self.running.values().filter(|running| {
             running.subject.customer.is_some() && running.subject.customer == subject.customer
-        };
-        suspects.is_untried(subject, now) && !self.running.values().any(is_of_the_same)
+        });
+        suspects.is_untried(subject, now) && of_the_same.count() * 2 <= self.running.len()
     }
 
     fn held(&mut self, place: Place) -> &mut usize {

@@ -97,13 +97,23 @@ impl Suspects {
         alone
     }
 
+    /// An attempt that began then hangs while others were served. One such makes its customer's other orders suspects, because
+    /// each of them would hold a place as long.
+    pub(crate) fn overtaken(&mut self, subject: Subject, began: Instant, now: Instant) {
+        self.remember(subject, true, now);
+        if let Some(streak) = subject.customer.and_then(|customer| self.customers.get_mut(&customer)) {
+            streak.failures = streak.failures.max(CUSTOMER_FAILURES);
+            streak.since = streak.since.min(began);
+        }
+    }
+
     /// An attempt was stopped, and nobody knows what it would have come to.
     pub(crate) fn stopped(&mut self, subject: Subject, now: Instant) {
         let alone = self.order(subject.message, now).is_some_and(|before| before.alone);
         self.remember(subject, alone, now);
     }
 
-    /// The order failed, whatever the dependency did; or others that began after it were served before it was.
+    /// The order failed, whatever the dependency did.
     pub(crate) fn failed_alone(&mut self, subject: Subject, now: Instant) {
         self.remember(subject, true, now);
     }
@@ -282,6 +292,17 @@ mod tests {
         suspects.served(other(), at(2));
         assert!(!suspects.is_doubtful(poison(), at(2)));
         assert!(!suspects.failed(poison(), begun, at(3)));
+    }
+
+    #[test]
+    fn one_attempt_that_was_overtaken_makes_its_customer_a_suspect() {
+        let mut suspects = Suspects::default();
+        suspects.served(other(), at(3));
+        assert!(suspects.is_overtaken(at(1), Duration::from_secs(1)));
+        suspects.overtaken(poison(), at(1), at(4));
+        assert!(suspects.is_suspect(poison(), at(4)) && suspects.is_suspect(subject(3, "ada"), at(4)));
+        suspects.served(subject(3, "ada"), at(5));
+        assert!(!suspects.is_suspect(subject(4, "ada"), at(5)));
     }
 
     #[test]
