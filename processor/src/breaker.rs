@@ -2,7 +2,8 @@
 //!
 //! Closed, the pool works as wide as it is. After some failures in a row that were no order's own fault it is open:
 //! nothing is begun for a while. Then one order probes; if that goes well, each success lets one more begin, until
-//! the pool is as wide as before. A failure on the way opens it again, for longer.
+//! the pool is as wide as before. A failure on the way opens it again, for longer. A success of what began after it opened
+//! ends the pause, whatever it was begun for.
 
 use std::time::Duration;
 
@@ -22,7 +23,14 @@ pub(crate) struct Breaker {
     failures: u32,
     /// Times that it opened since it was last closed.
     pauses: u64,
-    probe_at: Option<Instant>,
+    opened: Option<Opened>,
+}
+
+/// While it is open, or probed.
+#[derive(Clone, Copy, Debug)]
+struct Opened {
+    at: Instant,
+    probe_at: Instant,
 }
 
 /// How the breaker stands, as metrics tell it.
@@ -48,13 +56,13 @@ pub(crate) enum Change {
 
 impl Breaker {
     pub(crate) fn new(pool_size: usize) -> Self {
-        Self { pool_size, width: pool_size, failures: 0, pauses: 0, probe_at: None }
+        Self { pool_size, width: pool_size, failures: 0, pauses: 0, opened: None }
     }
 
     /// How many orders may be worked on at a time.
     pub(crate) fn width(&self, now: Instant) -> usize {
-        match self.probe_at {
-            Some(probe_at) if now < probe_at => 0,
+        match self.opened {
+            Some(opened) if now < opened.probe_at => 0,
             Some(_) => 1,
             None => self.width,
         }
@@ -69,20 +77,20 @@ impl Breaker {
         }
     }
 
-    /// When the next probe may begin, while it is open.
+    /// When the next probe may begin, or could have begun, while nothing has gone well since it opened.
     pub(crate) fn probe_at(&self) -> Option<Instant> {
-        self.probe_at
+        self.opened.map(|opened| opened.probe_at)
     }
 
-    /// The dependency answered.
-    pub(crate) fn succeeded(&mut self, now: Instant) -> Change {
+    /// The dependency answered, for work that began then.
+    pub(crate) fn succeeded(&mut self, began: Instant) -> Change {
         self.failures = 0;
-        if let Some(probe_at) = self.probe_at {
+        if let Some(opened) = self.opened {
             // Begun before it opened: says nothing about now.
-            if now < probe_at {
+            if began < opened.at {
                 return Change::None;
             }
-            self.probe_at = None;
+            self.opened = None;
             self.width = 1;
         }
         if self.pauses == 0 {
@@ -101,14 +109,14 @@ impl Breaker {
         self.failures += 1;
         // One failure is enough while it is not known to be back.
         let recovering = self.pauses > 0 && self.width < self.pool_size;
-        let waiting = self.probe_at.is_some_and(|probe_at| now < probe_at);
+        let waiting = self.opened.is_some_and(|opened| now < opened.probe_at);
         if waiting || (self.failures < OUTAGE_FAILURES && !recovering) {
             return Change::None;
         }
         self.pauses += 1;
         self.width = 0;
         let pause = PAUSE.after(self.pauses);
-        self.probe_at = Some(now + pause);
+        self.opened = Some(Opened { at: now, probe_at: now + pause });
         Change::Opened(pause)
     }
 }
@@ -186,8 +194,16 @@ mod tests {
         let mut breaker = opened(now);
         let probe_at = breaker.probe_at();
         assert_eq!(breaker.failed(now), Change::None);
-        assert_eq!(breaker.succeeded(now), Change::None);
+        assert_eq!(breaker.succeeded(now - Duration::from_secs(1)), Change::None);
         assert_eq!((breaker.probe_at(), breaker.width(now)), (probe_at, 0));
+    }
+
+    #[test]
+    fn a_success_of_what_began_while_it_was_open_ends_the_pause() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        assert_eq!(breaker.succeeded(now), Change::None);
+        assert_eq!((breaker.probe_at(), breaker.width(now), breaker.phase(now)), (None, 2, Phase::HalfOpen));
     }
 
     #[test]

@@ -18,8 +18,9 @@ const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// Settings that every processor has.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ProcessorConfig {
-    /// Orders that this process works on at the same time, 1-1000. Unset: what suits the step, which is 10, and
-    /// for inventory, whose workers share their commits, 128.
+    /// Orders that this process works on at the same time, 1-1000, a probe apart. With 1, an order that fails alone has
+    /// a place of its own beside it. Unset: what suits the step, which is 10, and for inventory, whose workers share
+    /// their commits, 128.
     #[arg(long, env = "WORKER_POOL_SIZE", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub worker_pool_size: Option<u16>,
     /// How long the broker waits for a sign of life about an order before it gives it to another worker,

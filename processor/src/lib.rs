@@ -13,12 +13,13 @@ pub mod program;
 pub mod provision;
 pub mod step;
 
+mod admission;
 mod breaker;
-mod failures;
 mod leadership;
 mod metrics;
 mod parking;
 mod runtime;
 mod spans;
 mod status;
+mod suspects;
 mod worker;

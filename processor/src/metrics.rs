@@ -11,6 +11,7 @@ use backbone::metrics::{self, Counter, Histogram, KeyValue, seconds};
 const FINGERPRINTS_MAX: usize = 100;
 const OTHER: &str = "other";
 const STEP_DOWN_OUTCOMES: [&str; 3] = ["done", "not_allowed", "failed"];
+const POSTPONED_REASONS: [&str; 2] = ["suspect", "no_place"];
 const CAUSES: [&str; 6] = ["stuck", "silent", "edited", "leader", "refused", "closed"];
 
 static ATTEMPTS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
@@ -31,6 +32,18 @@ static STEP_DOWNS: LazyLock<Counter<u64>> = LazyLock::new(|| {
         "Times that the consumer's leader lagged behind the log and was asked to step down.",
     )
 });
+static ALONE: LazyLock<Counter<u64>> = LazyLock::new(|| {
+    metrics::counter(
+        "waybill.step.failed_alone",
+        "Attempts that failed at one order, or those of one customer, while others were served.",
+    )
+});
+static POSTPONED: LazyLock<Counter<u64>> = LazyLock::new(|| {
+    metrics::counter(
+        "waybill.step.postponed",
+        "Messages that were delivered and come again without an attempt.",
+    )
+});
 static LETTERS: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter("waybill.dead_letters", "Messages that were given up, parked or set aside.")
 });
@@ -38,6 +51,10 @@ static LETTERS: LazyLock<Counter<u64>> = LazyLock::new(|| {
 /// What there is to see before anything has happened.
 pub(crate) fn start(step: &'static str) {
     REDELIVERIES.add(0, &[of(step)]);
+    ALONE.add(0, &[of(step)]);
+    for reason in POSTPONED_REASONS {
+        POSTPONED.add(0, &[of(step), KeyValue::new("reason", reason)]);
+    }
     for cause in CAUSES {
         REOPENED.add(0, &[of(step), KeyValue::new("cause", cause)]);
     }
@@ -54,6 +71,25 @@ pub(crate) fn attempted(step: &'static str, outcome: &'static str, took: Duratio
 /// A message has come again.
 pub(crate) fn redelivered(step: &'static str) {
     REDELIVERIES.add(1, &[of(step)]);
+}
+
+/// An attempt has failed at an order alone.
+pub(crate) fn failed_alone(step: &'static str) {
+    ALONE.add(1, &[of(step)]);
+}
+
+/// A message comes again without an attempt.
+pub(crate) fn postponed(step: &'static str, reason: &'static str) {
+    POSTPONED.add(1, &[of(step), KeyValue::new("reason", reason)]);
+}
+
+/// How many orders are known to fail alone, whenever somebody looks.
+pub(crate) fn alone(step: &'static str, count: impl Fn() -> usize + Send + Sync + 'static) {
+    metrics::gauge(
+        "waybill.step.alone",
+        "Orders that failed alone here, and have been neither served nor parked here since.",
+        move |gauge| gauge.observe(count() as u64, &[of(step)]),
+    );
 }
 
 /// The consumer is lost.

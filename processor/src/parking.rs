@@ -3,6 +3,7 @@
 //! First the dead letter is stored, then the order becomes FAILED, and only then is the message terminated. Each of
 //! these can be repeated: a message that is delivered again after a crash finds how far it had come.
 
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::Message;
@@ -111,6 +112,9 @@ pub(crate) struct Parking {
     pub(crate) attempts_max: usize,
     /// Held during an announced attempt.
     pub(crate) announced: Mutex<()>,
+    /// The first message that this process was the first to be brought. What comes behind it was brought to nobody before
+    /// this process ran, so nothing that ended before can have died of it.
+    pub(crate) first_new: OnceLock<Revision>,
 }
 
 impl Parking {
@@ -135,8 +139,10 @@ impl Parking {
         let failed_count = failed(tried).len();
         let vanished_count = tried.len() - failed_count;
         let given_up = failed_count >= self.attempts_max || vanished_count >= VANISHED_MAX;
+        // Deliveries that were postponed leave no trace either. But whoever died of this order has been started since.
+        let is_new = self.first_new.get().is_some_and(|first| delivery.id.sequence() >= *first);
         let silent_count = deliveries_before(delivery).saturating_sub(failed_count);
-        let announced = silent_count >= SILENT_DELIVERIES_MAX;
+        let announced = silent_count >= SILENT_DELIVERIES_MAX && !is_new;
         if !given_up && !announced {
             return Ok(Before::Attempt(None));
         }
@@ -152,13 +158,18 @@ impl Parking {
         let Some(order_revision) = current.filter(|_| announced) else { return Ok(Before::Attempt(None)) };
         // One at a time, so that none is blamed for what another has done.
         let Ok(alone) = self.announced.try_lock() else {
-            return Ok(Before::Settled(Fate::Again(RETRY.initial)));
+            return Ok(Before::Settled(Fate::Again(pause(delivery))));
         };
         let mut attempts = before.map(|record| record.letter.attempts.clone()).unwrap_or_default();
         attempts.push(Attempt { time: Some(now()), error: String::new() });
         let letter = DeadLetter { order_revision, attempts, ..self.of_message(delivery) };
         self.store(&delivery.id, record.as_ref(), letter, about.trace).await?;
         Ok(Before::Attempt(Some(alone)))
+    }
+
+    /// Takes note of a message that was never brought to anybody before.
+    pub(crate) fn is_first(&self, message: Revision) {
+        self.first_new.get_or_init(|| message);
     }
 
     /// After an attempt that came to an end and does not count: whatever was announced is taken back. What cannot be
@@ -371,6 +382,11 @@ impl Parking {
             ..self.of_message(delivery)
         }
     }
+}
+
+/// How long a message waits that failed through no fault of its order.
+pub(crate) fn pause(delivery: &Delivery<'_>) -> Duration {
+    RETRY.after(u64::try_from(delivery.deliveries).unwrap_or(1))
 }
 
 fn deliveries_before(delivery: &Delivery<'_>) -> usize {

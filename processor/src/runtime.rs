@@ -1,6 +1,7 @@
 //! The runtime of a step: a pool that takes no more messages than it can work on, so that a spike waits in the
-//! stream and not in memory, and what a dying process held is delivered again.
+//! stream and not in memory, and what a dying process held is delivered again. `admission` decides what is worked on.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,20 +9,25 @@ use async_nats::jetstream::Message;
 use backbone::backoff::Backoff;
 use backbone::consumer::{Consumer, Lost, Terms};
 use backbone::dead_letters::DeadLetters;
+use backbone::ids::Revision;
 use backbone::log::OrderLog;
+use backbone::subjects;
 use backbone::telemetry::Seldom;
 use tokio::select;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::breaker::{Breaker, Change};
+use crate::admission::{Admission, Found, Ticket, Verdict};
+use crate::breaker::Change;
 use crate::config::ProcessorConfig;
 use crate::metrics;
+use crate::parking::RETRY;
 use crate::status::Status;
 use crate::step::{self, Step};
-use crate::worker::{Found, Worker, give_back};
+use crate::suspects::Subject;
+use crate::worker::{Worker, postpone};
 
 const REOPEN: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2) };
 /// How long giving back may take what is not finished when the time to drain is over.
@@ -44,13 +50,16 @@ pub(crate) async fn process<S: Step>(
     let mut pool = Pool {
         worker: Arc::new(Worker::new(step, log.clone(), dead_letters, config, leave.clone())),
         running: JoinSet::new(),
-        size: pool_size,
-        breaker: Breaker::new(pool_size),
+        tickets: HashMap::new(),
+        admission: Admission::new(pool_size),
+        leave: leave.clone(),
         status: status.clone(),
         drain_timeout: config.drain_timeout,
         deadline: None,
     };
     metrics::start(S::NAME);
+    let watched = pool.worker.clone();
+    metrics::alone(S::NAME, move || watched.suspects().alone(Instant::now()));
     status.workers(pool_size);
     info!(step = S::NAME, workers = pool_size, "processing");
     let (mut failures, mut floor) = (0, None);
@@ -99,8 +108,10 @@ pub(crate) async fn process<S: Step>(
 struct Pool<S> {
     worker: Arc<Worker<S>>,
     running: JoinSet<Found>,
-    size: usize,
-    breaker: Breaker,
+    /// What runs, by its task, and how it is told to end.
+    tickets: HashMap<Id, (Ticket, CancellationToken)>,
+    admission: Admission,
+    leave: CancellationToken,
     status: Status,
     drain_timeout: Duration,
     /// When the time to drain is over, if it has begun.
@@ -112,17 +123,17 @@ impl<S: Step> Pool<S> {
     async fn consume(&mut self, consumer: &mut Consumer, drain: &CancellationToken) -> Result<(), Lost> {
         loop {
             let now = Instant::now();
-            self.status.at_work(self.running.len(), self.breaker.phase(now));
-            let room = self.breaker.width(now).saturating_sub(self.running.len());
-            let probe_at = self.breaker.probe_at().filter(|probe_at| *probe_at > now);
+            self.make_room(now);
+            self.status.at_work(self.running.len(), self.admission.phase(now));
+            let (wanted, wakes_at) = (self.admission.wanted(now), self.admission.wakes_at(now));
             select! {
                 biased;
                 () = drain.cancelled() => break,
-                Some(found) = self.running.join_next() => self.learn(found),
-                message = consumer.next(room), if room > 0 || consumer.standing() > 0 => {
+                Some(ended) = self.running.join_next_with_id() => self.learn(ended),
+                message = consumer.next(wanted), if wanted > 0 || consumer.standing() > 0 => {
                     self.take(message?, consumer.terms()).await
                 }
-                () = sleep_until(probe_at.unwrap_or(now)), if probe_at.is_some() => {}
+                () = sleep_until(wakes_at.unwrap_or(now)), if wakes_at.is_some() => {}
             }
         }
         let deadline = self.deadline();
@@ -138,25 +149,42 @@ impl<S: Step> Pool<S> {
 
     async fn take(&mut self, message: Message, terms: Terms) {
         self.status.delivered();
-        // Asked for when there was more room, or before the breaker opened.
-        if self.running.len() >= self.breaker.width(Instant::now()).min(self.size) {
-            return give_back::<S>(&message).await;
-        }
-        let worker = self.worker.clone();
-        self.running.spawn(async move { worker.handle(message, terms).await });
+        let now = Instant::now();
+        let (subject, deliveries) = subject_of(&message);
+        let verdict = self.admission.admit(subject, &self.worker.suspects(), now);
+        let place = match verdict {
+            Verdict::Begin(place) => place,
+            Verdict::Postpone(delay) => return postpone::<S>(&message, delay, "no_place").await,
+            Verdict::PostponeSuspect(delay) => {
+                let delay = delay.max(RETRY.after(deliveries));
+                return postpone::<S>(&message, delay, "suspect").await;
+            }
+        };
+        let ticket = self.admission.begin(subject, place, now);
+        let (worker, stop) = (self.worker.clone(), self.leave.child_token());
+        let stopped = stop.clone();
+        let task = self.running.spawn(async move { worker.handle(message, subject, terms, &stopped).await });
+        self.tickets.insert(task.id(), (ticket, stop));
     }
 
-    fn learn(&mut self, found: Result<Found, tokio::task::JoinError>) {
-        let change = match found {
-            Ok(Found::Served) => self.breaker.succeeded(Instant::now()),
-            Ok(Found::Away) => self.breaker.failed(Instant::now()),
-            Ok(Found::Nothing) => Change::None,
+    /// Stops what is in the way of others.
+    fn make_room(&mut self, now: Instant) {
+        let overtaken = self.admission.overtaken(&mut self.worker.suspects(), now);
+        let to_stop = self.tickets.values().filter(|(ticket, _)| overtaken.contains(ticket));
+        to_stop.for_each(|(_, stop)| stop.cancel());
+    }
+
+    fn learn(&mut self, ended: Result<(Id, Found), JoinError>) {
+        let (task, found) = match ended {
+            Ok(ended) => ended,
             // Its message is delivered again.
             Err(error) => {
                 error!(step = S::NAME, %error, "worker died");
-                Change::None
+                (error.id(), Found::Nothing)
             }
         };
+        let Some((ticket, _)) = self.tickets.remove(&task) else { return };
+        let change = self.admission.ended(ticket, found, Instant::now());
         match change {
             Change::None => {}
             Change::Opened(pause) => {
@@ -171,12 +199,21 @@ impl<S: Step> Pool<S> {
     /// Waits for what runs. Tells whether all of it ended in time.
     async fn finish(&mut self, deadline: Instant) -> bool {
         loop {
-            self.status.at_work(self.running.len(), self.breaker.phase(Instant::now()));
-            match timeout_at(deadline, self.running.join_next()).await {
-                Ok(Some(found)) => self.learn(found),
+            self.status.at_work(self.running.len(), self.admission.phase(Instant::now()));
+            match timeout_at(deadline, self.running.join_next_with_id()).await {
+                Ok(Some(ended)) => self.learn(ended),
                 Ok(None) => return true,
                 Err(_) => return false,
             }
         }
     }
+}
+
+/// What a message is about, by its subject alone, and how often it has been delivered.
+fn subject_of(message: &Message) -> (Subject, u64) {
+    let (message_revision, deliveries) = message
+        .info()
+        .map_or((0, 1), |info| (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1)));
+    let customer = subjects::parse(&message.subject).map(|(_, id)| id.customer);
+    (Subject { message: Revision(message_revision), customer }, deliveries)
 }

@@ -28,12 +28,13 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use crate::admission::Found;
 use crate::config::ProcessorConfig;
-use crate::failures::Failures;
 use crate::metrics;
-use crate::parking::{About, Before, Delivery, Fate, Parking, ParkingError, RETRY};
+use crate::parking::{About, Before, Delivery, Fate, Parking, ParkingError, RETRY, pause};
 use crate::spans::{about_delivery, about_event, origin, received, template};
 use crate::step::{Step, StepError};
+use crate::suspects::{Begun, Subject, Suspects};
 
 /// How old an event may be and still be taken for the order as it stands. What waited for longer, behind others or
 /// for a step that was away, has perhaps been cancelled meanwhile, and who cancels in time is not to be charged first.
@@ -53,17 +54,6 @@ const LEFT_OUT_DELIVERIES_MAX: i64 = 10;
 // Lines that each order brings about while the broker has no space.
 static POSTPONED: Seldom = Seldom::every(Duration::from_secs(30));
 static NOT_STORED: Seldom = Seldom::every(Duration::from_secs(30));
-
-/// What working on a message has shown of the step's dependencies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
-    /// They answered.
-    Served,
-    /// One of them is away.
-    Away,
-    /// Nothing.
-    Nothing,
-}
 
 /// What has become of a message.
 struct Ended {
@@ -142,7 +132,7 @@ pub(crate) struct Worker<S> {
     step: Arc<S>,
     log: OrderLog,
     parking: Parking,
-    failures: Mutex<Failures>,
+    suspects: Mutex<Suspects>,
     ack_wait: Duration,
     attempt_timeout: Duration,
     /// Cancelled when what still runs has to be given back.
@@ -164,13 +154,20 @@ impl<S: Step> Worker<S> {
             step: S::NAME,
             attempts_max,
             announced: tokio::sync::Mutex::default(),
+            first_new: std::sync::OnceLock::new(),
         };
         let (ack_wait, attempt_timeout) = (config.ack_wait, config.attempt_timeout);
-        Self { step, log, parking, failures: Mutex::default(), ack_wait, attempt_timeout, leave }
+        Self { step, log, parking, suspects: Mutex::default(), ack_wait, attempt_timeout, leave }
     }
 
-    /// Brings one message to its end.
-    pub(crate) async fn handle(&self, message: Message, terms: Terms) -> Found {
+    /// Brings one message to its end, or gives it back when it has to stop.
+    pub(crate) async fn handle(
+        &self,
+        message: Message,
+        subject: Subject,
+        terms: Terms,
+        stop: &CancellationToken,
+    ) -> Found {
         let delivery = match delivery::<S>(&message, terms) {
             Ok(delivery) => delivery,
             Err(error) => {
@@ -181,12 +178,16 @@ impl<S: Step> Worker<S> {
         let began = Instant::now();
         if delivery.deliveries > 1 {
             metrics::redelivered(S::NAME);
+        } else {
+            self.parking.is_first(subject.message);
         }
-        let work = self.work(&delivery);
+        let work = self.work(&delivery, subject);
         let Ended { fate, found, outcome } = select! {
             biased;
-            () = self.leave.cancelled() => {
-                give_back::<S>(&message).await;
+            () = stop.cancelled() => {
+                // One that the process leaves behind is for whoever is there next.
+                let delay = if self.leave.is_cancelled() { RETRY.initial } else { pause(&delivery) };
+                acknowledge::<S>(&message, AckKind::Nak(Some(delay))).await;
                 self.parking.heard_of(&delivery, &origin(&message)).await;
                 metrics::attempted(S::NAME, "given_back", began.elapsed());
                 return Found::Nothing;
@@ -194,6 +195,9 @@ impl<S: Step> Worker<S> {
             ended = self.keep_alive(&message, terms.ack_wait, work) => ended,
         };
         metrics::attempted(S::NAME, outcome, began.elapsed());
+        if !matches!(fate, Some(Fate::Again(_))) {
+            self.suspects().forget(subject.message);
+        }
         let kind = match fate {
             None => AckKind::Ack,
             Some(Fate::Terminate) => AckKind::Term,
@@ -204,7 +208,7 @@ impl<S: Step> Worker<S> {
     }
 
     /// What becomes of the message, and what was found out on the way.
-    async fn work(&self, delivery: &Delivery<'_>) -> Ended {
+    async fn work(&self, delivery: &Delivery<'_>, subject: Subject) -> Ended {
         let ended = |fate, found, outcome| Ended { fate, found, outcome };
         let (message, sequence) = (delivery.message, delivery.id.sequence());
         let received = received::<S>(delivery);
@@ -251,6 +255,7 @@ impl<S: Step> Worker<S> {
         span.event("attempt", || [KeyValue::new(attribute::DELIVERIES, delivery.deliveries)]);
         let trace = span.context();
         let (seen, began) = (AtomicU64::new(event.revision.0), Instant::now());
+        let begun = self.suspects().begin(subject, began);
         // A step that panics has failed with this order, and goes on with others.
         let attempt = span.scope(self.attempt(event, delivery, trace, &seen));
         let attempt = AssertUnwindSafe(attempt).catch_unwind();
@@ -265,14 +270,16 @@ impl<S: Step> Worker<S> {
         let reason = match outcome {
             Ok(Done::Nothing) => return ended(None, Found::Nothing, "nothing_to_do"),
             Ok(done @ (Done::Work | Done::Rejected)) => {
-                self.failures().served(sequence, began);
+                self.suspects().served(subject, began);
                 let outcome = if done == Done::Rejected { "rejected" } else { "done" };
                 return ended(None, Found::Served, outcome);
             }
             Err(reason) => reason,
         };
         let is_away = reason.is_away();
-        let counts = !is_away || self.failures().is_alone(sequence, Instant::now());
+        let counts = self.failed(subject, begun, is_away);
+        // A suspect fails whether the dependency is there or not.
+        let shows_outage = is_away && !self.suspects().is_suspect(subject, Instant::now());
         let fate = if counts {
             let seen = Revision(seen.into_inner());
             self.parking.after_attempt(delivery, &about, seen, &reason).await
@@ -298,7 +305,7 @@ impl<S: Step> Worker<S> {
             }
         }
         let outcome = if fate == Fate::Terminate { fate.as_str() } else { reason.kind() };
-        ended(Some(fate), if is_away { Found::Away } else { Found::Nothing }, outcome)
+        ended(Some(fate), if shows_outage { Found::Away } else { Found::Nothing }, outcome)
     }
 
     /// What could not be given up comes again.
@@ -316,9 +323,23 @@ impl<S: Step> Worker<S> {
         if self.log.connection().storage().is_any_full() { seldom.may_tell() } else { Some(0) }
     }
 
+    /// Takes note of an order that failed. Tells whether that uses up an attempt.
+    fn failed(&self, subject: Subject, begun: Begun, is_away: bool) -> bool {
+        let now = Instant::now();
+        if !is_away {
+            self.suspects().failed_alone(subject, now);
+            return true;
+        }
+        let alone = self.suspects().failed(subject, begun, now);
+        if alone {
+            metrics::failed_alone(S::NAME);
+        }
+        alone
+    }
+
     /// Nothing panics while it is held, so poison would mean nothing.
-    fn failures(&self) -> MutexGuard<'_, Failures> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn suspects(&self) -> MutexGuard<'_, Suspects> {
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the broker again and again that the message is being worked on, while it is.
@@ -443,11 +464,6 @@ fn delivery<S: Step>(message: &Message, terms: Terms) -> Result<Delivery<'_>, St
     Ok(Delivery { message, id, deliveries: info.delivered, published, is_news })
 }
 
-/// How long a message waits that failed through no fault of its order.
-fn pause(delivery: &Delivery<'_>) -> Duration {
-    RETRY.after(u64::try_from(delivery.deliveries).unwrap_or(1))
-}
-
 /// Sends the last word on a message. A word that is lost leads to a redelivery, which finds the work done.
 async fn acknowledge<S: Step>(message: &Message, kind: AckKind) {
     if let Err(error) = message.ack_with(kind).await {
@@ -455,7 +471,8 @@ async fn acknowledge<S: Step>(message: &Message, kind: AckKind) {
     }
 }
 
-/// Leaves a message that nobody works on to whoever is there next.
-pub(crate) async fn give_back<S: Step>(message: &Message) {
-    acknowledge::<S>(message, AckKind::Nak(Some(RETRY.initial))).await;
+/// Leaves a message that nobody works on to whoever is there when it comes again.
+pub(crate) async fn postpone<S: Step>(message: &Message, delay: Duration, reason: &'static str) {
+    metrics::postponed(S::NAME, reason);
+    acknowledge::<S>(message, AckKind::Nak(Some(delay))).await;
 }

@@ -187,6 +187,32 @@ async fn payments_that_are_away_and_come_back_late() {
 }
 
 #[tokio::test]
+async fn payments_that_are_away_for_one_customer() {
+    let (mut waybill, well) = at_work(Options { payment_sandbox: true, ..Options::default() }).await;
+    waybill.sandbox().fail("bad", Fault::Outage, 0).await;
+    let bad = (0..12).map(|i| order_of("bad", &format!("bad-{i}"), vec![item("widget", 1)])).collect();
+    Load::start(waybill.channel(), bad).all().await;
+    let mut round = 0;
+    let mut more_than = async |waybill: &mut Deployment, failures: f64| {
+        loop {
+            let order = order_of("customer", &format!("healthy-{round}"), vec![item("widget", 1)]);
+            round += 1;
+            let order = waybill.place(order).await.unwrap();
+            waybill.finished(&order.order_id).await;
+            let picture = picture(waybill).await;
+            let failed_alone = value(&picture, "waybill_step_failed_alone_total", "payment");
+            let waits = value(&picture, AGE, "payment");
+            if failed_alone > Some(failures) && waits > Some(0.0) {
+                return picture;
+            }
+        }
+    };
+    let first = more_than(&mut waybill, 0.0).await;
+    let second = more_than(&mut waybill, 12.0).await;
+    fires(Some(&well), [&first, &second], &["WaybillOrdersFailAlone", "WaybillOrdersWaiting"]);
+}
+
+#[tokio::test]
 async fn a_broker_that_is_down() {
     let (mut waybill, well) = at_work(Options::default()).await;
     waybill.broker.kill();

@@ -12,8 +12,9 @@ use crate::floor::Floor;
 use crate::subjects;
 
 /// Messages delivered and not yet acknowledged, over all replicas. Orders that wait for their retry count among
-/// them, so this bounds how many may fail at once before the others have to wait.
-const ACK_PENDING_MAX: i64 = 10_000;
+/// them, so this bounds how many may fail at once before the others have to wait. The broker writes all of them down up to
+/// ten times a second, some ten bytes each.
+const ACK_PENDING_MAX: i64 = 100_000;
 /// Requests that may stand at once, over all replicas: the broker's default.
 const REQUESTS_MAX: i64 = 512;
 /// Metadata by which a consumer says which settings one of our programs gave it. Another one may give it others, as in
@@ -305,7 +306,7 @@ mod tests {
         let seen = looked_at(&usual(), &present).unwrap();
         assert_eq!(
             seen,
-            "ack_wait is 1h, needed is 10s; max_ack_pending is 1, needed is 10000; priority_groups is A, needed is "
+            "ack_wait is 1h, needed is 10s; max_ack_pending is 1, needed is 100000; priority_groups is A, needed is "
         );
         let Plan::Update(config) = planned(&usual(), &present, None) else { panic!("{seen}") };
         assert_eq!((config.max_ack_pending, config.ack_wait), (ACK_PENDING_MAX, usual().ack_wait));

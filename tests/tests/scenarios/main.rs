@@ -28,6 +28,8 @@ mod durability;
 mod environment;
 mod errors;
 mod events;
+mod failing_alone;
+mod failing_alone_table;
 mod foreign_messages;
 mod full_storage;
 mod getting_in;

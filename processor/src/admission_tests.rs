@@ -1,0 +1,310 @@
+//! Pools and their broker, simulated: what the admission decides, over minutes.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use backbone::ids::{CustomerKey, Revision};
+use proptest::prelude::*;
+use proptest::sample::select;
+use tokio::time::Instant;
+
+use super::*;
+use crate::suspects::Begun;
+
+const TICK: Duration = Duration::from_millis(10);
+/// Messages that a process is brought within a tick: 2,000 in a second.
+const DELIVERIES_MAX: usize = 20;
+
+/// What the dependency does about an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dependency {
+    Serves,
+    /// Serves in the end.
+    IsSlow,
+    Refuses,
+    Hangs,
+}
+
+impl Dependency {
+    fn takes(self) -> Duration {
+        match self {
+            Self::Serves => TICK,
+            Self::IsSlow => Duration::from_secs(3),
+            Self::Refuses => Duration::from_millis(300),
+            Self::Hangs => Duration::from_secs(15),
+        }
+    }
+}
+
+struct Message {
+    subject: Subject,
+    stored: Instant,
+    deliveries: u32,
+    counted: usize,
+    served: Option<Duration>,
+}
+
+struct Attempt {
+    message: usize,
+    began: Instant,
+    ends: Instant,
+    begun: Begun,
+    does: Dependency,
+}
+
+struct Pool {
+    admission: Admission,
+    suspects: Suspects,
+    running: HashMap<Ticket, Attempt>,
+    opened: bool,
+}
+
+struct World {
+    start: Instant,
+    now: Instant,
+    messages: Vec<Message>,
+    fresh: VecDeque<usize>,
+    /// What comes again, by when and which.
+    again: BTreeSet<(Instant, usize)>,
+    pools: Vec<Pool>,
+}
+
+impl World {
+    fn new(pools: usize, size: usize) -> Self {
+        let start = Instant::now();
+        let pool = || Pool {
+            admission: Admission::new(size),
+            suspects: Suspects::default(),
+            running: HashMap::new(),
+            opened: false,
+        };
+        let pools = (0..pools).map(|_| pool()).collect();
+        Self {
+            start,
+            now: start,
+            messages: Vec::new(),
+            fresh: VecDeque::new(),
+            again: BTreeSet::new(),
+            pools,
+        }
+    }
+
+    fn place(&mut self, customer: &str) -> usize {
+        let n = self.messages.len();
+        let subject = Subject { message: Revision(n as u64), customer: Some(CustomerKey::of("", customer)) };
+        self.messages.push(Message { subject, stored: self.now, deliveries: 0, counted: 0, served: None });
+        self.fresh.push_back(n);
+        n
+    }
+
+    /// What comes again goes first, as at the broker.
+    fn next(&mut self) -> Option<usize> {
+        if self.again.first().is_some_and(|(at, _)| *at <= self.now) {
+            return self.again.pop_first().map(|(_, message)| message);
+        }
+        self.fresh.pop_front()
+    }
+
+    fn comes_again(&mut self, message: usize, delay: Duration) {
+        self.again.insert((self.now + delay, message));
+    }
+
+    fn backoff(&self, message: usize) -> Duration {
+        let doublings = self.messages[message].deliveries.min(10);
+        (Duration::from_millis(100) * 2u32.pow(doublings)).min(Duration::from_secs(30))
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.now - self.start
+    }
+
+    fn tick(&mut self, dependency: impl Fn(&Subject, Duration) -> Dependency) {
+        self.now += TICK;
+        for n in 0..self.pools.len() {
+            self.end(n);
+            self.begin(n, &dependency);
+        }
+    }
+
+    fn end(&mut self, n: usize) {
+        let now = self.now;
+        let ended = self.pools[n].running.iter().filter(|(_, attempt)| attempt.ends <= now);
+        let mut ended: Vec<_> = ended.map(|(ticket, attempt)| (attempt.message, *ticket)).collect();
+        ended.sort_unstable_by_key(|(message, _)| *message);
+        for (message, ticket) in ended {
+            let pool = &mut self.pools[n];
+            let Attempt { began, begun, does, .. } = pool.running.remove(&ticket).unwrap();
+            let subject = self.messages[message].subject;
+            let found = if matches!(does, Dependency::Serves | Dependency::IsSlow) {
+                pool.suspects.served(subject, began);
+                self.messages[message].served = Some(now - self.messages[message].stored);
+                Found::Served
+            } else {
+                let counts = pool.suspects.failed(subject, begun, now);
+                self.messages[message].counted += usize::from(counts);
+                if pool.suspects.is_suspect(subject, now) { Found::Nothing } else { Found::Away }
+            };
+            let change = pool.admission.ended(ticket, found, now);
+            pool.opened |= matches!(change, Change::Opened(_));
+            if found != Found::Served {
+                self.comes_again(message, self.backoff(message));
+            }
+        }
+    }
+
+    fn begin(&mut self, n: usize, dependency: &impl Fn(&Subject, Duration) -> Dependency) {
+        let now = self.now;
+        for _ in 0..DELIVERIES_MAX {
+            let pool = &mut self.pools[n];
+            for ticket in pool.admission.overtaken(&mut pool.suspects, now) {
+                let Attempt { message, .. } = self.pools[n].running.remove(&ticket).unwrap();
+                self.pools[n].admission.ended(ticket, Found::Nothing, now);
+                self.comes_again(message, self.backoff(message));
+            }
+            if self.pools[n].admission.wanted(now) == 0 {
+                return;
+            }
+            let Some(message) = self.next() else { return };
+            self.messages[message].deliveries += 1;
+            let subject = self.messages[message].subject;
+            let pool = &mut self.pools[n];
+            match pool.admission.admit(subject, &pool.suspects, now) {
+                Verdict::Begin(place) => {
+                    let does = dependency(&subject, now - self.start);
+                    let ticket = pool.admission.begin(subject, place, now);
+                    let (begun, ends) = (pool.suspects.begin(subject, now), now + does.takes());
+                    pool.running.insert(ticket, Attempt { message, began: now, ends, begun, does });
+                    let size = pool.admission.size;
+                    assert!(
+                        pool.running.len() <= size + 1 + usize::from(size == 1),
+                        "a place more for a probe"
+                    );
+                }
+                Verdict::Postpone(delay) => self.comes_again(message, delay),
+                Verdict::PostponeSuspect(delay) => {
+                    let delay = delay.max(self.backoff(message));
+                    self.comes_again(message, delay);
+                }
+            }
+        }
+    }
+}
+
+/// Bad orders of one customer, or of one each, all at once, and a healthy one each second. Gives how long the slowest healthy
+/// one took, and how many attempts were counted.
+fn healthy_among(
+    bad: usize,
+    does: Dependency,
+    pools: usize,
+    size: usize,
+    one_customer: bool,
+    first: bool,
+) -> (Duration, usize) {
+    let mut world = World::new(pools, size);
+    let mut healthy = Vec::new();
+    let begin = |world: &mut World| {
+        for n in 0..bad {
+            world.place(&if one_customer { "bad".to_owned() } else { format!("bad-{n}") });
+        }
+    };
+    if first {
+        begin(&mut world);
+    }
+    let bad_customers = (0..bad).map(|n| format!("bad-{n}")).chain(["bad".to_owned()]);
+    let bad_customers: HashSet<_> = bad_customers.map(|name| CustomerKey::of("", &name)).collect();
+    for tick in 0..9_000 {
+        if !first && tick == 1_000 {
+            begin(&mut world);
+        }
+        if tick % 100 == 50 && tick < 8_000 {
+            healthy.push(world.place(&format!("healthy-{}", healthy.len() % 5)));
+        }
+        world.tick(|subject, _| {
+            let is_bad = subject.customer.is_some_and(|customer| bad_customers.contains(&customer));
+            if is_bad { does } else { Dependency::Serves }
+        });
+    }
+    let slowest = healthy.iter().map(|n| world.messages[*n].served.unwrap_or(Duration::MAX)).max().unwrap();
+    let counted = world.messages.iter().map(|message| message.counted).sum();
+    assert!(healthy.iter().all(|n| world.messages[*n].counted == 0), "a healthy order is not at fault");
+    (slowest, counted)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn bad_orders_of_one_customer_stop_no_others_however_many_there_are(
+        bad in select(vec![1usize, 4, 7, 12, 30, 100, 500]),
+        does in select(vec![Dependency::Refuses, Dependency::Hangs]),
+        pools in 1usize..=3,
+        size in select(vec![1usize, 2, 10, 128]),
+        first: bool,
+    ) {
+        let (slowest, counted) = healthy_among(bad, does, pools, size, true, first);
+        prop_assert!(slowest <= Duration::from_secs(4), "{slowest:?}");
+        prop_assert!(counted > 0, "the bad ones are counted");
+    }
+
+    #[test]
+    fn an_outage_uses_up_no_attempts_and_ends(
+        orders in 1usize..300,
+        customers in 1usize..30,
+        does in select(vec![Dependency::Refuses, Dependency::Hangs]),
+        pools in 1usize..=2,
+        size in select(vec![1usize, 10]),
+    ) {
+        let mut world = World::new(pools, size);
+        let (begin, end) = (Duration::from_secs(5), Duration::from_secs(65));
+        for tick in 0..12_000 {
+            // Some are served before it, and most are placed in it.
+            if tick < 50 || (600..600 + orders).contains(&tick) {
+                world.place(&format!("customer-{}", tick % customers));
+            }
+            world.tick(|_, at| if (begin..end).contains(&at) { does } else { Dependency::Serves });
+        }
+        prop_assert!(world.elapsed() > end);
+        prop_assert!(world.messages.iter().all(|message| message.counted == 0), "no attempt is used up");
+        let waiting = world.messages.iter().filter(|message| message.served.is_none()).count();
+        prop_assert_eq!(waiting, 0, "all are served in the end");
+        if orders > 100 && pools == 1 {
+            prop_assert!(world.pools.iter().all(|pool| pool.opened), "the breaker opens");
+        }
+    }
+}
+
+/// A dependency that takes seconds for everybody, fewer customers than workers, and far more orders than workers.
+#[test]
+fn a_slow_dependency_makes_no_messages_come_again_and_again() {
+    let mut world = World::new(2, 10);
+    for n in 0..400 {
+        world.place(&format!("customer-{}", n % 3));
+    }
+    for _ in 0..12_000 {
+        world.tick(|_, _| Dependency::IsSlow);
+    }
+    assert!(world.messages.iter().all(|message| message.served.is_some()));
+    // Until the first one is served, after three seconds, nobody knows that it is no hang.
+    let deliveries: u32 = world.messages.iter().map(|message| message.deliveries).sum();
+    assert!(deliveries <= 1_500, "{deliveries} deliveries of 400 messages");
+}
+
+#[test]
+fn twenty_thousand_bad_orders_stop_no_others() {
+    for does in [Dependency::Refuses, Dependency::Hangs] {
+        let (slowest, counted) = healthy_among(20_000, does, 2, 10, true, false);
+        assert!(slowest <= Duration::from_secs(12), "{does:?}: {slowest:?}");
+        assert!(counted > 0);
+    }
+}
+
+#[test]
+fn bad_orders_of_many_customers_are_told_from_an_outage_one_by_one() {
+    for does in [Dependency::Refuses, Dependency::Hangs] {
+        for size in [1, 10] {
+            let (slowest, counted) = healthy_among(12, does, 2, size, false, true);
+            assert!(slowest <= Duration::from_secs(20), "{does:?}, {size}: {slowest:?}");
+            assert!(counted > 0);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Telling orders that fail alone from an outage. Pure: it is told the time.
+//!
+//! A dependency that is away is away for every order, so no order's attempts are used up by it. An order for which it
+//! is away again, while others were served in between, fails alone. Orders of one customer often fail together, for
+//! example because the customer's bank is away; so once some of them have failed and others were served, further ones
+//! are suspects before their first attempt.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use backbone::ids::{CustomerKey, Revision};
+use tokio::time::Instant;
+
+/// Orders and customers that are remembered, each. As many orders as the broker has delivered at most and nobody has
+/// acknowledged. More of them are forgotten, all at once, and found out again.
+const REMEMBERED_MAX: usize = 100_000;
+/// Failures in a row of one customer's orders that make the others suspects.
+const CUSTOMER_FAILURES: u32 = 3;
+/// After so long without a failure an order or a customer is no suspect any more.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// What has failed, and since when work was begun that went well.
+#[derive(Debug, Default)]
+pub(crate) struct Suspects {
+    /// When the latest work began that the dependency served. Its end would say too much: the dependency may have gone
+    /// away in the middle of it.
+    served_since: Option<Instant>,
+    orders: HashMap<Revision, Failure>,
+    customers: HashMap<CustomerKey, Streak>,
+}
+
+/// The latest failure of an order.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    at: Instant,
+    /// Whether others were served since the one before it.
+    alone: bool,
+}
+
+/// Failures of one customer's orders, with no success between them.
+#[derive(Clone, Copy, Debug)]
+struct Streak {
+    failures: u32,
+    since: Instant,
+    at: Instant,
+}
+
+/// An order, by its message, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Subject {
+    pub(crate) message: Revision,
+    /// `None` if the message's subject does not say.
+    pub(crate) customer: Option<CustomerKey>,
+}
+
+/// What was known when an attempt began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    at: Instant,
+    served_since: Option<Instant>,
+    customer_fails: bool,
+}
+
+impl Suspects {
+    /// The dependency has served an order on which work began then.
+    pub(crate) fn served(&mut self, subject: Subject, began: Instant) {
+        self.served_since = self.served_since.max(Some(began));
+        self.forget(subject.message);
+        if let Some(customer) = subject.customer {
+            self.customers.remove(&customer);
+        }
+    }
+
+    /// The message is done with.
+    pub(crate) fn forget(&mut self, message: Revision) {
+        self.orders.remove(&message);
+    }
+
+    /// What is known when an attempt begins.
+    pub(crate) fn begin(&self, subject: Subject, now: Instant) -> Begun {
+        let customer_fails =
+            self.streak(subject.customer, now).is_some_and(|streak| self.makes_suspect(&streak));
+        Begun { at: now, served_since: self.served_since, customer_fails }
+    }
+
+    /// The dependency was away for this order. Tells whether for this order alone. Then others were begun and served between
+    /// its failure before and this attempt, or between another failure of its suspect customer and this attempt, or
+    /// during it.
+    pub(crate) fn failed(&mut self, subject: Subject, begun: Begun, now: Instant) -> bool {
+        let served_between = |failed_at: Instant| begun.served_since.is_some_and(|began| began > failed_at);
+        let before = self.order(subject.message, now);
+        let streak = self.streak(subject.customer, now).filter(|_| begun.customer_fails);
+        let alone = before.is_some_and(|before| served_between(before.at))
+            || streak.is_some_and(|streak| served_between(streak.at) || self.served_after(begun.at));
+        // Once alone, always alone, until it is served.
+        self.remember(subject, alone || before.is_some_and(|before| before.alone), now);
+        alone
+    }
+
+    /// An attempt that began then hangs while others were served. One such makes its customer's other orders suspects, because
+    /// each of them would hold a place as long.
+    pub(crate) fn overtaken(&mut self, subject: Subject, began: Instant, now: Instant) {
+        self.remember(subject, true, now);
+        if let Some(streak) = subject.customer.and_then(|customer| self.customers.get_mut(&customer)) {
+            streak.failures = streak.failures.max(CUSTOMER_FAILURES);
+            streak.since = streak.since.min(began);
+        }
+    }
+
+    /// An attempt was stopped, and nobody knows what it would have come to.
+    pub(crate) fn stopped(&mut self, subject: Subject, now: Instant) {
+        let alone = self.order(subject.message, now).is_some_and(|before| before.alone);
+        self.remember(subject, alone, now);
+    }
+
+    /// The order failed, whatever the dependency did.
+    pub(crate) fn failed_alone(&mut self, subject: Subject, now: Instant) {
+        self.remember(subject, true, now);
+    }
+
+    /// Whether this order is to have no more than the suspects' share.
+    pub(crate) fn is_suspect(&self, subject: Subject, now: Instant) -> bool {
+        self.order(subject.message, now).is_some_and(|failure| failure.alone)
+            || self.streak(subject.customer, now).is_some_and(|streak| self.makes_suspect(&streak))
+    }
+
+    /// Whether nothing is known against this order or its customer: it shows how the dependency is.
+    pub(crate) fn is_untried(&self, subject: Subject, now: Instant) -> bool {
+        self.order(subject.message, now).is_none() && self.streak(subject.customer, now).is_none()
+    }
+
+    /// Whether the dependency was away for this order before.
+    pub(crate) fn has_failed(&self, subject: Subject, now: Instant) -> bool {
+        self.order(subject.message, now).is_some()
+    }
+
+    /// Whether this order has failed and nothing was served since: it may be its own fault, or an outage.
+    pub(crate) fn is_doubtful(&self, subject: Subject, now: Instant) -> bool {
+        self.order(subject.message, now).is_some_and(|failure| !self.served_after(failure.at))
+    }
+
+    /// Whether an attempt was overtaken: another one began this much later, and was served.
+    pub(crate) fn is_overtaken(&self, began: Instant, by: Duration) -> bool {
+        self.served_after(began + by)
+    }
+
+    /// Orders that are known to have failed alone and not been served since.
+    pub(crate) fn alone(&self, now: Instant) -> usize {
+        self.orders.values().filter(|failure| failure.alone && is_recent(failure.at, now)).count()
+    }
+
+    fn remember(&mut self, subject: Subject, alone: bool, now: Instant) {
+        make_room(&mut self.orders, |failure| is_recent(failure.at, now));
+        self.orders.insert(subject.message, Failure { at: now, alone });
+        let Some(customer) = subject.customer else { return };
+        let before = self.streak(subject.customer, now);
+        make_room(&mut self.customers, |streak| is_recent(streak.at, now));
+        let Streak { failures, since, .. } = before.unwrap_or(Streak { failures: 0, since: now, at: now });
+        self.customers.insert(customer, Streak { failures: failures + 1, since, at: now });
+    }
+
+    fn order(&self, message: Revision, now: Instant) -> Option<Failure> {
+        self.orders.get(&message).copied().filter(|failure| is_recent(failure.at, now))
+    }
+
+    fn streak(&self, customer: Option<CustomerKey>, now: Instant) -> Option<Streak> {
+        self.customers.get(&customer?).copied().filter(|streak| is_recent(streak.at, now))
+    }
+
+    fn makes_suspect(&self, streak: &Streak) -> bool {
+        streak.failures >= CUSTOMER_FAILURES && self.served_after(streak.since)
+    }
+
+    fn served_after(&self, at: Instant) -> bool {
+        self.served_since.is_some_and(|began| began > at)
+    }
+}
+
+fn is_recent(at: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(at) < FORGOTTEN_AFTER
+}
+
+/// Forgets what is old, or else everything, if there is no room for one more.
+fn make_room<K, V>(remembered: &mut HashMap<K, V>, recent: impl Fn(&V) -> bool) {
+    if remembered.len() < REMEMBERED_MAX {
+        return;
+    }
+    remembered.retain(|_, value| recent(value));
+    if remembered.len() > REMEMBERED_MAX / 2 {
+        remembered.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(message: u64, customer: &str) -> Subject {
+        Subject { message: Revision(message), customer: Some(CustomerKey::of("", customer)) }
+    }
+
+    fn poison() -> Subject {
+        subject(1, "ada")
+    }
+
+    fn other() -> Subject {
+        subject(2, "grace")
+    }
+
+    fn at(s: u64) -> Instant {
+        static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        *START + Duration::from_secs(s)
+    }
+
+    /// An attempt that begins and fails at the same time.
+    fn fails(suspects: &mut Suspects, subject: Subject, now: Instant) -> bool {
+        let begun = suspects.begin(subject, now);
+        suspects.failed(subject, begun, now)
+    }
+
+    #[test]
+    fn an_outage_is_no_fault_of_the_orders_that_meet_it() {
+        let mut suspects = Suspects::default();
+        suspects.served(other(), at(0));
+        for n in 1..20 {
+            for subject in [poison(), other()] {
+                assert!(!fails(&mut suspects, subject, at(n)));
+                assert!(!suspects.is_suspect(subject, at(n)));
+            }
+        }
+    }
+
+    #[test]
+    fn an_order_that_fails_while_others_pass_is_alone() {
+        let mut suspects = Suspects::default();
+        assert!(!fails(&mut suspects, poison(), at(1)));
+        suspects.served(other(), at(2));
+        assert!(!suspects.is_suspect(poison(), at(2)), "it may have been an outage");
+        assert!(fails(&mut suspects, poison(), at(3)));
+        assert!(suspects.is_suspect(poison(), at(3)));
+        assert!(!fails(&mut suspects, poison(), at(4)), "nobody was served since");
+        assert!(suspects.is_suspect(poison(), at(4)), "it has been alone before");
+        suspects.served(other(), at(5));
+        assert!(fails(&mut suspects, poison(), at(6)));
+        assert_eq!(suspects.alone(at(6)), 1);
+        suspects.served(poison(), at(7));
+        assert!(!suspects.is_suspect(poison(), at(7)));
+        assert_eq!(suspects.alone(at(7)), 0);
+    }
+
+    #[test]
+    fn what_began_before_the_outage_and_ended_in_it_shows_nobody_alone() {
+        let mut suspects = Suspects::default();
+        assert!(!fails(&mut suspects, poison(), at(2)));
+        suspects.served(other(), at(1));
+        assert!(!fails(&mut suspects, poison(), at(4)));
+        suspects.served(other(), at(5));
+        suspects.served(other(), at(3));
+        assert!(fails(&mut suspects, poison(), at(6)), "the latest holds");
+    }
+
+    #[test]
+    fn orders_of_a_customer_that_fails_alone_are_suspects_before_they_are_tried() {
+        let mut suspects = Suspects::default();
+        let next = subject(20, "ada");
+        for n in 0..CUSTOMER_FAILURES {
+            assert!(suspects.is_untried(next, at(1)) == (n == 0));
+            assert!(!fails(&mut suspects, subject(10 + u64::from(n), "ada"), at(1)));
+        }
+        assert!(!suspects.is_suspect(next, at(1)), "it may be an outage");
+        suspects.served(other(), at(2));
+        assert!(suspects.is_suspect(next, at(2)));
+        assert!(fails(&mut suspects, next, at(3)), "counts at once");
+        let begun = suspects.begin(subject(21, "ada"), at(3));
+        assert!(!suspects.failed(subject(21, "ada"), begun, at(4)), "nobody was served since");
+        suspects.served(other(), at(5));
+        let begun = suspects.begin(subject(22, "ada"), at(6));
+        suspects.failed(subject(23, "ada"), begun, at(7));
+        suspects.served(other(), at(8));
+        assert!(suspects.failed(subject(22, "ada"), begun, at(9)), "others were served during it");
+        assert!(suspects.is_suspect(next, at(3)));
+        suspects.served(subject(10, "ada"), at(4));
+        assert!(!suspects.is_suspect(subject(21, "ada"), at(4)));
+    }
+
+    #[test]
+    fn an_attempt_that_began_in_an_outage_and_ended_after_it_is_no_fault_of_the_order() {
+        let mut suspects = Suspects::default();
+        assert!(!fails(&mut suspects, poison(), at(1)));
+        let begun = suspects.begin(poison(), at(1));
+        assert!(suspects.is_doubtful(poison(), at(1)));
+        suspects.served(other(), at(2));
+        assert!(!suspects.is_doubtful(poison(), at(2)));
+        assert!(!suspects.failed(poison(), begun, at(3)));
+    }
+
+    #[test]
+    fn one_attempt_that_was_overtaken_makes_its_customer_a_suspect() {
+        let mut suspects = Suspects::default();
+        suspects.served(other(), at(3));
+        assert!(suspects.is_overtaken(at(1), Duration::from_secs(1)));
+        suspects.overtaken(poison(), at(1), at(4));
+        assert!(suspects.is_suspect(poison(), at(4)) && suspects.is_suspect(subject(3, "ada"), at(4)));
+        suspects.served(subject(3, "ada"), at(5));
+        assert!(!suspects.is_suspect(subject(4, "ada"), at(5)));
+    }
+
+    #[test]
+    fn one_failure_makes_no_customer_a_suspect() {
+        let mut suspects = Suspects::default();
+        fails(&mut suspects, poison(), at(1));
+        suspects.served(other(), at(2));
+        fails(&mut suspects, poison(), at(3));
+        assert!(!suspects.is_suspect(subject(3, "ada"), at(3)));
+    }
+
+    #[test]
+    fn a_suspect_is_forgotten_in_time() {
+        let mut suspects = Suspects::default();
+        for n in 0..CUSTOMER_FAILURES {
+            suspects.failed_alone(subject(u64::from(n), "ada"), at(1));
+        }
+        suspects.served(other(), at(2));
+        assert!(
+            suspects.is_suspect(subject(0, "ada"), at(3)) && suspects.is_suspect(subject(9, "ada"), at(3))
+        );
+        let later = at(2) + FORGOTTEN_AFTER;
+        assert!(!suspects.is_suspect(subject(0, "ada"), later));
+        assert!(suspects.is_untried(subject(9, "ada"), later));
+        assert_eq!(suspects.alone(later), 0);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut suspects = Suspects::default();
+        for n in 0..=REMEMBERED_MAX as u64 {
+            fails(&mut suspects, subject(n, &n.to_string()), at(1));
+        }
+        assert_eq!((suspects.orders.len(), suspects.customers.len()), (1, 1));
+    }
+}
