@@ -524,7 +524,8 @@ fn status(
     details.set_error_info(reason.as_str(), DOMAIN, metadata);
     let retry_delay = details.retry_info().and_then(|retry| retry.retry_delay);
     let mut status = Status::with_error_details(reason.code(), message, details);
-    if let Some(retry_delay) = retry_delay {
+    // Some libraries repeat whatever has this, and callers over their quota are to know that they are.
+    if let (Code::Unavailable, Some(retry_delay)) = (reason.code(), retry_delay) {
         status.metadata_mut().insert(PUSHBACK, pushback(retry_delay));
     }
     Refusal { reason, fault: reason.fault() }.mark(status)
