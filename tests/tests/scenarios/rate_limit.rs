@@ -52,7 +52,6 @@ async fn a_crowd_that_waits_as_told_makes_two_calls_an_order() {
     let crowd = futures::future::join_all((0..CROWD).map(|_| one(&waybill)));
     let calls: Vec<usize> = crowd.await;
     let total: usize = calls.iter().sum();
-    println!("{total} calls for {CROWD} orders, at most {:?} for one", calls.iter().max());
     assert!(total <= 2 * CROWD, "{total} calls for {CROWD} orders: {calls:?}");
 }
 
