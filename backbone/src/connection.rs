@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, Event, Server, ServerAddr, ServerError};
+use async_nats::{Client, Event, ReconnectToServer, Server, ServerAddr, ServerError};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -22,6 +22,8 @@ use crate::storage::Storage;
 use crate::telemetry::Seldom;
 
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
+/// How long one attempt to connect may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A broker that answers no ping for two of these is taken for dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -49,6 +51,8 @@ pub struct Connection {
     /// Why the last attempts to connect failed; empty if none did.
     unreachable: Arc<Mutex<String>>,
     storage: Storage,
+    /// Set while another server is looked for than the one that it names.
+    leaving: Arc<Mutex<Option<Leaving>>>,
     _listening: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -79,6 +83,8 @@ impl Connection {
         let not_heard = unheard.clone();
         let storage = Storage::default();
         let storage_now = storage.clone();
+        let leaving: Arc<Mutex<Option<Leaving>>> = Arc::default();
+        let to_leave = leaving.clone();
         let options = config
             .options()
             .map_err(ConnectError::Credentials)?
@@ -88,10 +94,13 @@ impl Connection {
             .retry_on_initial_connect()
             .max_reconnects(None)
             .reconnect_delay_callback(move |attempts| reconnect_delay(attempts, *connects_before.borrow()))
-            // Chooses no server: of all callbacks this one alone is told why the last attempts failed.
+            .connection_timeout(CONNECT_TIMEOUT)
+            // Chooses a server only while one is left; and of all callbacks this one alone is told why the last attempts
+            // failed.
             .reconnect_to_server_callback(move |servers, _| {
                 let attempts = rounds_begun.fetch_add(1, Ordering::Relaxed);
                 let unreachable = reason_now.clone();
+                let chosen = lock(&to_leave).as_mut().and_then(|leaving| leaving.next(&servers));
                 async move {
                     // Said at once, and then ever more rarely.
                     let is_said = attempts.is_power_of_two();
@@ -102,7 +111,7 @@ impl Connection {
                         }
                         *lock(&unreachable) = reason;
                     }
-                    None
+                    chosen.map(|addr| ReconnectToServer { addr, delay: None })
                 }
             })
             .ping_interval(PING_INTERVAL)
@@ -133,7 +142,8 @@ impl Connection {
             .build(client.clone());
         let listening = tokio::spawn(listen_anew(client.clone(), refusals.clone(), unheard));
         let _listening = Arc::new(AbortOnDropHandle::new(listening));
-        let connection = Self { client, jetstream, connects, refusals, unreachable, storage, _listening };
+        let connection =
+            Self { client, jetstream, connects, refusals, unreachable, storage, leaving, _listening };
         connection.measure();
         Ok(connection)
     }
@@ -239,6 +249,37 @@ impl Connection {
         &self.jetstream
     }
 
+    /// Connects to another server of NATS_URL than the one that it is connected to, which answers and is no good.
+    pub async fn leave_server(&self, reason: &str) {
+        let info = self.client.server_info();
+        if info.cluster.is_none() {
+            return;
+        }
+        warn!(server = info.server_name, reason, "leaving the server, trying another of NATS_URL");
+        let (id, connects) = (info.server_id, *self.connects.borrow());
+        lock(&self.leaving).get_or_insert_with(Leaving::begin).left = Some((id, connects));
+        if let Err(error) = self.client.force_reconnect().await {
+            debug!(%error, "connection to the broker");
+        }
+    }
+
+    /// Whether the server that was left is the one that was come to, though others have not been tried.
+    pub(crate) fn has_come_back(&self) -> bool {
+        let leaving = lock(&self.leaving);
+        let Some(Leaving { left: Some((id, connects)), attempts, servers, .. }) = &*leaving else {
+            return false;
+        };
+        let is_another_connection = *self.connects.borrow() > *connects;
+        is_another_connection && attempts < servers && *id == self.client.server_info().server_id
+    }
+
+    /// The server is as good as any: none is left any more.
+    pub fn stay(&self) {
+        if lock(&self.leaving).take().is_some() {
+            info!(server = self.client.server_info().server_name, "connected to a server that is good");
+        }
+    }
+
     /// Sends what is still buffered, if the broker takes it soon; called once, before leaving.
     pub async fn flush(&self) {
         if !self.is_up() {
@@ -250,6 +291,32 @@ impl Connection {
             Ok(Err(error)) => warn!(%error, "last messages may not have been sent"),
             Err(_) => warn!("last messages may not have been sent: the broker does not take them"),
         }
+    }
+}
+
+/// The way from server to server while none of those tried is good.
+#[derive(Debug)]
+struct Leaving {
+    /// Where in the list the last attempt was.
+    place: usize,
+    attempts: usize,
+    /// How many there are to try.
+    servers: usize,
+    /// The id of the server that was left last, and how often there had been a connection by then.
+    left: Option<(String, u64)>,
+}
+
+impl Leaving {
+    /// Begins anywhere, so that not all clients come to the same server.
+    fn begin() -> Self {
+        Self { place: usize::from(rand::random::<u8>()), attempts: 0, servers: 0, left: None }
+    }
+
+    /// The server to try now: each of them in turn.
+    fn next(&mut self, servers: &[Server]) -> Option<ServerAddr> {
+        self.place = self.place.checked_add(1)?.checked_rem(servers.len())?;
+        (self.attempts, self.servers) = (self.attempts + 1, servers.len());
+        servers.get(self.place).map(|server| server.addr.clone())
     }
 }
 

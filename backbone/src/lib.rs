@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod backoff;
+pub mod barrier;
 pub mod config;
 pub mod connection;
 pub mod consumer;

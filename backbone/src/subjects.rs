@@ -6,6 +6,9 @@ use crate::ids::{CustomerKey, OrderId};
 
 /// The subjects that belong to the order log.
 pub const ALL_ORDERS: &str = "ORDER.>";
+/// Where barriers are put into the order log ([`crate::barrier`]). No event has this subject, nor does a filter for
+/// events match it.
+pub const ORDER_BARRIER: &str = "ORDER.barrier";
 /// Where the stream republishes every stored event: `live.` and the event's own subject.
 pub const LIVE_PREFIX: &str = "live.";
 /// In the stream of the order log, and of no order: written to find out whether there is space for events.

@@ -117,6 +117,7 @@ impl Readiness {
             ended = keeping => ended,
             () = self.streams.keep_looking(&letters, monitors.as_ref()) => Ok(()),
             () = log.keep_probing() => Ok(()),
+            () = log.keep_quorum() => Ok(()),
             () = self.leaving.cancelled() => {
                 self.streams.forget();
                 std::future::pending().await
@@ -131,10 +132,14 @@ impl Readiness {
         while !lost {
             let connects = self.streams.connects();
             match probe(log).await {
-                Ok(extent) => {
+                Ok((extent, quorum)) => {
                     self.found(&extent);
                     let kept = self.streams.found_orders(Some(extent.state), connects);
-                    let state = kept.map_or_else(State::NotDurable, |()| State::Ready);
+                    let state = match (quorum, kept) {
+                        (Err(reason), _) => State::BrokerAway(reason),
+                        (Ok(()), Err(reason)) => State::NotDurable(reason),
+                        (Ok(()), Ok(())) => State::Ready,
+                    };
                     self.set(full(log).unwrap_or(state));
                 }
                 Err(reason) => {
@@ -210,12 +215,16 @@ fn full(log: &OrderLog) -> Option<State> {
     log.full().map(|reason| State::StorageFull(format!("no storage space for orders: {reason}")))
 }
 
-async fn probe(log: &OrderLog) -> Result<Extent, String> {
+/// How the log is, and whether a quorum of its servers takes orders: else one server's word is all that the rest is.
+async fn probe(log: &OrderLog) -> Result<(Extent, Result<(), String>), String> {
     if !log.connection().is_up() {
         return Err("not connected to NATS".to_owned());
     }
     match timeout(PROBE_TIMEOUT, log.extent()).await {
-        Ok(Ok(extent)) => Ok(extent),
+        Ok(Ok(extent)) => {
+            let quorum = extent.state.can_commit().and_then(|()| log.quorum());
+            Ok((extent, quorum.map_err(|reason| format!("stream {ORDERS}: {reason}"))))
+        }
         Ok(Err(error)) => Err(format!("stream {ORDERS}: {error}")),
         Err(_) => Err(format!("stream {ORDERS} does not answer")),
     }

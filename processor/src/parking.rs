@@ -322,7 +322,9 @@ impl Parking {
         }
         if current.revision().0 != letter.order_revision {
             // Parked once, and redriven or cancelled since?
-            let history = self.log.history(&id, Revision(letter.order_revision)).await?;
+            // Who answered may have been behind the letter.
+            let least = current.revision().max(Revision(letter.order_revision));
+            let history = self.log.history_reaching(&id, least).await?;
             let parked = history.iter().any(|event| event.parked_by() == Some(&dead_letter_id));
             return if parked { Ok(Fate::Terminate) } else { self.withdraw(&kept, about).await };
         }

@@ -106,6 +106,7 @@ where
     select! {
         // Ends by itself only with an error.
         ended = &mut processing => return ended,
+        () = log.keep_quorum() => {}
         () = connection.died() => bail!("the client of the broker has died"),
         signal = shutdown.requested() => info!(step = S::NAME, signal, "draining"),
     }

@@ -370,10 +370,8 @@ impl<S: Step> Worker<S> {
         }
         let owes = S::UNDOES.is_some_and(|undo| lifecycle::owes(order, undo));
         if owes || (acted && lifecycle::is_called_off(order)) {
-            let history = in_time(read_by, self.log.history(&current.id, Revision::NONE)).await?;
-            if history.last().is_none_or(|last| last.revision < current.revision()) {
-                return Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()).into());
-            }
+            let history = self.log.history_reaching(&current.id, current.revision());
+            let history = in_time(read_by, history).await?;
             let done = history.iter().any(|event| event.kind() == S::DOES);
             let undone = self.step.undo(order, done).await?;
             return Ok(undone.filter(|_| owes));

@@ -90,6 +90,11 @@ impl Network {
         Ipv4Addr::new(a, b, c, TEST).into()
     }
 
+    /// One of the further hosts.
+    pub fn host(&self, name: &str) -> Option<Host> {
+        self.others.lock().expect("hosts").iter().find(|host| host.name == name).cloned()
+    }
+
     /// One more host.
     pub fn another_host(&self, name: &str) -> Host {
         let mut others = self.others.lock().expect("hosts");

@@ -13,18 +13,20 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
 use futures::TryStreamExt;
 use prost::Message;
 use proto::operations::v1::{DeadLetter, DeadLetterState, Header, Resolution};
 use thiserror::Error;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 pub use fingerprint::fingerprint;
 pub use id::{ALL_DEAD_LETTERS, LetterId, MalformedLetterId, is_step};
 
+use crate::barrier::Barrier;
 use crate::connection::Connection;
-use crate::direct_get::{self, ReadError};
+use crate::direct_get::{self, Batch, ReadError, Stored};
 use crate::ids::Revision;
 use crate::leader_get::found;
 use crate::publish::{Outcome, publish};
@@ -42,6 +44,9 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER_BYTES_MAX: usize = 4 * 1024;
 /// Letters read at once.
 const READ_LETTERS_MAX: u32 = 64;
+/// Looks at replicas that are behind, before giving up.
+const REPLICA_LOOKS_MAX: u32 = 5;
+const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 /// Longest text of an error, in characters.
 pub const ERROR_CHARS_MAX: usize = 512;
 
@@ -50,6 +55,7 @@ pub const ERROR_CHARS_MAX: usize = 512;
 pub struct DeadLetters {
     connection: Connection,
     stream: Stream<()>,
+    barrier: Barrier,
 }
 
 /// A letter as it lies in the stream, or what was tried before there is one.
@@ -103,19 +109,22 @@ impl DeadLetters {
     pub async fn new(connection: Connection) -> Result<Self, ReadError> {
         let stream = connection.jetstream.get_stream_no_info(DEAD_LETTERS).await;
         let stream = stream.map_err(|error| ReadError::Broker(error.to_string()))?;
-        Ok(Self { connection, stream })
+        let barrier = Barrier::of_dead_letters(connection.clone());
+        Ok(Self { connection, stream, barrier })
     }
 
-    /// The letter as the stream's leader has it.
+    /// The letter; that there is none, or none that is newer, is proved.
+    pub async fn find_proven(&self, id: &LetterId) -> Result<Option<Kept>, ReadError> {
+        let found = self.barrier.last_of_each(&[id.filter()]).await;
+        let last = self.or_restored(found).await?.pop();
+        Ok(last.map(|Stored { sequence, headers, payload, .. }| kept(id, sequence, &headers, payload)))
+    }
+
+    /// The letter as a server has it that takes itself for the stream's leader: for a write that finds out if that was old.
     pub async fn find(&self, id: &LetterId) -> Result<Option<Kept>, ReadError> {
         let found = found(self.stream.get_last_raw_message_by_subject(&id.filter()).await);
-        let Some(last) = self.or_restored(found).await? else { return Ok(None) };
-        let letter = DeadLetter::decode(last.payload).unwrap_or_else(|error| {
-            warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, passed over");
-            DeadLetter::default()
-        });
-        let trace = TraceContext::of_headers(&last.headers);
-        Ok(Some(Kept { id: id.clone(), letter, trace, head: Revision(last.sequence) }))
+        let last = self.or_restored(found).await?;
+        Ok(last.map(|last| kept(id, Revision(last.sequence), &last.headers, last.payload)))
     }
 
     /// Stores what was not there before, as a part of the span at `trace`.
@@ -181,9 +190,7 @@ impl DeadLetters {
 
     /// Some open letters of `step`, or of all steps, from `from` on.
     pub async fn open_from(&self, step: Option<&str>, from: Revision) -> Result<Letters, ReadError> {
-        let client = &self.connection.client;
-        let batch =
-            direct_get::batch_from(client, DEAD_LETTERS, &id::open(step), from, READ_LETTERS_MAX).await;
+        let batch = self.open_batch(&id::open(step), from).await;
         let batch = self.or_restored(batch).await?;
         let last = batch.messages.last().map(|last| Revision(last.sequence.0 + 1));
         let letters = batch.messages.into_iter().filter_map(|message| {
@@ -198,6 +205,24 @@ impl DeadLetters {
             })
         });
         Ok(Letters { letters: letters.collect(), next: last.filter(|_| batch.remaining > 0) })
+    }
+
+    /// The last batch has all that there is.
+    async fn open_batch(&self, filter: &str, from: Revision) -> Result<Batch, ReadError> {
+        let client = &self.connection.client;
+        for looks in 1..=REPLICA_LOOKS_MAX {
+            let batch = direct_get::batch_from(client, DEAD_LETTERS, filter, from, READ_LETTERS_MAX).await?;
+            if batch.remaining > 0 {
+                return Ok(batch);
+            }
+            let before = Revision(from.0.saturating_sub(1));
+            let reached = batch.messages.last().map_or(before, |last| last.sequence);
+            if reached >= self.barrier.last_on(filter).await? {
+                return Ok(batch);
+            }
+            sleep(REPLICA_PAUSE * looks).await;
+        }
+        Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()))
     }
 
     /// How the stream of the letters is, and how many open ones there are of each step that has any.
@@ -316,6 +341,15 @@ impl DeadLetters {
             warn!(dead_letter_id = %id, %error, "a dead letter that is resolved is still listed");
         }
     }
+}
+
+/// A letter as it is stored.
+fn kept(id: &LetterId, head: Revision, headers: &HeaderMap, payload: Bytes) -> Kept {
+    let letter = DeadLetter::decode(payload).unwrap_or_else(|error| {
+        warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, passed over");
+        DeadLetter::default()
+    });
+    Kept { id: id.clone(), letter, trace: TraceContext::of_headers(headers), head }
 }
 
 /// Whose letter it is, or is to become; empty of a message that names no order.

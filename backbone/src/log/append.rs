@@ -228,7 +228,10 @@ impl OrderLog {
                 deadline,
             );
             let error = match published.await {
-                Outcome::Stored(revision) => return Ok(stored(order, revision)),
+                Outcome::Stored(revision) => {
+                    self.barrier.committed();
+                    return Ok(stored(order, revision));
+                }
                 // What is stored already is found while there is no space, too: a repeat finds its order.
                 outcome @ (Outcome::Conflict | Outcome::Full(_)) => {
                     let full = if let Outcome::Full(reason) = outcome { Some(reason) } else { None };
@@ -290,7 +293,8 @@ impl OrderLog {
         if current.event_id == event_id {
             return Ok(Settled::Mine(current.revision()));
         }
-        let history = if tried_before { self.history(id, Revision::NONE).await? } else { Vec::new() };
+        let history =
+            if tried_before { self.history_reaching(id, current.revision()).await? } else { Vec::new() };
         let mine = history.iter().find(|event| event.event_id == event_id);
         Ok(mine.map_or(Settled::Overtaken(current), |event| Settled::Mine(event.revision)))
     }

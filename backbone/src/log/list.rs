@@ -10,7 +10,7 @@ use proto::orders::v1::Order;
 use tokio::time::{Instant, sleep};
 
 use super::OrderLog;
-use super::read::{decode_all, read_error};
+use super::read::{behind, decode_all, read_error};
 use crate::direct_get::{Batch, ReadError, batch_from};
 use crate::ids::{CustomerKey, OrderId, Revision};
 use crate::stream::ORDERS;
@@ -32,7 +32,7 @@ const SLACK: u64 = 32;
 const PROBES_MAX: u32 = 80;
 const READ_MESSAGES_MAX: u32 = 256;
 
-/// Looks at a replica that is behind, before giving up.
+/// Looks at replicas that are behind, before giving up.
 const REPLICA_LOOKS_MAX: u32 = 5;
 const REPLICA_PAUSE: Duration = Duration::from_millis(100);
 
@@ -56,6 +56,16 @@ struct Created {
 struct Mark {
     at: Revision,
     messages: u64,
+}
+
+/// What was read at once.
+struct Look {
+    created: Vec<Created>,
+    /// The last message on the filter that was met.
+    reached: Revision,
+    from: Revision,
+    /// Nothing lies before.
+    is_first: bool,
 }
 
 /// Where to read.
@@ -123,31 +133,50 @@ impl OrderLog {
     ) -> Result<Vec<Created>, ReadError> {
         let filter = &subjects::created_by(customer);
         let (mut created, mut before, mut looks) = (Vec::new(), before, 0);
+        // Up to here the replica that answers has to have the list: to the newest order, or to where the page before
+        // ended, if that is still kept and no token was made up.
+        let mut is_proved = before.is_none();
+        let mut least = match before {
+            Some(before) => before,
+            None => self.barrier.last_on(filter).await?,
+        };
         loop {
-            let window = self.window(filter, before, (count - created.len()) as u64).await?;
-            let (mut older, reached) = self.created_between(filter, window.from, before).await?;
-            // A replica that is behind would leave out what the page before has not shown. The event that the
-            // token names tells, unless it is no longer kept, or the token is made up.
-            if let Some(before) = before
-                && !reached
-                && self.is_created_at(customer, before).await?
-            {
+            let wanted = (count - created.len()) as u64;
+            let look = match self.look(filter, before, wanted).await {
+                Ok(look) => Some(look),
+                Err(ReadError::NoAnswer(_)) if self.connection.is_up() => None,
+                Err(error) => return Err(error),
+            };
+            let reached = look.as_ref().map_or(Revision::NONE, |look| look.reached);
+            if reached < least && !is_proved {
+                least = least.min(self.barrier.last_on(filter).await?);
+                is_proved = true;
+            }
+            let Some(Look { created: mut older, is_first, from, .. }) = look.filter(|_| reached >= least)
+            else {
                 looks += 1;
                 if looks == REPLICA_LOOKS_MAX {
-                    return Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()));
+                    return Err(behind());
                 }
                 sleep(REPLICA_PAUSE).await;
                 continue;
-            }
+            };
             older.append(&mut created);
             created = older;
             // Orders that arrived while it was looked for have made the window too small.
-            if window.is_first || created.len() >= count {
+            if is_first || created.len() >= count {
                 created.drain(..created.len().saturating_sub(count));
                 return Ok(created);
             }
-            before = Some(window.from);
+            (before, least) = (Some(from), from);
         }
+    }
+
+    /// The newest `count` first events on `filter`, of those before `before`, or more, by whatever replicas answer.
+    async fn look(&self, filter: &str, before: Option<Revision>, count: u64) -> Result<Look, ReadError> {
+        let Window { from, is_first } = self.window(filter, before, count).await?;
+        let (created, reached) = self.created_between(filter, from, before).await?;
+        Ok(Look { created, reached, from, is_first })
     }
 
     /// Where to begin to read so as to meet at least the last `count` messages on `filter` before `before`, and
@@ -195,27 +224,29 @@ impl OrderLog {
         Ok(Mark { at: Revision(last.sequence.max(low.at.0)), messages: 1 })
     }
 
-    /// The first events on `filter` from `from` to before `before`, and whether the answer went that far.
+    /// The first events on `filter` from `from` to before `before`, and how far the answer went.
     async fn created_between(
         &self,
         filter: &str,
         from: Revision,
         before: Option<Revision>,
-    ) -> Result<(Vec<Created>, bool), ReadError> {
-        let (mut created, mut from) = (Vec::new(), from);
+    ) -> Result<(Vec<Created>, Revision), ReadError> {
+        let (mut created, mut from, mut reached) = (Vec::new(), from, Revision::NONE);
         loop {
             let Batch { mut messages, remaining } =
                 batch_from(&self.connection.client, ORDERS, filter, from, READ_MESSAGES_MAX).await?;
-            let read = messages.len();
-            from = messages.last().map_or(from, |last| Revision(last.sequence.0 + 1));
+            if let Some(last) = messages.last() {
+                reached = last.sequence;
+                from = Revision(reached.0 + 1);
+            }
+            let is_enough = before.is_some_and(|before| reached >= before);
             if let Some(before) = before {
                 messages.retain(|message| message.sequence < before);
             }
-            let reached = messages.len() < read;
             let events = decode_all(messages).into_iter();
             let events = events.filter(|event| event.kind() == EventKind::Created);
             created.extend(events.map(|event| Created { id: event.id, revision: event.revision }));
-            if reached || remaining == 0 {
+            if is_enough || remaining == 0 {
                 return Ok((created, reached));
             }
         }

@@ -7,6 +7,7 @@ mod leadership;
 mod list;
 mod live;
 mod probe;
+mod quorum;
 mod read;
 mod watch;
 mod watch_customer;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use proto::orders::v1::Order;
+use tokio::sync::watch::Sender;
 
 pub use append::{AppendError, Appended};
 pub use backlog::Backlog;
@@ -25,6 +27,7 @@ pub use read::Extent;
 pub use watch::{Update, Watch, WatchError};
 pub use watch_customer::CustomerWatch;
 
+use crate::barrier::Barrier;
 use crate::connection::Connection;
 use crate::direct_get::ReadError;
 use crate::event::Recorded;
@@ -38,6 +41,8 @@ pub struct OrderLog {
     connection: Connection,
     stream: Stream<()>,
     live: Arc<Live>,
+    barrier: Barrier,
+    quorum: Sender<Result<(), String>>,
     /// CloudEvents source of what this program appends.
     source: &'static str,
 }
@@ -80,7 +85,9 @@ impl OrderLog {
             .get_stream_no_info(ORDERS)
             .await
             .map_err(|error| ReadError::Broker(error.to_string()))?;
-        Ok(Self { connection, stream, live: Arc::default(), source })
+        let barrier = Barrier::of_orders(connection.clone());
+        let quorum = Sender::new(Ok(()));
+        Ok(Self { connection, stream, live: Arc::default(), barrier, quorum, source })
     }
 
     /// The connection that the log is reached by.

@@ -1,19 +1,24 @@
 //! Reading orders: the latest event holds the order as it stands; the order's subjects hold its history.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{DirectGetError, DirectGetErrorKind};
+use tokio::time::sleep;
 use tracing::warn;
 
 use super::{OrderLog, OrderState};
 use crate::direct_get::{self, ReadError, Stored};
 use crate::event::Recorded;
-use crate::ids::{CustomerKey, OrderId, Revision};
+use crate::ids::{OrderId, Revision};
 use crate::leader_get::found;
 use crate::stream::{ORDERS, StreamState};
-use crate::subjects::{self, EventKind};
+use crate::subjects;
+
+/// Looks at a replica that is behind, before giving up.
+const REPLICA_LOOKS_MAX: u32 = 5;
+const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 
 /// How far the log goes, and which log it is.
 #[derive(Clone, Debug)]
@@ -44,8 +49,8 @@ impl Latest {
 }
 
 impl OrderLog {
-    /// The order as it stands, or `None` if there never was one. Any replica may answer, so the order may be
-    /// a moment old; that there is none is asked of the leader.
+    /// The order as it stands, or `None` if there is none. Any replica may answer, so the order may be a moment old;
+    /// that there is none is proved ([`Barrier::last_of_each`](crate::barrier::Barrier::last_of_each)).
     pub async fn load(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         match self.stream.direct_get_last_for_subject(subjects::order(id)).await {
@@ -54,62 +59,90 @@ impl OrderLog {
                 let found = self.state(id, &last.subject, Revision(last.sequence), &headers, last.payload);
                 Ok(found.await?.into_order())
             }
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => self.load_latest(id).await,
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => self.load_proven(id).await,
             Err(error) => Err(read_error(&error)),
         }
     }
 
-    /// The order as the stream's leader has it: for decisions.
+    /// The order as it stands: no later event was acknowledged before this was called. For what nothing else finds out
+    /// about that is decided by an old state.
+    pub async fn load_proven(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
+        Ok(self.proven(id).await?.into_order())
+    }
+
+    /// The order as a server has it that takes itself for the stream's leader: for decisions that an append follows,
+    /// which finds out if that was old. That there is none is proved.
     pub async fn load_latest(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
         Ok(self.latest(id).await?.into_order())
     }
 
-    /// What the stream's leader has on the order's subjects.
+    /// What lies on the order's subjects by what a leader says.
     pub(super) async fn latest(&self, id: &OrderId) -> Result<Latest, ReadError> {
-        match self.last_message(&subjects::order(id)).await? {
-            Some(last) => {
-                let headers = last.headers;
-                self.state(id, &last.subject, Revision(last.sequence), &headers, last.payload).await
+        direct_get::reachable(&self.connection.client)?;
+        let last = found(self.stream.get_last_raw_message_by_subject(&subjects::order(id)).await)?;
+        if let Some(StreamMessage { subject, sequence, headers, payload, .. }) = last
+            && let found @ Latest::Order(_) =
+                self.state(id, &subject, Revision(sequence), &headers, payload).await?
+        {
+            return Ok(found);
+        }
+        self.proven(id).await
+    }
+
+    /// What lies on the order's subjects.
+    async fn proven(&self, id: &OrderId) -> Result<Latest, ReadError> {
+        match self.barrier.last_of_each(&[subjects::order(id)]).await?.pop() {
+            Some(Stored { subject, sequence, headers, payload }) => {
+                self.state(id, &subject, sequence, &headers, payload).await
             }
             None => Ok(Latest::Vacant(Revision::NONE)),
         }
     }
 
-    /// The last message that the stream's leader has on `filter`.
-    pub(super) async fn last_message(&self, filter: &str) -> Result<Option<StreamMessage>, ReadError> {
-        direct_get::reachable(&self.connection.client)?;
-        found(self.stream.get_last_raw_message_by_subject(filter).await)
-    }
-
-    /// Whether the stream's leader has the first event of one of `customer`'s orders at `revision`.
-    pub(super) async fn is_created_at(
-        &self,
-        customer: CustomerKey,
-        revision: Revision,
-    ) -> Result<bool, ReadError> {
-        let message = found(self.stream.get_raw_message(revision.0).await)?;
-        let event = message.and_then(|message| subjects::parse(&message.subject));
-        Ok(event.is_some_and(|(kind, id)| kind == EventKind::Created && id.customer == customer))
-    }
-
     /// The order's events after `after`, oldest first. Any replica may answer, so the latest may be missing;
-    /// that there is none at all is asked of the leader.
+    /// that there is none at all is proved.
     pub async fn history(&self, id: &OrderId, after: Revision) -> Result<Vec<Recorded>, ReadError> {
         let client = &self.connection.client;
-        let stored = direct_get::last_of_each(client, ORDERS, &[subjects::order(id)]).await?;
+        let subjects = [subjects::order(id)];
+        let stored = direct_get::last_of_each(client, ORDERS, &subjects).await?;
+        let mut events = self.complete(id, stored).await?;
+        if events.is_empty() {
+            events = self.complete(id, self.barrier.last_of_each(&subjects).await?).await?;
+        }
+        events.retain(|event| event.revision > after);
+        Ok(events)
+    }
+
+    /// The order's events, of which some are the last ones on their subjects.
+    async fn complete(&self, id: &OrderId, stored: Vec<Stored>) -> Result<Vec<Recorded>, ReadError> {
+        let Some(last) = stored.last().map(|last| last.sequence) else { return Ok(Vec::new()) };
         let found = stored.len();
         let mut events = decode_all(stored);
         // One message a subject is the whole history unless an event happened twice or a foreign message
         // hides one; then the chain has a gap, or ends too early, and the history is read message by message.
         if events.len() < found || !is_whole(&events) {
-            events =
-                decode_all(direct_get::all_from(client, ORDERS, &subjects::order(id), Revision::NONE).await?);
+            events = decode_all(self.all_reaching(id, last).await?);
         }
-        if events.is_empty() && self.load_latest(id).await?.is_some() {
-            return Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()));
-        }
-        events.retain(|event| event.revision > after);
         Ok(events)
+    }
+
+    /// The order's events, up to the one at `least` at the least: what is not among them did not happen before that.
+    pub async fn history_reaching(&self, id: &OrderId, least: Revision) -> Result<Vec<Recorded>, ReadError> {
+        for looks in 1..=REPLICA_LOOKS_MAX {
+            let history = self.history(id, Revision::NONE).await?;
+            if history.last().is_some_and(|last| last.revision >= least) {
+                return Ok(history);
+            }
+            sleep(REPLICA_PAUSE * looks).await;
+        }
+        Err(behind())
+    }
+
+    /// All messages on the order's subjects, by a replica that has the one at `least`.
+    async fn all_reaching(&self, id: &OrderId, least: Revision) -> Result<Vec<Stored>, ReadError> {
+        let filter = subjects::order(id);
+        let stored = direct_get::all_from(&self.connection.client, ORDERS, &filter, Revision::NONE).await?;
+        if stored.last().is_none_or(|last| last.sequence < least) { Err(behind()) } else { Ok(stored) }
     }
 
     /// Asks the stream's leader what there is.
@@ -133,9 +166,7 @@ impl OrderLog {
             Err(undecodable) => undecodable,
         };
         warn!(order_id = %id, sequence = head.0, error = %undecodable, "foreign message on an order's subject, passed over");
-        let filter = subjects::order(id);
-        let stored = direct_get::all_from(&self.connection.client, ORDERS, &filter, Revision::NONE).await?;
-        let last = decode_all(stored).pop();
+        let last = decode_all(self.all_reaching(id, head).await?).pop();
         Ok(last
             .map_or(Latest::Vacant(head), |last| Latest::Order(Box::new(OrderState { head, ..last.into() }))))
     }
@@ -159,15 +190,20 @@ fn is_whole(events: &[Recorded]) -> bool {
     events.iter().all(|event| std::mem::replace(&mut previous, event.revision) == event.previous)
 }
 
+/// The replica that answered lags.
+pub(super) fn behind() -> ReadError {
+    ReadError::NoAnswer("the replica that answered is behind".to_owned())
+}
+
 pub(super) fn read_error(error: &DirectGetError) -> ReadError {
     match error.kind() {
         DirectGetErrorKind::ErrorResponse(status, text) => ReadError::of(status, &text),
-        DirectGetErrorKind::NotFound | DirectGetErrorKind::InvalidSubject => {
-            ReadError::Broker(error.to_string())
-        }
-        DirectGetErrorKind::TimedOut | DirectGetErrorKind::Request | DirectGetErrorKind::Other => {
-            ReadError::NoAnswer(error.to_string())
-        }
+        DirectGetErrorKind::InvalidSubject => ReadError::Broker(error.to_string()),
+        // That it is not there proves nothing: the replica that answered may lag.
+        DirectGetErrorKind::NotFound
+        | DirectGetErrorKind::TimedOut
+        | DirectGetErrorKind::Request
+        | DirectGetErrorKind::Other => ReadError::NoAnswer(error.to_string()),
     }
 }
 

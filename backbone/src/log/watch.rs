@@ -82,7 +82,7 @@ impl OrderLog {
     pub async fn watch(&self, current: OrderState, after: Revision) -> Result<Watch, WatchError> {
         let id = current.id;
         // The replica that answered may have been behind.
-        let current = if after > current.revision() { self.load_latest(&id).await? } else { Some(current) };
+        let current = if after > current.revision() { self.load_proven(&id).await? } else { Some(current) };
         let last = current.as_ref().map_or(Revision::NONE, OrderState::revision);
         if after > last {
             return Err(WatchError::Beyond { last });

@@ -60,10 +60,13 @@ impl OrderLog {
         let live = self.live.listen(&self.connection.client, subjects::live_customer(customer)).await?;
         let filter = subjects::customer(customer);
         if after > Revision::NONE {
-            let last = match self.last_message(&filter).await? {
-                Some(last) => Revision(last.sequence),
+            let last = match self.barrier.last_on(&filter).await? {
                 // What this customer's orders were may have been older than what is kept.
-                None => self.extent().await?.last,
+                Revision::NONE => match self.barrier.pass().await? {
+                    Some(barrier) => barrier,
+                    None => self.extent().await?.last,
+                },
+                last => last,
             };
             if after > last {
                 return Err(WatchError::Beyond { last });

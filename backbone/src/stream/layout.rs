@@ -35,6 +35,8 @@ impl Layout {
             max_age: config.orders_retention.unwrap_or(RETENTION_DEFAULT),
             republish: Some(republish()),
             allow_atomic_publish: true,
+            // Barriers expire.
+            allow_message_ttl: true,
             ..keeping_everything()
         };
         let replicas = config.orders_replicas.map(usize::from);

@@ -17,6 +17,7 @@ pub use state::StreamState;
 use crate::backoff::Backoff;
 use crate::config::{DAY, duration};
 use crate::connection::Connection;
+use crate::direct_get::ReadError;
 use crate::meaning::{Meaning, meaning};
 use crate::telemetry::Seldom;
 use layout::Layout;
@@ -108,6 +109,15 @@ pub(crate) async fn restore_dead_letters(connection: &Connection) {
         }
         // Said of one that is there.
         Err(Hopeless::Differs(_)) => {}
+    }
+}
+
+/// How many copies the stream is to have.
+pub(crate) async fn replicas(connection: &Connection, name: &str) -> Result<usize, ReadError> {
+    match connection.jetstream().get_stream(name).await {
+        Ok(stream) => Ok(stream.cached_info().config.num_replicas),
+        Err(error) if is_not_found(&error) => Err(ReadError::Broker(format!("stream {name} is missing"))),
+        Err(error) => Err(ReadError::NoAnswer(error.to_string())),
     }
 }
 

@@ -13,6 +13,8 @@ pub struct StreamState {
     pub bytes_max: Option<u64>,
     /// Copies that it is to have.
     pub replicas: usize,
+    /// Whether there is a leader, as far as the server knows that answered.
+    pub has_leader: bool,
     /// Copies that are up to date.
     pub replicas_current: usize,
     /// Whether it is on disk.
@@ -33,6 +35,7 @@ impl From<&Info> for StreamState {
             bytes: state.bytes,
             bytes_max: u64::try_from(config.max_bytes).ok().filter(|bytes| *bytes > 0),
             replicas: config.num_replicas,
+            has_leader: leader.is_some(),
             replicas_current: current + usize::from(leader.is_some()),
             on_file: config.storage == StorageType::File,
             servers: leader

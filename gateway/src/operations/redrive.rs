@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
-use backbone::ids::{OrderId, Revision};
+use backbone::ids::OrderId;
 use backbone::lifecycle::{is_called_off, is_finished};
 use backbone::log::{AppendError, Appended, OrderLog, OrderState, WatchError};
 use backbone::trace::{KeyValue, Span, SpanKind, attribute};
@@ -76,7 +76,7 @@ impl Redrive {
 
     async fn redrive(&mut self, id: &LetterId, deadline: Instant) -> Answer {
         use RedriveOutcome::{AlreadyResolved, NotRedrivable, OrderWentOn, Redriven, WouldRedrive};
-        let Some(kept) = self.letters.find(id).await.map_err(|error| errors::read(&error))? else {
+        let Some(kept) = self.letters.find_proven(id).await.map_err(|error| errors::read(&error))? else {
             return Ok(answer(id, "", AlreadyResolved, "the letter is no longer kept"));
         };
         let order_id = kept.letter.order_id.clone();
@@ -104,7 +104,7 @@ impl Redrive {
 
         let letter = id.to_string();
         let span = if self.dry_run { self.span.clone() } else { self.redriving(&kept) };
-        let mut found = self.log.load_latest(&order).await.map_err(|error| errors::read(&error))?;
+        let mut found = self.log.load_proven(&order).await.map_err(|error| errors::read(&error))?;
         // Each turn lost is an event won by somebody else, and a parked order can only be cancelled or redriven.
         while let Some(current) = found.take_if(|current| current.order.dead_letter_id == letter) {
             if self.dry_run {
@@ -131,7 +131,11 @@ impl Redrive {
             return say(OrderWentOn, "the order is no longer kept");
         };
 
-        let history = self.log.history(&order, Revision::NONE).await.map_err(|error| errors::read(&error))?;
+        let history = self
+            .log
+            .history_reaching(&order, current.revision())
+            .await
+            .map_err(|error| errors::read(&error))?;
         let status = status_name(current.order.status());
         if history.iter().any(|event| event.redriven_from() == Some(&letter)) {
             self.resolve(&kept, DeadLetterState::Redriven, "redriven by an earlier request", &span).await;
@@ -237,7 +241,7 @@ impl Redrive {
 
     /// The status with which the order is finished, or FAILED.
     async fn end_of(&self, order: &OrderId) -> Result<OrderStatus, Status> {
-        let current = self.log.load_latest(order).await.map_err(|error| errors::read(&error))?;
+        let current = self.log.load_proven(order).await.map_err(|error| errors::read(&error))?;
         let current = current.ok_or_else(|| errors::not_found(order))?;
         let (mut status, revision) = (current.order.status(), current.revision());
         if status == OrderStatus::Failed {

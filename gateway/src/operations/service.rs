@@ -53,7 +53,7 @@ impl Operations {
     }
 
     async fn find(&self, id: &LetterId, by: Instant) -> Result<Kept, Status> {
-        let found = read_by(by, self.letters.find(id)).await?;
+        let found = read_by(by, self.letters.find_proven(id)).await?;
         let is_letter = |kept: &Kept| kept.letter.state() != DeadLetterState::Unspecified;
         found.filter(is_letter).ok_or_else(|| errors::letter_not_found(id))
     }

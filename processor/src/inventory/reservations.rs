@@ -194,7 +194,7 @@ impl Clerk {
     }
 
     /// A commit finds out that a record was old, and a refusal commits nothing. So whoever would be refused is decided on
-    /// again by what the leader has.
+    /// again by what is proved to be the latest.
     async fn decide_by_records(&self, requests: &[Request]) -> Result<(Ledger, Vec<Answer>), Failure> {
         let mut records = self.read(requests).await?;
         let mut latest = HashSet::new();
@@ -207,7 +207,7 @@ impl Clerk {
                 return Ok((ledger, answers));
             }
             records.retain(|key, _| !unsure.contains(key));
-            records.extend(self.store.read_latest(&unsure).await?);
+            records.extend(self.store.read_proven(&unsure).await?);
         }
     }
 

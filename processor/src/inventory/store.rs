@@ -4,6 +4,7 @@
 //! |---------------------------|---------------------------------------------------------------------------|
 //! | `stock.<sku>`             | units available, as a decimal number                                      |
 //! | `reservation.<order_id>`  | JSON: what the order holds, or that it holds nothing any more             |
+//! | `barrier`                 | nothing: by it a refusal for want of stock is proved (`backbone/src/barrier.rs`) |
 //!
 //! A reservation lives longer than its order's events, and then expires. Until then the same id may come to
 //! name another order; so it says which incarnation of the order it belongs to.
@@ -16,14 +17,13 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use backbone::backoff::Backoff;
+use backbone::barrier::Barrier;
 use backbone::connection::Connection;
 use backbone::direct_get::{self, ReadError, Stored};
 use backbone::ids::Revision;
-use backbone::leader_get;
 use backbone::meaning::{Meaning, meaning};
 use backbone::stream::{self, ORDERS, PROVISION};
 use backbone::telemetry::Seldom;
-use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tracing::{info, warn};
@@ -43,8 +43,8 @@ const SAID_INTERVAL: Duration = Duration::from_secs(15);
 const RESERVATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Keys asked for in one read.
 const KEYS_PER_READ_MAX: usize = 256;
-/// Questions to the leader under way at once; each is about one key, and all orders wait for the answers.
-const LATEST_READS_MAX: usize = 64;
+/// Where barriers lie ([`backbone::barrier`]).
+const BARRIER_KEY: &str = "barrier";
 
 /// Settings of the inventory.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -104,6 +104,7 @@ pub(super) struct Versioned<T> {
 #[derive(Clone, Debug)]
 pub(super) struct Store {
     connection: Connection,
+    barrier: Barrier,
     reservation_ttl: Option<Duration>,
 }
 
@@ -153,7 +154,8 @@ impl Store {
         if let Err(error) = provide(connection, orders.cached_info().config.num_replicas).await? {
             return Ok(Err(error));
         }
-        let store = Self { connection: connection.clone(), reservation_ttl };
+        let barrier = Barrier::new(connection.clone(), STREAM, &subject(BARRIER_KEY));
+        let store = Self { connection: connection.clone(), barrier, reservation_ttl };
         if let Some(Stock(stock)) = &config.stock {
             store.seed(stock).await?;
         }
@@ -182,28 +184,20 @@ impl Store {
         let mut records = Records::with_capacity(keys.len());
         for keys in keys.chunks(KEYS_PER_READ_MAX) {
             let subjects: Vec<_> = keys.iter().map(|key| subject(key)).collect();
-            for stored in direct_get::last_of_each(&client, STREAM, &subjects).await? {
-                let Some(key) = stored.subject.strip_prefix(SUBJECT_PREFIX) else { continue };
-                // A deleted or expired key is a message without a value.
-                let value = stored.payload.to_vec();
-                records.insert(key.to_owned(), Versioned { value, revision: stored.sequence });
-            }
+            let stored = direct_get::last_of_each(&client, STREAM, &subjects).await?;
+            records.extend(stored.into_iter().filter_map(record));
         }
         Ok(records)
     }
 
-    /// Reads the records under `keys` as the bucket's leader has them.
-    pub(super) async fn read_latest(&self, keys: &[String]) -> Result<Records, ReadError> {
-        let reads: Vec<_> = keys.iter().map(|key| self.latest(key)).collect();
-        let reads = futures::stream::iter(reads).buffer_unordered(LATEST_READS_MAX);
-        let records: Vec<_> = reads.try_collect().await?;
-        Ok(records.into_iter().flatten().collect())
-    }
-
-    async fn latest(&self, key: &str) -> Result<Option<(String, Versioned<Vec<u8>>)>, ReadError> {
-        let last = leader_get::last(&self.connection, STREAM, &subject(key)).await?;
-        let versioned = |last: Stored| Versioned { value: last.payload.to_vec(), revision: last.sequence };
-        Ok(last.map(|last| (key.to_owned(), versioned(last))))
+    /// Reads the records under `keys`: no later ones were written before this was called.
+    pub(super) async fn read_proven(&self, keys: &[String]) -> Result<Records, ReadError> {
+        let mut records = Records::with_capacity(keys.len());
+        for keys in keys.chunks(KEYS_PER_READ_MAX) {
+            let subjects: Vec<_> = keys.iter().map(|key| subject(key)).collect();
+            records.extend(self.barrier.last_of_each(&subjects).await?.into_iter().filter_map(record));
+        }
+        Ok(records)
     }
 
     /// Commits all writes of the batch or none; tells the revision of each.
@@ -323,6 +317,12 @@ pub(super) fn parse_reservation(value: &[u8]) -> Option<Option<Reservation>> {
 }
 
 const SUBJECT_PREFIX: &str = "$KV.INVENTORY.";
+
+/// A record by its key. A deleted or expired key is a message without a value.
+fn record(stored: Stored) -> Option<(String, Versioned<Vec<u8>>)> {
+    let key = stored.subject.strip_prefix(SUBJECT_PREFIX)?.to_owned();
+    Some((key, Versioned { value: stored.payload.to_vec(), revision: stored.sequence }))
+}
 
 fn subject(key: &str) -> String {
     format!("{SUBJECT_PREFIX}{key}")

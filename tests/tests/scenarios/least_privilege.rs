@@ -236,6 +236,8 @@ fn rights() -> Vec<(String, Vec<&'static str>)> {
         ("PUB ORDER.rejected.00.c.o".to_owned(), vec!["inventory", "payment"]),
         ("PUB ORDER.fulfilled.00.c.o".to_owned(), vec!["fulfilment"]),
         ("PUB ORDER.failed.00.c.o".to_owned(), STEPS.to_vec()),
+        ("PUB ORDER.barrier".to_owned(), PROGRAMS.to_vec()),
+        ("PUB DEAD_LETTER.barrier".to_owned(), vec!["gateway"]),
         ("PUB live.ORDER.created.00.c.o".to_owned(), NOBODY.to_vec()),
         ("PUB $KV.INVENTORY.stock.widget".to_owned(), vec!["inventory"]),
         ("PUB DEAD_LETTER.redriven.payment.1".to_owned(), vec!["gateway"]),

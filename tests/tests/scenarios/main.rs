@@ -67,6 +67,7 @@ mod replicas_behind;
 mod retention;
 mod rights;
 mod slow_readers;
+mod split_cluster;
 mod stock_lost;
 mod storage_full;
 mod stream_setup;
