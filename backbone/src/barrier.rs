@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::stream::DirectGetErrorKind;
 use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
@@ -19,7 +18,7 @@ use crate::connection::Connection;
 use crate::direct_get::{self, ReadError, Stored};
 use crate::ids::Revision;
 use crate::publish::{Outcome, publish};
-use crate::stream::{DEAD_LETTERS, ORDERS, replicas};
+use crate::stream::{DEAD_LETTERS, ORDERS, info};
 use crate::subjects;
 
 /// How long a barrier waits for its acknowledgement.
@@ -207,16 +206,10 @@ impl Barrier {
         self.known().committed.is_some_and(|committed| committed.elapsed() <= time)
     }
 
+    /// The same, as any replica has it.
     async fn last_anywhere(&self, filter: &str) -> Result<Revision, ReadError> {
-        direct_get::reachable(&self.connection.client)?;
-        let jetstream = &self.connection.jetstream;
-        let stream = jetstream.get_stream_no_info(self.stream).await;
-        let stream = stream.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
-        match stream.direct_get_last_for_subject(filter).await {
-            Ok(last) => Ok(Revision(last.sequence)),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(Revision::NONE),
-            Err(error) => Err(ReadError::NoAnswer(error.to_string())),
-        }
+        let last = direct_get::last_on(&self.connection.client, self.stream, filter).await?;
+        Ok(last.map_or(Revision::NONE, |last| last.sequence))
     }
 
     /// Publishes a barrier; if so, provided that this is the last message on this filter.
@@ -242,7 +235,7 @@ impl Barrier {
             return Ok(replicated);
         }
         direct_get::reachable(&self.connection.client)?;
-        let replicated = replicas(&self.connection, self.stream).await? > 1;
+        let replicated = info(&self.connection, self.stream).await?.config.num_replicas > 1;
         self.known().replicated = Some((replicated, Instant::now(), connects));
         Ok(replicated)
     }

@@ -24,6 +24,8 @@ use crate::telemetry::Seldom;
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the client may take to say which servers it knows.
+const POOL_TIMEOUT: Duration = Duration::from_secs(1);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A broker that answers no ping for two of these is taken for dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -250,12 +252,12 @@ impl Connection {
     }
 
     /// Connects to another server of NATS_URL than the one that it is connected to, which answers and is no good.
-    pub async fn leave_server(&self, reason: &str) {
+    pub(crate) async fn leave_server(&self, reason: &impl std::fmt::Display) {
         let info = self.client.server_info();
         if info.cluster.is_none() {
             return;
         }
-        warn!(server = info.server_name, reason, "leaving the server, trying another of NATS_URL");
+        warn!(server = info.server_name, %reason, "leaving the server, trying another of NATS_URL");
         let (id, connects) = (info.server_id, *self.connects.borrow());
         lock(&self.leaving).get_or_insert_with(Leaving::begin).left = Some((id, connects));
         if let Err(error) = self.client.force_reconnect().await {
@@ -273,8 +275,21 @@ impl Connection {
         is_another_connection && attempts < servers && *id == self.client.server_info().server_id
     }
 
+    /// Whether there is another server in NATS_URL that could be reached when it was tried last, or was not tried yet.
+    pub(crate) async fn knows_another(&self) -> bool {
+        let pool = timeout(POOL_TIMEOUT, self.client.server_pool()).await;
+        let reached = |pool: Vec<Server>| pool.iter().filter(|server| server.failed_attempts == 0).count();
+        // One of them is the one that it is connected to.
+        pool.is_ok_and(|pool| pool.is_ok_and(|pool| reached(pool) > 1))
+    }
+
+    /// Whether the broker is a cluster: then one server's silence says nothing of the others.
+    pub fn is_clustered(&self) -> bool {
+        self.client.server_info().cluster.is_some()
+    }
+
     /// The server is as good as any: none is left any more.
-    pub fn stay(&self) {
+    pub(crate) fn stay(&self) {
         if lock(&self.leaving).take().is_some() {
             info!(server = self.client.server_info().server_name, "connected to a server that is good");
         }

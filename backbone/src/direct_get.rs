@@ -58,7 +58,24 @@ impl ReadError {
 #[serde(untagged)]
 enum Request<'a> {
     Last { multi_last: &'a [String] },
+    LastOn { last_by_subj: &'a str },
     Next { seq: u64, next_by_subj: &'a str, batch: u32, max_bytes: u32 },
+}
+
+/// The last message on subjects that match `filter`, of which there may be any number.
+pub async fn last_on(client: &Client, stream: &str, filter: &str) -> Result<Option<Stored>, ReadError> {
+    reachable(client)?;
+    let request = serde_json::to_vec(&Request::LastOn { last_by_subj: filter });
+    let request = request.map_err(|error| ReadError::Broker(error.to_string()))?;
+    let answer = client.request(format!("$JS.API.DIRECT.GET.{stream}"), request.into());
+    let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
+    let answer = timeout(ANSWER_TIMEOUT, answer).await.map_err(|error| no_answer(&error))?;
+    let answer = answer.map_err(|error| no_answer(&error))?;
+    match answer.status {
+        None => stored(answer).map(Some),
+        Some(StatusCode::NOT_FOUND) => Ok(None),
+        Some(status) => Err(ReadError::of(status, answer.description.as_deref().unwrap_or_default())),
+    }
 }
 
 /// The last message on each subject that matches one of `filters`, by sequence.

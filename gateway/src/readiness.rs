@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use backbone::dead_letters::DeadLetters;
+use backbone::direct_get::ReadError;
 use backbone::log::{AppendError, Extent, OrderLog};
 use backbone::ops::Health;
 use backbone::stream::{ORDERS, ProvisionError, StreamConfig, provision};
@@ -142,12 +143,14 @@ impl Readiness {
                     };
                     self.set(full(log).unwrap_or(state));
                 }
-                Err(reason) => {
-                    lost = log.connection().is_up();
+                Err(NotAsked { reason, is_missing }) => {
+                    // Of a cluster, the server that would say so may be one that cannot be reached.
+                    let connection = log.connection();
+                    lost = connection.is_up() && (is_missing || !connection.is_clustered());
                     // Nothing is known of it.
                     self.streams.found_orders(None, connects).ok();
                     // A leader without space steps down.
-                    self.set(full(log).filter(|_| lost).unwrap_or(State::BrokerAway(reason)));
+                    self.set(full(log).filter(|_| connection.is_up()).unwrap_or(State::BrokerAway(reason)));
                 }
             }
             sleep(PROBE_INTERVAL).await;
@@ -215,17 +218,28 @@ fn full(log: &OrderLog) -> Option<State> {
     log.full().map(|reason| State::StorageFull(format!("no storage space for orders: {reason}")))
 }
 
+/// Nothing is known of the log.
+struct NotAsked {
+    reason: String,
+    /// There is no such stream.
+    is_missing: bool,
+}
+
 /// How the log is, and whether a quorum of its servers takes orders: else one server's word is all that the rest is.
-async fn probe(log: &OrderLog) -> Result<(Extent, Result<(), String>), String> {
+async fn probe(log: &OrderLog) -> Result<(Extent, Result<(), String>), NotAsked> {
+    let silent = |reason| NotAsked { reason, is_missing: false };
     if !log.connection().is_up() {
-        return Err("not connected to NATS".to_owned());
+        return Err(silent("not connected to NATS".to_owned()));
     }
     match timeout(PROBE_TIMEOUT, log.extent()).await {
         Ok(Ok(extent)) => {
             let quorum = extent.state.can_commit().and_then(|()| log.quorum());
             Ok((extent, quorum.map_err(|reason| format!("stream {ORDERS}: {reason}"))))
         }
-        Ok(Err(error)) => Err(format!("stream {ORDERS}: {error}")),
-        Err(_) => Err(format!("stream {ORDERS} does not answer")),
+        Ok(Err(error)) => {
+            let is_missing = matches!(error, ReadError::Broker(_));
+            Err(NotAsked { reason: format!("stream {ORDERS}: {error}"), is_missing })
+        }
+        Err(_) => Err(silent(format!("stream {ORDERS} does not answer"))),
     }
 }

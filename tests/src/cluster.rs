@@ -19,6 +19,8 @@ const ROUTES_PORT: u16 = 6222;
 /// Messages after which a Raft log is dropped, and how large they are.
 const MESSAGES_FORGOTTEN: usize = 160;
 const LARGE_BYTES: usize = 64 * 1024;
+/// How servers find out that they do not hear each other any more, as in deploy/nats/cluster.conf.
+const DEAD_ROUTES: &str = r#"ping_interval: "2s", ping_max: 2,"#;
 /// What an election takes, about.
 const STEP_DOWN_PAUSE: Duration = Duration::from_millis(500);
 
@@ -43,7 +45,8 @@ impl Cluster {
         let all = routes.iter().map(|route| format!("\"nats://{route}\"")).collect::<Vec<_>>().join(", ");
         let configurations = routes.iter().enumerate().map(|(n, route)| {
             let listen = format!("listen: \"{route}\"");
-            format!("server_name: n{n}\ncluster {{ name: waybill, {listen}, routes: [{all}] }}")
+            let noticed = if network.is_some() { DEAD_ROUTES } else { "" };
+            format!("server_name: n{n}\ncluster {{ name: waybill, {listen}, {noticed} routes: [{all}] }}")
         });
         let configurations = configurations.collect();
         let dirs = [(); SERVERS - 1].map(|()| folder());

@@ -18,6 +18,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const COMMIT_AGE_MAX: Duration = Duration::from_secs(1);
 /// How often it is looked at whether the server that answers reads lags.
 const SHOW_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the server that answers reads may lag before another one is tried.
+const LAGGING_MAX: Duration = Duration::from_secs(5);
 /// How long there may be no quorum before another server is tried, and before the next one is.
 const LEAVE: Backoff = Backoff { initial: Duration::from_secs(2), max: Duration::from_secs(30) };
 
@@ -32,28 +34,37 @@ impl OrderLog {
     /// server that answers reads lags. Never ends.
     pub async fn keep_quorum(&self) {
         let mut shown_at = Instant::now();
-        let (mut left, mut leave_at) = (0, None);
+        // Without a quorum: since when, and how often a server was left.
+        let (mut lost_at, mut left) = (None, 0);
+        let mut lags_since = None;
         loop {
             self.connection.up().await;
             let found = self.check(&mut shown_at).await;
             self.found(&found);
-            let reason = match found {
+            let now = Instant::now();
+            match found {
                 Ok(()) => {
                     self.connection.stay();
-                    (left, leave_at) = (0, None);
-                    None
+                    (lost_at, left, lags_since) = (None, 0, None);
+                }
+                Err(Lost::Lags) => {
+                    (lost_at, left) = (None, 0);
+                    let since = *lags_since.get_or_insert(now);
+                    // Reads of what is there go on, so a server that cannot be reached would be worse.
+                    if now - since >= LAGGING_MAX && self.connection.knows_another().await {
+                        self.connection.leave_server(&Lost::Lags).await;
+                        lags_since = None;
+                    }
                 }
                 // A stream that is missing is so at every server.
-                Err(Lost::Quorum(ReadError::Broker(_))) => None,
-                Err(lost) => Some(lost.to_string()),
-            };
-            if let Some(reason) = reason {
-                let now = Instant::now();
-                let at = *leave_at.get_or_insert_with(|| now + LEAVE.after(1));
-                if (now >= at || self.connection.has_come_back()) && self.connection.is_up() {
-                    self.connection.leave_server(&reason).await;
-                    left += 1;
-                    leave_at = Some(now + LEAVE.after(left + 1));
+                Err(Lost::Quorum(ReadError::Broker(_))) => {}
+                Err(lost @ Lost::Quorum(ReadError::NoAnswer(_))) => {
+                    let since = *lost_at.get_or_insert(now);
+                    let is_over = now - since >= LEAVE.after(left + 1) || self.connection.has_come_back();
+                    if is_over && self.connection.is_up() {
+                        self.connection.leave_server(&lost).await;
+                        (lost_at, left) = (Some(now), left + 1);
+                    }
                 }
             }
             sleep(LOOK_INTERVAL).await;

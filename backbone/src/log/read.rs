@@ -13,7 +13,7 @@ use crate::direct_get::{self, ReadError, Stored};
 use crate::event::Recorded;
 use crate::ids::{OrderId, Revision};
 use crate::leader_get::found;
-use crate::stream::{ORDERS, StreamState};
+use crate::stream::{ORDERS, StreamState, info};
 use crate::subjects;
 
 /// Looks at a replica that is behind, before giving up.
@@ -145,10 +145,10 @@ impl OrderLog {
         if stored.last().is_none_or(|last| last.sequence < least) { Err(behind()) } else { Ok(stored) }
     }
 
-    /// Asks the stream's leader what there is.
+    /// Asks what there is. [`ReadError::Broker`] if there is no stream.
     pub async fn extent(&self) -> Result<Extent, ReadError> {
         direct_get::reachable(&self.connection.client)?;
-        let info = self.stream.get_info().await.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
+        let info = info(&self.connection, ORDERS).await?;
         let (created, last) = (info.created.into(), Revision(info.state.last_sequence));
         Ok(Extent { created, last, state: StreamState::from(&info) })
     }

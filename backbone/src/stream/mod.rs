@@ -7,6 +7,7 @@ mod state;
 use std::time::Duration;
 
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::stream::Info;
 use async_nats::jetstream::{self, ErrorCode};
 use thiserror::Error;
 use tracing::{error, info, warn};
@@ -112,10 +113,10 @@ pub(crate) async fn restore_dead_letters(connection: &Connection) {
     }
 }
 
-/// How many copies the stream is to have.
-pub(crate) async fn replicas(connection: &Connection, name: &str) -> Result<usize, ReadError> {
+/// What is said of the stream by a server that takes itself for its leader. [`ReadError::Broker`] if it is missing.
+pub(crate) async fn info(connection: &Connection, name: &str) -> Result<Info, ReadError> {
     match connection.jetstream().get_stream(name).await {
-        Ok(stream) => Ok(stream.cached_info().config.num_replicas),
+        Ok(stream) => Ok(stream.cached_info().clone()),
         Err(error) if is_not_found(&error) => Err(ReadError::Broker(format!("stream {name} is missing"))),
         Err(error) => Err(ReadError::NoAnswer(error.to_string())),
     }

@@ -6,6 +6,7 @@
 mod abuse;
 mod accounting;
 mod bad_input;
+mod barrier_cost;
 mod below_grpc;
 mod books;
 mod broker_away;

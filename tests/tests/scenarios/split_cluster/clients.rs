@@ -6,14 +6,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backbone::direct_get::Stored;
+use backbone::direct_get::{Stored, all_from};
 use backbone::event::Recorded;
+use backbone::ids::Revision;
 use backbone::stream::ORDERS;
-use harness::{Deployment, Gateway, cancel, create, eventually, http_get, item, order_of};
+use backbone::subjects::ALL_ORDERS;
+use harness::{Cluster, Deployment, Gateway, SERVERS, cancel, create, http_get, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use proto::orders::v1::{
     CancelOrderRequest, GetOrderRequest, ListOrderEventsRequest, ListOrdersRequest, Order, OrderEvent,
-    WatchOrderRequest, WatchOrdersRequest,
+    OrderStatus, WatchOrderRequest, WatchOrdersRequest,
 };
 use rand::random_range;
 use rand::seq::IndexedRandom;
@@ -33,8 +35,6 @@ const CANCELLED: usize = 25;
 /// Readers of each gateway.
 const READERS: usize = 2;
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
-/// Barriers that may have expired at the end of the log.
-const BARRIERS_MAX: u64 = 100;
 /// How late an update may be before it is taken for missed.
 const WATCH_PATIENCE: Duration = Duration::from_secs(35);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -130,7 +130,7 @@ impl Clients {
     }
 
     /// Has everything end, and waits until every order is finished.
-    pub(super) async fn end(mut self, waybill: &Deployment) -> Found {
+    pub(super) async fn end(mut self, waybill: &Deployment, cluster: &Cluster) -> Found {
         self.shared.enough.cancel();
         let calls = self.placing.await.unwrap();
         calls.join_all().await;
@@ -138,9 +138,12 @@ impl Clients {
         while self.others.join_next().await.is_some() {}
         let ids: Vec<_> =
             self.shared.lock().acknowledged.iter().map(|order| order.order_id.clone()).collect();
-        waybill.statuses(&ids).await;
+        let statuses = waybill.statuses(&ids).await;
+        if let Some(rejected) = statuses.get(&OrderStatus::Rejected) {
+            self.shared.wrong(format!("{rejected} orders were rejected although there is stock"));
+        }
         let finished_at = Instant::now();
-        self.shared.must_have_been_given(waybill).await;
+        self.shared.must_have_been_given(waybill, cluster).await;
         drop(self.watches);
         let seen = std::mem::take(&mut *self.shared.lock());
         Found {
@@ -229,11 +232,11 @@ impl Shared {
     }
 
     /// Waits until the watches have given out all that the log has, and takes down what they lack after a while.
-    async fn must_have_been_given(&self, waybill: &Deployment) {
+    async fn must_have_been_given(&self, waybill: &Deployment, cluster: &Cluster) {
         let begun = Instant::now();
         loop {
             let mut logged: HashMap<String, Vec<u64>> = HashMap::new();
-            for (order_id, customer_id, revision) in log(waybill).await {
+            for (order_id, customer_id, revision) in log(waybill, cluster).await {
                 logged.entry(customer_id).or_default().push(revision);
                 logged.entry(order_id).or_default().push(revision);
             }
@@ -279,16 +282,16 @@ impl Shared {
 }
 
 /// The events of all orders: order, customer, revision.
-async fn log(waybill: &Deployment) -> Vec<(String, String, u64)> {
-    let stream = waybill.jetstream().await.get_stream(ORDERS).await.unwrap();
-    let end = stream.cached_info().state.last_sequence;
-    // The replica that answers may still lag. Barriers come at the end, and go.
-    let messages = eventually("a replica that has everything", async || {
-        let messages = waybill.messages().await;
-        let last = messages.last().map_or(0, |last| last.sequence.0);
-        (last + BARRIERS_MAX >= end).then_some(messages)
-    })
-    .await;
+async fn log(waybill: &Deployment, cluster: &Cluster) -> Vec<(String, String, u64)> {
+    let mut messages = Vec::new();
+    // The replica that answers may still lag; another server has another one.
+    for n in 0..SERVERS {
+        let client = cluster.peek(waybill, n).jetstream().await.client();
+        let all = all_from(&client, ORDERS, ALL_ORDERS, Revision::NONE).await.unwrap_or_default();
+        if all.last().map(|last| last.sequence) > messages.last().map(|last: &Stored| last.sequence) {
+            messages = all;
+        }
+    }
     let events = messages.into_iter().filter_map(|Stored { subject, sequence, headers, payload }| {
         Recorded::decode(&subject, sequence, Some(&headers), payload).ok()
     });

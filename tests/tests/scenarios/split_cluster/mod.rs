@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use clients::{Clients, Found};
 
 /// The server that is cut off.
-const CUT_OFF: usize = 0;
+pub(crate) const CUT_OFF: usize = 0;
 /// How long everything goes well first.
 const BEFORE: Duration = Duration::from_secs(3);
 /// How long the cut lasts: longer than a deposed leader believes that it leads (10 s).
@@ -103,7 +103,7 @@ async fn play(scenario: &Scenario, network: std::sync::Arc<Network>) -> Found {
     }
     let ready_after = healed.elapsed();
     sleep_until(healed + AFTER).await;
-    let mut found = clients.end(&waybill).await;
+    let mut found = clients.end(&waybill, &cluster).await;
     found.ready_after_heal = ready_after;
     found.finished_after_heal = found.finished_at.map_or(PATIENCE, |at| at - healed);
     found.readiness_max = READINESS_MAX;
