@@ -185,6 +185,7 @@ mod tests {
             bytes: 0,
             bytes_max: None,
             replicas,
+            has_leader: true,
             replicas_current: servers.len(),
             on_file: true,
             servers: servers.iter().map(|server| (*server).to_owned()).collect(),
