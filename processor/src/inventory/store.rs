@@ -163,9 +163,9 @@ impl Store {
     }
 
     async fn seed(&self, stock: &BTreeMap<String, u64>) -> Result<(), String> {
-        // What is there needs no write, for which there may be no space.
+        // What is there needs no write, for which there may be no space. What a replica lacks that is behind, a write finds.
         let keys: Vec<_> = stock.keys().map(|sku| stock_key(sku)).collect();
-        let present = self.read_latest(&keys).await.map_err(|error| error.to_string())?;
+        let present = self.read(&keys).await.map_err(|error| error.to_string())?;
         for (sku, units) in stock.iter().filter(|(sku, _)| !present.contains_key(&stock_key(sku))) {
             let mut batch = Batch::default();
             batch.write(self.stock_write(sku, *units, Revision::NONE));

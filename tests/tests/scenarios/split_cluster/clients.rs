@@ -356,7 +356,9 @@ async fn read(mut client: Orders, shared: Shared) {
                 drop(shared.answered("GetOrder", client.get_order(call(GetOrderRequest { order_id })).await))
             }
             1 => {
-                let answer = client.list_order_events(call(ListOrderEventsRequest { order_id })).await;
+                let answer = client
+                    .list_order_events(call(ListOrderEventsRequest { order_id, ..Default::default() }))
+                    .await;
                 shared.answered("ListOrderEvents", answer);
             }
             2 => {
