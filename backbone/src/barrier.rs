@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::backoff::Backoff;
 use crate::connection::Connection;
@@ -25,8 +25,6 @@ use crate::subjects;
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a proof takes at most, the reads behind the barrier included.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(4);
-/// How far a server may lag that this program goes on to read from.
-const LAG_MAX: Duration = Duration::from_secs(1);
 /// How long a barrier is kept: longer than anybody looks for it.
 const TTL: &str = "10s";
 /// Least time between two barriers of one process, so that calls about what is not there do not fill the log.
@@ -139,23 +137,6 @@ impl Barrier {
             Err(lags())
         };
         timeout_at(deadline, proof).await.unwrap_or_else(|_| Err(lags()))
-    }
-
-    /// Whether the server that answers reads at the moment has all that was acknowledged before this was called, or gets
-    /// it soon.
-    pub(crate) async fn is_shown(&self) -> Result<bool, ReadError> {
-        let Some(barrier) = self.pass().await? else { return Ok(true) };
-        let subject = std::slice::from_ref(&self.subject);
-        let shown = async {
-            for looks in 1.. {
-                let stored = direct_get::last_of_each(&self.connection.client, self.stream, subject).await;
-                if stored.is_ok_and(|stored| stored.iter().any(|last| last.sequence >= barrier)) {
-                    return;
-                }
-                sleep(LOOK.after(looks)).await;
-            }
-        };
-        Ok(timeout(LAG_MAX, shown).await.is_ok())
     }
 
     /// Where the last message on `filter` is, [`Revision::NONE`] if there is none: no later one was acknowledged before

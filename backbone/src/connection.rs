@@ -24,8 +24,6 @@ use crate::telemetry::Seldom;
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the client may take to say which servers it knows.
-const POOL_TIMEOUT: Duration = Duration::from_secs(1);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A broker that answers no ping for two of these is taken for dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -273,14 +271,6 @@ impl Connection {
         };
         let is_another_connection = *self.connects.borrow() > *connects;
         is_another_connection && attempts < servers && *id == self.client.server_info().server_id
-    }
-
-    /// Whether there is another server in NATS_URL that could be reached when it was tried last, or was not tried yet.
-    pub(crate) async fn knows_another(&self) -> bool {
-        let pool = timeout(POOL_TIMEOUT, self.client.server_pool()).await;
-        let reached = |pool: Vec<Server>| pool.iter().filter(|server| server.failed_attempts == 0).count();
-        // One of them is the one that it is connected to.
-        pool.is_ok_and(|pool| pool.is_ok_and(|pool| reached(pool) > 1))
     }
 
     /// Whether the broker is a cluster: then one server's silence says nothing of the others.

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use thiserror::Error;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
@@ -16,10 +15,6 @@ use crate::stream::StreamState;
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a commit is a sign.
 const COMMIT_AGE_MAX: Duration = Duration::from_secs(1);
-/// How often it is looked at whether the server that answers reads lags.
-const SHOW_INTERVAL: Duration = Duration::from_secs(2);
-/// How long the server that answers reads may lag before another one is tried.
-const LAGGING_MAX: Duration = Duration::from_secs(5);
 /// How long there may be no quorum before another server is tried, and before the next one is.
 const LEAVE: Backoff = Backoff { initial: Duration::from_secs(2), max: Duration::from_secs(30) };
 
@@ -30,35 +25,23 @@ impl OrderLog {
         self.quorum.borrow().clone()
     }
 
-    /// Looks again and again whether there is a quorum, and connects to another server while there is none, or while the
-    /// server that answers reads lags. Never ends.
+    /// Looks again and again whether there is a quorum, and connects to another server while there is none. Never ends.
     pub async fn keep_quorum(&self) {
-        let mut shown_at = Instant::now();
         // Without a quorum: since when, and how often a server was left.
         let (mut lost_at, mut left) = (None, 0);
-        let mut lags_since = None;
         loop {
             self.connection.up().await;
-            let found = self.check(&mut shown_at).await;
-            self.found(&found);
-            let now = Instant::now();
+            let found = self.has_committed().await;
+            self.say(&found);
             match found {
                 Ok(()) => {
                     self.connection.stay();
-                    (lost_at, left, lags_since) = (None, 0, None);
-                }
-                Err(Lost::Lags) => {
                     (lost_at, left) = (None, 0);
-                    let since = *lags_since.get_or_insert(now);
-                    // Reads of what is there go on, so a server that cannot be reached would be worse.
-                    if now - since >= LAGGING_MAX && self.connection.knows_another().await {
-                        self.connection.leave_server(&Lost::Lags).await;
-                        lags_since = None;
-                    }
                 }
                 // A stream that is missing is so at every server.
-                Err(Lost::Quorum(ReadError::Broker(_))) => {}
-                Err(lost @ Lost::Quorum(ReadError::NoAnswer(_))) => {
+                Err(ReadError::Broker(_)) => {}
+                Err(lost @ ReadError::NoAnswer(_)) => {
+                    let now = Instant::now();
                     let since = *lost_at.get_or_insert(now);
                     let is_over = now - since >= LEAVE.after(left + 1) || self.connection.has_come_back();
                     if is_over && self.connection.is_up() {
@@ -71,12 +54,8 @@ impl OrderLog {
         }
     }
 
-    fn found(&self, found: &Result<(), Lost>) {
-        // A server that lags takes orders all the same.
-        let quorum = match found {
-            Err(Lost::Quorum(error)) => Err(error.to_string()),
-            Err(Lost::Lags) | Ok(()) => Ok(()),
-        };
+    fn say(&self, found: &Result<(), ReadError>) {
+        let quorum = found.as_ref().map(|()| ()).map_err(ToString::to_string);
         let before = self.quorum.send_replace(quorum.clone());
         match (before, quorum) {
             (Ok(()), Err(reason)) => warn!(reason, "the order log commits nothing"),
@@ -85,26 +64,12 @@ impl OrderLog {
         }
     }
 
-    async fn check(&self, shown_at: &mut Instant) -> Result<(), Lost> {
-        if shown_at.elapsed() >= SHOW_INTERVAL {
-            if !self.barrier.is_shown().await? {
-                return Err(Lost::Lags);
-            }
-            *shown_at = Instant::now();
-        } else if !self.barrier.has_committed_within(COMMIT_AGE_MAX) {
+    async fn has_committed(&self) -> Result<(), ReadError> {
+        if !self.barrier.has_committed_within(COMMIT_AGE_MAX) {
             self.barrier.pass().await?;
         }
         Ok(())
     }
-}
-
-/// What another server is looked for for.
-#[derive(Debug, Error)]
-enum Lost {
-    #[error(transparent)]
-    Quorum(#[from] ReadError),
-    #[error("the server that answers reads lags behind")]
-    Lags,
 }
 
 impl StreamState {

@@ -6,12 +6,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backbone::direct_get::{Stored, all_from};
+use async_nats::{HeaderMap, jetstream};
+use backbone::direct_get::{Stored, batch_from};
 use backbone::event::Recorded;
 use backbone::ids::Revision;
 use backbone::stream::ORDERS;
-use backbone::subjects::ALL_ORDERS;
-use harness::{Cluster, Deployment, Gateway, SERVERS, cancel, create, http_get, item, order_of};
+use backbone::subjects::{ALL_ORDERS, ORDER_BARRIER};
+use harness::{Cluster, Deployment, Gateway, cancel, create, http_get, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use proto::orders::v1::{
     CancelOrderRequest, GetOrderRequest, ListOrderEventsRequest, ListOrdersRequest, Order, OrderEvent,
@@ -35,11 +36,15 @@ const CANCELLED: usize = 25;
 /// Readers of each gateway.
 const READERS: usize = 2;
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+/// Answers in a row that nothing follows, until that is believed.
+const ENDS: u32 = 20;
 /// How late an update may be before it is taken for missed.
 const WATCH_PATIENCE: Duration = Duration::from_secs(35);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const READINESS_LOOK: Duration = Duration::from_millis(100);
 const PAGE_SIZE: i32 = 200;
+
+use super::CUT_OFF;
 
 type Orders = OrderServiceClient<Channel>;
 
@@ -57,6 +62,10 @@ struct Seen {
     taken: [Option<Instant>; 2],
     /// How long a gateway said that it is ready while no order was taken.
     wrongly_ready: Duration,
+    /// Since when the cluster has committed what the test itself writes.
+    commits_since: Option<Instant>,
+    /// How long, after the heal, a gateway did not say that it is ready meanwhile.
+    wrongly_unready: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +73,7 @@ struct Shared {
     seen: Arc<Mutex<Seen>>,
     begun: Instant,
     cut: CancellationToken,
+    healed: CancellationToken,
     enough: CancellationToken,
     done: CancellationToken,
 }
@@ -84,6 +94,7 @@ pub(super) struct Found {
     answers: HashMap<(&'static str, Code), usize>,
     wrong: Vec<String>,
     wrongly_ready: Duration,
+    wrongly_unready: Duration,
     pub(super) finished_at: Option<Instant>,
     pub(super) ready_after_heal: Duration,
     pub(super) finished_after_heal: Duration,
@@ -92,12 +103,13 @@ pub(super) struct Found {
 }
 
 impl Clients {
-    pub(super) fn start(gateways: [&Gateway; 2]) -> Self {
+    pub(super) fn start(gateways: [&Gateway; 2], jetstream: jetstream::Context) -> Self {
         let clients = gateways.map(|gateway| OrderServiceClient::new(gateway.channel()));
         let shared = Shared {
             seen: Arc::default(),
             begun: Instant::now(),
             cut: CancellationToken::new(),
+            healed: CancellationToken::new(),
             enough: CancellationToken::new(),
             done: CancellationToken::new(),
         };
@@ -109,6 +121,7 @@ impl Clients {
             }
             others.spawn(follow_readiness(n, gateway.ops_addr.clone(), shared.clone()));
         }
+        others.spawn(follow_commits(jetstream, shared.clone()));
         let mut watches = JoinSet::new();
         for customer in 0..CUSTOMERS {
             watches.spawn(watch_customer(
@@ -127,6 +140,7 @@ impl Clients {
 
     pub(super) fn healed(&mut self) {
         self.shared.note_time("healed");
+        self.shared.healed.cancel();
     }
 
     /// Has everything end, and waits until every order is finished.
@@ -151,6 +165,7 @@ impl Clients {
             answers: seen.answers,
             wrong: seen.wrong,
             wrongly_ready: seen.wrongly_ready,
+            wrongly_unready: seen.wrongly_unready,
             finished_at: Some(finished_at),
             ..Found::default()
         }
@@ -182,8 +197,13 @@ impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} orders acknowledged; ready for {:?} without taking any; ready {:?} after the heal, all finished {:?} after it",
-            self.acknowledged, self.wrongly_ready, self.ready_after_heal, self.finished_after_heal
+            "{} orders acknowledged; ready for {:?} without taking any; not ready for {:?} of a healed cluster that commits; all \
+             ready {:?} after the heal, all finished {:?} after it",
+            self.acknowledged,
+            self.wrongly_ready,
+            self.wrongly_unready,
+            self.ready_after_heal,
+            self.finished_after_heal
         )?;
         let mut answers: Vec<_> = self.answers.iter().collect();
         answers.sort_by_key(|((method, code), _)| (*method, i32::from(*code)));
@@ -283,14 +303,14 @@ impl Shared {
 
 /// The events of all orders: order, customer, revision.
 async fn log(waybill: &Deployment, cluster: &Cluster) -> Vec<(String, String, u64)> {
-    let mut messages = Vec::new();
-    // The replica that answers may still lag; another server has another one.
-    for n in 0..SERVERS {
-        let client = cluster.peek(waybill, n).jetstream().await.client();
-        let all = all_from(&client, ORDERS, ALL_ORDERS, Revision::NONE).await.unwrap_or_default();
-        if all.last().map(|last| last.sequence) > messages.last().map(|last: &Stored| last.sequence) {
-            messages = all;
-        }
+    let client = cluster.peek(waybill, CUT_OFF + 1).jetstream().await.client();
+    let (mut messages, mut from, mut ends) = (Vec::new(), Revision::NONE, 0);
+    // Any replica answers each request. One that lags knows of no more messages, but not every time.
+    while ends < ENDS {
+        let Ok(batch) = batch_from(&client, ORDERS, ALL_ORDERS, from, 256).await else { continue };
+        ends = if batch.messages.is_empty() { ends + 1 } else { 0 };
+        from = batch.messages.last().map_or(from, |last| Revision(last.sequence.0 + 1));
+        messages.extend(batch.messages);
     }
     let events = messages.into_iter().filter_map(|Stored { subject, sequence, headers, payload }| {
         Recorded::decode(&subject, sequence, Some(&headers), payload).ok()
@@ -457,16 +477,42 @@ fn revision(event: Option<OrderEvent>) -> u64 {
     event.and_then(|event| event.order).map(|order| order.revision).unwrap_or_default()
 }
 
-/// Takes down how long a gateway says that it is ready although no order has been taken by it.
+/// Takes down how long a gateway says that it is ready although no order has been taken by it, and after the heal that it
+/// is not although the cluster commits.
 async fn follow_readiness(n: usize, ops_addr: String, shared: Shared) {
     shared.cut.cancelled().await;
+    let mut unready_since = None;
     while !shared.done.is_cancelled() {
         sleep(READINESS_LOOK).await;
         let answer = timeout(Duration::from_secs(1), http_get(&ops_addr, "/readyz")).await;
         let is_ready = matches!(answer, Ok(Some((200, _))));
         let mut seen = shared.lock();
+        if is_ready || !shared.healed.is_cancelled() {
+            unready_since = None;
+        } else if let Some(commits) = seen.commits_since {
+            let since = commits.max(*unready_since.get_or_insert_with(Instant::now));
+            seen.wrongly_unready = seen.wrongly_unready.max(since.elapsed());
+        }
         if let Some(taken) = seen.taken[n].filter(|_| is_ready) {
             seen.wrongly_ready = seen.wrongly_ready.max(taken.elapsed());
         }
+    }
+}
+
+/// Finds out whether the cluster commits. After a heal it may elect leaders first.
+async fn follow_commits(jetstream: jetstream::Context, shared: Shared) {
+    while !shared.done.is_cancelled() {
+        let publish = async {
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-TTL", "1s");
+            jetstream.publish_with_headers(ORDER_BARRIER, headers, "".into()).await.ok()?.await.ok()
+        };
+        let is_committed = matches!(timeout(Duration::from_secs(1), publish).await, Ok(Some(_)));
+        {
+            let mut seen = shared.lock();
+            seen.commits_since =
+                if is_committed { seen.commits_since.or_else(|| Some(Instant::now())) } else { None };
+        }
+        sleep(READINESS_LOOK).await;
     }
 }

@@ -83,7 +83,8 @@ async fn play(scenario: &Scenario, network: std::sync::Arc<Network>) -> Found {
     let edge = edge_gateway(&waybill, &cluster, &network, scenario.confined).await;
     cluster.is_whole(&waybill).await;
 
-    let mut clients = Clients::start([&waybill.gateway, &edge]);
+    let mut clients =
+        Clients::start([&waybill.gateway, &edge], cluster.peek(&waybill, CUT_OFF + 1).jetstream().await);
     sleep(BEFORE).await;
     let begun = Instant::now();
     (scenario.cut)(&network, CUT_OFF);
