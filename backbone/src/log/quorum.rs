@@ -27,8 +27,8 @@ impl OrderLog {
 
     /// Looks again and again whether there is a quorum, and connects to another server while there is none. Never ends.
     pub async fn keep_quorum(&self) {
-        // Without a quorum: since when, and how often a server was left.
-        let (mut lost_at, mut left) = (None, 0);
+        // Without a quorum: since when, by which connection, and how often a server was left.
+        let (mut lost, mut left) = (None, 0);
         loop {
             self.connection.up().await;
             let found = self.has_committed().await;
@@ -36,17 +36,22 @@ impl OrderLog {
             match found {
                 Ok(()) => {
                     self.connection.stay();
-                    (lost_at, left) = (None, 0);
+                    (lost, left) = (None, 0);
                 }
                 // A stream that is missing is so at every server.
                 Err(ReadError::Broker(_)) => {}
-                Err(lost @ ReadError::NoAnswer(_)) => {
-                    let now = Instant::now();
-                    let since = *lost_at.get_or_insert(now);
+                Err(error @ ReadError::NoAnswer(_)) => {
+                    let (now, connects) = (Instant::now(), *self.connection.connects().borrow());
+                    // Each server gets its time, which a server needs that finds the others again.
+                    let since = match lost {
+                        Some((since, by)) if by == connects => since,
+                        Some(_) | None => now,
+                    };
+                    lost = Some((since, connects));
                     let is_over = now - since >= LEAVE.after(left + 1) || self.connection.has_come_back();
                     if is_over && self.connection.is_up() {
-                        self.connection.leave_server(&lost).await;
-                        (lost_at, left) = (Some(now), left + 1);
+                        self.connection.leave_server(&error).await;
+                        left += 1;
                     }
                 }
             }
