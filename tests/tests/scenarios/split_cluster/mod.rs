@@ -2,13 +2,16 @@
 //! watched and cancelled through a gateway that is connected to it and one that is not. Neither takes the answer of one
 //! server for that of the cluster.
 //!
-//! TURNS=n runs each scenario n times.
+//! TURNS=n runs each scenario n times; PROGRAMS names a folder of other programs than those of this workspace, such as earlier
+//! ones, by which it fails.
 
 mod clients;
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use harness::{Cluster, Deployment, Gateway, Network, Options, PATIENCE, SERVERS, eventually};
+use harness::{Cluster, Deployment, Gateway, Host, Network, Options, PATIENCE, SERVERS, eventually};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use clients::{Clients, Found};
@@ -16,11 +19,11 @@ use clients::{Clients, Found};
 /// The server that is cut off.
 pub(crate) const CUT_OFF: usize = 0;
 /// How long everything goes well first.
-const BEFORE: Duration = Duration::from_secs(3);
+const BEFORE: Duration = Duration::from_secs(2);
 /// How long the cut lasts: longer than a deposed leader believes that it leads (10 s).
-const CUT: Duration = Duration::from_secs(15);
+const CUT: Duration = Duration::from_secs(12);
 /// How long orders are placed after the heal.
-const AFTER: Duration = Duration::from_secs(6);
+const AFTER: Duration = Duration::from_secs(4);
 /// How long a gateway may be wrong about whether it can take orders.
 const READINESS_MAX: Duration = Duration::from_secs(5);
 
@@ -68,8 +71,8 @@ async fn run(scenario: &Scenario) {
     }
 }
 
-async fn play(scenario: &Scenario, network: std::sync::Arc<Network>) -> Found {
-    let programs = std::env::var_os("PROGRAMS").map(Into::into);
+async fn play(scenario: &Scenario, network: Arc<Network>) -> Found {
+    let programs = std::env::var_os("PROGRAMS").map(PathBuf::from);
     let options =
         Options { programs, network: Some(network.clone()), servers: SERVERS, ..Options::default() };
     let mut waybill = Deployment::start_without_broker(options).await;
@@ -112,12 +115,12 @@ async fn play(scenario: &Scenario, network: std::sync::Arc<Network>) -> Found {
     found
 }
 
-fn edge_host(network: &Network) -> harness::Host {
+fn edge_host(network: &Network) -> Host {
     network.host("edge").unwrap_or_else(|| network.another_host("edge"))
 }
 
 /// The host reaches no other server than the one that is cut off.
-fn confine(network: &Network, host: &harness::Host) {
+fn confine(network: &Network, host: &Host) {
     for n in (0..SERVERS).filter(|n| *n != CUT_OFF) {
         network.cut_between(host, network.server(n));
     }
