@@ -54,8 +54,9 @@ struct Shared {
 struct Known {
     /// Whether the stream has several copies, when and by which connection that was found.
     replicated: Option<(bool, Instant, u64)>,
-    /// When the stream's group last committed something of ours.
-    committed: Option<Instant>,
+    /// When the stream's group last committed something of ours, and by which connection that was sent: it says nothing of the
+    /// server that another one leads to.
+    committed: Option<(Instant, u64)>,
 }
 
 #[derive(Debug)]
@@ -177,14 +178,15 @@ impl Barrier {
         timeout_at(deadline, proof).await.unwrap_or_else(|_| Err(lags()))
     }
 
-    /// Something of ours was committed.
-    pub(crate) fn committed(&self) {
-        self.known().committed = Some(Instant::now());
+    /// Something of ours was committed that was sent by this connection.
+    pub(crate) fn committed(&self, connects: u64) {
+        self.known().committed = Some((Instant::now(), connects));
     }
 
-    /// Whether something of ours was committed within this time.
+    /// Whether something was committed within this time that was sent by the connection that there is now.
     pub(crate) fn has_committed_within(&self, time: Duration) -> bool {
-        self.known().committed.is_some_and(|committed| committed.elapsed() <= time)
+        let now = *self.connection.connects().borrow();
+        self.known().committed.is_some_and(|(committed, by)| by == now && committed.elapsed() <= time)
     }
 
     /// The same, as any replica has it.
@@ -199,10 +201,11 @@ impl Barrier {
         headers.insert("Nats-TTL", TTL);
         let deadline = Instant::now() + COMMIT_TIMEOUT;
         let (connection, subject) = (&self.connection, self.subject.clone());
+        let connects = *connection.connects().borrow();
         let outcome =
             publish(connection, self.stream, subject, headers, Bytes::new(), expectation, deadline).await;
         if matches!(outcome, Outcome::Stored(_)) {
-            self.committed();
+            self.committed(connects);
         }
         outcome
     }

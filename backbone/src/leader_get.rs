@@ -1,6 +1,7 @@
 //! Reading from the leader of a stream. A direct get is quicker, and any replica answers it, also one that is behind; so what
 //! is decided for good is read here.
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind};
 
@@ -42,6 +43,14 @@ pub(crate) fn found(
         LastRawMessageErrorKind::InvalidSubject => Err(ReadError::Broker(error.to_string())),
         LastRawMessageErrorKind::Other => Err(ReadError::NoAnswer(error.to_string())),
     }
+}
+
+/// Whether the answer is that of a server that knows of no leader. It may be the only one: a server that has been cut off, and
+/// has not found the others again, says that at once to every client, before the leader answers.
+pub(crate) fn knows_no_leader(answer: &Result<StreamMessage, LastRawMessageError>) -> bool {
+    let refused = answer.as_ref().err().map(LastRawMessageError::kind);
+    matches!(refused, Some(LastRawMessageErrorKind::JetStream(refusal))
+        if refusal.error_code() == ErrorCode::CLUSTER_NOT_AVAILABLE)
 }
 
 #[cfg(test)]

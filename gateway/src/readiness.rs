@@ -119,6 +119,7 @@ impl Readiness {
             () = self.streams.keep_looking(&letters, monitors.as_ref()) => Ok(()),
             () = log.keep_probing() => Ok(()),
             () = log.keep_quorum() => Ok(()),
+            () = self.follow_quorum(&log) => Ok(()),
             () = self.leaving.cancelled() => {
                 self.streams.forget();
                 std::future::pending().await
@@ -155,6 +156,20 @@ impl Readiness {
             }
             sleep(PROBE_INTERVAL).await;
         }
+    }
+
+    /// Is not ready as soon as there is no quorum: a probe that waits for an answer would say so later. Only a probe makes
+    /// it ready again. Never ends.
+    async fn follow_quorum(&self, log: &OrderLog) {
+        let mut quorum = log.follow_quorum();
+        while quorum.changed().await.is_ok() {
+            let lost = quorum.borrow_and_update().clone().err();
+            if let Some(reason) = lost.filter(|_| self.now() == State::Ready) {
+                self.set(full(log).unwrap_or(State::BrokerAway(no_quorum(&reason))));
+            }
+        }
+        // The log outlives whoever follows it.
+        std::future::pending().await
     }
 
     fn found(&self, extent: &Extent) {
@@ -218,6 +233,10 @@ fn full(log: &OrderLog) -> Option<State> {
     log.full().map(|reason| State::StorageFull(format!("no storage space for orders: {reason}")))
 }
 
+fn no_quorum(reason: &str) -> String {
+    format!("stream {ORDERS}: {reason}")
+}
+
 /// Nothing is known of the log.
 struct NotAsked {
     reason: String,
@@ -234,7 +253,7 @@ async fn probe(log: &OrderLog) -> Result<(Extent, Result<(), String>), NotAsked>
     match timeout(PROBE_TIMEOUT, log.extent()).await {
         Ok(Ok(extent)) => {
             let quorum = extent.state.can_commit().and_then(|()| log.quorum());
-            Ok((extent, quorum.map_err(|reason| format!("stream {ORDERS}: {reason}"))))
+            Ok((extent, quorum.map_err(|reason| no_quorum(&reason))))
         }
         Ok(Err(error)) => {
             let is_missing = matches!(error, ReadError::Broker(_));

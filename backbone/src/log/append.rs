@@ -218,6 +218,7 @@ impl OrderLog {
         for attempts in 1.. {
             let (subject, payload) = (draft.subject.clone(), draft.payload.clone());
             let expectation = Some((subjects::order(&id), expected));
+            let connects = *self.connection.connects().borrow();
             let published = publish(
                 &self.connection,
                 stream::ORDERS,
@@ -229,7 +230,7 @@ impl OrderLog {
             );
             let error = match published.await {
                 Outcome::Stored(revision) => {
-                    self.barrier.committed();
+                    self.barrier.committed(connects);
                     return Ok(stored(order, revision));
                 }
                 // What is stored already is found while there is no space, too: a repeat finds its order.

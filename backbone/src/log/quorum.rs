@@ -3,18 +3,21 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::sync::watch::Receiver;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::OrderLog;
 use crate::backoff::Backoff;
 use crate::direct_get::ReadError;
-use crate::stream::StreamState;
+use crate::stream::{ORDERS, StreamState};
 
 /// How often it is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a commit is a sign.
 const COMMIT_AGE_MAX: Duration = Duration::from_secs(1);
+/// How long the next one may take, those that others wait for included.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long there may be no quorum before another server is tried, and before the next one is.
 const LEAVE: Backoff = Backoff { initial: Duration::from_secs(2), max: Duration::from_secs(30) };
 
@@ -23,6 +26,11 @@ impl OrderLog {
     /// [`OrderLog::keep_quorum`] runs.
     pub fn quorum(&self) -> Result<(), String> {
         self.quorum.borrow().clone()
+    }
+
+    /// Changes with [`OrderLog::quorum`].
+    pub fn follow_quorum(&self) -> Receiver<Result<(), String>> {
+        self.quorum.subscribe()
     }
 
     /// Looks again and again whether there is a quorum, and connects to another server while there is none. Never ends.
@@ -71,7 +79,8 @@ impl OrderLog {
 
     async fn has_committed(&self) -> Result<(), ReadError> {
         if !self.barrier.has_committed_within(COMMIT_AGE_MAX) {
-            self.barrier.pass().await?;
+            let late = |_| ReadError::NoAnswer(format!("stream {ORDERS} commits nothing in time"));
+            timeout(COMMIT_TIMEOUT, self.barrier.pass()).await.map_err(late)??;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use super::{OrderLog, OrderState};
 use crate::direct_get::{self, ReadError, Stored};
 use crate::event::Recorded;
 use crate::ids::{OrderId, Revision};
-use crate::leader_get::found;
+use crate::leader_get::{found, knows_no_leader};
 use crate::stream::{ORDERS, StreamState, info};
 use crate::subjects;
 
@@ -79,7 +79,11 @@ impl OrderLog {
     /// What lies on the order's subjects by what a leader says.
     pub(super) async fn latest(&self, id: &OrderId) -> Result<Latest, ReadError> {
         direct_get::reachable(&self.connection.client)?;
-        let last = found(self.stream.get_last_raw_message_by_subject(&subjects::order(id)).await)?;
+        let last = self.stream.get_last_raw_message_by_subject(&subjects::order(id)).await;
+        if knows_no_leader(&last) {
+            return self.proven(id).await;
+        }
+        let last = found(last)?;
         if let Some(StreamMessage { subject, sequence, headers, payload, .. }) = last
             && let found @ Latest::Order(_) =
                 self.state(id, &subject, Revision(sequence), &headers, payload).await?

@@ -484,6 +484,7 @@ async fn follow_readiness(n: usize, ops_addr: String, shared: Shared) {
     let mut unready_since = None;
     while !shared.done.is_cancelled() {
         sleep(READINESS_LOOK).await;
+        let asked = Instant::now();
         let answer = timeout(Duration::from_secs(1), http_get(&ops_addr, "/readyz")).await;
         let is_ready = matches!(answer, Ok(Some((200, _))));
         let mut seen = shared.lock();
@@ -494,7 +495,7 @@ async fn follow_readiness(n: usize, ops_addr: String, shared: Shared) {
             seen.wrongly_unready = seen.wrongly_unready.max(since.elapsed());
         }
         if let Some(taken) = seen.taken[n].filter(|_| is_ready) {
-            seen.wrongly_ready = seen.wrongly_ready.max(taken.elapsed());
+            seen.wrongly_ready = seen.wrongly_ready.max(asked.saturating_duration_since(taken));
         }
     }
 }
