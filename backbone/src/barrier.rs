@@ -47,16 +47,19 @@ pub struct Barrier {
 struct Shared {
     /// The barrier that was begun last. Held while it is under way.
     last: Mutex<Option<Attempt>>,
-    known: StdMutex<Known>,
-}
-
-#[derive(Debug, Default)]
-struct Known {
-    /// Whether the stream has several copies, when and by which connection that was found.
-    replicated: Option<(bool, Instant, u64)>,
+    /// Held while it is asked for.
+    replicated: Mutex<Option<Replicated>>,
     /// When the stream's group last committed something of ours, and by which connection that was sent: it says nothing of the
     /// server that another one leads to.
-    committed: Option<(Instant, u64)>,
+    committed: StdMutex<Option<(Instant, u64)>>,
+}
+
+/// Whether the stream has several copies, when and by which connection that was asked.
+#[derive(Debug)]
+struct Replicated {
+    begun: Instant,
+    by: u64,
+    answer: Result<bool, ReadError>,
 }
 
 #[derive(Debug)]
@@ -180,13 +183,13 @@ impl Barrier {
 
     /// Something of ours was committed that was sent by this connection.
     pub(crate) fn committed(&self, connects: u64) {
-        self.known().committed = Some((Instant::now(), connects));
+        *self.last_commit() = Some((Instant::now(), connects));
     }
 
     /// Whether something was committed within this time that was sent by the connection that there is now.
     pub(crate) fn has_committed_within(&self, time: Duration) -> bool {
         let now = *self.connection.connects().borrow();
-        self.known().committed.is_some_and(|(committed, by)| by == now && committed.elapsed() <= time)
+        self.last_commit().is_some_and(|(committed, by)| by == now && committed.elapsed() <= time)
     }
 
     /// The same, as any replica has it.
@@ -211,22 +214,26 @@ impl Barrier {
     }
 
     async fn is_replicated(&self) -> Result<bool, ReadError> {
-        let connects = *self.connection.connects().borrow();
-        if let Some((replicated, found, by)) = self.known().replicated
-            && by == connects
-            && found.elapsed() < REPLICAS_BELIEVED
-        {
-            return Ok(replicated);
+        let asked = Instant::now();
+        let mut replicated = self.shared.replicated.lock().await;
+        let by = *self.connection.connects().borrow();
+        if let Some(last) = replicated.as_ref().filter(|last| last.by == by) {
+            let is_believed = last.answer.is_ok() && last.begun.elapsed() < REPLICAS_BELIEVED;
+            // All who wait share the answer.
+            if is_believed || last.begun >= asked {
+                return last.answer.clone();
+            }
         }
         direct_get::reachable(&self.connection.client)?;
-        let replicated = info(&self.connection, self.stream).await?.config.num_replicas > 1;
-        self.known().replicated = Some((replicated, Instant::now(), connects));
-        Ok(replicated)
+        let begun = Instant::now();
+        let answer = info(&self.connection, self.stream).await.map(|info| info.config.num_replicas > 1);
+        *replicated = Some(Replicated { begun, by, answer: answer.clone() });
+        answer
     }
 
     /// Nothing panics while it is held, so poison would mean nothing.
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.shared.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_commit(&self) -> MutexGuard<'_, Option<(Instant, u64)>> {
+        self.shared.committed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

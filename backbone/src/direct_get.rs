@@ -35,7 +35,7 @@ pub struct Stored {
 }
 
 /// A read that gave no answer. Nothing is known then.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum ReadError {
     /// The broker is away or too slow, or the stream is not there or has no leader.
     #[error("the broker did not answer: {0}")]

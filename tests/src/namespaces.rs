@@ -145,11 +145,14 @@ impl Network {
 
     /// Undoes every cut.
     pub fn heal(&self) {
+        self.heal_servers();
         let others = self.others.lock().expect("hosts");
-        for host in self.servers.iter().chain([&self.programs]).chain(others.iter()) {
-            ip(&["-n", &host.namespace, "neigh", "flush", "dev", "eth0", "nud", "permanent"]);
-            ip(&["-n", &host.bridge, "link", "set", &host.name, "up"]);
-        }
+        [&self.programs].into_iter().chain(others.iter()).for_each(restore);
+    }
+
+    /// Undoes every cut between servers. What another host sends to a server that it was cut off from still gets lost.
+    pub fn heal_servers(&self) {
+        self.servers.iter().for_each(restore);
     }
 }
 
@@ -184,6 +187,12 @@ impl Host {
         command.args(["netns", "exec", &self.namespace]).arg(program);
         command
     }
+}
+
+/// Has the host send to everybody again, and be sent to.
+fn restore(host: &Host) {
+    ip(&["-n", &host.namespace, "neigh", "flush", "dev", "eth0", "nud", "permanent"]);
+    ip(&["-n", &host.bridge, "link", "set", &host.name, "up"]);
 }
 
 /// A command that runs the program on the host, if there is one, else where the test runs.

@@ -43,6 +43,8 @@ pub struct OrderLog {
     live: Arc<Live>,
     barrier: Barrier,
     quorum: Sender<Result<(), String>>,
+    /// Counts the times that a quorum was found again. What was republished before may have been missed.
+    regained: Sender<u64>,
     /// CloudEvents source of what this program appends.
     source: &'static str,
 }
@@ -86,8 +88,8 @@ impl OrderLog {
             .await
             .map_err(|error| ReadError::Broker(error.to_string()))?;
         let barrier = Barrier::of_orders(connection.clone());
-        let quorum = Sender::new(Ok(()));
-        Ok(Self { connection, stream, live: Arc::default(), barrier, quorum, source })
+        let (quorum, regained) = (Sender::new(Ok(())), Sender::default());
+        Ok(Self { connection, stream, live: Arc::default(), barrier, quorum, regained, source })
     }
 
     /// The connection that the log is reached by.

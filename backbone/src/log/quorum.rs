@@ -72,7 +72,10 @@ impl OrderLog {
         let before = self.quorum.send_replace(quorum.clone());
         match (before, quorum) {
             (Ok(()), Err(reason)) => warn!(reason, "the order log commits nothing"),
-            (Err(_), Ok(())) => info!("the order log commits again"),
+            (Err(_), Ok(())) => {
+                info!("the order log commits again");
+                self.regained.send_modify(|times| *times += 1);
+            }
             (Ok(()), Ok(())) | (Err(_), Err(_)) => {}
         }
     }

@@ -117,6 +117,18 @@ impl OrderLog {
         Ok(events)
     }
 
+    /// The order's events after `after`, oldest first: none is missing that was acknowledged before this was called.
+    pub(super) async fn history_proven(
+        &self,
+        id: &OrderId,
+        after: Revision,
+    ) -> Result<Vec<Recorded>, ReadError> {
+        let stored = self.barrier.last_of_each(&[subjects::order(id)]).await?;
+        let mut events = self.complete(id, stored).await?;
+        events.retain(|event| event.revision > after);
+        Ok(events)
+    }
+
     /// The order's events, of which some are the last ones on their subjects.
     async fn complete(&self, id: &OrderId, stored: Vec<Stored>) -> Result<Vec<Recorded>, ReadError> {
         let Some(last) = stored.last().map(|last| last.sequence) else { return Ok(Vec::new()) };

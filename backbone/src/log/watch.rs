@@ -2,7 +2,10 @@
 //!
 //! The live subject is a hint, the log is the truth. Live messages may be missed without notice (a
 //! reconnect, a slow reader, a failover), so each event is checked against the one before it, and the log is
-//! read again after every reconnect and at the latest every [`RECONCILE_INTERVAL`].
+//! read again after every reconnect, after every loss of the quorum, and at the latest every [`RECONCILE_INTERVAL`].
+//!
+//! That the log has nothing new is a conclusion from what is not there. After a reconnect or a loss of the quorum, when events
+//! have probably been missed and a replica probably lags, it is proved ([`Barrier`](crate::barrier::Barrier)).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,6 +20,7 @@ use tracing::debug;
 
 use super::live::{Heard, Listener};
 use super::{OrderLog, OrderState};
+use crate::backoff::Backoff;
 use crate::direct_get::ReadError;
 use crate::event::Recorded;
 use crate::ids::{OrderId, Revision};
@@ -27,6 +31,8 @@ use crate::subjects;
 pub(super) const RECONCILE_INTERVAL: Duration = Duration::from_secs(25);
 /// Wait before the next look when one failed.
 pub(super) const RECONCILE_RETRY: Duration = Duration::from_secs(1);
+/// Wait before the next look when the replica that answered had not got an event yet that came live.
+pub(super) const BEHIND: Backoff = Backoff { initial: Duration::from_millis(20), max: RECONCILE_INTERVAL };
 
 /// One order's events, each exactly once and in order, ending when the order is finished.
 #[derive(Debug)]
@@ -35,7 +41,14 @@ pub struct Watch {
     id: OrderId,
     live: Listener,
     connects: watch::Receiver<u64>,
+    regained: watch::Receiver<u64>,
     reconcile_at: Instant,
+    /// Events have probably been missed: the next look has to be proved.
+    doubts: bool,
+    /// The latest event that came live.
+    announced: Revision,
+    /// Looks, one after the other, at replicas that had not got it.
+    behind: u64,
     /// Read from the log, not yet given out.
     ready: VecDeque<Recorded>,
     /// Revision of the last event given out or ready.
@@ -87,7 +100,7 @@ impl OrderLog {
         if after > last {
             return Err(WatchError::Beyond { last });
         }
-        let connects = self.connection.connects();
+        let (connects, regained) = (self.connection.connects(), self.regained.subscribe());
         // Subscribed before the history is read, so that nothing falls between history and live.
         let live = self.live.listen(&self.connection.client, subjects::live_order(&id)).await?;
         let mut watch = Watch {
@@ -95,7 +108,11 @@ impl OrderLog {
             id,
             live,
             connects,
+            regained,
             reconcile_at: Instant::now() + RECONCILE_INTERVAL,
+            doubts: false,
+            announced: after,
+            behind: 0,
             ready: VecDeque::new(),
             last: after,
             caught_up: after,
@@ -128,7 +145,8 @@ impl Watch {
                     Heard::Event(event) => self.receive(&event),
                     Heard::Missed => true,
                 },
-                changed = self.connects.changed() => changed.is_ok(),
+                changed = self.connects.changed() => self.doubt(changed.is_ok()),
+                changed = self.regained.changed() => self.doubt(changed.is_ok()),
                 () = sleep_until(self.reconcile_at) => true,
             };
             if gap && let Err(error) = self.read_log().await {
@@ -147,11 +165,18 @@ impl Watch {
         })
     }
 
+    /// Something may have been missed.
+    fn doubt(&mut self, is_so: bool) -> bool {
+        self.doubts |= is_so;
+        is_so
+    }
+
     /// Takes a live event; says whether events before it were missed.
     fn receive(&mut self, event: &Recorded) -> bool {
         if event.revision <= self.last {
             return false;
         }
+        self.announced = self.announced.max(event.revision);
         if event.previous != self.last {
             return true;
         }
@@ -161,12 +186,24 @@ impl Watch {
     }
 
     async fn read_log(&mut self) -> Result<(), ReadError> {
-        let missed = self.log.history(&self.id, self.last).await?;
+        let missed = if self.doubts {
+            self.log.history_proven(&self.id, self.last).await?
+        } else {
+            self.log.history(&self.id, self.last).await?
+        };
+        self.doubts = false;
         if let Some(latest) = missed.last() {
             self.last = latest.revision;
         }
         self.ready.extend(missed);
-        self.reconcile_at = Instant::now() + RECONCILE_INTERVAL;
+        let pause = if self.last < self.announced {
+            self.behind += 1;
+            BEHIND.after(self.behind)
+        } else {
+            self.behind = 0;
+            RECONCILE_INTERVAL
+        };
+        self.reconcile_at = Instant::now() + pause;
         Ok(())
     }
 }

@@ -15,8 +15,7 @@ use tracing::debug;
 use super::OrderLog;
 use super::live::{Heard, Listener};
 use super::read::decode_all;
-use super::watch::{RECONCILE_INTERVAL, RECONCILE_RETRY, Update, WatchError};
-use crate::backoff::Backoff;
+use super::watch::{BEHIND, RECONCILE_INTERVAL, RECONCILE_RETRY, Update, WatchError};
 use crate::direct_get::{ReadError, batch_from};
 use crate::event::Recorded;
 use crate::ids::{CustomerKey, Revision};
@@ -25,8 +24,6 @@ use crate::subjects;
 
 /// Most events read ahead of the client.
 const READ_MESSAGES_MAX: u32 = 64;
-/// Wait before the next look when the replica that answered had not got an event yet that came live.
-const BEHIND: Backoff = Backoff { initial: Duration::from_millis(20), max: RECONCILE_INTERVAL };
 
 /// The events of all orders of a customer, each exactly once and in the log's order. Never ends.
 #[derive(Debug)]
@@ -35,6 +32,9 @@ pub struct CustomerWatch {
     filter: String,
     live: Listener,
     connects: watch::Receiver<u64>,
+    regained: watch::Receiver<u64>,
+    /// Events have probably been missed: how far there is something to read has to be proved.
+    doubts: bool,
     read_at: Instant,
     /// Read from the log, not yet given out.
     ready: VecDeque<Recorded>,
@@ -42,7 +42,7 @@ pub struct CustomerWatch {
     read: Revision,
     /// Up to here the events were there before the watch was; `None` until all of them have been read.
     caught_up: Option<Revision>,
-    /// The latest event that came live.
+    /// The latest event that came live, or is known to be there.
     announced: Revision,
     /// Looks, one after the other, at replicas that had not got it.
     behind: u64,
@@ -77,6 +77,8 @@ impl OrderLog {
             filter,
             live,
             connects,
+            regained: self.regained.subscribe(),
+            doubts: false,
             read_at: Instant::now(),
             ready: VecDeque::new(),
             read: after,
@@ -98,7 +100,8 @@ impl CustomerWatch {
             select! {
                 () = sleep_until(self.read_at) => {}
                 heard = self.live.next() => self.hear(heard),
-                _ = self.connects.changed() => self.read_at = Instant::now(),
+                _ = self.connects.changed() => self.doubt(),
+                _ = self.regained.changed() => self.doubt(),
             }
             // One look serves all that came in the meantime.
             while let Some(heard) = self.live.try_next() {
@@ -122,6 +125,11 @@ impl CustomerWatch {
         })
     }
 
+    /// Something may have been missed.
+    fn doubt(&mut self) {
+        (self.doubts, self.read_at) = (true, Instant::now());
+    }
+
     fn hear(&mut self, heard: Heard) {
         match heard {
             Heard::Event(event) if event.revision <= self.read => return,
@@ -132,6 +140,10 @@ impl CustomerWatch {
     }
 
     async fn read_log(&mut self) -> Result<(), ReadError> {
+        if self.doubts {
+            self.announced = self.announced.max(self.log.barrier.last_on(&self.filter).await?);
+            self.doubts = false;
+        }
         let from = Revision(self.read.0 + 1);
         let client = &self.log.connection.client;
         let batch = batch_from(client, ORDERS, &self.filter, from, READ_MESSAGES_MAX).await?;

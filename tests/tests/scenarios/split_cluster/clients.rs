@@ -62,8 +62,8 @@ struct Seen {
     taken: [Option<Instant>; 2],
     /// How long a gateway said that it is ready while no order was taken.
     wrongly_ready: Duration,
-    /// Since when the cluster has committed what the test itself writes.
-    commits_since: Option<Instant>,
+    /// Since when the cluster has committed what the test itself writes, by a server that the gateway can reach.
+    commits_since: [Option<Instant>; 2],
     /// How long, after the heal, a gateway did not say that it is ready meanwhile.
     wrongly_unready: Duration,
 }
@@ -103,7 +103,7 @@ pub(super) struct Found {
 }
 
 impl Clients {
-    pub(super) fn start(gateways: [&Gateway; 2], jetstream: jetstream::Context) -> Self {
+    pub(super) fn start(gateways: [&Gateway; 2], jetstreams: [jetstream::Context; 2]) -> Self {
         let clients = gateways.map(|gateway| OrderServiceClient::new(gateway.channel()));
         let shared = Shared {
             seen: Arc::default(),
@@ -121,7 +121,9 @@ impl Clients {
             }
             others.spawn(follow_readiness(n, gateway.ops_addr.clone(), shared.clone()));
         }
-        others.spawn(follow_commits(jetstream, shared.clone()));
+        for (n, jetstream) in jetstreams.into_iter().enumerate() {
+            others.spawn(follow_commits(n, jetstream, shared.clone()));
+        }
         let mut watches = JoinSet::new();
         for customer in 0..CUSTOMERS {
             watches.spawn(watch_customer(
@@ -181,9 +183,9 @@ impl Found {
             self.wrongly_ready
         );
         assert!(
-            self.ready_after_heal <= self.readiness_max,
-            "ready {:?} after the heal",
-            self.ready_after_heal
+            self.wrongly_unready <= self.readiness_max,
+            "not ready for {:?} while the cluster commits",
+            self.wrongly_unready
         );
         assert!(
             self.finished_after_heal <= self.finished_max,
@@ -490,7 +492,7 @@ async fn follow_readiness(n: usize, ops_addr: String, shared: Shared) {
         let mut seen = shared.lock();
         if is_ready || !shared.healed.is_cancelled() {
             unready_since = None;
-        } else if let Some(commits) = seen.commits_since {
+        } else if let Some(commits) = seen.commits_since[n] {
             let since = commits.max(*unready_since.get_or_insert_with(Instant::now));
             seen.wrongly_unready = seen.wrongly_unready.max(since.elapsed());
         }
@@ -501,7 +503,7 @@ async fn follow_readiness(n: usize, ops_addr: String, shared: Shared) {
 }
 
 /// Finds out whether the cluster commits. After a heal it may elect leaders first.
-async fn follow_commits(jetstream: jetstream::Context, shared: Shared) {
+async fn follow_commits(n: usize, jetstream: jetstream::Context, shared: Shared) {
     while !shared.done.is_cancelled() {
         let publish = async {
             let mut headers = HeaderMap::new();
@@ -511,8 +513,8 @@ async fn follow_commits(jetstream: jetstream::Context, shared: Shared) {
         let is_committed = matches!(timeout(Duration::from_secs(1), publish).await, Ok(Some(_)));
         {
             let mut seen = shared.lock();
-            seen.commits_since =
-                if is_committed { seen.commits_since.or_else(|| Some(Instant::now())) } else { None };
+            seen.commits_since[n] =
+                if is_committed { seen.commits_since[n].or_else(|| Some(Instant::now())) } else { None };
         }
         sleep(READINESS_LOOK).await;
     }
