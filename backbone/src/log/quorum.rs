@@ -68,7 +68,7 @@ impl OrderLog {
     }
 
     fn say(&self, found: &Result<(), ReadError>) {
-        let quorum = found.as_ref().map(|()| ()).map_err(ToString::to_string);
+        let quorum = found.as_ref().copied().map_err(ToString::to_string);
         let before = self.quorum.send_replace(quorum.clone());
         match (before, quorum) {
             (Ok(()), Err(reason)) => warn!(reason, "the order log commits nothing"),
