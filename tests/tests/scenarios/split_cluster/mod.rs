@@ -66,7 +66,7 @@ async fn run(scenario: &Scenario) {
     let turns = std::env::var("TURNS").map_or(1, |turns| turns.parse().expect("a number in TURNS"));
     for turn in 1..=turns {
         let Some(network) = Network::lay(SERVERS).await else { return };
-        let found = play(scenario, network).await;
+        let found = Box::pin(play(scenario, network)).await;
         eprintln!("turn {turn}: {found}");
         found.must_be_right();
     }
