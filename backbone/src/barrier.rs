@@ -5,7 +5,8 @@
 //!
 //! A stream with one copy needs none: its only server has everything.
 
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -49,6 +50,8 @@ struct Shared {
     last: Mutex<Option<Attempt>>,
     /// Held while it is asked for.
     replicated: Mutex<Option<Replicated>>,
+    /// Where the last message on a filter is, for as long as somebody waits to know.
+    positions: StdMutex<HashMap<String, Weak<Mutex<Option<Position>>>>>,
     /// When the stream's group last committed something of ours, and by which connection that was sent: it says nothing of the
     /// server that another one leads to.
     committed: StdMutex<Option<(Instant, u64)>>,
@@ -60,6 +63,12 @@ struct Replicated {
     begun: Instant,
     by: u64,
     answer: Result<bool, ReadError>,
+}
+
+#[derive(Debug)]
+struct Position {
+    begun: Instant,
+    last: Result<Revision, ReadError>,
 }
 
 #[derive(Debug)]
@@ -144,8 +153,33 @@ impl Barrier {
     }
 
     /// Where the last message on `filter` is, [`Revision::NONE`] if there is none: no later one was acknowledged before
-    /// this was called.
+    /// this was called. All who wait to know it of one filter share the answer: the stream takes one conditional message for a
+    /// filter at a time.
     pub async fn last_on(&self, filter: &str) -> Result<Revision, ReadError> {
+        let asked = Instant::now();
+        let position = self.position(filter);
+        let mut position = position.lock().await;
+        if let Some(position) = position.as_ref().filter(|position| position.begun >= asked) {
+            return position.last.clone();
+        }
+        let begun = Instant::now();
+        let last = self.find_last_on(filter).await;
+        position.insert(Position { begun, last }).last.clone()
+    }
+
+    /// What those share who wait to know the last message on `filter`.
+    fn position(&self, filter: &str) -> Arc<Mutex<Option<Position>>> {
+        let mut positions = self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(position) = positions.get(filter).and_then(Weak::upgrade) {
+            return position;
+        }
+        positions.retain(|_, position| position.strong_count() > 0);
+        let position = Arc::default();
+        positions.insert(filter.to_owned(), Arc::downgrade(&position));
+        position
+    }
+
+    async fn find_last_on(&self, filter: &str) -> Result<Revision, ReadError> {
         let deadline = Instant::now() + PROOF_TIMEOUT;
         let proof = async {
             if !self.is_replicated().await? {
