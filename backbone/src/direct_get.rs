@@ -1,11 +1,12 @@
 //! Reading many messages of a stream in one request: batched direct get (NATS ADR-31).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, StatusCode, Subject};
 use bytes::Bytes;
 use futures::StreamExt;
+use prost_types::Timestamp;
 use serde::Serialize;
 use thiserror::Error;
 use tokio::time::timeout;
@@ -59,6 +60,18 @@ impl ReadError {
 enum Request<'a> {
     Last { multi_last: &'a [String] },
     Next { seq: u64, next_by_subj: &'a str, batch: u32, max_bytes: u32 },
+    Since { start_time: String, next_by_subj: &'a str, batch: u32 },
+}
+
+/// The sequence of the first message that was stored at `time` or later.
+pub(crate) async fn first_since(
+    client: &Client,
+    stream: &str,
+    time: SystemTime,
+) -> Result<Option<Revision>, ReadError> {
+    let start_time = Timestamp::from(time).to_string();
+    let found = get(client, stream, &Request::Since { start_time, next_by_subj: ">", batch: 1 }).await?;
+    Ok(found.messages.first().map(|message| message.sequence))
 }
 
 /// The last message on each subject that matches one of `filters`, by sequence.

@@ -122,7 +122,7 @@ pub enum Undecodable {
 }
 
 /// What the stream says of when it stored a message that it gives or republishes.
-pub(crate) fn stored(headers: &HeaderMap) -> Option<SystemTime> {
+pub fn stored(headers: &HeaderMap) -> Option<SystemTime> {
     let time: Timestamp = headers.get_last("Nats-Time-Stamp")?.as_str().parse().ok()?;
     time.try_into().ok()
 }

@@ -13,6 +13,7 @@ pub mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod ids;
+pub mod incarnation;
 pub mod lag;
 pub mod leader_get;
 pub mod lifecycle;

@@ -35,7 +35,7 @@ pub(crate) struct Config {
     /// Where to serve /livez, /readyz, /health and /metrics over HTTP.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464", value_parser = parse_addr)]
     pub(crate) ops_addr: SocketAddr,
-    /// Where to serve operators (operations.v1.DeadLetterService) over gRPC. Unset: nowhere. While nobody is asked who
+    /// Where to serve operators (operations.v1.DeadLetterService, inventory.v1.StockService) over gRPC. Unset: nowhere. While nobody is asked who
     /// they are, only a loopback address.
     #[arg(long, env = "OPERATIONS_ADDR", value_parser = parse_addr)]
     pub(crate) operations_addr: Option<SocketAddr>,

@@ -11,6 +11,7 @@ use backbone::telemetry::Seldom;
 use backbone::trace::TraceContext;
 use governor::Jitter;
 use proto::orders::v1::OrderStatus;
+use stock::{ChangeError, UNITS_MAX};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -54,13 +55,16 @@ pub(crate) enum Reason {
     NotCancellable,
     NotRedrivable,
     AlreadyRedriven,
+    InsufficientStock,
+    StockUnreadable,
+    StockChanged,
     LogReplaced,
     Internal,
 }
 
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 27] = [
         Self::CredentialMissing,
         Self::CredentialInvalid,
         Self::CredentialExpired,
@@ -83,6 +87,9 @@ impl Reason {
         Self::NotCancellable,
         Self::NotRedrivable,
         Self::AlreadyRedriven,
+        Self::InsufficientStock,
+        Self::StockUnreadable,
+        Self::StockChanged,
         Self::LogReplaced,
         Self::Internal,
     ];
@@ -112,6 +119,9 @@ impl Reason {
             Self::NotCancellable => "NOT_CANCELLABLE",
             Self::NotRedrivable => "NOT_REDRIVABLE",
             Self::AlreadyRedriven => "ALREADY_REDRIVEN",
+            Self::InsufficientStock => "INSUFFICIENT_STOCK",
+            Self::StockUnreadable => "STOCK_UNREADABLE",
+            Self::StockChanged => "STOCK_CHANGED",
             Self::LogReplaced => "LOG_REPLACED",
             Self::Internal => "INTERNAL",
         }
@@ -166,9 +176,13 @@ impl Reason {
             | Self::NotDurable
             | Self::Draining => Code::Unavailable,
             Self::OutcomeUnknown | Self::TimedOut => Code::DeadlineExceeded,
-            Self::MessageTooLarge | Self::NotCancellable | Self::NotRedrivable | Self::AlreadyRedriven => {
-                Code::FailedPrecondition
-            }
+            Self::MessageTooLarge
+            | Self::NotCancellable
+            | Self::NotRedrivable
+            | Self::AlreadyRedriven
+            | Self::InsufficientStock
+            | Self::StockUnreadable => Code::FailedPrecondition,
+            Self::StockChanged => Code::Aborted,
             Self::LogReplaced => Code::DataLoss,
             Self::Internal => Code::Internal,
         }
@@ -321,6 +335,12 @@ pub(crate) fn not_durable(reason: &str) -> Status {
 /// The log that a stream was read from is lost.
 pub(crate) fn log_replaced() -> Status {
     let message = "the order log was lost and begins anew, and so do revisions; watch again after_revision 0";
+    status(Reason::LogReplaced, message, HashMap::new(), ErrorDetails::new())
+}
+
+/// The log that a stream was read from has lost events.
+pub(crate) fn events_lost() -> Status {
+    let message = "the order log has lost events, or keeps them no longer; watch again after_revision 0 for what it has";
     status(Reason::LogReplaced, message, HashMap::new(), ErrorDetails::new())
 }
 
@@ -494,6 +514,71 @@ pub(crate) fn put(id: &LetterId, put_error: &PutError) -> Status {
 pub(crate) fn letter_unknown(id: &LetterId) -> Status {
     let message = "it is not known whether the letter was changed; repeat the call";
     status(Reason::OutcomeUnknown, message, of_letter(id), ErrorDetails::new())
+}
+
+/// There is no such SKU.
+pub(crate) fn sku_not_found(sku: &str) -> Status {
+    let description = "there is no stock of this sku; AddStock creates it";
+    let details = ErrorDetails::with_resource_info("inventory.v1.Stock", sku, "", description);
+    Status::with_error_details(Code::NotFound, description, details)
+}
+
+/// A status for stock that was not changed, or may not have been.
+pub(crate) fn stock(sku: &str, change_error: &ChangeError) -> Status {
+    let mut metadata = HashMap::from([("sku".to_owned(), sku.to_owned())]);
+    let mut say = |key: &str, value: u64| metadata.insert(key.to_owned(), value.to_string());
+    let failed =
+        |kind: &str, message: &str| ErrorDetails::with_precondition_failure_violation(kind, sku, message);
+    match change_error {
+        ChangeError::RequestIdReused => {
+            let message = "request_id belongs to another change of stock; use a new one";
+            status(Reason::RequestIdReused, message, metadata, ErrorDetails::new())
+        }
+        ChangeError::TooFew { available } => {
+            say("available_units", *available);
+            let message = format!("only {available} units are available");
+            status(Reason::InsufficientStock, &message, metadata, failed("STOCK", &message))
+        }
+        ChangeError::TooMany { available } => {
+            let rule = format!("would make more than {UNITS_MAX} of a sku that has {available}");
+            invalid(vec![FieldViolation::new("units", rule)], 0)
+        }
+        ChangeError::Stale { revision, available } => {
+            say("revision", revision.0);
+            if let Some(available) = available {
+                say("available_units", *available);
+            }
+            let message = format!("the stock has changed and is at revision {revision} now; read it again");
+            status(Reason::StockChanged, &message, metadata, ErrorDetails::new())
+        }
+        ChangeError::Unreadable { revision } => {
+            say("revision", revision.0);
+            let message = format!("the count that is stored cannot be read; set it at revision {revision}");
+            status(Reason::StockUnreadable, &message, metadata, failed("STOCK", &message))
+        }
+        ChangeError::Full(_) => {
+            let message = "nothing was changed: storage is full; try again later";
+            come_back(Reason::StorageFull, message, RETRY_DELAY_FULL)
+        }
+        ChangeError::Refused(_) => {
+            error!(sku, error = %change_error, "stock not changed");
+            internal()
+        }
+        ChangeError::Unavailable(_) => {
+            warn!(sku, error = %change_error, "stock not changed");
+            come_back(Reason::BrokerUnavailable, "nothing was changed; try again", RETRY_DELAY)
+        }
+        ChangeError::Unknown(_) => {
+            warn!(sku, error = %change_error, "stock perhaps not changed");
+            stock_unknown()
+        }
+    }
+}
+
+/// Whether the stock was changed is not known.
+pub(crate) fn stock_unknown() -> Status {
+    let message = "it is not known whether the stock was changed; repeat the call with the same request_id";
+    status(Reason::OutcomeUnknown, message, HashMap::new(), ErrorDetails::new())
 }
 
 fn of_letter(id: &LetterId) -> HashMap<String, String> {

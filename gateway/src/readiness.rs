@@ -1,21 +1,22 @@
 //! Whether this gateway can take orders: the stream is set up, the broker answers, and no drain has begun.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use backbone::dead_letters::DeadLetters;
 use backbone::log::{AppendError, Extent, OrderLog};
 use backbone::ops::Health;
 use backbone::stream::{ORDERS, ProvisionError, StreamConfig, provision};
+use stock::Presence;
 use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::durability::Monitors;
-use crate::errors;
 use crate::streams::Streams;
+use crate::{errors, losses};
 
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,6 +32,8 @@ pub(crate) enum State {
     NotDurable(String),
     /// The broker has no space for orders; says what it says. Reads go on.
     StorageFull(String),
+    /// The bucket with the stock was there and is missing, so no order goes on; says what to do.
+    StockMissing(&'static str),
     /// The gateway is about to stop.
     Draining,
 }
@@ -40,17 +43,16 @@ pub(crate) enum State {
 pub(crate) struct Readiness {
     state: watch::Sender<State>,
     streams: Streams,
-    /// When the stream was made that the log is in, once that is known.
-    log_created: watch::Sender<Option<SystemTime>>,
+    stock: Presence,
     leaving: CancellationToken,
     draining: CancellationToken,
 }
 
 impl Readiness {
-    pub(crate) fn new(streams: Streams) -> Self {
+    pub(crate) fn new(streams: Streams, stock: Presence) -> Self {
         let (state, _) = watch::channel(State::BrokerAway("not connected yet".to_owned()));
         let (leaving, draining) = (CancellationToken::new(), CancellationToken::new());
-        Self { state, streams, log_created: watch::Sender::default(), leaving, draining }
+        Self { state, streams, stock, leaving, draining }
     }
 
     /// Tells whoever asks that this gateway is about to stop. It still answers everybody.
@@ -67,12 +69,6 @@ impl Readiness {
     /// Follows the state.
     pub(crate) fn follow(&self) -> watch::Receiver<State> {
         self.state.subscribe()
-    }
-
-    /// Changes when the order log is found to be another one than before: the one that was is lost, and revisions
-    /// begin anew.
-    pub(crate) fn log_replaced(&self) -> watch::Receiver<Option<SystemTime>> {
-        self.log_created.subscribe()
     }
 
     /// The state at this moment.
@@ -108,15 +104,23 @@ impl Readiness {
             provision(log.connection(), &config, waiting).await?;
             // So that the first that is said of the log is the whole truth.
             self.streams.look(&letters, monitors.as_ref()).await;
-            loop {
-                self.until_lost(&log).await;
-                provision(log.connection(), &config, waiting).await?;
+            let setting_up_anew = async {
+                loop {
+                    self.until_lost(&log).await;
+                    provision(log.connection(), &config, waiting).await?;
+                }
+            };
+            select! {
+                ended = setting_up_anew => ended,
+                never = losses::compare(&log, &letters) => match never {},
             }
         };
         select! {
             ended = keeping => ended,
             () = self.streams.keep_looking(&letters, monitors.as_ref()) => Ok(()),
             () = log.keep_probing() => Ok(()),
+            never = log.watch_for_losses() => match never {},
+            never = self.stock.keep() => match never {},
             () = self.leaving.cancelled() => {
                 self.streams.forget();
                 std::future::pending().await
@@ -132,9 +136,9 @@ impl Readiness {
             let connects = self.streams.connects();
             match probe(log).await {
                 Ok(extent) => {
-                    self.found(&extent);
                     let kept = self.streams.found_orders(Some(extent.state), connects);
-                    let state = kept.map_or_else(State::NotDurable, |()| State::Ready);
+                    let well = self.stock.missing().map_or(State::Ready, State::StockMissing);
+                    let state = kept.map_or_else(State::NotDurable, |()| well);
                     self.set(full(log).unwrap_or(state));
                 }
                 Err(reason) => {
@@ -149,16 +153,6 @@ impl Readiness {
         }
     }
 
-    fn found(&self, extent: &Extent) {
-        self.log_created.send_if_modified(|created| match created.replace(extent.created) {
-            Some(before) if before != extent.created => {
-                error!("stream {ORDERS} was lost and made anew; the orders that it held are lost");
-                true
-            }
-            Some(_) | None => false,
-        });
-    }
-
     fn set(&self, state: State) {
         self.state.send_if_modified(|current| {
             // Whoever leaves does not come back.
@@ -170,6 +164,7 @@ impl Readiness {
                 State::BrokerAway(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
                     warn!(reason, "not ready");
                 }
+                State::StockMissing(reason) => warn!(reason, "not ready"),
                 State::Draining => info!("not ready: draining"),
             }
             *current = state;
@@ -192,6 +187,9 @@ impl Health for Readiness {
                 let reason = self.streams.broker_away().unwrap_or(reason);
                 Err([reason].into_iter().chain(refused).collect::<Vec<_>>().join("\n"))
             }
+            State::StockMissing(reason) => {
+                Err([reason.to_owned()].into_iter().chain(refused).collect::<Vec<_>>().join("\n"))
+            }
             State::Draining => Err("draining".to_owned()),
         }
     }
@@ -199,7 +197,11 @@ impl Health for Readiness {
     /// NATS is connected and the stream answers.
     fn healthy(&self) -> Result<(), String> {
         match self.now() {
-            State::Ready | State::NotDurable(_) | State::StorageFull(_) | State::Draining => Ok(()),
+            State::Ready
+            | State::NotDurable(_)
+            | State::StorageFull(_)
+            | State::StockMissing(_)
+            | State::Draining => Ok(()),
             State::BrokerAway(reason) => Err(self.streams.broker_away().unwrap_or(reason)),
         }
     }

@@ -92,6 +92,8 @@ where
             // Nothing has begun that would have to be finished.
             () = drain.cancelled() => return Ok(()),
         };
+        let lacking = step.clone();
+        status.depends(move || lacking.lacks());
         let looking = async {
             select! {
                 biased;
@@ -106,6 +108,7 @@ where
     select! {
         // Ends by itself only with an error.
         ended = &mut processing => return ended,
+        never = log.watch_for_losses() => match never {},
         () = connection.died() => bail!("the client of the broker has died"),
         signal = shutdown.requested() => info!(step = S::NAME, signal, "draining"),
     }

@@ -25,6 +25,11 @@ pub trait Step: Send + Sync + 'static {
     /// Orders that one process works on at the same time, unless it is configured otherwise.
     const WORKER_POOL_SIZE: u16 = 10;
 
+    /// What the step lacks, without which it can do nothing, and what to do about it: it is not ready then.
+    fn lacks(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Does the step's work for an order that waits for it, and says what happened: the detail of [`DOES`](Self::DOES).
     ///
     /// What it waits for in vain has to end as [`StepError::Unavailable`] within half of ATTEMPT_TIMEOUT, as in

@@ -92,9 +92,22 @@ impl OrderLog {
         Ok(event.is_some_and(|(kind, id)| kind == EventKind::Created && id.customer == customer))
     }
 
+    /// When the stream's leader stored the message at `sequence`, if it has one there.
+    pub(super) async fn stored_at(&self, sequence: u64) -> Result<Option<SystemTime>, ReadError> {
+        let message = found(self.stream.get_raw_message(sequence).await)?;
+        Ok(message.map(|message| message.time.into()))
+    }
+
     /// The order's events after `after`, oldest first. Any replica may answer, so the latest may be missing;
     /// that there is none at all is asked of the leader.
     pub async fn history(&self, id: &OrderId, after: Revision) -> Result<Vec<Recorded>, ReadError> {
+        let mut events = self.whole_history(id).await?;
+        events.retain(|event| event.revision > after);
+        Ok(events)
+    }
+
+    /// All of the order's events, oldest first.
+    pub(super) async fn whole_history(&self, id: &OrderId) -> Result<Vec<Recorded>, ReadError> {
         let client = &self.connection.client;
         let stored = direct_get::last_of_each(client, ORDERS, &[subjects::order(id)]).await?;
         let found = stored.len();
@@ -108,7 +121,6 @@ impl OrderLog {
         if events.is_empty() && self.load_latest(id).await?.is_some() {
             return Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()));
         }
-        events.retain(|event| event.revision > after);
         Ok(events)
     }
 

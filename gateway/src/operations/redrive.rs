@@ -247,7 +247,7 @@ impl Redrive {
             WatchError::Beyond { last } => errors::beyond(last),
             WatchError::Read(error) => errors::read(&error),
         })?;
-        while let Some(event) = watch.next().await {
+        while let Some(event) = watch.next().await.map_err(|_| errors::events_lost())? {
             status = event.order.status();
             if status == OrderStatus::Failed {
                 break;

@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use backbone::ids::Revision;
 
-use super::Units;
-use super::store::{
-    Records, Reservation, ReservationState, parse_count, parse_reservation, reservation_key, stock_key,
+use stock::{
+    Records, Reservation, ReservationState, Units, parse_count, parse_reservation, reservation_key, stock_key,
 };
+
 use crate::incarnation::Incarnation;
 
 /// What is wanted for an order.

@@ -1,6 +1,6 @@
-use super::super::store::Versioned;
 use super::*;
 use proptest::prelude::*;
+use stock::Versioned;
 
 /// The order that has an id for now.
 fn now() -> Incarnation {

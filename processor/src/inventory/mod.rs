@@ -1,30 +1,27 @@
 //! Inventory: reserves all of an order's stock or none of it, and releases it again.
 
-mod batch;
 mod ledger;
+mod opening;
+mod orphaned;
 mod reservations;
-mod store;
 
-use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use backbone::connection::Connection;
+use backbone::log::OrderLog;
 use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, StockLine, StockReleased, StockReserved, Undo};
 
-pub use store::{
-    BUCKET, InventoryConfig, Reservation, ReservationState, Stock, StoreError, provision, reservation_key,
-    stock_key,
-};
+pub use opening::{InventoryConfig, Stock};
+pub use stock::{BUCKET, Reservation, ReservationState, StoreError, provision, reservation_key, stock_key};
 
 use crate::step::{Step, StepError};
 use ledger::{Answer, Wish};
 use reservations::Reservations;
-use store::{SKU_RULE, Store, is_sku};
-
-/// Most SKUs of one order: as many as the gateway allows items.
-const ORDER_SKUS_MAX: usize = 100;
+use stock::{ORDER_SKUS_MAX, Presence, SKU_RULE, Units, is_sku};
+use tokio_util::task::AbortOnDropHandle;
 
 /// Reason of an order that asked for more than there is.
 pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
@@ -33,18 +30,31 @@ pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
 #[derive(Debug)]
 pub struct Inventory {
     reservations: Reservations,
+    presence: Presence,
+    _following: AbortOnDropHandle<Infallible>,
+    _looking: AbortOnDropHandle<()>,
 }
 
 impl Inventory {
-    /// Opens the inventory behind `connection`, setting it up where it is missing. One attempt at an order may take
+    /// Opens the inventory behind `connection`, setting it up where it was never there. One attempt at an order may take
     /// `attempt_timeout`, of which the inventory takes half at the most.
     pub async fn open(
         config: &InventoryConfig,
         connection: Connection,
         attempt_timeout: Duration,
-    ) -> Result<Self, StoreError> {
-        let store = Store::open(connection, config).await?;
-        Ok(Self { reservations: Reservations::start(store, attempt_timeout / 2) })
+    ) -> anyhow::Result<Self> {
+        let presence = Presence::new(connection.clone());
+        let store = opening::open(&presence, connection.clone(), config).await?;
+        let log = OrderLog::new(connection, Self::NAME).await?;
+        let watched = presence.clone();
+        let following = tokio::spawn(async move { watched.keep().await });
+        let looking = tokio::spawn(orphaned::look_for_them(store.clone(), log));
+        Ok(Self {
+            reservations: Reservations::start(store, attempt_timeout / 2),
+            presence,
+            _following: AbortOnDropHandle::new(following),
+            _looking: AbortOnDropHandle::new(looking),
+        })
     }
 }
 
@@ -54,6 +64,10 @@ impl Step for Inventory {
     const UNDOES: Option<Undo> = Some(Undo::Release);
     /// A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
     const WORKER_POOL_SIZE: u16 = 128;
+
+    fn lacks(&self) -> Option<&'static str> {
+        self.presence.missing()
+    }
 
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let wanted = units_of(order)?;
@@ -78,9 +92,6 @@ impl Step for Inventory {
         }
     }
 }
-
-/// Units by SKU.
-type Units = BTreeMap<String, u64>;
 
 /// What the order wants. Only an order that no gateway accepted breaks a rule here; it must not get as far as a
 /// batch, where it would hold up the others.

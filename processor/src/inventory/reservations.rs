@@ -8,16 +8,17 @@ use backbone::backoff::Backoff;
 use backbone::direct_get::ReadError;
 use backbone::trace::{KeyValue, Span, SpanKind, attribute};
 use proto::orders::v1::Order;
+use stock::{
+    BUCKET, Batch, CommitError, ORDER_SKUS_MAX, Records, ReservationState, Store, WRITES_MAX,
+    reservation_key, stock_key,
+};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
-use super::ORDER_SKUS_MAX;
-use super::batch::{Batch, CommitError, WRITES_MAX};
 use super::ledger::{Answer, Entry, Ledger, Unsure, Wish};
-use super::store::{BUCKET, Records, ReservationState, Store, reservation_key, stock_key};
 use crate::incarnation::Incarnation;
 use crate::step::StepError;
 
