@@ -5,6 +5,11 @@ use backbone::direct_get;
 use backbone::ids::Revision;
 use backbone::stream::DEAD_LETTERS;
 use prost::Message;
+use proto::inventory::v1::reconcile_stock_response::Answer;
+use proto::inventory::v1::stock_service_client::StockServiceClient;
+use proto::inventory::v1::{
+    AddStockRequest, AddStockResponse, OrphanedReservation, ReconcileStockRequest, ReconcileSummary,
+};
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::operations::v1::{
     DeadLetter, DeadLetterFilter, GetDeadLetterRequest, ListDeadLettersRequest, ListDeadLettersResponse,
@@ -24,6 +29,37 @@ impl Gateway {
 }
 
 impl Deployment {
+    /// An operator's client of the stock.
+    pub fn stock(&self) -> StockServiceClient<Channel> {
+        StockServiceClient::new(self.operations_channel())
+    }
+
+    /// Puts units in.
+    pub async fn add_stock(
+        &self,
+        request_id: &str,
+        sku: &str,
+        units: i64,
+    ) -> Result<AddStockResponse, Status> {
+        let request = AddStockRequest { request_id: request_id.to_owned(), sku: sku.to_owned(), units };
+        Ok(self.stock().add_stock(request).await?.into_inner())
+    }
+
+    /// What reservations without an order there are, and what a reconciliation has done about them.
+    pub async fn reconcile(
+        &self,
+        request: ReconcileStockRequest,
+    ) -> Result<(Vec<OrphanedReservation>, ReconcileSummary), Status> {
+        let mut answers = self.stock().reconcile_stock(request).await?.into_inner();
+        let mut orphans = Vec::new();
+        loop {
+            match answers.message().await?.and_then(|answer| answer.answer).expect("a summary at the end") {
+                Answer::Orphan(orphan) => orphans.push(orphan),
+                Answer::Summary(summary) => return Ok((orphans, summary)),
+            }
+        }
+    }
+
     /// A channel to the address for operators, which connects when it is used.
     pub fn operations_channel(&self) -> Channel {
         let uri = format!("http://{}", self.gateway.operations_addr);

@@ -61,7 +61,9 @@ const CANCEL: &[&str] = &["append cancelled"];
 const REDRIVE: &[&str] = &["append redriven", "letter redriven", "unlist letter"];
 const DISCARD: &[&str] = &["letter discarded", "unlist letter"];
 
-const LISTS: [&[&str]; 18] = [
+const CHANGE_STOCK: &[&str] = &["write stock", "write change"];
+
+const LISTS: [&[&str]; 19] = [
     RESERVE,
     REFUSE,
     RELEASE,
@@ -80,6 +82,7 @@ const LISTS: [&[&str]; 18] = [
     CANCEL,
     REDRIVE,
     DISCARD,
+    CHANGE_STOCK,
 ];
 
 /// Attempts at an order before it is parked.
@@ -669,6 +672,25 @@ async fn a_gateway_killed_at_any_point_of_a_discard_discards_once() {
         waybill.operations().discard_dead_letter(request).await.unwrap();
         assert_eq!(waybill.letter(&id).await.unwrap().state(), DeadLetterState::Discarded);
         assert!(waybill.open_letters().await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gateway_killed_at_any_point_of_a_change_of_stock_makes_it_once() {
+    let mut waybill = deployment(GATEWAY).await;
+    at_each_point(&mut waybill, GATEWAY, CHANGE_STOCK, async |waybill, point| {
+        let before = waybill.available("widget").await;
+        point.arm(waybill);
+        let answer = waybill.add_stock(&point.request_id(), "widget", 50).await;
+        assert_eq!(answer.is_ok(), point.at.is_none(), "{answer:?}");
+        point.die(waybill).await;
+        let again = waybill.add_stock(&point.request_id(), "widget", 50).await.unwrap();
+        assert_eq!(waybill.available("widget").await, before + 50);
+        assert_eq!(again.stock.unwrap().available_units, i64::try_from(before + 50).unwrap());
+        // The broker decides with the last message of the two.
+        let stored = point.at.is_none_or(|at| at == ("write change", Moment::Unanswered));
+        assert_eq!(again.repeated, stored, "{point}");
     })
     .await;
 }
