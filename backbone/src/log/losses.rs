@@ -5,6 +5,8 @@
 //! processes know it too, until `waybill provision --acknowledge-loss`.
 
 use std::convert::Infallible;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -42,6 +44,8 @@ static LOSSES: LazyLock<Losses> = LazyLock::new(Losses::default);
 struct Losses {
     /// Lost events that no operator has acknowledged, and when the latest of these losses was noticed.
     unacknowledged: Mutex<Option<Mark>>,
+    /// Events that the log held at the last look.
+    held: AtomicU64,
     counts: watch::Sender<LossCounts>,
 }
 
@@ -59,6 +63,12 @@ pub struct LossCounts {
 struct Mark {
     events: u64,
     at: SystemTime,
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.events, rfc3339(self.at))
+    }
 }
 
 /// What STREAM.INFO says, with the broker's time.
@@ -145,6 +155,7 @@ impl Watchman<'_> {
         }
         // Until it is known which answer is right, the later state is compared with.
         if self.rolled_back.is_none() {
+            LOSSES.held.store(look.messages, Ordering::Relaxed);
             self.before = Some(look);
         }
         Ok(())
@@ -252,6 +263,13 @@ impl Losses {
     }
 }
 
+/// What a stream says in its metadata that this process makes in the place of one that held events: from its beginning, so
+/// that whoever starts before the next look knows that it is not the first.
+pub(crate) fn mark_of_successor() -> Option<(String, String)> {
+    let events = LOSSES.held.load(Ordering::Relaxed);
+    (events > 0).then(|| (LOST.to_owned(), Mark { events, at: SystemTime::now() }.to_string()))
+}
+
 /// Has every program forget the losses that were noticed so far.
 pub async fn acknowledge_loss(connection: &Connection) -> Result<(), ReadError> {
     let mut config = ask(connection).await?.info.config;
@@ -274,7 +292,7 @@ async fn record(connection: &Connection, config: &Config, mark: Mark) {
         return;
     }
     let events = mark.events + unacknowledged(&config).map_or(0, |mark| mark.events);
-    config.metadata.insert(LOST.to_owned(), format!("{events}@{}", rfc3339(mark.at)));
+    config.metadata.insert(LOST.to_owned(), Mark { events, ..mark }.to_string());
     if let Err(error) = update(connection, config).await {
         // The gauge tells for as long as this process lives.
         info!(%error, "the loss is not recorded in the stream's metadata");

@@ -24,6 +24,7 @@ pub use backlog::Backlog;
 pub use leadership::StepDown;
 pub use list::Page;
 pub use loss::{Cause, Loss};
+pub(crate) use losses::mark_of_successor;
 pub use losses::{LossCounts, acknowledge_loss, has_ever_lost_events};
 pub use read::Extent;
 pub use watch::{EventsLost, Update, Watch, WatchError};

@@ -17,6 +17,7 @@ pub use state::StreamState;
 use crate::backoff::Backoff;
 use crate::config::{DAY, duration};
 use crate::connection::Connection;
+use crate::log::mark_of_successor;
 use crate::meaning::{Meaning, meaning};
 use crate::telemetry::Seldom;
 use layout::Layout;
@@ -187,7 +188,10 @@ async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, Ho
 
 async fn create(connection: &Connection, layout: &Layout) -> Result<Attempt, Hopeless> {
     let of_new = if connection.client.server_info().cluster.is_some() { CLUSTER_REPLICAS } else { 1 };
-    let wanted = layout.wanted(layout.replicas.unwrap_or(of_new));
+    let mut wanted = layout.wanted(layout.replicas.unwrap_or(of_new));
+    if layout.name == ORDERS {
+        wanted.metadata.extend(mark_of_successor());
+    }
     let replicas = wanted.num_replicas;
     if layout.name == ORDERS {
         warn_of_limits(connection, &wanted);
