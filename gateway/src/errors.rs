@@ -142,7 +142,10 @@ impl Reason {
             | Self::MalformedRequest
             | Self::NotCancellable
             | Self::NotRedrivable
-            | Self::AlreadyRedriven => Fault::Theirs,
+            | Self::AlreadyRedriven
+            | Self::InsufficientStock
+            | Self::StockUnreadable
+            | Self::StockChanged => Fault::Theirs,
             Self::CredentialUnchecked
             | Self::Overloaded
             | Self::BrokerUnavailable
