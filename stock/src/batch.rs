@@ -15,6 +15,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::records::STREAM;
+use crate::store::TTL;
 
 /// Most writes of one batch; the server's own limit.
 pub const WRITES_MAX: usize = 1000;
@@ -96,7 +97,7 @@ impl Batch {
             headers.insert("Nats-Batch-Sequence", (i + 1).to_string());
             headers.insert("Nats-Expected-Last-Subject-Sequence", write.expected.to_string());
             if let Some(ttl) = write.ttl {
-                headers.insert("Nats-TTL", format!("{}s", ttl.as_secs()));
+                headers.insert(TTL, format!("{}s", ttl.as_secs()));
             }
             if i + 1 < count {
                 let sent = client.publish_with_headers(write.subject, headers, write.value).await;
@@ -126,7 +127,7 @@ impl Write {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", self.expected.to_string());
         if let Some(ttl) = self.ttl {
-            headers.insert("Nats-TTL", format!("{}s", ttl.as_secs()));
+            headers.insert(TTL, format!("{}s", ttl.as_secs()));
         }
         let jetstream = connection.jetstream();
         let ack = async { jetstream.publish_with_headers(self.subject, headers, self.value).await?.await };

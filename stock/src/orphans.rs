@@ -1,9 +1,10 @@
 //! Reservations of orders that the log does not have: they hold stock for ever, unless somebody releases them.
 //!
-//! A reservation is made after its order was stored, so without its order it is left over from a loss of the log. Of an
-//! order whose events may have expired nothing can be told, and it is left alone.
+//! A reservation is made after its order was stored, so without any event of its order it is left over from a loss of the
+//! log. If the order's events may have expired, because the reservation is as old as that, nothing can be told, and it is
+//! left alone.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
 use backbone::direct_get::ReadError;
@@ -136,11 +137,15 @@ impl Orphans<'_> {
             let Some(held) = self.scan.next().await? else { return Ok(None) };
             self.examined += held.len() as u64;
             let held: Vec<_> = held.into_iter().filter(|held| self.may_tell(held)).collect();
-            let known: HashSet<_> = self.store.having(&held, EventKind::Created).await?;
+            let created = self.store.having(&held, EventKind::Created).await?;
+            let held: Vec<_> =
+                held.into_iter().filter(|held| !created.contains(&held.order_id.to_string())).collect();
+            // An order may outlive its first event.
+            let alive = self.store.alive(&held).await?;
             for held in held {
                 let id = held.order_id.to_string();
                 // A replica that is behind does not have what its leader has.
-                if !known.contains(&id) && self.log.load_latest(&held.order_id).await?.is_none() {
+                if !alive.contains(&id) && self.log.load_latest(&held.order_id).await?.is_none() {
                     self.found.push_back(Orphan {
                         order_id: held.order_id,
                         units: held.reservation.units.clone(),

@@ -75,6 +75,12 @@ impl Presence {
         }
     }
 
+    /// Something else tells that the bucket was there.
+    pub fn was_there(&self) {
+        error!("{MISSING}");
+        self.seen.send_replace(Seen::Missing);
+    }
+
     /// Looks again and again.
     pub async fn keep(&self) -> Infallible {
         loop {

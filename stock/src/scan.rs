@@ -13,10 +13,12 @@ use crate::records::{
     Reservation, ReservationState, STREAM, SUBJECT_PREFIX, Units, parse_count, parse_reservation, stock_key,
     subject,
 };
-use crate::store::{Store, Versioned};
+use crate::store::{Store, TTL, Versioned, retention_of};
 
 /// Records read at once.
 const READ_RECORDS_MAX: u32 = 256;
+/// Orders whose latest events are asked for at once: of each kind of event one answers, and the broker gives 1,024 at the most.
+const READ_ORDERS_MAX: usize = 64;
 /// How far back a scan of reservations goes, in writes to the bucket. An order in progress is a young one, as a rule.
 const SCAN_WRITES_MAX: u64 = 200_000;
 
@@ -48,6 +50,8 @@ pub(crate) struct Held {
     pub(crate) order_id: OrderId,
     pub(crate) reservation: Reservation,
     pub(crate) stored: SystemTime,
+    /// How long events were kept when it was written, if the record tells.
+    retention: Option<Duration>,
 }
 
 impl Store {
@@ -84,16 +88,19 @@ impl Store {
         Ok(listed.into_values().flatten().collect())
     }
 
-    /// Units that orders hold which are not fulfilled, and whose events are kept for `retention`.
+    /// Units that orders hold which are not fulfilled. Events are kept for `retention`.
     pub async fn reserved(&self, retention: Duration) -> Result<Reserved, ReadError> {
         let mut reserved = Reserved::default();
         let mut scan = Scan::begin(self, Some(SCAN_WRITES_MAX)).await?;
         reserved.is_incomplete = scan.skips;
         while let Some(held) = scan.next().await? {
-            // What has expired was finished.
-            let held: Vec<_> = held.into_iter().filter(|held| held.is_kept(retention)).collect();
             let fulfilled = self.having(&held, EventKind::Fulfilled).await?;
-            for held in held.into_iter().filter(|held| !fulfilled.contains(&held.order_id.to_string())) {
+            let held = held.into_iter().filter(|held| !fulfilled.contains(&held.order_id.to_string()));
+            // An order whose events have all expired was finished.
+            let (kept, old): (Vec<_>, Vec<_>) = held.partition(|held| held.is_kept(retention));
+            let alive = self.alive(&old).await?;
+            let old = old.into_iter().filter(|held| alive.contains(&held.order_id.to_string()));
+            for held in kept.into_iter().chain(old) {
                 for (sku, units) in held.reservation.units {
                     let of_sku = reserved.units.entry(sku).or_default();
                     *of_sku = of_sku.saturating_add(units);
@@ -109,22 +116,40 @@ impl Store {
             return Ok(HashSet::new());
         }
         let filters: Vec<_> = held.iter().map(|held| subjects::event(kind, &held.order_id)).collect();
+        self.orders_at(&filters).await
+    }
+
+    /// Which of these orders have any event in the log, by id.
+    pub(crate) async fn alive(&self, held: &[Held]) -> Result<HashSet<String>, ReadError> {
+        let mut alive = HashSet::new();
+        for held in held.chunks(READ_ORDERS_MAX) {
+            let filters: Vec<_> = held.iter().map(|held| subjects::order(&held.order_id)).collect();
+            alive.extend(self.orders_at(&filters).await?);
+        }
+        Ok(alive)
+    }
+
+    async fn orders_at(&self, filters: &[String]) -> Result<HashSet<String>, ReadError> {
         let client = self.connection.jetstream().client();
-        let found = direct_get::last_of_each(&client, ORDERS, &filters).await?;
+        let found = direct_get::last_of_each(&client, ORDERS, filters).await?;
         Ok(found.iter().filter_map(|event| Some(subjects::parse(&event.subject)?.1.to_string())).collect())
     }
 }
 
 impl Held {
-    /// Whether the events of the order are still kept, where that is for `retention`; zero is for ever.
+    /// Whether the order's latest event cannot have expired, where that takes `retention` now; zero is for ever. It is no
+    /// older than the reservation.
     pub(crate) fn is_kept(&self, retention: Duration) -> bool {
-        retention.is_zero()
-            || self.reservation.incarnation.time().elapsed().is_ok_and(|age| age + EXPIRY_MARGIN < retention)
+        let shortest = [Some(retention).filter(|now| !now.is_zero()), self.retention].into_iter().flatten().min();
+        shortest.is_none_or(|shortest| {
+            let margin = EXPIRY_MARGIN.min(shortest / 2);
+            self.stored.elapsed().is_ok_and(|age| age + margin < shortest)
+        })
     }
 }
 
-/// Orders so close to the end of their retention count as expired.
-const EXPIRY_MARGIN: Duration = Duration::from_secs(1);
+/// Events so close to the end of their retention count as expired, whatever the clocks say.
+const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 
 /// Reservations that are in force, the oldest first, some at a time.
 pub(crate) struct Scan<'a> {
@@ -167,5 +192,6 @@ fn held(record: &Stored) -> Option<Held> {
         order_id,
         reservation,
         stored: stored(&record.headers)?,
+        retention: record.headers.get(TTL).and_then(|ttl| retention_of(ttl.as_str())),
     })
 }

@@ -32,6 +32,9 @@ pub struct Versioned<T> {
 /// Records as they were at one moment. A key that is not there has revision [`Revision::NONE`].
 pub type Records = HashMap<String, Versioned<Vec<u8>>>;
 
+/// Header of a record that is not kept for ever, in whole seconds.
+pub(crate) const TTL: &str = "Nats-TTL";
+
 /// The bucket.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -42,6 +45,12 @@ pub struct Store {
 /// How long a reservation is kept where events are kept for so long; zero is for ever.
 pub fn reservation_ttl(retention: Duration) -> Option<Duration> {
     (!retention.is_zero()).then(|| retention + RESERVATION_GRACE)
+}
+
+/// How long events were kept when a reservation was written with this value of [`TTL`].
+pub(crate) fn retention_of(ttl: &str) -> Option<Duration> {
+    let ttl = Duration::from_secs(ttl.strip_suffix('s')?.parse().ok()?);
+    ttl.checked_sub(RESERVATION_GRACE)
 }
 
 impl Store {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::{Context, ErrorCode, consumer};
 use backbone::backoff::Backoff;
 use backbone::connection::Connection;
 use backbone::ids::Revision;
@@ -15,6 +17,9 @@ use stock::{
 };
 use tokio::time::sleep;
 use tracing::{info, warn};
+
+use super::Inventory;
+use crate::step::Step;
 
 /// Pause between two lines that say what is waited for.
 const SAID_INTERVAL: Duration = Duration::from_secs(15);
@@ -68,6 +73,11 @@ async fn set_up(
     match presence.look().await {
         Seen::Unknown => return Err("it cannot be asked for yet".to_owned()),
         Seen::Missing => return Ok(Ok(store)),
+        // All orders that were given stock may have expired.
+        Seen::NotYet if has_worked(&jetstream).await? => {
+            presence.was_there();
+            return Ok(Ok(store));
+        }
         Seen::NotYet | Seen::Present(_) => {}
     }
     if let Err(error) = stock::make(connection, orders.num_replicas).await? {
@@ -88,6 +98,18 @@ async fn set_up(
         seed(&store, stock).await?;
     }
     Ok(Ok(store))
+}
+
+/// Whether the step has ever taken an order from its consumer, which it does only when it has had a bucket.
+async fn has_worked(jetstream: &Context) -> Result<bool, String> {
+    let name = format!("CONSUMER.INFO.{ORDERS}.{}", Inventory::NAME);
+    let asked: Response<consumer::Info> =
+        jetstream.request(name, &()).await.map_err(|error| error.to_string())?;
+    match asked {
+        Response::Ok(info) => Ok(info.delivered.consumer_sequence > 0),
+        Response::Err { error } if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(false),
+        Response::Err { error } => Err(error.to_string()),
+    }
 }
 
 async fn seed(store: &Store, stock: &BTreeMap<String, u64>) -> Result<(), String> {

@@ -65,6 +65,30 @@ async fn a_bucket_that_is_deleted_is_missed_and_made_anew_only_by_an_operator_wi
     assert_eq!((refused.status(), refused.reason.as_str()), (OrderStatus::Rejected, "OUT_OF_STOCK"));
 }
 
+/// A step that starts has nothing to know the bucket by but its consumer.
+#[tokio::test]
+async fn a_bucket_that_is_deleted_after_all_orders_have_expired_is_missed_too() {
+    let mut options = Options { stock: vec![("widget", 5)], ..Options::default() };
+    for settings in [&mut options.gateway, &mut options.processors] {
+        settings.push(("ORDERS_RETENTION", "3s".to_owned()));
+    }
+    let mut waybill = Deployment::start_with(options).await;
+    assert_eq!(order(&waybill, "first", 3).await.status(), OrderStatus::Fulfilled);
+    let jetstream = waybill.jetstream().await;
+    eventually("a log of which all has expired", async || {
+        let log = jetstream.get_stream(ORDERS).await.ok()?;
+        (log.cached_info().state.messages == 0).then_some(())
+    })
+    .await;
+    waybill.kill_processors("inventory");
+    jetstream.delete_stream(format!("KV_{BUCKET}")).await.unwrap();
+    waybill.restart_processor("inventory");
+    lacks_the_bucket(&mut waybill).await;
+    has_stock_again(&mut waybill, 2).await;
+    assert_eq!(order(&waybill, "second", 3).await.status(), OrderStatus::Rejected);
+    assert_eq!(order(&waybill, "third", 2).await.status(), OrderStatus::Fulfilled);
+}
+
 #[tokio::test]
 async fn a_store_that_is_wiped_while_all_runs_is_not_stocked_again_by_itself() {
     let mut waybill =
