@@ -140,7 +140,8 @@ impl Held {
     /// Whether the order's latest event cannot have expired, where that takes `retention` now; zero is for ever. It is no
     /// older than the reservation.
     pub(crate) fn is_kept(&self, retention: Duration) -> bool {
-        let shortest = [Some(retention).filter(|now| !now.is_zero()), self.retention].into_iter().flatten().min();
+        let shortest =
+            [Some(retention).filter(|now| !now.is_zero()), self.retention].into_iter().flatten().min();
         shortest.is_none_or(|shortest| {
             let margin = EXPIRY_MARGIN.min(shortest / 2);
             self.stored.elapsed().is_ok_and(|age| age + margin < shortest)

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::read::Latest;
-use super::{OrderLog, OrderState};
+use super::{OrderLog, OrderState, losses};
 use crate::backoff::Backoff;
 use crate::direct_get::ReadError;
 use crate::event::{Draft, now};
@@ -169,10 +169,11 @@ impl OrderLog {
             Ok(Appended::Overtaken(_)) => "conflict",
             Err(error) => error.kind(),
         };
-        if let Ok(Appended::Stored(stored)) = &appended
-            && matches!(kind, EventKind::Fulfilled | EventKind::Rejected | EventKind::Cancelled)
-        {
-            ended(&stored.order);
+        if let Ok(Appended::Stored(stored)) = &appended {
+            losses::appended(stored.revision());
+            if matches!(kind, EventKind::Fulfilled | EventKind::Rejected | EventKind::Cancelled) {
+                ended(&stored.order);
+            }
         }
         appended
     }

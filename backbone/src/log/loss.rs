@@ -74,6 +74,16 @@ pub struct Loss {
 }
 
 impl Look {
+    /// The same with what was appended up to `sequence` since, and is known to be stored at the latest at `at`.
+    pub(super) fn and_appended(&self, sequence: u64, at: SystemTime) -> Self {
+        if sequence <= self.last {
+            return self.clone();
+        }
+        let first_time = if self.messages == 0 { self.at } else { self.first_time };
+        let messages = self.messages + (sequence - self.last);
+        Self { messages, last: sequence, first_time, last_time: at, ..self.clone() }
+    }
+
     /// How long from now on none of the messages can expire, because the oldest is young enough.
     pub(super) fn expires_within(&self, margin: Duration) -> bool {
         let is_kept = |age: Duration| age + margin < self.max_age;
@@ -218,6 +228,15 @@ mod tests {
         let lost = new.lost_since(&look(434, 35)).unwrap();
         assert_eq!((lost.cause, lost.events, lost.sequences), (Cause::Replaced, 400, (35, 434)));
         assert_eq!(new.lost_since(&look(0, 1)), None, "it held nothing");
+    }
+
+    #[test]
+    fn what_was_appended_since_the_last_look_is_lost_too() {
+        let before = look(10, 1).and_appended(12, at(11));
+        assert_eq!((before.messages, before.last_time), (12, at(11)));
+        assert_eq!(look(10, 1).and_appended(9, at(11)), look(10, 1), "seen before");
+        let empty = Look { messages: 0, first: 1, last: 0, ..look(0, 1) };
+        assert_eq!(empty.and_appended(3, at(1)).messages, 3);
     }
 
     proptest! {

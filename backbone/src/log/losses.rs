@@ -22,6 +22,7 @@ use super::OrderLog;
 use super::loss::{Cause, EXPIRY_MARGIN, Keeps, Look, Loss};
 use crate::connection::Connection;
 use crate::direct_get::{self, ReadError};
+use crate::ids::Revision;
 use crate::metrics;
 use crate::stream::{ORDERS, PROVISION};
 
@@ -44,17 +45,20 @@ static LOSSES: LazyLock<Losses> = LazyLock::new(Losses::default);
 struct Losses {
     /// Lost events that no operator has acknowledged, and when the latest of these losses was noticed.
     unacknowledged: Mutex<Option<Mark>>,
-    /// Events that the log held at the last look.
+    /// Events that the log held at the last look, and the sequence of the last one.
     held: AtomicU64,
+    last: AtomicU64,
+    /// The highest sequence that this process has appended since the log was made.
+    appended: AtomicU64,
     counts: watch::Sender<LossCounts>,
 }
 
 /// How often events were found to be lost since the process began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LossCounts {
-    /// The stream was another one: revisions begin anew.
+    /// The stream was another one: revisions begin anew, whether or not it held events.
     pub replaced: u64,
-    /// All losses, those too.
+    /// Events were lost, so or otherwise.
     pub all: u64,
 }
 
@@ -156,6 +160,7 @@ impl Watchman<'_> {
         // Until it is known which answer is right, the later state is compared with.
         if self.rolled_back.is_none() {
             LOSSES.held.store(look.messages, Ordering::Relaxed);
+            LOSSES.last.store(look.last, Ordering::Relaxed);
             self.before = Some(look);
         }
         Ok(())
@@ -166,7 +171,11 @@ impl Watchman<'_> {
         let Some(before) = &self.before else { return Ok(None) };
         if look.created != before.created {
             self.rolled_back = None;
-            return Ok(look.lost_since(before));
+            let appended = LOSSES.appended.swap(0, Ordering::Relaxed);
+            let lost = look.lost_since(&before.and_appended(appended, look.at));
+            // Revisions begin anew, also where none is known to be lost.
+            LOSSES.counts.send_modify(|counts| counts.replaced += 1);
+            return Ok(lost);
         }
         if look.last >= before.last && self.rolled_back.is_none() {
             return Ok(look.lost_since(before));
@@ -244,10 +253,7 @@ impl Losses {
         let before = unacknowledged.map_or(0, |mark| mark.events);
         *unacknowledged = Some(Mark { events: before + events, at });
         drop(unacknowledged);
-        self.counts.send_modify(|counts| {
-            counts.all += 1;
-            counts.replaced += u64::from(*cause == Cause::Replaced);
-        });
+        self.counts.send_modify(|counts| counts.all += 1);
     }
 
     /// Forgets what was noticed before `acknowledged`.
@@ -263,10 +269,17 @@ impl Losses {
     }
 }
 
+/// This process has stored an event at `sequence`.
+pub(super) fn appended(Revision(sequence): Revision) {
+    LOSSES.appended.fetch_max(sequence, Ordering::Relaxed);
+}
+
 /// What a stream says in its metadata that this process makes in the place of one that held events: from its beginning, so
 /// that whoever starts before the next look knows that it is not the first.
 pub(crate) fn mark_of_successor() -> Option<(String, String)> {
-    let events = LOSSES.held.load(Ordering::Relaxed);
+    let appended = LOSSES.appended.load(Ordering::Relaxed);
+    let unseen = appended.saturating_sub(LOSSES.last.load(Ordering::Relaxed));
+    let events = LOSSES.held.load(Ordering::Relaxed) + unseen;
     (events > 0).then(|| (LOST.to_owned(), Mark { events, at: SystemTime::now() }.to_string()))
 }
 

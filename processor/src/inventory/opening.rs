@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
-use async_nats::jetstream::response::Response;
-use async_nats::jetstream::{Context, ErrorCode, consumer};
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
+use async_nats::jetstream::stream;
 use backbone::backoff::Backoff;
 use backbone::connection::Connection;
 use backbone::ids::Revision;
@@ -68,19 +68,19 @@ async fn set_up(
 ) -> Result<Result<Store, StoreError>, String> {
     let jetstream = connection.jetstream();
     let orders = jetstream.get_stream(ORDERS).await.map_err(|error| error.to_string())?;
-    let orders = &orders.cached_info().config;
-    let store = Store::new(connection.clone(), stock::reservation_ttl(orders.max_age));
+    let config_of_orders = &orders.cached_info().config;
+    let store = Store::new(connection.clone(), stock::reservation_ttl(config_of_orders.max_age));
     match presence.look().await {
         Seen::Unknown => return Err("it cannot be asked for yet".to_owned()),
         Seen::Missing => return Ok(Ok(store)),
         // All orders that were given stock may have expired.
-        Seen::NotYet if has_worked(&jetstream).await? => {
+        Seen::NotYet if has_worked(&orders).await? => {
             presence.was_there();
             return Ok(Ok(store));
         }
         Seen::NotYet | Seen::Present(_) => {}
     }
-    if let Err(error) = stock::make(connection, orders.num_replicas).await? {
+    if let Err(error) = stock::make(connection, config_of_orders.num_replicas).await? {
         return Ok(Err(error));
     }
     presence.look().await;
@@ -101,14 +101,11 @@ async fn set_up(
 }
 
 /// Whether the step has ever taken an order from its consumer, which it does only when it has had a bucket.
-async fn has_worked(jetstream: &Context) -> Result<bool, String> {
-    let name = format!("CONSUMER.INFO.{ORDERS}.{}", Inventory::NAME);
-    let asked: Response<consumer::Info> =
-        jetstream.request(name, &()).await.map_err(|error| error.to_string())?;
-    match asked {
-        Response::Ok(info) => Ok(info.delivered.consumer_sequence > 0),
-        Response::Err { error } if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(false),
-        Response::Err { error } => Err(error.to_string()),
+async fn has_worked(orders: &stream::Stream) -> Result<bool, String> {
+    match orders.consumer_info(Inventory::NAME).await {
+        Ok(consumer) => Ok(consumer.delivered.consumer_sequence > 0),
+        Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error.to_string()),
     }
 }
 
