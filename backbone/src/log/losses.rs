@@ -27,6 +27,8 @@ use crate::metrics;
 use crate::stream::{ORDERS, PROVISION};
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Until the first look, which all others are compared with.
+const FIRST_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A sequence that has gone back is a loss only when it stays there for so long: a leader that was deposed and does not
 /// know it yet answers from an older state.
@@ -112,7 +114,8 @@ impl OrderLog {
                 Ok(Err(error)) => debug!(%error, "order log not looked at"),
                 Err(_) => debug!("order log not looked at: no answer in time"),
             }
-            sleep(LOOK_INTERVAL).await;
+            let is_first = watchman.before.is_none();
+            sleep(if is_first { FIRST_LOOK_INTERVAL } else { LOOK_INTERVAL }).await;
         }
     }
 
