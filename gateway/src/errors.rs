@@ -58,13 +58,14 @@ pub(crate) enum Reason {
     InsufficientStock,
     StockUnreadable,
     StockChanged,
+    StockMissing,
     LogReplaced,
     Internal,
 }
 
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::CredentialMissing,
         Self::CredentialInvalid,
         Self::CredentialExpired,
@@ -90,6 +91,7 @@ impl Reason {
         Self::InsufficientStock,
         Self::StockUnreadable,
         Self::StockChanged,
+        Self::StockMissing,
         Self::LogReplaced,
         Self::Internal,
     ];
@@ -122,6 +124,7 @@ impl Reason {
             Self::InsufficientStock => "INSUFFICIENT_STOCK",
             Self::StockUnreadable => "STOCK_UNREADABLE",
             Self::StockChanged => "STOCK_CHANGED",
+            Self::StockMissing => "STOCK_MISSING",
             Self::LogReplaced => "LOG_REPLACED",
             Self::Internal => "INTERNAL",
         }
@@ -156,6 +159,7 @@ impl Reason {
             | Self::OutcomeUnknown
             | Self::TimedOut
             | Self::NotDurable
+            | Self::StockMissing
             | Self::LogReplaced
             | Self::Internal => Fault::Ours,
         }
@@ -184,7 +188,8 @@ impl Reason {
             | Self::NotRedrivable
             | Self::AlreadyRedriven
             | Self::InsufficientStock
-            | Self::StockUnreadable => Code::FailedPrecondition,
+            | Self::StockUnreadable
+            | Self::StockMissing => Code::FailedPrecondition,
             Self::StockChanged => Code::Aborted,
             Self::LogReplaced => Code::DataLoss,
             Self::Internal => Code::Internal,
@@ -576,6 +581,12 @@ pub(crate) fn stock(sku: &str, change_error: &ChangeError) -> Status {
             stock_unknown()
         }
     }
+}
+
+/// The bucket with the stock is missing; `lacking` says what to do.
+pub(crate) fn stock_missing(lacking: &str) -> Status {
+    let details = ErrorDetails::with_precondition_failure_violation("STOCK", "INVENTORY", lacking);
+    status(Reason::StockMissing, lacking, HashMap::new(), details)
 }
 
 /// Whether the stock was changed is not known.

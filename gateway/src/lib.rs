@@ -17,6 +17,7 @@ pub mod fuzzing;
 mod grpc;
 mod health;
 mod losses;
+mod lost_letters;
 mod malformed;
 mod methods;
 mod metrics;

@@ -81,6 +81,11 @@ impl Readiness {
         self.streams.may_store().map_err(|reason| errors::not_durable(&reason))
     }
 
+    /// Whether the bucket with the stock is there, as far as that is known.
+    pub(crate) fn has_stock(&self) -> Result<(), Status> {
+        self.stock.missing().map_or(Ok(()), |lacking| Err(errors::stock_missing(lacking)))
+    }
+
     /// After an append: what was stored by a broker that has been started anew meanwhile is not known to be kept as was
     /// asked for.
     pub(crate) fn has_kept(&self) -> Result<(), AppendError> {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use async_nats::jetstream::consumer::{FromConsumer, pull};
-use backbone::stream::ORDERS;
+use backbone::stream::{DEAD_LETTERS, ORDERS};
 use harness::{
     Cluster, Deployment, Load, Options, SERVERS, Scrape, create, eventually, free_port, http_get, item,
     order_of,
@@ -272,6 +272,10 @@ async fn orders_that_are_given_up() {
     })
     .await;
     fires(Some(&well), [&wrong, &wrong], &["WaybillDeadLetters", "WaybillDeadLettersGrowing"]);
+
+    waybill.jetstream().await.delete_stream(DEAD_LETTERS).await.unwrap();
+    let lost = seen(&mut waybill, "waybill_dead_letters_lost", "gateway", |letters| letters == 5.0).await;
+    fires(Some(&well), [&lost, &lost], &["WaybillDeadLettersLost"]);
 }
 
 #[tokio::test]

@@ -53,6 +53,8 @@ struct Losses {
     /// The highest sequence that this process has appended since the log was made.
     appended: AtomicU64,
     counts: watch::Sender<LossCounts>,
+    /// When an operator has last acknowledged losses.
+    acknowledged: Mutex<Option<SystemTime>>,
 }
 
 /// How often events were found to be lost since the process began.
@@ -261,6 +263,7 @@ impl Losses {
 
     /// Forgets what was noticed before `acknowledged`.
     fn acknowledge(&self, acknowledged: SystemTime) {
+        *self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner) = Some(acknowledged);
         if self.unacknowledged().take_if(|mark| mark.at <= acknowledged).is_some() {
             info!("the loss of events is acknowledged");
         }
@@ -284,6 +287,11 @@ pub(crate) fn mark_of_successor() -> Option<(String, String)> {
     let unseen = appended.saturating_sub(LOSSES.last.load(Ordering::Relaxed));
     let events = LOSSES.held.load(Ordering::Relaxed) + unseen;
     (events > 0).then(|| (LOST.to_owned(), Mark { events, at: SystemTime::now() }.to_string()))
+}
+
+/// When an operator has last acknowledged losses, as far as this process has seen.
+pub fn loss_acknowledged() -> Option<SystemTime> {
+    *LOSSES.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Has every program forget the losses that were noticed so far.

@@ -25,7 +25,7 @@ pub use leadership::StepDown;
 pub use list::Page;
 pub use loss::{Cause, Loss};
 pub(crate) use losses::mark_of_successor;
-pub use losses::{LossCounts, acknowledge_loss, has_ever_lost_events};
+pub use losses::{LossCounts, acknowledge_loss, has_ever_lost_events, loss_acknowledged};
 pub use read::Extent;
 pub use watch::{EventsLost, Update, Watch, WatchError};
 pub use watch_customer::CustomerWatch;

@@ -13,9 +13,9 @@ use harness::issuer::{AUDIENCE, ISSUER, SigningKey, claims, key_set, seconds_fro
 use harness::{Deployment, Options, Shows, eventually, item, order_of, these};
 use http::uri::PathAndQuery;
 use nix::sys::signal::Signal;
-use processor::inventory::stock_key;
+use processor::inventory::{BUCKET, stock_key};
 use proto::inventory::v1::stock_service_client::StockServiceClient;
-use proto::inventory::v1::{AddStockRequest, RemoveStockRequest, SetStockRequest};
+use proto::inventory::v1::{AddStockRequest, ListStockRequest, RemoveStockRequest, SetStockRequest};
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::operations::v1::{DeadLetter, DeadLetterReason, DeadLetterState, DiscardDeadLetterRequest};
 use proto::orders::v1::{
@@ -270,6 +270,14 @@ async fn every_documented_reason_is_given_with_its_code_and_details() {
     watched.message().await.unwrap();
     jetstream.delete_stream(ORDERS).await.unwrap();
     seen.refused(Err::<(), _>(watched.message().await.unwrap_err()));
+
+    jetstream.delete_stream(format!("KV_{BUCKET}")).await.unwrap();
+    let stock = StockServiceClient::with_interceptor(waybill.operations_channel(), Shows::key("operator"));
+    let missed = eventually("a bucket that is missed", async || {
+        let listed = stock.clone().list_stock(ListStockRequest::default()).await;
+        listed.err().filter(|status| status.code() == Code::FailedPrecondition)
+    });
+    seen.refused(Err::<(), _>(missed.await));
 
     waybill.broker.kill();
     eventually("a refusal", async || {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use backbone::stream::ORDERS;
+use backbone::stream::{DEAD_LETTERS, ORDERS};
 use harness::{
     Deployment, Options, PATIENCE, Process, Scrape, Watcher, eventually, http_get, item, order_of,
 };
@@ -180,11 +180,11 @@ async fn a_store_that_is_wiped_while_gateways_are_down_is_told_by_steps_that_run
     shows(&fulfilment, 10.0).await;
 }
 
-#[tokio::test]
-async fn a_log_that_is_lost_while_nobody_runs_is_told_by_the_open_letters() {
+/// Three orders are FAILED.
+async fn with_letters() -> Deployment {
     let mut options = Options::default();
     options.processors.push(("MAX_ATTEMPTS", "1".to_owned()));
-    let mut waybill = Deployment::start_with(options).await;
+    let waybill = Deployment::start_with(options).await;
     let key = processor::inventory::stock_key("gadget");
     let jetstream = waybill.jetstream().await;
     eventually("a damaged record", async || {
@@ -197,6 +197,35 @@ async fn a_log_that_is_lost_while_nobody_runs_is_told_by_the_open_letters() {
         let order = waybill.place(order_of("customer", "", vec![item("gadget", 1)])).await.unwrap();
         waybill.reached(&order.order_id, OrderStatus::Failed).await;
     }
+    waybill
+}
+
+#[tokio::test]
+async fn open_letters_that_are_lost_with_their_stream_are_counted() {
+    let mut waybill = with_letters().await;
+    let counted = async |waybill: &Deployment, name: &str, letters: f64| {
+        eventually(&format!("{name} {letters}"), async || {
+            (waybill.scrape().await.sum(name, &[])? == letters).then_some(())
+        })
+        .await;
+    };
+    counted(&waybill, "waybill_dead_letters_open", 3.0).await;
+    waybill.jetstream().await.delete_stream(DEAD_LETTERS).await.unwrap();
+    if waybill.broker.has_users() {
+        waybill.broker.provision().await;
+    }
+    counted(&waybill, "waybill_dead_letters_lost", 3.0).await;
+    let lost = |fields: &Value| {
+        fields["message"].as_str()?.contains("has lost open letters").then(|| fields["letters"].as_u64())
+    };
+    assert_eq!(waybill.gateway.process.logged("lost letters", lost).await, Some(3));
+    waybill.acknowledge_loss().await;
+    counted(&waybill, "waybill_dead_letters_lost", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_log_that_is_lost_while_nobody_runs_is_told_by_the_open_letters() {
+    let mut waybill = with_letters().await;
     waybill.gateway.process.kill();
     for step in ["inventory", "payment", "fulfilment"] {
         waybill.kill_processors(step);
