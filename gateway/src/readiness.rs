@@ -81,8 +81,11 @@ impl Readiness {
         self.streams.may_store().map_err(|reason| errors::not_durable(&reason))
     }
 
-    /// Whether the bucket with the stock is there, as far as that is known.
-    pub(crate) fn has_stock(&self) -> Result<(), Status> {
+    /// Whether the bucket with the stock is there, as far as that is known. One that was missing is looked for again.
+    pub(crate) async fn has_stock(&self) -> Result<(), Status> {
+        if self.stock.missing().is_some() {
+            self.stock.look().await;
+        }
         self.stock.missing().map_or(Ok(()), |lacking| Err(errors::stock_missing(lacking)))
     }
 

@@ -66,7 +66,7 @@ impl StockKeeping {
 
     async fn change(&self, change: ChangeRequest, by: Instant) -> Result<(Stock, bool), Status> {
         self.readiness.may_store()?;
-        self.readiness.has_stock()?;
+        self.readiness.has_stock().await?;
         // No reservation is written, so their lifetime does not matter.
         let store = Store::new(self.log.connection().clone(), None);
         let deadline = by.checked_sub(ANSWER_TIME).unwrap_or(by);
@@ -97,7 +97,7 @@ impl StockService for StockKeeping {
     ) -> Result<Response<ListStockResponse>, Status> {
         let by = self.by(&request);
         let page = stock_requests::page(request.get_ref())?;
-        self.readiness.has_stock()?;
+        self.readiness.has_stock().await?;
         let reading = async {
             let (store, retention) = self.store().await?;
             let listed = store.list().await?;
@@ -119,7 +119,7 @@ impl StockService for StockKeeping {
     ) -> Result<Response<GetStockResponse>, Status> {
         let by = self.by(&request);
         let sku = stock_requests::sku(request.into_inner())?;
-        self.readiness.has_stock()?;
+        self.readiness.has_stock().await?;
         let reading = async {
             let (store, retention) = self.store().await?;
             let Some(listed) = store.get(&sku).await? else { return Ok(None) };
@@ -170,7 +170,7 @@ impl StockService for StockKeeping {
         let caller_gone = deadline::of_stream(request.metadata());
         let principal = principal_of(&request)?.clone();
         let wanted = stock_requests::reconcile(request.into_inner())?;
-        self.readiness.has_stock()?;
+        self.readiness.has_stock().await?;
         if !wanted.dry_run {
             self.readiness.may_store()?;
         }
