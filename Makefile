@@ -3,6 +3,8 @@
 # A path in NATS_SERVER, GRPCURL or PROMTOOL is taken as it is; else tools/install finds or installs the tool.
 NATS := NATS_SERVER=$${NATS_SERVER:-$$(tools/install nats-server)} && export NATS_SERVER
 CARGO_OUT := $${CARGO_TARGET_DIR:-target}
+# Whether `$(call can_have,TOOL)` is there, or can be installed by Go. With CI=true nothing is skipped: what cannot be installed fails.
+can_have = [ "$$CI" = true ] || { command -v $(1) || command -v go; } >/dev/null
 # Scenarios that cannot be run with least privilege, as arguments of the test binary.
 LEAST_PRIVILEGE_SKIPS := $$(sed -n 's/^\([a-z_:]*\) .*/--skip \1/p' tests/least-privilege.skip)
 # All but the tests.
@@ -27,10 +29,10 @@ observe: ## the same with Jaeger and Prometheus beside it; the first time it ins
 
 test: ## build everything, then run all tests against a real nats-server
 	@$(NATS) && \
-	if [ -z "$$GRPCURL" ] && { command -v grpcurl || command -v go; } >/dev/null; then \
+	if [ -z "$$GRPCURL" ] && { $(call can_have,grpcurl); }; then \
 		GRPCURL=$$(tools/install grpcurl) && export GRPCURL || exit; \
 	fi && \
-	if [ -z "$$PROMTOOL" ] && { command -v promtool || command -v go; } >/dev/null; then \
+	if [ -z "$$PROMTOOL" ] && { $(call can_have,promtool); }; then \
 		PROMTOOL=$$(tools/install promtool) && export PROMTOOL || exit; \
 	fi && \
 	cargo build --workspace --locked && \
@@ -91,7 +93,7 @@ version: ## check that everything has the version of Cargo.toml
 	@tools/check-version
 
 rules: ## check Prometheus' configuration, and test its rules
-	@if [ -z "$$PROMTOOL" ] && ! { command -v promtool || command -v go; } >/dev/null; then \
+	@if [ -z "$$PROMTOOL" ] && ! { $(call can_have,promtool); }; then \
 		echo 'rules skipped: it takes promtool, or go to install it'; \
 		exit; \
 	fi; \

@@ -1,10 +1,9 @@
 //! Programs in other languages, made from our protos by the tools of their language.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::mirror;
+use crate::{mirror, skip};
 
 /// The repository.
 pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -14,17 +13,12 @@ const BUILT: [&str; 6] = ["dist", "gen", "node_modules", "packages", "program", 
 /// What tools/install builds with, so that Go's standard library is built already.
 const CGO: (&str, &str) = ("CGO_ENABLED", "0");
 
-/// Shown in the log of a test that passes, too, which print! is not.
-pub fn say(text: &str) {
-    std::io::stdout().write_all(format!("{text}\n").as_bytes()).expect("stdout");
-}
-
-/// Whether there is such a program; says so if there is none.
+/// Whether there is such a program. Without it the test is skipped.
 pub fn found(program: &str, asked: &[&str]) -> bool {
     let output = Command::new(program).args(asked).stdin(Stdio::null()).output();
     let found = output.is_ok_and(|output| output.status.success());
     if !found {
-        say(&format!("skipped: no {program}"));
+        skip(&format!("no {program}"));
     }
     found
 }

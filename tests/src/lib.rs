@@ -22,6 +22,7 @@ mod process;
 mod records;
 mod relay;
 mod scrape;
+mod skip;
 mod tmpfs;
 mod wire;
 
@@ -38,6 +39,7 @@ pub use payments::{Account, PaymentSandbox};
 pub use process::{Process, binary};
 pub use relay::Relay;
 pub use scrape::{Sample, Scrape};
+pub use skip::{say, skip};
 pub use tmpfs::Tmpfs;
 pub use wire::{DELIVERY, Held, Moment, Wire};
 

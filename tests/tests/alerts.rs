@@ -15,7 +15,7 @@ use async_nats::jetstream::consumer::{FromConsumer, pull};
 use backbone::stream::{DEAD_LETTERS, ORDERS};
 use harness::{
     Cluster, Deployment, Load, Options, SERVERS, Scrape, create, eventually, free_port, http_get, item,
-    order_of,
+    order_of, skip,
 };
 use processor::inventory::{BUCKET, stock_key};
 use proto::orders::v1::OrderStatus;
@@ -115,13 +115,12 @@ fn fires(well: Option<&Picture>, wrong: [&Picture; 2], expected: &[&str]) {
 }
 
 /// From PROMTOOL, or where tools/install puts it.
-#[allow(clippy::print_stdout, reason = "a test that does nothing says so")]
 fn promtool() -> Option<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/promtool");
     let promtool =
         std::env::var_os("PROMTOOL").map(PathBuf::from).or_else(|| installed.exists().then_some(installed));
     if promtool.is_none() {
-        println!("skipped: no promtool");
+        skip("no promtool");
     }
     promtool
 }

@@ -8,8 +8,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use harness::certificates::{self, Authority};
-use harness::languages::{self, ROOT, at, folder, found, generate, say, source, succeeds};
-use harness::{Deployment, Line, Options, Process, eventually, free_port};
+use harness::languages::{self, ROOT, at, folder, found, generate, source, succeeds};
+use harness::{Deployment, Line, Options, Process, eventually, free_port, say, skip};
 use nix::sys::signal::Signal;
 use sha2::{Digest, Sha256};
 
@@ -207,7 +207,7 @@ async fn a_page_in_a_browser_tells_the_story() {
     let on_path =
         || std::env::split_paths(&path).map(|folder| folder.join("chromium")).find(|path| path.exists());
     let Some(chromium) = std::env::var_os("CHROMIUM").map(PathBuf::from).or_else(on_path) else {
-        return say("skipped: no chromium");
+        return skip("no chromium");
     };
     let client = typescript("browser.js").map(|mut client| {
         client.env("CHROMIUM", chromium);

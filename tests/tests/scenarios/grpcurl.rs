@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use harness::{Deployment, Options, PATIENCE};
+use harness::{Deployment, Options, PATIENCE, skip};
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -16,11 +16,10 @@ pub(crate) struct Grpcurl {
 }
 
 impl Grpcurl {
-    #[allow(clippy::print_stdout, reason = "a test that does nothing says so")]
     pub(crate) fn of(waybill: &Deployment) -> Option<Self> {
         let program = std::env::var_os("GRPCURL");
         if program.is_none() {
-            println!("skipped: no grpcurl");
+            skip("no grpcurl");
         }
         Some(Self { program: program?, address: waybill.gateway.grpc_addr.clone() })
     }
