@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod backoff;
+pub mod carrying;
 pub mod config;
 pub mod connection;
 pub mod consumer;
@@ -28,8 +29,8 @@ pub mod subjects;
 pub mod telemetry;
 pub mod trace;
 
-mod carried;
 mod durable;
 mod floor;
 mod publish;
 mod refusals;
+mod unknown_fields;

@@ -384,6 +384,7 @@ pub(crate) fn append(id: &OrderId, trace: &TraceContext, append_error: &AppendEr
             }
             message_too_large(id)
         }
+        AppendError::Gone => not_found(id),
         AppendError::Permanent(_) => {
             if let Some(left_out) = REFUSED.may_tell() {
                 error!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");

@@ -5,6 +5,7 @@
 mod admission;
 mod auth;
 mod browser;
+mod carrier;
 mod config;
 mod connections;
 mod deadline;
@@ -49,6 +50,7 @@ use tokio::{join, select};
 use tracing::{error, info, warn};
 
 use crate::auth::Authentication;
+use crate::carrier::Carrier;
 use crate::config::Config;
 use crate::durability::Monitors;
 use crate::operations::Operations;
@@ -155,6 +157,7 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
         tls,
         config.clone(),
     ));
+    let carrying = tokio::spawn(Carrier::new(log.clone(), config.carry_after).keep());
     let mut watching = tokio::spawn(readiness.clone().keep(log, letters, monitors, config.stream));
     let mut answering = tokio::spawn(ops::serve(ops_listener, readiness.clone()));
 
@@ -187,6 +190,7 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
     }
     answering.abort();
     watching.abort();
+    carrying.abort();
     connection.flush().await;
     info!("stopped");
     outcome

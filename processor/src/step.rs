@@ -43,6 +43,12 @@ pub trait Step: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<Detail>, StepError>> + Send {
         async { Ok(None) }
     }
+
+    /// Has what is held for an unfinished order live on, because the order is carried: whatever expires by itself counts
+    /// from now. A repeat changes nothing else.
+    fn keep(&self, _order: &Order) -> impl Future<Output = Result<(), StepError>> + Send {
+        async { Ok(()) }
+    }
 }
 
 /// The durable consumer that a step reads.

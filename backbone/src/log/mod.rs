@@ -3,6 +3,8 @@
 
 mod append;
 mod backlog;
+mod carry;
+mod carry_position;
 mod leadership;
 mod list;
 mod live;
@@ -16,9 +18,12 @@ use std::sync::Arc;
 use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use proto::orders::v1::Order;
+use proto::orders::v1::order_event::Detail;
 
 pub use append::{AppendError, Appended};
 pub use backlog::Backlog;
+pub use carry::{CarryError, Kept, Walked};
+pub use carry_position::CarryPosition;
 pub use leadership::StepDown;
 pub use list::Page;
 pub use read::Extent;
@@ -52,16 +57,19 @@ pub struct OrderState {
     /// Sequence of the last message on the order's subjects: the order's revision, or that of a foreign
     /// message behind it.
     pub head: Revision,
+    /// Position of the last event that changed the order; it may have expired.
+    since: Revision,
     /// What the last event's writer called it.
     event_id: String,
-    /// What the next event has to carry on of a newer version's.
-    carried: Bytes,
+    /// Fields of a newer version, for the next event.
+    unknown_fields: Bytes,
 }
 
 impl From<Recorded> for OrderState {
     fn from(last: Recorded) -> Self {
-        let Recorded { id, order, revision: head, event_id, carried, .. } = last;
-        Self { id, order, head, event_id, carried }
+        let since = last.stands_since();
+        let Recorded { id, order, revision: head, event_id, unknown_fields, .. } = last;
+        Self { id, order, head, since, event_id, unknown_fields }
     }
 }
 
@@ -70,6 +78,21 @@ impl OrderState {
     pub fn revision(&self) -> Revision {
         Revision(self.order.revision)
     }
+
+    /// Position of the last event that changed the order. One that is carried stands as it stood.
+    pub fn stands_since(&self) -> Revision {
+        self.since
+    }
+
+    /// Whether the order's last event is `carried`.
+    pub fn is_carried(&self) -> bool {
+        self.since < self.revision()
+    }
+}
+
+/// Since when an order stands as it does that this event has carried.
+fn carried_since(detail: &Detail) -> Option<Revision> {
+    if let Detail::Carried(carried) = detail { Some(Revision(carried.since_revision)) } else { None }
 }
 
 impl OrderLog {

@@ -29,9 +29,10 @@ pub const PROVISION: &str = "this user may not do that; run `waybill provision` 
 pub const DEAD_LETTERS: &str = "DEAD_LETTERS";
 
 const RETENTION_DEFAULT: Duration = DAY.saturating_mul(30);
-const RETENTION_MIN: Duration = Duration::from_secs(1);
-/// In nanoseconds, as the broker counts, a third of what fits in 63 bits.
-const RETENTION_MAX: Duration = Duration::from_secs(100 * 31_557_600);
+/// The shortest time that the order log may be kept for.
+pub const RETENTION_MIN: Duration = Duration::from_secs(1);
+/// The longest: in nanoseconds, as the broker counts, a third of what fits in 63 bits.
+pub const RETENTION_MAX: Duration = Duration::from_secs(100 * 31_557_600);
 const CLUSTER_REPLICAS: usize = 3;
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 

@@ -57,6 +57,25 @@ fn nobody_is_refused_or_released_on_the_strength_of_a_memory() {
 }
 
 #[test]
+fn what_is_kept_is_written_again_as_it_is() {
+    for state in ["held", "released"] {
+        let kept = format!(r#"{{"incarnation":2,"state":"{state}","units":{{"a":2}}}}"#);
+        let mut ledger = Ledger::read(&records(&[("stock.a", "5"), ("reservation.o1", &kept)]));
+        let before = ledger.reservations["o1"].value.clone();
+        assert_eq!(ledger.decide("o1", now(), &Wish::Keep), Ok(Answer::Kept));
+        assert_eq!((&ledger.reservations["o1"].value, ledger.reservations["o1"].changed), (&before, true));
+        assert!(!ledger.stock["a"].changed);
+        // One of an order that had the id before is left to expire.
+        assert_eq!(ledger.decide("o1", nth(3), &Wish::Keep), Ok(Answer::Kept));
+        assert_eq!(ledger.reservations["o1"].value, before);
+    }
+    let mut ledger = Ledger::read(&records(&[("stock.a", "5")]));
+    assert_eq!(ledger.decide("o1", now(), &Wish::Keep), Ok(Answer::Kept));
+    assert!(ledger.reservations.is_empty(), "nothing is made up");
+    assert_eq!(remembered(&[("a", 1)]).decide("o1", now(), &Wish::Keep), Err(Unsure));
+}
+
+#[test]
 fn a_reservation_that_comes_after_its_release_is_refused() {
     let mut ledger = Ledger::read(&records(&[("stock.a", "3")]));
     assert_eq!(ledger.decide("o1", now(), &Wish::Release), Ok(Answer::Released(Units::new())));

@@ -13,6 +13,8 @@ use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, StockLine, StockReleased, StockReserved, Undo};
 
+use tracing::warn;
+
 pub use store::{
     BUCKET, InventoryConfig, Reservation, ReservationState, Stock, StoreError, provision, reservation_key,
     stock_key,
@@ -65,6 +67,7 @@ impl Step for Inventory {
                 Err(StepError::Unexpected("the reservation was already released".to_owned()))
             }
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
+            Answer::Kept => Err(StepError::Unexpected("a reservation was only kept".to_owned())),
         }
     }
 
@@ -72,10 +75,19 @@ impl Step for Inventory {
         match self.reservations.ask(order, Wish::Release).await? {
             Answer::Released(units) => Ok(Some(Detail::Released(StockReleased { lines: lines(units) }))),
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
-            Answer::Held | Answer::OutOfStock(_) => {
+            Answer::Held | Answer::Kept | Answer::OutOfStock(_) => {
                 Err(StepError::Unexpected("a release was not released".to_owned()))
             }
         }
+    }
+
+    async fn keep(&self, order: &Order) -> Result<(), StepError> {
+        let answer = self.reservations.ask(order, Wish::Keep).await?;
+        // That a record cannot be read is found when it is needed, and is no reason to park an order that waits for another step.
+        if let Answer::Refused(reason) = answer {
+            warn!(order_id = order.order_id, reason, "reservation not kept for an order that is carried");
+        }
+        Ok(())
     }
 }
 

@@ -70,7 +70,7 @@ impl Reservations {
         let late = |_| Err(StepError::Unavailable("inventory: no commit in time".to_owned()));
         let answer = timeout(self.answer_timeout, answered).await.unwrap_or_else(late);
         match &answer {
-            Ok(Answer::Held | Answer::Released(_) | Answer::OutOfStock(_)) => {}
+            Ok(Answer::Held | Answer::Kept | Answer::Released(_) | Answer::OutOfStock(_)) => {}
             Ok(Answer::Refused(reason)) => span.fail("refused", reason),
             Err(error) => span.fail("unavailable", error),
         }
@@ -83,6 +83,7 @@ fn asking(order: &Order, wish: &Wish) -> Span {
     let operation = match wish {
         Wish::Reserve(_) => "reserve",
         Wish::Release => "release",
+        Wish::Keep => "keep",
     };
     let span = Span::current().child(SpanKind::Client, || format!("{operation} {BUCKET}").into());
     span.set(|| {
@@ -129,6 +130,7 @@ impl Clerk {
                 let Ok(next) = queue.try_recv() else { break };
                 requests.push(next);
             }
+            self.store.look().await;
             self.settle(requests).await;
         }
     }
@@ -215,7 +217,7 @@ impl Clerk {
     fn remember(&self, requests: &[Request]) -> Ledger {
         let wanted = requests.iter().flat_map(|request| match &request.wish {
             Wish::Reserve(units) => units.keys().collect(),
-            Wish::Release => Vec::new(),
+            Wish::Release | Wish::Keep => Vec::new(),
         });
         Ledger::remembered(
             wanted.filter_map(|sku| Some((sku.clone(), self.stock.get(sku)?.clone()))).collect(),
@@ -280,7 +282,7 @@ fn decide(mut ledger: Ledger, requests: &[Request]) -> Result<(Ledger, Vec<Answe
 fn keys(request: &Request) -> Vec<String> {
     let wanted = match &request.wish {
         Wish::Reserve(units) => units.keys().map(|sku| stock_key(sku)).collect(),
-        Wish::Release => Vec::new(),
+        Wish::Release | Wish::Keep => Vec::new(),
     };
     [vec![reservation_key(&request.order_id)], wanted].concat()
 }
@@ -290,6 +292,7 @@ fn writes(requests: &[Request]) -> usize {
     let writes = |request: &Request| match &request.wish {
         Wish::Reserve(units) => units.len() + 1,
         Wish::Release => WISH_WRITES_MAX,
+        Wish::Keep => 1,
     };
     requests.iter().map(writes).sum()
 }

@@ -5,8 +5,8 @@
 //! | `stock.<sku>`             | units available, as a decimal number                                      |
 //! | `reservation.<order_id>`  | JSON: what the order holds, or that it holds nothing any more             |
 //!
-//! A reservation lives longer than its order's events, and then expires. Until then the same id may come to
-//! name another order; so it says which incarnation of the order it belongs to.
+//! A reservation is written anew when its order is carried, so it expires after its order's last event. Until then the
+//! same id may come to name another order; so it says which incarnation of the order it belongs to.
 
 use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr;
@@ -26,6 +26,7 @@ use backbone::telemetry::Seldom;
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::batch::{Batch, CommitError, Write};
@@ -41,6 +42,9 @@ const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Durati
 const SAID_INTERVAL: Duration = Duration::from_secs(15);
 /// How much longer a reservation is kept than the events of its order.
 const RESERVATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often it is looked how long the order log keeps events.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Keys asked for in one read.
 const KEYS_PER_READ_MAX: usize = 256;
 /// Questions to the leader under way at once; each is about one key, and all orders wait for the answers.
@@ -105,6 +109,8 @@ pub(super) struct Versioned<T> {
 pub(super) struct Store {
     connection: Connection,
     reservation_ttl: Option<Duration>,
+    /// When it is looked again how long the order log keeps events.
+    look_at: Instant,
 }
 
 /// Records as they were at one moment. A key that is not there has revision [`Revision::NONE`].
@@ -147,17 +153,29 @@ impl Store {
     ) -> Result<Result<Self, StoreError>, String> {
         let jetstream = connection.jetstream();
         let orders = jetstream.get_stream(ORDERS).await.map_err(|error| error.to_string())?;
-        let retention = orders.cached_info().config.max_age;
-        let reservation_ttl = (!retention.is_zero()).then(|| retention + RESERVATION_GRACE);
+        let reservation_ttl = ttl(orders.cached_info().config.max_age);
 
         if let Err(error) = provide(connection, orders.cached_info().config.num_replicas).await? {
             return Ok(Err(error));
         }
-        let store = Self { connection: connection.clone(), reservation_ttl };
+        let look_at = Instant::now() + LOOK_INTERVAL;
+        let store = Self { connection: connection.clone(), reservation_ttl, look_at };
         if let Some(Stock(stock)) = &config.stock {
             store.seed(stock).await?;
         }
         Ok(Ok(store))
+    }
+
+    /// Looks now and then whether the retention was changed while the program runs. What cannot be asked is as it was.
+    pub(super) async fn look(&mut self) {
+        if Instant::now() < self.look_at {
+            return;
+        }
+        self.look_at = Instant::now() + LOOK_INTERVAL;
+        let jetstream = self.connection.jetstream();
+        if let Ok(Ok(orders)) = timeout(LOOK_TIMEOUT, jetstream.get_stream(ORDERS)).await {
+            self.reservation_ttl = ttl(orders.cached_info().config.max_age);
+        }
     }
 
     async fn seed(&self, stock: &BTreeMap<String, u64>) -> Result<(), String> {
@@ -225,6 +243,12 @@ impl Store {
         let value = serde_json::to_vec(reservation).unwrap_or_default().into();
         Write { subject: subject(&reservation_key(order_id)), value, expected, ttl: self.reservation_ttl }
     }
+}
+
+/// How long a reservation is kept after it was written, by how long the order log keeps events. It is written anew when
+/// its order is carried, at half of the retention or earlier.
+fn ttl(retention: Duration) -> Option<Duration> {
+    (!retention.is_zero()).then(|| retention + RESERVATION_GRACE)
 }
 
 /// Makes sure that the bucket is there, waiting for the broker and for the order log as long as it takes. `waiting` is told
