@@ -15,6 +15,9 @@ use tonic::transport::Channel;
 
 use crate::deployment::{Deployment, Gateway};
 
+/// Where it is recorded how far carrying has come.
+const CARRIER: &str = "DEAD_LETTER.carrier";
+
 impl Gateway {
     /// An operator's client.
     pub fn operations(&self) -> DeadLetterServiceClient<Channel> {
@@ -61,14 +64,15 @@ impl Deployment {
         all
     }
 
-    /// Everything that the stream of dead letters holds: subjects and letters.
+    /// Every letter that the stream of dead letters holds, with its subject.
     pub async fn letters_kept(&self) -> Vec<(String, DeadLetter)> {
         let client = self.jetstream().await.client();
         let stored = direct_get::all_from(&client, DEAD_LETTERS, ALL_DEAD_LETTERS, Revision::NONE).await;
         let letter = |stored: direct_get::Stored| {
             (stored.subject.to_string(), DeadLetter::decode(stored.payload).expect("letter"))
         };
-        stored.expect("dead letters").into_iter().map(letter).collect()
+        let stored = stored.expect("dead letters").into_iter();
+        stored.filter(|stored| stored.subject.as_str() != CARRIER).map(letter).collect()
     }
 
     /// The dead letters as a step has them, for a test that plays one.

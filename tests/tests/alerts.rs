@@ -274,6 +274,26 @@ async fn orders_that_are_given_up() {
 }
 
 #[tokio::test]
+async fn unfinished_orders_that_the_gateway_may_not_carry() {
+    let mut options =
+        Options { least_privilege: true, withheld: Some("ORDER.carried"), ..Options::default() };
+    options.environment.push(("ORDERS_RETENTION", "20s".to_owned()));
+    options.processors.push(("MAX_ATTEMPTS", "1".to_owned()));
+    let (mut waybill, well) = at_work(options).await;
+    let bucket = waybill.jetstream().await.get_key_value(BUCKET).await.unwrap();
+    bucket.put(stock_key("gadget"), "damaged".into()).await.unwrap();
+    let order = waybill.place(order_of("customer", "poison", vec![item("gadget", 1)])).await.unwrap();
+    waybill.reached(&order.order_id, OrderStatus::Failed).await;
+    eventually("a letter that is counted", async || {
+        let picture = picture(&mut waybill).await;
+        (value(&picture, "waybill_dead_letters_open", "gateway") == Some(1.0)).then_some(())
+    })
+    .await;
+    let wrong = seen(&mut waybill, "waybill_carry_age_seconds", "gateway", |age| age > 16.0).await;
+    fires(Some(&well), [&wrong, &wrong], &["WaybillDeadLetters", "WaybillOrdersNotCarried"]);
+}
+
+#[tokio::test]
 async fn a_consumer_that_brings_nothing() {
     let (mut waybill, well) = at_work(Options::default()).await;
     let client = async_nats::connect(waybill.broker.url()).await.unwrap();

@@ -228,6 +228,8 @@ fn rights() -> Vec<(String, Vec<&'static str>)> {
         ("PUB ORDER.created.00.c.o".to_owned(), vec!["gateway"]),
         ("PUB ORDER.cancelled.00.c.o".to_owned(), vec!["gateway"]),
         ("PUB ORDER.redriven.00.c.o".to_owned(), vec!["gateway"]),
+        ("PUB ORDER.carried.00.c.o".to_owned(), vec!["gateway"]),
+        ("PUB DEAD_LETTER.carrier".to_owned(), vec!["gateway"]),
         ("PUB ORDER.probe".to_owned(), vec!["gateway"]),
         ("PUB ORDER.reserved.00.c.o".to_owned(), vec!["inventory"]),
         ("PUB ORDER.released.00.c.o".to_owned(), vec!["inventory"]),

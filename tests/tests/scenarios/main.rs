@@ -13,6 +13,7 @@ mod broker_tls;
 mod browsers;
 mod cancel_races;
 mod cancelling;
+mod carrying;
 mod client_certificates;
 mod cluster;
 mod configuration;
