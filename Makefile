@@ -46,12 +46,12 @@ least-privilege: ## run the scenarios with each program as a user of its own at 
 	echo 'skipped:' && sed '/^#/d; s/ /: /' tests/least-privilege.skip && \
 	LEAST_PRIVILEGE=1 cargo test --workspace --locked --test scenarios -- $(LEAST_PRIVILEGE_SKIPS)
 
-soak: ## run 10,000 orders through an outage, then SCHEDULES (20) random schedules; some 15 minutes
+soak: ## run 10,000 orders through outages, one of them longer than the retention, then SCHEDULES (20) random schedules; some 20 minutes
 	@$(NATS) && \
 	cargo build --workspace --locked && \
 	export SCHEDULES=$${SCHEDULES:-20} && \
 	cargo test -p waybill-tests --locked --test scenarios -- --include-ignored --nocapture --test-threads 1 \
-		ten_thousand::ten_thousand random_schedules
+		ten_thousand random_schedules
 
 upgrade: ## roll from another version (REV, by default the last release) to this one and back, under load
 	@$(NATS) && \

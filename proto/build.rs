@@ -7,13 +7,13 @@ use std::path::PathBuf;
 /// Descriptor sets, and what is in them.
 const SETS: [(&str, &[&str]); 3] = [
     ("orders.bin", &["orders/v1/order_service.proto"]),
-    ("operations.bin", &["operations/v1/dead_letter_service.proto"]),
+    ("operations.bin", &["operations/v1/dead_letter_service.proto", "inventory/v1/stock_service.proto"]),
     ("payments.bin", &["payments/v1/payment_service.proto", "payments/v1/sandbox_control_service.proto"]),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out_dir = PathBuf::from(std::env::var("OUT_DIR")?);
-    for folder in ["orders", "operations", "payments"] {
+    for folder in ["inventory", "orders", "operations", "payments"] {
         println!("cargo::rerun-if-changed={folder}");
     }
     for (name, protos) in SETS {

@@ -23,7 +23,7 @@ pub use crate::floor::Floor;
 use crate::connection::Connection;
 use crate::durable::Durable;
 use crate::stream::ORDERS;
-use crate::subjects::EventKind;
+use crate::subjects::{self, EventKind};
 
 /// How long one request for messages stands. Whoever leaves has to wait for its end.
 const REQUEST_EXPIRY: Duration = Duration::from_secs(2);
@@ -60,11 +60,15 @@ pub struct Terms {
     pub ack_wait: Duration,
     /// When the consumer was made. What is older may have been brought before, by another of its name.
     pub since: SystemTime,
+    /// Whether it brings the event of an order that is carried, so that older ones need not be kept for it.
+    pub brings_carried: bool,
 }
 
 impl Terms {
     fn of(info: &Info) -> Self {
-        Self { ack_wait: info.config.ack_wait, since: info.created.into() }
+        let carried = subjects::kind(EventKind::Carried);
+        let brings_carried = info.config.filter_subjects.contains(&carried);
+        Self { ack_wait: info.config.ack_wait, since: info.created.into(), brings_carried }
     }
 }
 

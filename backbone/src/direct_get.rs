@@ -1,11 +1,12 @@
 //! Reading many messages of a stream in one request: batched direct get (NATS ADR-31).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, StatusCode, Subject};
 use bytes::Bytes;
 use futures::StreamExt;
+use prost_types::Timestamp;
 use serde::Serialize;
 use thiserror::Error;
 use tokio::time::timeout;
@@ -60,6 +61,18 @@ enum Request<'a> {
     Last { multi_last: &'a [String] },
     LastOn { last_by_subj: &'a str },
     Next { seq: u64, next_by_subj: &'a str, batch: u32, max_bytes: u32 },
+    Since { start_time: String, next_by_subj: &'a str, batch: u32 },
+}
+
+/// The sequence of the first message that was stored at `time` or later.
+pub(crate) async fn first_since(
+    client: &Client,
+    stream: &str,
+    time: SystemTime,
+) -> Result<Option<Revision>, ReadError> {
+    let start_time = Timestamp::from(time).to_string();
+    let found = get(client, stream, &Request::Since { start_time, next_by_subj: ">", batch: 1 }).await?;
+    Ok(found.messages.first().map(|message| message.sequence))
 }
 
 /// The last message on subjects that match `filter`, of which there may be any number.

@@ -15,10 +15,10 @@ use proto::orders::v1::{Order, OrderEvent, OrderStatus};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::carried;
 use crate::ids::{OrderId, Revision};
 use crate::subjects::{self, EventKind};
 use crate::trace::TraceContext;
+use crate::unknown_fields;
 
 const CONTENT_TYPE: &str = "application/protobuf";
 const CE_SPEC_VERSION: &str = "1.0";
@@ -40,12 +40,12 @@ pub(crate) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     /// Encodes the event that makes `order` what it is. The order's revision is left out: it is the sequence
-    /// that the stream will give the event. What the order `carried` of a newer version goes on.
+    /// that the stream will give the event. `unknown_fields` of a newer version are preserved.
     pub(crate) fn new(
         id: &OrderId,
         previous: Revision,
         order: &mut Order,
-        carried: &Bytes,
+        unknown_fields: &Bytes,
         detail: Detail,
         trace: &'a TraceContext,
         source: &'static str,
@@ -59,10 +59,12 @@ impl<'a> Draft<'a> {
             trace_id: String::new(),
             detail: Some(detail),
         };
-        let payload = carried::encode(&mut event, carried);
+        let payload = unknown_fields::encode(&mut event, unknown_fields);
         *order = event.order.take().unwrap_or_default();
         let subject = subjects::event(kind, id);
-        Self { event_id: event.event_id, subject, payload, kind, time: order.update_time, trace, source }
+        // An order that is only carried keeps its time.
+        let time = if kind == EventKind::Carried { Some(now()) } else { order.update_time };
+        Self { event_id: event.event_id, subject, payload, kind, time, trace, source }
     }
 
     /// The headers of one publish; the client takes them for good.
@@ -101,7 +103,7 @@ pub struct Recorded {
     /// When the broker stored it, by its clock, if its headers tell.
     pub stored: Option<SystemTime>,
     /// The order as it lies there, if a newer version has said more of it than is known here; else empty.
-    pub(crate) carried: Bytes,
+    pub(crate) unknown_fields: Bytes,
 }
 
 /// A message on a subject of the order log that is not a whole event of ours.
@@ -122,7 +124,7 @@ pub enum Undecodable {
 }
 
 /// What the stream says of when it stored a message that it gives or republishes.
-pub(crate) fn stored(headers: &HeaderMap) -> Option<SystemTime> {
+pub fn stored(headers: &HeaderMap) -> Option<SystemTime> {
     let time: Timestamp = headers.get_last("Nats-Time-Stamp")?.as_str().parse().ok()?;
     time.try_into().ok()
 }
@@ -137,7 +139,7 @@ impl Recorded {
     ) -> Result<Self, Undecodable> {
         let (kind, id) = subjects::parse(subject).ok_or(Undecodable::ForeignSubject)?;
         let event = OrderEvent::decode(payload.clone())?;
-        let carried = carried::beyond(&event, &payload);
+        let unknown_fields = unknown_fields::beyond(&event, &payload);
         let detail = event.detail.ok_or(Undecodable::Missing("detail"))?;
         let mut order = event.order.ok_or(Undecodable::Missing("order"))?;
         if event.event_id.is_empty() {
@@ -162,7 +164,7 @@ impl Recorded {
             detail,
             trace: headers.and_then(TraceContext::of_headers),
             stored: headers.and_then(stored),
-            carried,
+            unknown_fields,
         })
     }
 
@@ -179,6 +181,15 @@ impl Recorded {
     /// The dead letter that the order was redriven from, if that is what happened.
     pub fn redriven_from(&self) -> Option<&str> {
         if let Detail::Redriven(redriven) = &self.detail { Some(&redriven.dead_letter_id) } else { None }
+    }
+
+    /// Since when the order stands as it does after this event: one that is carried stands as it stood.
+    pub fn stands_since(&self) -> Revision {
+        if let Detail::Carried(carried) = &self.detail {
+            Revision(carried.since_revision)
+        } else {
+            self.revision
+        }
     }
 
     /// The event as clients see it.

@@ -5,7 +5,7 @@
 //! and those orders would wait for ever. So whoever had the consumer open under the former leader has everything brought
 //! again that came after the floor that was seen there. For those who start later it is recorded now and then.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::HeaderMap;
 use async_nats::datetime::DateTime;
@@ -16,7 +16,8 @@ use serde_json::json;
 use tracing::warn;
 
 use crate::connection::Connection;
-use crate::direct_get::ReadError;
+use crate::direct_get::{self, ReadError};
+use crate::event::stored;
 use crate::leader_get;
 use crate::stream::{DEAD_LETTERS, ORDERS};
 
@@ -93,6 +94,17 @@ impl Floor {
             warn!(consumer, %error, "foreign message where the consumer's floor is recorded, passed over");
             None
         }))
+    }
+
+    /// How far each consumer was known to have come, and when that was recorded.
+    pub async fn all_recorded(connection: &Connection) -> Result<Vec<(u64, SystemTime)>, ReadError> {
+        let filter = [subject("*")];
+        let records = direct_get::last_of_each(&connection.client, DEAD_LETTERS, &filter).await?;
+        let floors = records.into_iter().filter_map(|record| {
+            let floor: Self = serde_json::from_slice(&record.payload).ok()?;
+            Some((floor.sequence, stored(&record.headers)?))
+        });
+        Ok(floors.collect())
     }
 
     /// Records it, where it has a leader to lose. Nothing waits for that: an older record leads farther back.

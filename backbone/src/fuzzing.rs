@@ -89,7 +89,8 @@ fn check(event: &Recorded) {
 /// What this program would append is an event for every reader.
 fn read_back(before: &Recorded, mut order: Order, detail: Detail, trace: &TraceContext) {
     let id = &before.id;
-    let draft = Draft::new(id, Revision(9), &mut order, &before.carried, detail.clone(), trace, "fuzzing");
+    let draft =
+        Draft::new(id, Revision(9), &mut order, &before.unknown_fields, detail.clone(), trace, "fuzzing");
     let headers = draft.headers();
     let read = Recorded::decode(&draft.subject, Revision(10), Some(&headers), draft.payload.clone());
     let read = read.unwrap();
@@ -99,7 +100,7 @@ fn read_back(before: &Recorded, mut order: Order, detail: Detail, trace: &TraceC
 }
 
 /// One event of each kind.
-fn details() -> [Detail; 10] {
+fn details() -> [Detail; 11] {
     [
         Detail::Created(Default::default()),
         Detail::Reserved(Default::default()),
@@ -111,6 +112,7 @@ fn details() -> [Detail; 10] {
         Detail::Refunded(Default::default()),
         Detail::Failed(Default::default()),
         Detail::Redriven(Default::default()),
+        Detail::Carried(Default::default()),
     ]
 }
 

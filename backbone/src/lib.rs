@@ -5,6 +5,7 @@
 pub mod access;
 pub mod backoff;
 pub mod barrier;
+pub mod carrying;
 pub mod config;
 pub mod connection;
 pub mod consumer;
@@ -14,6 +15,7 @@ pub mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod ids;
+pub mod incarnation;
 pub mod lag;
 pub mod leader_get;
 pub mod lifecycle;
@@ -29,8 +31,8 @@ pub mod subjects;
 pub mod telemetry;
 pub mod trace;
 
-mod carried;
 mod durable;
 mod floor;
 mod publish;
 mod refusals;
+mod unknown_fields;

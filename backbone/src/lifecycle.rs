@@ -15,6 +15,7 @@
 //! | refunded  | owing refund                             | owes it no longer                              |
 //! | failed    | ACCEPTED, RESERVED, PAID, or owing       | FAILED, parked with that status                |
 //! | redriven  | FAILED                                   | the status it was parked with                  |
+//! | carried   | not finished                             | as it was, with a younger event                |
 //!
 //! The first four lines, and what a rejection or a cancel owes, are the rows of [`WAY`]: one for each step.
 
@@ -151,7 +152,7 @@ pub fn owes(order: &Order, undo: Undo) -> bool {
 }
 
 /// The events after which an order may wait for the step that appends `does`, or owe `undoes`. That an order was
-/// redriven is one in any case: it then stands where it did.
+/// redriven or carried is one in any case: it then stands where it did.
 pub fn wakes(does: EventKind, undoes: Option<Undo>) -> Vec<EventKind> {
     let mut events = Vec::new();
     if let Some(row) = WAY.iter().find(|row| row.event == does) {
@@ -166,7 +167,7 @@ pub fn wakes(does: EventKind, undoes: Option<Undo>) -> Vec<EventKind> {
             events.push(EventKind::Cancelled);
         }
     }
-    events.push(EventKind::Redriven);
+    events.extend([EventKind::Redriven, EventKind::Carried]);
     events
 }
 
@@ -176,10 +177,14 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
     let event = EventKind::of(detail);
     let refused = Refused::Transition { event, status };
 
+    // It only gets a younger event.
+    if let Detail::Carried(_) = detail {
+        return if is_finished(order) { Err(refused) } else { Ok(order.clone()) };
+    }
     let mut after = order.clone();
     after.update_time = later(order.update_time, now);
     match detail {
-        Detail::Created(_) => return Err(refused),
+        Detail::Created(_) | Detail::Carried(_) => return Err(refused),
         Detail::Reserved(_) | Detail::Paid(_) | Detail::Fulfilled(_) => {
             let row = row_at(status).filter(|row| row.event == event).ok_or(refused)?;
             after.set_status(row.next);

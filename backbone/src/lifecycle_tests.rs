@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proto::orders::v1::{
-    OrderCancelled, OrderFailed, OrderFulfilled, OrderRedriven, OrderRejected, PaymentCaptured,
+    OrderCancelled, OrderCarried, OrderFailed, OrderFulfilled, OrderRedriven, OrderRejected, PaymentCaptured,
     PaymentRefunded, StockReleased, StockReserved,
 };
 
@@ -24,6 +24,7 @@ fn detail(kind: EventKind) -> Detail {
             ..Default::default()
         }),
         EventKind::Redriven => Detail::Redriven(OrderRedriven::default()),
+        EventKind::Carried => Detail::Carried(OrderCarried::default()),
     }
 }
 
@@ -48,9 +49,11 @@ fn after(kinds: &[EventKind]) -> Order {
         .fold(create(&created(), NOW).unwrap(), |order, kind| apply(&order, &detail(*kind), NOW).unwrap())
 }
 
+/// What may happen to the order. That it is carried has rules of its own.
 fn allowed(order: &Order) -> Vec<&'static str> {
     EventKind::ALL
         .into_iter()
+        .filter(|kind| *kind != EventKind::Carried)
         .filter(|kind| apply(order, &detail(*kind), NOW).is_ok())
         .map(EventKind::as_str)
         .collect()
@@ -107,10 +110,10 @@ fn the_way_begins_with_an_order_and_each_row_takes_up_where_the_one_before_ends(
 
 #[test]
 fn a_step_hears_of_all_its_work_and_of_no_more() {
-    use EventKind::{Cancelled, Created, Fulfilled, Paid, Redriven, Rejected, Reserved};
-    assert_eq!(wakes(Reserved, Some(Undo::Release)), [Created, Rejected, Cancelled, Redriven]);
-    assert_eq!(wakes(Paid, Some(Undo::Refund)), [Reserved, Cancelled, Redriven]);
-    assert_eq!(wakes(Fulfilled, None), [Paid, Redriven]);
+    use EventKind::{Cancelled, Carried, Created, Fulfilled, Paid, Redriven, Rejected, Reserved};
+    assert_eq!(wakes(Reserved, Some(Undo::Release)), [Created, Rejected, Cancelled, Redriven, Carried]);
+    assert_eq!(wakes(Paid, Some(Undo::Refund)), [Reserved, Cancelled, Redriven, Carried]);
+    assert_eq!(wakes(Fulfilled, None), [Paid, Redriven, Carried]);
 }
 
 #[test]
@@ -145,6 +148,7 @@ proptest! {
             let now = Timestamp { seconds, nanos: 0 };
             match apply(&order, &detail(kind), now) {
                 Err(Refused::Transition { event, status }) => {
+                    prop_assert!(kind != EventKind::Carried || is_finished(&order));
                     prop_assert_eq!((event, status), (kind, order.status()));
                 }
                 Err(Refused::Total(_)) => prop_assert!(false, "a total is computed at creation only"),
@@ -163,6 +167,9 @@ proptest! {
                         // That one of two undoings is done is no news for the step that owes the other.
                         let news = owes(&next, undo) && !owes(&order, undo);
                         prop_assert!(!news || wakes(kind, Some(undo)).contains(&kind));
+                    }
+                    if kind == EventKind::Carried {
+                        prop_assert_eq!(&next, &order);
                     }
                     order = next;
                 }

@@ -64,6 +64,7 @@ event_kinds! {
     Refunded "refunded" "orders.v1.PaymentRefunded",
     Failed "failed" "orders.v1.OrderFailed",
     Redriven "redriven" "orders.v1.OrderRedriven",
+    Carried "carried" "orders.v1.OrderCarried",
 }
 
 impl EventKind {
@@ -95,6 +96,11 @@ pub fn live_customer(key: CustomerKey) -> String {
 /// All first events of one customer's orders.
 pub fn created_by(key: CustomerKey) -> String {
     format!("ORDER.{}.{}.{key}.>", EventKind::Created.as_str(), key.partition())
+}
+
+/// All events by which orders of one customer are carried.
+pub fn carried_of(key: CustomerKey) -> String {
+    format!("ORDER.{}.{}.{key}.>", EventKind::Carried.as_str(), key.partition())
 }
 
 /// All events of one order, as they are republished.

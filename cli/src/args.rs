@@ -17,6 +17,7 @@ use crate::dead_letter::DeadLetterArgs;
 use crate::health::HealthArgs;
 use crate::provision::ProvisionArgs;
 use crate::render;
+use crate::stock::StockArgs;
 use crate::tls::Tls;
 use crate::usage::parse_timeout;
 
@@ -48,6 +49,8 @@ pub(crate) enum Command {
     Order(OrderArgs),
     /// List, show, redrive and discard what the steps have given up: for operators.
     DeadLetter(DeadLetterArgs),
+    /// List the stock, put units in, take units out, set them, and release what lost orders hold: for operators.
+    Stock(StockArgs),
     /// Make the streams, the bucket and the consumers at the broker, so that the programs need no right to.
     Provision(Box<ProvisionArgs>),
     /// Ask a gateway, a processor or the payment sandbox whether it is well. The exit code is 0 only if it is.

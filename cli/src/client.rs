@@ -4,6 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use proto::inventory::v1::stock_service_client::StockServiceClient;
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use tokio::time::timeout;
@@ -29,6 +30,9 @@ pub(crate) type Orders = OrderServiceClient<InterceptedService<Channel, Credenti
 
 /// A client of the operators' service.
 pub(crate) type DeadLetters = DeadLetterServiceClient<InterceptedService<Channel, Credential>>;
+
+/// A client of the operators' service of the stock.
+pub(crate) type Stock = StockServiceClient<InterceptedService<Channel, Credential>>;
 
 /// Largest answer: a dead letter holds a message of any size that the broker takes.
 const LETTER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -56,14 +60,26 @@ pub(crate) async fn connect_operations(
     tls: &Tls,
     credential: Credential,
 ) -> anyhow::Result<DeadLetters> {
-    let channel = tls.apply(endpoint(operations.clone()))?.connect().await.map_err(|error| {
+    let letters = DeadLetterServiceClient::with_interceptor(operators(operations, tls).await?, credential);
+    Ok(letters.max_decoding_message_size(LETTER_BYTES_MAX))
+}
+
+/// The same for the stock.
+pub(crate) async fn connect_stock(
+    operations: Uri,
+    tls: &Tls,
+    credential: Credential,
+) -> anyhow::Result<Stock> {
+    Ok(StockServiceClient::with_interceptor(operators(operations, tls).await?, credential))
+}
+
+async fn operators(operations: Uri, tls: &Tls) -> anyhow::Result<Channel> {
+    tls.apply(endpoint(operations.clone()))?.connect().await.map_err(|error| {
         let advice = advice(&error, "--operations");
         anyhow!(error).context(format!(
             "cannot reach a gateway's address for operators (OPERATIONS_ADDR) at {operations}: {advice}"
         ))
-    })?;
-    let letters = DeadLetterServiceClient::with_interceptor(channel, credential);
-    Ok(letters.max_decoding_message_size(LETTER_BYTES_MAX))
+    })
 }
 
 /// What to do about a connection that could not be made.

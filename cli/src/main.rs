@@ -1,5 +1,5 @@
-//! `waybill`: one binary for people. `dev` runs the whole system on this machine, `order` and
-//! `dead-letter` talk to a gateway, `health` asks a program whether it is well.
+//! `waybill`: one binary for people. `dev` runs the whole system on this machine, `order`,
+//! `dead-letter` and `stock` talk to a gateway, `health` asks a program whether it is well.
 
 mod address;
 mod args;
@@ -14,6 +14,7 @@ mod health;
 mod order;
 mod provision;
 mod render;
+mod stock;
 mod tether;
 mod timeline;
 mod tls;
@@ -45,6 +46,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Dev(args) => block_on(dev::run(&args)),
         Command::Order(args) => block_on(order::run(args)),
         Command::DeadLetter(args) => block_on(dead_letter::run(args)),
+        Command::Stock(args) => block_on(stock::run(args)),
         Command::Provision(args) => block_on(provision::run(*args)),
         Command::Health(args) => block_on(health::run(args)),
         Command::Tether(args) => Err(tether::become_program(&args)),

@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use backbone::access::BrokerConfig;
 use backbone::config::duration;
 use backbone::connection::Connection;
+use backbone::log::acknowledge_loss;
 use backbone::stream::StreamConfig;
 use backbone::telemetry::{self, TelemetryConfig};
 use processor::config::ACK_WAIT;
@@ -32,6 +33,9 @@ pub(crate) struct ProvisionArgs {
     /// How long all of it may take, 1ms-1d.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = parse_timeout)]
     timeout: humantime::Duration,
+    /// Also acknowledge that the order log has lost events: the alert WaybillLogLost ends, in every program.
+    #[arg(long)]
+    acknowledge_loss: bool,
     #[command(flatten)]
     telemetry: TelemetryConfig,
 }
@@ -50,6 +54,10 @@ pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
         }
     };
     timeout(wait, provisioned).await.map_err(|_| not_done(&connection, args.timeout, &why.borrow()))??;
+    if args.acknowledge_loss {
+        acknowledge_loss(&connection).await.context("the loss is not acknowledged")?;
+        console::answer("the loss of events is acknowledged")?;
+    }
     Ok(console::answer(
         "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the steps' consumers are there",
     )?)

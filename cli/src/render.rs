@@ -92,6 +92,7 @@ pub(crate) fn event_name(detail: Option<&Detail>) -> &'static str {
         Some(Detail::Refunded(_)) => "refunded",
         Some(Detail::Failed(_)) => "failed",
         Some(Detail::Redriven(_)) => "redriven",
+        Some(Detail::Carried(_)) => "carried",
         None => "unknown",
     }
 }
@@ -134,6 +135,7 @@ fn detail_text(detail: &Detail) -> String {
             format!("{} after {} attempts: {}", failed.step, failed.attempts, failed.message)
         }
         Detail::Redriven(redriven) => format!("by {}", redriven.operator),
+        Detail::Carried(_) => "unfinished, written anew before its events expire".to_owned(),
     }
 }
 

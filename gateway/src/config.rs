@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use backbone::access::BrokerConfig;
 use backbone::config::{DAY, duration, parse_addr};
-use backbone::stream::StreamConfig;
+use backbone::stream::{RETENTION_MAX, RETENTION_MIN, StreamConfig};
 use backbone::telemetry::TelemetryConfig;
 use clap::{ArgAction, Parser};
 use governor::Quota;
@@ -35,7 +35,7 @@ pub(crate) struct Config {
     /// Where to serve /livez, /readyz, /health and /metrics over HTTP.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464", value_parser = parse_addr)]
     pub(crate) ops_addr: SocketAddr,
-    /// Where to serve operators (operations.v1.DeadLetterService) over gRPC. Unset: nowhere. While nobody is asked who
+    /// Where to serve operators (operations.v1.DeadLetterService, inventory.v1.StockService) over gRPC. Unset: nowhere. While nobody is asked who
     /// they are, only a loopback address.
     #[arg(long, env = "OPERATIONS_ADDR", value_parser = parse_addr)]
     pub(crate) operations_addr: Option<SocketAddr>,
@@ -106,6 +106,10 @@ pub(crate) struct Config {
     /// How long open calls may take to end after that, 0s-1d.
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_parser = duration(Duration::ZERO..=DAY))]
     pub(crate) drain_timeout: Duration,
+    /// Age at which the events of an unfinished order are written anew, 1s-100y, so that they do not expire. Unset, or more
+    /// than that: half of what stream ORDERS keeps. To be set before that is made shorter: see docs/operations.md.
+    #[arg(long, env = "CARRY_AFTER", value_parser = duration(RETENTION_MIN..=RETENTION_MAX))]
+    pub(crate) carry_after: Option<Duration>,
     #[command(flatten)]
     pub(crate) broker: BrokerConfig,
     #[command(flatten)]

@@ -177,10 +177,13 @@ fn monitor(text: &str) -> Result<Uri, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     fn stream(replicas: usize, servers: &[&str]) -> StreamState {
         StreamState {
+            created: SystemTime::UNIX_EPOCH,
             messages: 0,
             bytes: 0,
             bytes_max: None,

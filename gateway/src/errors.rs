@@ -11,6 +11,7 @@ use backbone::telemetry::Seldom;
 use backbone::trace::TraceContext;
 use governor::Jitter;
 use proto::orders::v1::OrderStatus;
+use stock::{ChangeError, UNITS_MAX};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -54,13 +55,17 @@ pub(crate) enum Reason {
     NotCancellable,
     NotRedrivable,
     AlreadyRedriven,
+    InsufficientStock,
+    StockUnreadable,
+    StockChanged,
+    StockMissing,
     LogReplaced,
     Internal,
 }
 
 impl Reason {
     /// Every reason there is; docs/errors.md lists the same.
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::CredentialMissing,
         Self::CredentialInvalid,
         Self::CredentialExpired,
@@ -83,6 +88,10 @@ impl Reason {
         Self::NotCancellable,
         Self::NotRedrivable,
         Self::AlreadyRedriven,
+        Self::InsufficientStock,
+        Self::StockUnreadable,
+        Self::StockChanged,
+        Self::StockMissing,
         Self::LogReplaced,
         Self::Internal,
     ];
@@ -112,6 +121,10 @@ impl Reason {
             Self::NotCancellable => "NOT_CANCELLABLE",
             Self::NotRedrivable => "NOT_REDRIVABLE",
             Self::AlreadyRedriven => "ALREADY_REDRIVEN",
+            Self::InsufficientStock => "INSUFFICIENT_STOCK",
+            Self::StockUnreadable => "STOCK_UNREADABLE",
+            Self::StockChanged => "STOCK_CHANGED",
+            Self::StockMissing => "STOCK_MISSING",
             Self::LogReplaced => "LOG_REPLACED",
             Self::Internal => "INTERNAL",
         }
@@ -132,7 +145,10 @@ impl Reason {
             | Self::MalformedRequest
             | Self::NotCancellable
             | Self::NotRedrivable
-            | Self::AlreadyRedriven => Fault::Theirs,
+            | Self::AlreadyRedriven
+            | Self::InsufficientStock
+            | Self::StockUnreadable
+            | Self::StockChanged => Fault::Theirs,
             Self::CredentialUnchecked
             | Self::Overloaded
             | Self::BrokerUnavailable
@@ -143,6 +159,7 @@ impl Reason {
             | Self::OutcomeUnknown
             | Self::TimedOut
             | Self::NotDurable
+            | Self::StockMissing
             | Self::LogReplaced
             | Self::Internal => Fault::Ours,
         }
@@ -166,9 +183,14 @@ impl Reason {
             | Self::NotDurable
             | Self::Draining => Code::Unavailable,
             Self::OutcomeUnknown | Self::TimedOut => Code::DeadlineExceeded,
-            Self::MessageTooLarge | Self::NotCancellable | Self::NotRedrivable | Self::AlreadyRedriven => {
-                Code::FailedPrecondition
-            }
+            Self::MessageTooLarge
+            | Self::NotCancellable
+            | Self::NotRedrivable
+            | Self::AlreadyRedriven
+            | Self::InsufficientStock
+            | Self::StockUnreadable
+            | Self::StockMissing => Code::FailedPrecondition,
+            Self::StockChanged => Code::Aborted,
             Self::LogReplaced => Code::DataLoss,
             Self::Internal => Code::Internal,
         }
@@ -324,6 +346,12 @@ pub(crate) fn log_replaced() -> Status {
     status(Reason::LogReplaced, message, HashMap::new(), ErrorDetails::new())
 }
 
+/// The log that a stream was read from has lost events.
+pub(crate) fn events_lost() -> Status {
+    let message = "the order log has lost events, or keeps them no longer; watch again after_revision 0 for what it has";
+    status(Reason::LogReplaced, message, HashMap::new(), ErrorDetails::new())
+}
+
 /// The deadline that its caller has set for a stream has come.
 pub(crate) fn stream_timed_out() -> Status {
     let message = "the deadline of this stream has come; resume with the last revision seen";
@@ -384,6 +412,7 @@ pub(crate) fn append(id: &OrderId, trace: &TraceContext, append_error: &AppendEr
             }
             message_too_large(id)
         }
+        AppendError::Gone => not_found(id),
         AppendError::Permanent(_) => {
             if let Some(left_out) = REFUSED.may_tell() {
                 error!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
@@ -494,6 +523,77 @@ pub(crate) fn put(id: &LetterId, put_error: &PutError) -> Status {
 pub(crate) fn letter_unknown(id: &LetterId) -> Status {
     let message = "it is not known whether the letter was changed; repeat the call";
     status(Reason::OutcomeUnknown, message, of_letter(id), ErrorDetails::new())
+}
+
+/// There is no such SKU.
+pub(crate) fn sku_not_found(sku: &str) -> Status {
+    let description = "there is no stock of this sku; AddStock creates it";
+    let details = ErrorDetails::with_resource_info("inventory.v1.Stock", sku, "", description);
+    Status::with_error_details(Code::NotFound, description, details)
+}
+
+/// A status for stock that was not changed, or may not have been.
+pub(crate) fn stock(sku: &str, change_error: &ChangeError) -> Status {
+    let mut metadata = HashMap::from([("sku".to_owned(), sku.to_owned())]);
+    let mut say = |key: &str, value: u64| metadata.insert(key.to_owned(), value.to_string());
+    let failed =
+        |kind: &str, message: &str| ErrorDetails::with_precondition_failure_violation(kind, sku, message);
+    match change_error {
+        ChangeError::RequestIdReused => {
+            let message = "request_id belongs to another change of stock; use a new one";
+            status(Reason::RequestIdReused, message, metadata, ErrorDetails::new())
+        }
+        ChangeError::TooFew { available } => {
+            say("available_units", *available);
+            let message = format!("only {available} units are available");
+            status(Reason::InsufficientStock, &message, metadata, failed("STOCK", &message))
+        }
+        ChangeError::TooMany { available } => {
+            let rule = format!("would make more than {UNITS_MAX} of a sku that has {available}");
+            invalid(vec![FieldViolation::new("units", rule)], 0)
+        }
+        ChangeError::Stale { revision, available } => {
+            say("revision", revision.0);
+            if let Some(available) = available {
+                say("available_units", *available);
+            }
+            let message = format!("the stock has changed and is at revision {revision} now; read it again");
+            status(Reason::StockChanged, &message, metadata, ErrorDetails::new())
+        }
+        ChangeError::Unreadable { revision } => {
+            say("revision", revision.0);
+            let message = format!("the count that is stored cannot be read; set it at revision {revision}");
+            status(Reason::StockUnreadable, &message, metadata, failed("STOCK", &message))
+        }
+        ChangeError::Full(_) => {
+            let message = "nothing was changed: storage is full; try again later";
+            come_back(Reason::StorageFull, message, RETRY_DELAY_FULL)
+        }
+        ChangeError::Refused(_) => {
+            error!(sku, error = %change_error, "stock not changed");
+            internal()
+        }
+        ChangeError::Unavailable(_) => {
+            warn!(sku, error = %change_error, "stock not changed");
+            come_back(Reason::BrokerUnavailable, "nothing was changed; try again", RETRY_DELAY)
+        }
+        ChangeError::Unknown(_) => {
+            warn!(sku, error = %change_error, "stock perhaps not changed");
+            stock_unknown()
+        }
+    }
+}
+
+/// The bucket with the stock is missing; `lacking` says what to do.
+pub(crate) fn stock_missing(lacking: &str) -> Status {
+    let details = ErrorDetails::with_precondition_failure_violation("STOCK", "INVENTORY", lacking);
+    status(Reason::StockMissing, lacking, HashMap::new(), details)
+}
+
+/// Whether the stock was changed is not known.
+pub(crate) fn stock_unknown() -> Status {
+    let message = "it is not known whether the stock was changed; repeat the call with the same request_id";
+    status(Reason::OutcomeUnknown, message, HashMap::new(), ErrorDetails::new())
 }
 
 fn of_letter(id: &LetterId) -> HashMap<String, String> {

@@ -5,6 +5,7 @@ use proto::orders::v1::order_service_server::OrderServiceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
@@ -68,7 +69,7 @@ pub(crate) async fn serve(
     // Whoever asks has no quota, and no end.
     let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
 
-    let (health, _reporting) = health::service::<OrderServiceServer<Orders>>(readiness, told).await;
+    let (health, _reporting) = health::service(readiness, told, [OrderServiceServer::<Orders>::NAME]).await;
     let mut routes = Routes::new(probes.service(health)).add_service(orders);
     if config.reflection {
         let (v1, v1alpha) = reflection::services(proto::DESCRIPTOR_SET)?;

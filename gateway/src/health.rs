@@ -1,11 +1,10 @@
-//! `grpc.health.v1`: what is known of the gateway, for the server as a whole and for its service.
+//! `grpc.health.v1`: what is known of the gateway, for the server as a whole and for its services.
 
 use std::pin::Pin;
 
 use futures::{Stream, StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::server::NamedService;
 use tonic::{Code, Request, Response, Status};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -14,30 +13,31 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::readiness::{Readiness, State};
 
-/// The health of service `S`, and the task that keeps it up to date. Cancels `told` when the drain has begun and everybody
+/// The health of these services, and the task that keeps it up to date. Cancels `told` when the drain has begun and everybody
 /// who watches can know of it.
-pub(crate) async fn service<S: NamedService>(
+pub(crate) async fn service<const N: usize>(
     readiness: Readiness,
     told: CancellationToken,
+    services: [&'static str; N],
 ) -> (HealthServer<Watchable>, AbortOnDropHandle<()>) {
     let reporter = HealthReporter::new();
     // From the first call on: a name that is missing then would be unknown to its watch for ever.
-    report(&reporter, S::NAME, &readiness.now()).await;
+    report(&reporter, services, &readiness.now()).await;
     let health = Watchable(HealthService::from_health_reporter(reporter.clone()));
-    let following = tokio::spawn(follow(reporter, S::NAME, readiness, told));
+    let following = tokio::spawn(follow(reporter, services, readiness, told));
     (HealthServer::new(health), AbortOnDropHandle::new(following))
 }
 
-async fn follow(
+async fn follow<const N: usize>(
     reporter: HealthReporter,
-    service: &'static str,
+    services: [&'static str; N],
     readiness: Readiness,
     told: CancellationToken,
 ) {
     let mut state = readiness.follow();
     loop {
         let now = state.borrow_and_update().clone();
-        report(&reporter, service, &now).await;
+        report(&reporter, services, &now).await;
         if now == State::Draining || state.changed().await.is_err() {
             break;
         }
@@ -46,14 +46,16 @@ async fn follow(
     told.cancel();
 }
 
-async fn report(reporter: &HealthReporter, service: &str, state: &State) {
+async fn report<const N: usize>(reporter: &HealthReporter, services: [&'static str; N], state: &State) {
     let serving = match state {
         State::Ready => ServingStatus::Serving,
-        State::BrokerAway(_) | State::NotDurable(_) | State::StorageFull(_) | State::Draining => {
-            ServingStatus::NotServing
-        }
+        State::BrokerAway(_)
+        | State::NotDurable(_)
+        | State::StorageFull(_)
+        | State::StockMissing(_)
+        | State::Draining => ServingStatus::NotServing,
     };
-    for service in ["", service] {
+    for service in [""].into_iter().chain(services) {
         reporter.set_service_status(service, serving).await;
     }
 }

@@ -5,6 +5,7 @@
 mod admission;
 mod auth;
 mod browser;
+mod carrier;
 mod config;
 mod connections;
 mod deadline;
@@ -16,6 +17,8 @@ mod files;
 pub mod fuzzing;
 mod grpc;
 mod health;
+mod losses;
+mod lost_letters;
 mod malformed;
 mod methods;
 mod metrics;
@@ -43,15 +46,17 @@ use backbone::ops;
 use backbone::shutdown::Shutdown;
 use backbone::telemetry;
 use backbone::trace::export::Traces;
+use stock::Presence;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tokio::{join, select};
 use tracing::{error, info, warn};
 
 use crate::auth::Authentication;
+use crate::carrier::Carrier;
 use crate::config::Config;
 use crate::durability::Monitors;
-use crate::operations::Operations;
+use crate::operations::{Operations, StockKeeping};
 use crate::readiness::Readiness;
 use crate::streams::Streams;
 use crate::tls::Tls;
@@ -122,15 +127,16 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
 
     let monitors = Monitors::new(&config.durability).context("the system's certificates")?;
     let streams = Streams::new(connection.clone(), config.durability.durability, &config.stream);
-    let readiness = Readiness::new(streams);
+    let readiness = Readiness::new(streams, Presence::new(connection.clone()));
     metrics::start(&readiness);
     let drain = readiness.draining();
     let operations = operations_listener.map(|listener| {
-        let service =
-            Operations::new(log.clone(), letters.clone(), config.request_timeout, readiness.clone());
+        let timeout = config.request_timeout;
+        let letters = Operations::new(log.clone(), letters.clone(), timeout, readiness.clone());
+        let stock = StockKeeping::new(log.clone(), timeout, readiness.clone());
         operations::serve(
             listener,
-            service,
+            (letters, stock),
             readiness.clone(),
             authentication.clone(),
             tls.clone(),
@@ -155,6 +161,7 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
         tls,
         config.clone(),
     ));
+    let carrying = tokio::spawn(Carrier::new(log.clone(), config.carry_after).keep());
     let mut watching = tokio::spawn(readiness.clone().keep(log, letters, monitors, config.stream));
     let mut answering = tokio::spawn(ops::serve(ops_listener, readiness.clone()));
 
@@ -187,6 +194,7 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
     }
     answering.abort();
     watching.abort();
+    carrying.abort();
     connection.flush().await;
     info!("stopped");
     outcome

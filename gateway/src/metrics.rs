@@ -3,9 +3,11 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use backbone::log::Walked;
 use backbone::metrics::{self, Counter, Histogram, KeyValue, UpDownCounter, seconds};
 use backbone::trace::attribute;
 
+use crate::carrier::Progress;
 use crate::errors::Reason;
 use crate::fault::{Fault, Refusal};
 use crate::readiness::{Readiness, State};
@@ -34,6 +36,19 @@ static LAG: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     )
 });
 
+static CARRIED: LazyLock<Counter<u64>> = LazyLock::new(|| {
+    metrics::counter(
+        "waybill.orders.carried",
+        "Unfinished orders written anew before their events expire, and those that the broker refused.",
+    )
+});
+static EXPIRED: LazyLock<Counter<u64>> = LazyLock::new(|| {
+    metrics::counter(
+        "waybill.carry.missed",
+        "Events that expired before it was looked at whether their orders are finished.",
+    )
+});
+
 /// What there is to see before anything has happened.
 pub(crate) fn start(readiness: &Readiness) {
     for reason in Reason::ALL {
@@ -48,6 +63,33 @@ pub(crate) fn start(readiness: &Readiness) {
     metrics::gauge("waybill.ready", "Whether /readyz says ready.", move |gauge| {
         gauge.observe(u64::from(readiness.now() == State::Ready), &[]);
     });
+}
+
+/// How far carrying has come.
+pub(crate) fn carrying(progress: Progress) {
+    carried(&Walked::default());
+    let known = progress.clone();
+    metrics::age(
+        "waybill.carry.age",
+        "Age of the oldest event of which it was not looked at yet whether its order is finished.",
+        move |gauge| {
+            if let Some((age, _)) = known.now() {
+                gauge.observe(seconds(age), &[]);
+            }
+        },
+    );
+    metrics::age("waybill.orders.retention", "How long the order log keeps events.", move |gauge| {
+        if let Some((_, retention)) = progress.now() {
+            gauge.observe(seconds(retention), &[]);
+        }
+    });
+}
+
+/// A piece of the log was looked at.
+pub(crate) fn carried(walked: &Walked) {
+    CARRIED.add(walked.carried, &[KeyValue::new("outcome", "carried")]);
+    CARRIED.add(walked.refused, &[KeyValue::new("outcome", "refused")]);
+    EXPIRED.add(walked.missed, &[]);
 }
 
 /// A call has ended.

@@ -3,12 +3,12 @@
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use backbone::direct_get::ReadError;
 use backbone::event::Recorded;
 use backbone::ids::{CustomerKey, OrderId, Revision};
-use backbone::log::{AppendError, Appended, OrderLog, Update, WatchError};
+use backbone::log::{AppendError, Appended, LossCounts, OrderLog, Update, WatchError};
 use backbone::trace::{KeyValue, Span, attribute};
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
@@ -63,11 +63,18 @@ impl Orders {
         deadline::of(request.metadata(), self.request_timeout)
     }
 
-    fn end_of_stream<T>(&self, request: &Request<T>, method: &'static str) -> Result<EndOfStream, Status> {
+    fn end_of_stream<T>(
+        &self,
+        request: &Request<T>,
+        method: &'static str,
+        losses: Losses,
+    ) -> Result<EndOfStream, Status> {
+        let lost = self.log.losses();
+        let before = *lost.borrow();
         Ok(EndOfStream {
             principal: principal_of(request)?.clone(),
             draining: self.readiness.draining(),
-            log_replaced: self.readiness.log_replaced(),
+            losses: (lost, before, losses),
             caller_gone: deadline::of_stream(request.metadata()),
             _place: self.streams.take(Caller::of(request.extensions()))?,
             _open: OpenStream::of(method),
@@ -186,7 +193,9 @@ impl OrderService for Orders {
         &self,
         request: Request<WatchOrderRequest>,
     ) -> Result<Response<Self::WatchOrderStream>, Status> {
-        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request, WATCH_ORDER)?);
+        // That its own order is lost the watch finds out by itself.
+        let ending = self.end_of_stream(&request, WATCH_ORDER, Losses::Replaced)?;
+        let opening = self.deadline(&request);
         let (tenant, span) = (tenant_of(&request)?, span_of(request.extensions()));
         let request = request.into_inner();
         let id = validation::order_id(&request.order_id)?;
@@ -196,8 +205,11 @@ impl OrderService for Orders {
         let found = found.ok_or_else(|| errors::not_found(&id))?;
         let watch = self.log.watch(found, Revision(request.after_revision));
         let events = watch_by(opening, watch).await?.into_stream();
-        let events = events.inspect(move |update| delivered(&span, WATCH_ORDER, update));
-        let updates = events.map(|update| WatchOrderResponse { event: Some(update.event.into_proto()) });
+        let updates = events.map(move |update| {
+            let update = update.map_err(|_| errors::events_lost())?;
+            delivered(&span, WATCH_ORDER, &update);
+            Ok(WatchOrderResponse { event: Some(update.event.into_proto()) })
+        });
         Ok(Response::new(Box::pin(ending.of(updates))))
     }
 
@@ -207,14 +219,17 @@ impl OrderService for Orders {
         &self,
         request: Request<WatchOrdersRequest>,
     ) -> Result<Response<Self::WatchOrdersStream>, Status> {
-        let (opening, ending) = (self.deadline(&request), self.end_of_stream(&request, WATCH_ORDERS)?);
+        let ending = self.end_of_stream(&request, WATCH_ORDERS, Losses::All)?;
+        let opening = self.deadline(&request);
         let (tenant, span) = (tenant_of(&request)?, span_of(request.extensions()));
         let request = request.into_inner();
         let customer = validation::customer(&tenant, &request.customer_id)?;
         let watch = self.log.watch_customer(customer, Revision(request.after_revision));
         let events = watch_by(opening, watch).await?.into_stream();
-        let events = events.inspect(move |update| delivered(&span, WATCH_ORDERS, update));
-        let updates = events.map(|update| WatchOrdersResponse { event: Some(update.event.into_proto()) });
+        let updates = events.map(move |update| {
+            delivered(&span, WATCH_ORDERS, &update);
+            Ok(WatchOrdersResponse { event: Some(update.event.into_proto()) })
+        });
         Ok(Response::new(Box::pin(ending.of(updates))))
     }
 }
@@ -276,11 +291,20 @@ async fn watch_by<W>(
     })
 }
 
+/// The losses of the log that end a stream.
+#[derive(Clone, Copy)]
+enum Losses {
+    /// That the log is another one.
+    Replaced,
+    /// Every loss: no event shows that one of another order is missing.
+    All,
+}
+
 /// What ends a stream from outside.
 struct EndOfStream {
     principal: Arc<Principal>,
     draining: CancellationToken,
-    log_replaced: watch::Receiver<Option<SystemTime>>,
+    losses: (watch::Receiver<LossCounts>, LossCounts, Losses),
     caller_gone: Option<Instant>,
     _place: Place,
     _open: OpenStream,
@@ -289,14 +313,17 @@ struct EndOfStream {
 impl EndOfStream {
     /// The updates up to the end. They are polled only when the client can take more, so a slow reader holds
     /// back nothing but itself; when they are dropped, the watch ends.
-    fn of<T>(self, updates: impl Stream<Item = T> + Send) -> impl Stream<Item = Result<T, Status>> + Send {
+    fn of<T>(
+        self,
+        updates: impl Stream<Item = Result<T, Status>> + Send,
+    ) -> impl Stream<Item = Result<T, Status>> + Send {
         let ended = Box::pin(self.ended());
         unfold(Some((Box::pin(updates), ended)), async |open| {
             let (mut updates, mut ended) = open?;
             select! {
                 biased;
                 status = &mut ended => Some((Err(status), None)),
-                update = updates.next() => Some((Ok(update?), Some((updates, ended)))),
+                update = updates.next() => Some((update?, Some((updates, ended)))),
             }
         })
     }
@@ -310,9 +337,25 @@ impl EndOfStream {
         };
         select! {
             () = self.draining.cancelled() => errors::draining(),
-            Ok(()) = self.log_replaced.changed() => errors::log_replaced(),
+            status = lost(&mut self.losses) => status,
             status = self.principal.ended() => status,
             () = time_out => errors::stream_timed_out(),
+        }
+    }
+}
+
+/// Waits until the log has lost events of this kind, after the stream began.
+async fn lost((losses, before, which): &mut (watch::Receiver<LossCounts>, LossCounts, Losses)) -> Status {
+    loop {
+        let now = *losses.borrow_and_update();
+        match which {
+            _ if now.replaced > before.replaced => return errors::log_replaced(),
+            Losses::All if now.all > before.all => return errors::events_lost(),
+            Losses::All | Losses::Replaced => {}
+        }
+        // The log outlives its streams.
+        if losses.changed().await.is_err() {
+            pending::<()>().await;
         }
     }
 }

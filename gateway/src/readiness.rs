@@ -1,22 +1,23 @@
 //! Whether this gateway can take orders: the stream is set up, the broker answers, and no drain has begun.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use backbone::dead_letters::DeadLetters;
 use backbone::direct_get::ReadError;
 use backbone::log::{AppendError, Extent, OrderLog};
 use backbone::ops::Health;
 use backbone::stream::{ORDERS, ProvisionError, StreamConfig, provision};
+use stock::Presence;
 use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::durability::Monitors;
-use crate::errors;
 use crate::streams::Streams;
+use crate::{errors, losses};
 
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,6 +33,8 @@ pub(crate) enum State {
     NotDurable(String),
     /// The broker has no space for orders; says what it says. Reads go on.
     StorageFull(String),
+    /// The bucket with the stock was there and is missing, so no order goes on; says what to do.
+    StockMissing(&'static str),
     /// The gateway is about to stop.
     Draining,
 }
@@ -41,17 +44,16 @@ pub(crate) enum State {
 pub(crate) struct Readiness {
     state: watch::Sender<State>,
     streams: Streams,
-    /// When the stream was made that the log is in, once that is known.
-    log_created: watch::Sender<Option<SystemTime>>,
+    stock: Presence,
     leaving: CancellationToken,
     draining: CancellationToken,
 }
 
 impl Readiness {
-    pub(crate) fn new(streams: Streams) -> Self {
+    pub(crate) fn new(streams: Streams, stock: Presence) -> Self {
         let (state, _) = watch::channel(State::BrokerAway("not connected yet".to_owned()));
         let (leaving, draining) = (CancellationToken::new(), CancellationToken::new());
-        Self { state, streams, log_created: watch::Sender::default(), leaving, draining }
+        Self { state, streams, stock, leaving, draining }
     }
 
     /// Tells whoever asks that this gateway is about to stop. It still answers everybody.
@@ -70,12 +72,6 @@ impl Readiness {
         self.state.subscribe()
     }
 
-    /// Changes when the order log is found to be another one than before: the one that was is lost, and revisions
-    /// begin anew.
-    pub(crate) fn log_replaced(&self) -> watch::Receiver<Option<SystemTime>> {
-        self.log_created.subscribe()
-    }
-
     /// The state at this moment.
     pub(crate) fn now(&self) -> State {
         self.state.borrow().clone()
@@ -84,6 +80,14 @@ impl Readiness {
     /// Whether what is stored now is kept as safely as was asked for.
     pub(crate) fn may_store(&self) -> Result<(), Status> {
         self.streams.may_store().map_err(|reason| errors::not_durable(&reason))
+    }
+
+    /// Whether the bucket with the stock is there, as far as that is known. One that was missing is looked for again.
+    pub(crate) async fn has_stock(&self) -> Result<(), Status> {
+        if self.stock.missing().is_some() {
+            self.stock.look().await;
+        }
+        self.stock.missing().map_or(Ok(()), |lacking| Err(errors::stock_missing(lacking)))
     }
 
     /// After an append: what was stored by a broker that has been started anew meanwhile is not known to be kept as was
@@ -109,9 +113,15 @@ impl Readiness {
             provision(log.connection(), &config, waiting).await?;
             // So that the first that is said of the log is the whole truth.
             self.streams.look(&letters, monitors.as_ref()).await;
-            loop {
-                self.until_lost(&log).await;
-                provision(log.connection(), &config, waiting).await?;
+            let setting_up_anew = async {
+                loop {
+                    self.until_lost(&log).await;
+                    provision(log.connection(), &config, waiting).await?;
+                }
+            };
+            select! {
+                ended = setting_up_anew => ended,
+                never = losses::compare(&log, &letters) => match never {},
             }
         };
         select! {
@@ -120,6 +130,8 @@ impl Readiness {
             () = log.keep_probing() => Ok(()),
             () = log.keep_quorum() => Ok(()),
             () = self.follow_quorum(&log) => Ok(()),
+            never = log.watch_for_losses() => match never {},
+            never = self.stock.keep() => match never {},
             () = self.leaving.cancelled() => {
                 self.streams.forget();
                 std::future::pending().await
@@ -135,12 +147,12 @@ impl Readiness {
             let connects = self.streams.connects();
             match probe(log).await {
                 Ok((extent, quorum)) => {
-                    self.found(&extent);
                     let kept = self.streams.found_orders(Some(extent.state), connects);
-                    let state = match (quorum, kept) {
-                        (Err(reason), _) => State::BrokerAway(reason),
-                        (Ok(()), Err(reason)) => State::NotDurable(reason),
-                        (Ok(()), Ok(())) => State::Ready,
+                    let state = match (quorum, kept, self.stock.missing()) {
+                        (Err(reason), _, _) => State::BrokerAway(reason),
+                        (Ok(()), Err(reason), _) => State::NotDurable(reason),
+                        (Ok(()), Ok(()), Some(reason)) => State::StockMissing(reason),
+                        (Ok(()), Ok(()), None) => State::Ready,
                     };
                     self.set(full(log).unwrap_or(state));
                 }
@@ -172,16 +184,6 @@ impl Readiness {
         std::future::pending().await
     }
 
-    fn found(&self, extent: &Extent) {
-        self.log_created.send_if_modified(|created| match created.replace(extent.created) {
-            Some(before) if before != extent.created => {
-                error!("stream {ORDERS} was lost and made anew; the orders that it held are lost");
-                true
-            }
-            Some(_) | None => false,
-        });
-    }
-
     fn set(&self, state: State) {
         self.state.send_if_modified(|current| {
             // Whoever leaves does not come back.
@@ -193,6 +195,7 @@ impl Readiness {
                 State::BrokerAway(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
                     warn!(reason, "not ready");
                 }
+                State::StockMissing(reason) => warn!(reason, "not ready"),
                 State::Draining => info!("not ready: draining"),
             }
             *current = state;
@@ -215,6 +218,9 @@ impl Health for Readiness {
                 let reason = self.streams.broker_away().unwrap_or(reason);
                 Err([reason].into_iter().chain(refused).collect::<Vec<_>>().join("\n"))
             }
+            State::StockMissing(reason) => {
+                Err([reason.to_owned()].into_iter().chain(refused).collect::<Vec<_>>().join("\n"))
+            }
             State::Draining => Err("draining".to_owned()),
         }
     }
@@ -222,7 +228,11 @@ impl Health for Readiness {
     /// NATS is connected and the stream answers.
     fn healthy(&self) -> Result<(), String> {
         match self.now() {
-            State::Ready | State::NotDurable(_) | State::StorageFull(_) | State::Draining => Ok(()),
+            State::Ready
+            | State::NotDurable(_)
+            | State::StorageFull(_)
+            | State::StockMissing(_)
+            | State::Draining => Ok(()),
             State::BrokerAway(reason) => Err(self.streams.broker_away().unwrap_or(reason)),
         }
     }

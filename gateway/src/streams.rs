@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::durability::{Level, Monitors, Wanted};
+use crate::lost_letters::LostLetters;
 
 /// How often it is asked what changes slowly: the dead letters, and what the servers say of themselves.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
@@ -41,6 +42,7 @@ struct Known {
     letters: Option<StreamState>,
     /// Open letters by step. A step that had some stays, with none.
     open_letters: Option<BTreeMap<String, u64>>,
+    lost_letters: LostLetters,
     /// Servers by name, and whether they write through.
     fsyncs: HashMap<String, bool>,
     /// The connection by which they were there.
@@ -159,6 +161,11 @@ impl Streams {
         };
         let connects = self.connects();
         let (found, fsyncs) = join!(timeout(LOOK_TIMEOUT, letters.state()), fsyncs);
+        // A program that needs the stream makes it anew at once. Otherwise it is missing at two looks.
+        let is_missing = !matches!(found, Ok(Ok(_))) && self.known().lost_letters.not_found();
+        if is_missing {
+            timeout(LOOK_TIMEOUT, letters.restore()).await.ok();
+        }
         let mut known = self.known();
         // A server that does not answer now is as it was.
         known.fsyncs.extend(fsyncs);
@@ -176,6 +183,7 @@ impl Streams {
             known.open_letters = None;
             return;
         };
+        known.lost_letters.found(&state, open.values().sum());
         known.letters = Some(state);
         let counts = known.open_letters.get_or_insert_default();
         counts.values_mut().for_each(|letters| *letters = 0);
@@ -225,6 +233,12 @@ impl Streams {
                     gauge.observe(u64::from(!level.satisfies(streams.wanted)), &[]);
                 }
             },
+        );
+        let streams = self.clone();
+        metrics::gauge(
+            "waybill.dead_letters.lost",
+            "Open dead letters that were lost with their stream and that no operator has acknowledged.",
+            move |gauge| gauge.observe(streams.known().lost_letters.unacknowledged(), &[]),
         );
         let streams = self.clone();
         metrics::gauge("waybill.dead_letters.open", "Open dead letters.", move |gauge| {

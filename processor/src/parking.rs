@@ -92,6 +92,8 @@ pub(crate) struct Delivery<'a> {
     pub(crate) published: Timestamp,
     /// Whether the order stands as the message says, for all that is known.
     pub(crate) is_news: bool,
+    /// Whether orders that are carried come by a message of their own.
+    pub(crate) brings_carried: bool,
 }
 
 /// What is known of a message that could be decoded.
@@ -101,6 +103,8 @@ pub(crate) struct About<'a> {
     pub(crate) trace: &'a TraceContext,
     /// The letter that the order was redriven from, if that is what the message says.
     pub(crate) redriven_from: String,
+    /// If the message says that the order is carried: since when it stands as it does, and its event before.
+    pub(crate) carried: Option<(Revision, Revision)>,
 }
 
 /// Keeps count of attempts, and gives up.
@@ -128,14 +132,18 @@ impl Parking {
     ) -> Result<Before<'_>, ParkingError> {
         let record = self.record(delivery).await?;
         match &record {
-            Some(record) if record.letter.state() != DeadLetterState::Unspecified => {
+            Some(record) if is_letter(record) => {
                 return Ok(Before::Settled(self.fail(about, record.clone()).await?));
             }
             // A letter that was withdrawn, perhaps by somebody who died before it was off the list.
             Some(record) if record.letter.attempts.is_empty() => self.letters.sweep(record).await?,
             Some(_) | None => {}
         }
-        let tried = record.as_ref().map_or(&[][..], |record| &record.letter.attempts);
+        let earlier = self.earlier(about, record.as_ref()).await?;
+        if let Some(earlier) = earlier.as_ref().filter(|earlier| is_letter(earlier)) {
+            return Ok(Before::Settled(self.fail(about, earlier.clone()).await?));
+        }
+        let tried = record.as_ref().or(earlier.as_ref()).map_or(&[][..], |record| &record.letter.attempts);
         let failed_count = failed(tried).len();
         let vanished_count = tried.len() - failed_count;
         let given_up = failed_count >= self.attempts_max || vanished_count >= VANISHED_MAX;
@@ -147,7 +155,7 @@ impl Parking {
             return Ok(Before::Attempt(None));
         }
 
-        let current = self.log.load_latest(&about.order_id).await?.map(|current| current.revision().0);
+        let current = self.log.load_latest(&about.order_id).await?.map(|current| current.stands_since().0);
         // What was tried was tried at the order as it stood then.
         let before = record.as_ref().filter(|record| {
             current.is_none_or(|order_revision| order_revision == record.letter.order_revision)
@@ -207,10 +215,9 @@ impl Parking {
         error: &impl ToString,
     ) -> Result<Fate, ParkingError> {
         let record = self.record(delivery).await?;
-        let mut attempts = match &record {
-            Some(record) if record.letter.state() != DeadLetterState::Unspecified => {
-                return self.fail(about, record.clone()).await;
-            }
+        let earlier = self.earlier(about, record.as_ref()).await?;
+        let mut attempts = match record.as_ref().or(earlier.as_ref()) {
+            Some(record) if is_letter(record) => return self.fail(about, record.clone()).await,
             Some(record) if record.letter.order_revision == seen.0 => failed(&record.letter.attempts),
             Some(_) | None => Vec::new(),
         };
@@ -265,6 +272,24 @@ impl Parking {
         }))
     }
 
+    /// What was tried at an order before it was carried, unless the message has a record of its own by now. It is kept by
+    /// the event before, which may have been carried too, or by that which the order stands by. So no attempt is forgotten,
+    /// and a letter parks its order, though its message may have expired.
+    async fn earlier(&self, about: &About<'_>, record: Option<&Kept>) -> Result<Option<Kept>, ReadError> {
+        let Some((since, before)) = about.carried.filter(|_| record.is_none()) else { return Ok(None) };
+        for revision in [before, since] {
+            let Ok(id) = LetterId::new(self.step, revision) else { continue };
+            let found = self.letters.find(&id).await?.filter(|earlier| {
+                let order = subjects::parse(&earlier.letter.subject).map(|(_, order)| order);
+                order == Some(about.order_id) && earlier.letter.order_revision == since.0
+            });
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     async fn store(
         &self,
         id: &LetterId,
@@ -308,7 +333,7 @@ impl Parking {
     /// Makes the order FAILED that the letter is about, unless it is so already or has gone on.
     async fn fail(&self, about: &About<'_>, kept: Kept) -> Result<Fate, ParkingError> {
         let (id, letter, dead_letter_id) = (about.order_id, &kept.letter, kept.id.to_string());
-        let Some(current) = self.log.load_latest(&id).await? else {
+        let Some(mut current) = self.log.load_latest(&id).await? else {
             if letter.state() == DeadLetterState::Open {
                 let reason = "the order is no longer kept";
                 self.letters
@@ -320,7 +345,7 @@ impl Parking {
         if current.order.dead_letter_id == dead_letter_id {
             return Ok(Fate::Terminate);
         }
-        if current.revision().0 != letter.order_revision {
+        if current.stands_since().0 != letter.order_revision {
             // Parked once, and redriven or cancelled since?
             // Who answered may have been behind the letter.
             let least = current.revision().max(Revision(letter.order_revision));
@@ -337,7 +362,17 @@ impl Parking {
         };
         let attempts = letter.attempts.len();
         let deadline = Instant::now() + APPEND_TIMEOUT;
-        match self.log.append(&current, Detail::Failed(failed), about.trace, deadline).await {
+        let detail = Detail::Failed(failed);
+        let appended = loop {
+            match self.log.append(&current, detail.clone(), about.trace, deadline).await {
+                // It is only carried, and stands as it did.
+                Ok(Appended::Overtaken(now)) if now.stands_since().0 == letter.order_revision => {
+                    current = now
+                }
+                appended => break appended,
+            }
+        };
+        match appended {
             Ok(Appended::Stored(parked)) => {
                 let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
                 let revision = parked.order.revision;
@@ -393,6 +428,11 @@ pub(crate) fn pause(delivery: &Delivery<'_>) -> Duration {
 
 fn deliveries_before(delivery: &Delivery<'_>) -> usize {
     usize::try_from(delivery.deliveries - 1).unwrap_or_default()
+}
+
+/// Whether more was stored than a record of attempts.
+fn is_letter(record: &Kept) -> bool {
+    record.letter.state() != DeadLetterState::Unspecified
 }
 
 /// Whether the attempt was announced, and no more is known of it.

@@ -92,6 +92,8 @@ where
             // Nothing has begun that would have to be finished.
             () = drain.cancelled() => return Ok(()),
         };
+        let lacking = step.clone();
+        status.depends(move || lacking.lacks());
         let looking = async {
             select! {
                 biased;
@@ -107,6 +109,7 @@ where
         // Ends by itself only with an error.
         ended = &mut processing => return ended,
         () = log.keep_quorum() => {}
+        never = log.watch_for_losses() => match never {},
         () = connection.died() => bail!("the client of the broker has died"),
         signal = shutdown.requested() => info!(step = S::NAME, signal, "draining"),
     }

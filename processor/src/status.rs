@@ -1,7 +1,8 @@
 //! How a processor is: for probes, and for what is measured when somebody looks.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use backbone::connection::Connection;
@@ -30,7 +31,9 @@ const LAG_INTERVAL: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub(crate) struct Status(Arc<Known>);
 
-#[derive(Debug)]
+/// Says what the step lacks.
+type Lacks = Box<dyn Fn() -> Option<&'static str> + Send + Sync>;
+
 struct Known {
     step: &'static str,
     connection: Connection,
@@ -38,6 +41,8 @@ struct Known {
     closed: Mutex<Option<String>>,
     /// In what the consumer is other than it has to be, when this user may not make it right.
     wrong: Mutex<Option<String>>,
+    /// Once the step is open.
+    lacks: OnceLock<Lacks>,
     is_draining: AtomicBool,
     workers: AtomicUsize,
     in_flight: AtomicUsize,
@@ -52,6 +57,12 @@ struct Known {
 /// `None` if the leader keeps up.
 type Lagging = Option<Behind>;
 
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Known").field("step", &self.step).finish_non_exhaustive()
+    }
+}
+
 impl Status {
     pub(crate) fn new(step: &'static str, connection: Connection) -> Self {
         let status = Self(Arc::new(Known {
@@ -59,6 +70,7 @@ impl Status {
             connection,
             closed: Mutex::new(Some("the step is being opened".to_owned())),
             wrong: Mutex::new(None),
+            lacks: OnceLock::new(),
             is_draining: AtomicBool::new(false),
             workers: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
@@ -75,6 +87,11 @@ impl Status {
     pub(crate) fn opened(&self, wrong: Option<&str>) {
         *lock(&self.0.wrong) = wrong.map(str::to_owned);
         *lock(&self.0.closed) = None;
+    }
+
+    /// The step is open, and says by `lacks` what it cannot do without. Only the first counts.
+    pub(crate) fn depends(&self, lacks: impl Fn() -> Option<&'static str> + Send + Sync + 'static) {
+        self.0.lacks.get_or_init(|| Box::new(lacks));
     }
 
     /// The consumer is not open, and why.
@@ -236,6 +253,9 @@ impl Health for Status {
         let refused = self.0.connection.refused().map(|refused| format!("{refused}\n")).unwrap_or_default();
         if let Some(reason) = lock(&self.0.closed).clone() {
             return Err(format!("the consumer is not open: {reason}\n{refused}").trim_end().to_owned());
+        }
+        if let Some(lacking) = self.0.lacks.get().and_then(|lacks| lacks()) {
+            return Err(format!("{lacking}\n{refused}").trim_end().to_owned());
         }
         // It works all the same, as far as the broker and the consumer let it: taking it out of service would help nobody.
         let wrong = lock(&self.0.wrong).clone();

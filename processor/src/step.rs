@@ -25,6 +25,11 @@ pub trait Step: Send + Sync + 'static {
     /// Orders that one process works on at the same time, unless it is configured otherwise.
     const WORKER_POOL_SIZE: u16 = 10;
 
+    /// What the step lacks, without which it can do nothing, and what to do about it: it is not ready then.
+    fn lacks(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Does the step's work for an order that waits for it, and says what happened: the detail of [`DOES`](Self::DOES).
     ///
     /// What it waits for in vain has to end as [`StepError::Unavailable`] within half of ATTEMPT_TIMEOUT, as in
@@ -42,6 +47,12 @@ pub trait Step: Send + Sync + 'static {
         _done: bool,
     ) -> impl Future<Output = Result<Option<Detail>, StepError>> + Send {
         async { Ok(None) }
+    }
+
+    /// Has what is held for an unfinished order live on, because the order is carried: whatever expires by itself counts
+    /// from now. A repeat changes nothing else.
+    fn keep(&self, _order: &Order) -> impl Future<Output = Result<(), StepError>> + Send {
+        async { Ok(()) }
     }
 }
 

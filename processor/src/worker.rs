@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::Message;
+use backbone::carrying;
 use backbone::consumer::Terms;
 use backbone::dead_letters::{DeadLetters, LetterId};
 use backbone::direct_get::ReadError;
@@ -17,6 +18,7 @@ use backbone::event::Recorded;
 use backbone::ids::{OrderId, Revision};
 use backbone::lifecycle;
 use backbone::log::{AppendError, Appended, OrderLog, OrderState};
+use backbone::subjects::EventKind;
 use backbone::telemetry::Seldom;
 use backbone::trace::{KeyValue, SpanKind, TraceContext, attribute};
 use futures::FutureExt;
@@ -232,7 +234,9 @@ impl<S: Step> Worker<S> {
         };
         received.set(|| about_event(&event));
         let redriven_from = event.redriven_from().unwrap_or_default().to_owned();
-        let about = About { order_id: event.id, trace: received.context(), redriven_from };
+        let stands_since = event.stands_since();
+        let carried = (stands_since < event.revision).then_some((stands_since, event.previous));
+        let about = About { order_id: event.id, trace: received.context(), redriven_from, carried };
         let mut _alone = None;
         if delivery.deliveries > 1 {
             match self.parking.before_attempt(delivery, &about).await {
@@ -254,7 +258,7 @@ impl<S: Step> Worker<S> {
         span.set(|| about_event(&event));
         span.event("attempt", || [KeyValue::new(attribute::DELIVERIES, delivery.deliveries)]);
         let trace = span.context();
-        let (seen, began) = (AtomicU64::new(event.revision.0), Instant::now());
+        let (seen, began) = (AtomicU64::new(stands_since.0), Instant::now());
         let begun = self.suspects().begin(subject, began);
         // A step that panics has failed with this order, and goes on with others.
         let attempt = span.scope(self.attempt(event, delivery, trace, &seen));
@@ -372,7 +376,7 @@ impl<S: Step> Worker<S> {
         if owes || (acted && lifecycle::is_called_off(order)) {
             let history = self.log.history_reaching(&current.id, current.revision());
             let history = in_time(read_by, history).await?;
-            let done = history.iter().any(|event| event.kind() == S::DOES);
+            let done = carrying::has_happened(S::DOES, &history);
             let undone = self.step.undo(order, done).await?;
             return Ok(undone.filter(|_| owes));
         }
@@ -381,7 +385,7 @@ impl<S: Step> Worker<S> {
 
     /// One attempt at the order of `event`: effect, then append. Loses no effect to a race: when the order has
     /// changed in between, it is looked at again, and what is no longer wanted is taken back. Tells whether the step
-    /// had anything to do. `seen` is the order's revision that was worked on last.
+    /// had anything to do. `seen` is since when the order stands as it was worked on last.
     async fn attempt(
         &self,
         event: Recorded,
@@ -396,8 +400,10 @@ impl<S: Step> Worker<S> {
         let redelivered = delivery.deliveries > 1;
         // A worker that died may have acted for the order, and not have lived to append. But after an event that called
         // the order off, all that anybody can have done is to undo.
-        let mut acted = redelivered && !lifecycle::is_called_off(&event.order);
-        let id = event.id;
+        // Of an order that is carried, an earlier message may be in the hands of another worker.
+        let is_carried = event.kind() == EventKind::Carried;
+        let mut acted = (redelivered || is_carried) && !lifecycle::is_called_off(&event.order);
+        let (id, revision) = (event.id, event.revision);
         let read = if redelivered {
             Some(in_time(read_by, self.log.load_latest(&id)).await?.ok_or(Unfinished::Gone(id))?)
         } else if !delivery.is_news {
@@ -408,9 +414,18 @@ impl<S: Step> Worker<S> {
         // Whoever answered may be behind the event itself, and then say that there is nothing to do yet.
         let read = read.filter(|read| read.revision() >= event.revision);
         let mut current = read.unwrap_or_else(|| OrderState::from(event));
+        // The message of that event does all that is left to do, so that no two come again and again for one order. One that
+        // comes for the first time shows all the same whether the dependency is there: after an outage, all that come first
+        // are such, and none of them would close the breaker.
+        if redelivered && delivery.brings_carried && current.is_carried() && current.revision() > revision {
+            return Ok(Done::Nothing);
+        }
+        if is_carried && !lifecycle::is_finished(&current.order) {
+            self.step.keep(&current.order).await?;
+        }
         let mut done = Done::Nothing;
         loop {
-            seen.store(current.revision().0, Ordering::Relaxed);
+            seen.store(current.stands_since().0, Ordering::Relaxed);
             if Instant::now() > read_by {
                 return Err(Unfinished::Late(began.elapsed()));
             }
@@ -459,7 +474,8 @@ fn delivery<S: Step>(message: &Message, terms: Terms) -> Result<Delivery<'_>, St
     let (seconds, nanos) = (info.published.unix_timestamp(), info.published.nanosecond());
     let published = Timestamp { seconds, nanos: i32::try_from(nanos).unwrap_or_default() };
     let is_news = age(&published) <= NEWS_AGE_MAX && SystemTime::from(info.published) >= terms.since;
-    Ok(Delivery { message, id, deliveries: info.delivered, published, is_news })
+    let brings_carried = terms.brings_carried;
+    Ok(Delivery { message, id, deliveries: info.delivered, published, is_news, brings_carried })
 }
 
 /// Sends the last word on a message. A word that is lost leads to a redelivery, which finds the work done.

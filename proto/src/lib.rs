@@ -43,6 +43,20 @@ pub mod operations {
     }
 }
 
+/// Inventory: the stock, and what operators do about it.
+pub mod inventory {
+    /// Version 1 of the operators' API of the stock.
+    #[allow(
+        missing_docs,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        reason = "generated; documented in inventory/v1/*.proto"
+    )]
+    pub mod v1 {
+        tonic::include_proto!("inventory.v1");
+    }
+}
+
 /// The compiled `FileDescriptorSet` of what the gateway serves to clients, for gRPC reflection.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/orders.bin"));
 /// The compiled `FileDescriptorSet` of what the gateway serves to operators, for gRPC reflection.

@@ -147,27 +147,42 @@ impl Broker {
         self.process = Some(Process::start("nats-server", command, &self.dir));
         let provisioned = self.users.as_ref().is_some_and(|users| users.provisioned);
         if is_new && provisioned {
-            self.provisioning = Some(self.start_provisioning());
+            self.provisioning = Some(self.start_provisioning(&[]));
         }
     }
 
     /// The same as soon as the broker is there; nothing waits for it.
     pub fn provision_soon(&mut self) {
-        self.provisioning = self.users.is_some().then(|| self.start_provisioning());
+        self.provisioning = self.users.is_some().then(|| self.start_provisioning(&[]));
     }
 
-    fn start_provisioning(&self) -> Process {
+    fn start_provisioning(&self, args: &[&str]) -> Process {
         let mut command = Command::new(binary("waybill"));
         let environment = self.users.iter().flat_map(|users| users.environment.iter().cloned());
-        command.env_clear().arg("provision").envs(environment).env("NATS_URL", self.url_for("provisioner"));
+        command
+            .env_clear()
+            .arg("provision")
+            .args(args)
+            .envs(environment)
+            .env("NATS_URL", self.url_for("provisioner"));
         Process::start("provision", command, &self.dir)
     }
 
     /// Has an operator make what the programs need, where they may not do it themselves.
     pub async fn provision(&self) {
         if self.users.is_some() {
-            provisioned(&mut self.start_provisioning()).await;
+            self.provision_with(&[]).await;
         }
+    }
+
+    /// Whether each program is a user of its own.
+    pub fn has_users(&self) -> bool {
+        self.users.is_some()
+    }
+
+    /// `waybill provision`, with or without users of least privilege.
+    pub async fn provision_with(&self, args: &[&str]) {
+        provisioned(&mut self.start_provisioning(args)).await;
     }
 
     /// A client of the test's own, who is one of the broker's users.

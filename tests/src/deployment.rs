@@ -365,6 +365,11 @@ impl Deployment {
         }
     }
 
+    /// Has an operator acknowledge that events are lost.
+    pub async fn acknowledge_loss(&self) {
+        self.broker.provision_with(&["--acknowledge-loss"]).await;
+    }
+
     /// Waits until the gateway says that it is ready.
     pub async fn ready(&self) {
         self.gateway.ready().await;

@@ -5,6 +5,11 @@ use backbone::direct_get;
 use backbone::ids::Revision;
 use backbone::stream::DEAD_LETTERS;
 use prost::Message;
+use proto::inventory::v1::reconcile_stock_response::Answer;
+use proto::inventory::v1::stock_service_client::StockServiceClient;
+use proto::inventory::v1::{
+    AddStockRequest, AddStockResponse, OrphanedReservation, ReconcileStockRequest, ReconcileSummary,
+};
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::operations::v1::{
     DeadLetter, DeadLetterFilter, GetDeadLetterRequest, ListDeadLettersRequest, ListDeadLettersResponse,
@@ -15,6 +20,9 @@ use tonic::transport::Channel;
 
 use crate::deployment::{Deployment, Gateway};
 
+/// Where it is recorded how far carrying has come.
+const CARRIER: &str = "DEAD_LETTER.carrier";
+
 impl Gateway {
     /// An operator's client.
     pub fn operations(&self) -> DeadLetterServiceClient<Channel> {
@@ -24,6 +32,37 @@ impl Gateway {
 }
 
 impl Deployment {
+    /// An operator's client of the stock.
+    pub fn stock(&self) -> StockServiceClient<Channel> {
+        StockServiceClient::new(self.operations_channel())
+    }
+
+    /// Puts units in.
+    pub async fn add_stock(
+        &self,
+        request_id: &str,
+        sku: &str,
+        units: i64,
+    ) -> Result<AddStockResponse, Status> {
+        let request = AddStockRequest { request_id: request_id.to_owned(), sku: sku.to_owned(), units };
+        Ok(self.stock().add_stock(request).await?.into_inner())
+    }
+
+    /// What reservations without an order there are, and what a reconciliation has done about them.
+    pub async fn reconcile(
+        &self,
+        request: ReconcileStockRequest,
+    ) -> Result<(Vec<OrphanedReservation>, ReconcileSummary), Status> {
+        let mut answers = self.stock().reconcile_stock(request).await?.into_inner();
+        let mut orphans = Vec::new();
+        loop {
+            match answers.message().await?.and_then(|answer| answer.answer).expect("a summary at the end") {
+                Answer::Orphan(orphan) => orphans.push(orphan),
+                Answer::Summary(summary) => return Ok((orphans, summary)),
+            }
+        }
+    }
+
     /// A channel to the address for operators, which connects when it is used.
     pub fn operations_channel(&self) -> Channel {
         let uri = format!("http://{}", self.gateway.operations_addr);
@@ -61,14 +100,15 @@ impl Deployment {
         all
     }
 
-    /// Everything that the stream of dead letters holds: subjects and letters.
+    /// Every letter that the stream of dead letters holds, with its subject.
     pub async fn letters_kept(&self) -> Vec<(String, DeadLetter)> {
         let client = self.jetstream().await.client();
         let stored = direct_get::all_from(&client, DEAD_LETTERS, ALL_DEAD_LETTERS, Revision::NONE).await;
         let letter = |stored: direct_get::Stored| {
             (stored.subject.to_string(), DeadLetter::decode(stored.payload).expect("letter"))
         };
-        stored.expect("dead letters").into_iter().map(letter).collect()
+        let stored = stored.expect("dead letters").into_iter();
+        stored.filter(|stored| stored.subject.as_str() != CARRIER).map(letter).collect()
     }
 
     /// The dead letters as a step has them, for a test that plays one.

@@ -351,6 +351,8 @@ fn write_name(subject: &str, payload: &[u8]) -> Option<String> {
     let name = match subject.split('.').collect::<Vec<_>>()[..] {
         ["ORDER", event, ..] => format!("append {event}"),
         ["$KV", "INVENTORY", record, ..] => format!("write {record}"),
+        // How far carrying has come is a sign of life; an older record leads farther back.
+        ["DEAD_LETTER", "carrier"] => return None,
         ["DEAD_LETTER", state, ..] => format!("letter {state}"),
         ["$JS", "API", "STREAM", "MSG", "DELETE", "DEAD_LETTERS"] => "unlist letter".to_owned(),
         ["$JS", "API", "CONSUMER", "DELETE", ..] => "delete consumer".to_owned(),

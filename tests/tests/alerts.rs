@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use async_nats::jetstream::consumer::{FromConsumer, pull};
-use backbone::stream::ORDERS;
+use backbone::stream::{DEAD_LETTERS, ORDERS};
 use harness::{
     Cluster, Deployment, Load, Options, SERVERS, Scrape, create, eventually, free_port, http_get, item,
     order_of, skip,
@@ -80,7 +80,7 @@ fn fires(well: Option<&Picture>, wrong: [&Picture; 2], expected: &[&str]) {
     let mut test = format!(
         "rule_files: [{0:?}, {1:?}]\nevaluation_interval: 15s\ngroup_eval_order: [waybill-objectives, \
          waybill-create-order-series, waybill-order-series, waybill-stream-series, waybill-orders, waybill-steps, \
-         waybill-broker, waybill-targets]\ntests:\n- interval: 15s\n  input_series:\n",
+         waybill-broker, waybill-losses, waybill-targets]\ntests:\n- interval: 15s\n  input_series:\n",
         rules.join("rules.yml"),
         rules.join("alerts.yml"),
     );
@@ -271,6 +271,30 @@ async fn orders_that_are_given_up() {
     })
     .await;
     fires(Some(&well), [&wrong, &wrong], &["WaybillDeadLetters", "WaybillDeadLettersGrowing"]);
+
+    waybill.jetstream().await.delete_stream(DEAD_LETTERS).await.unwrap();
+    let lost = seen(&mut waybill, "waybill_dead_letters_lost", "gateway", |letters| letters == 5.0).await;
+    fires(Some(&well), [&lost, &lost], &["WaybillDeadLettersLost"]);
+}
+
+#[tokio::test]
+async fn unfinished_orders_that_the_gateway_may_not_carry() {
+    let mut options =
+        Options { least_privilege: true, withheld: Some("ORDER.carried"), ..Options::default() };
+    options.environment.push(("ORDERS_RETENTION", "20s".to_owned()));
+    options.processors.push(("MAX_ATTEMPTS", "1".to_owned()));
+    let (mut waybill, well) = at_work(options).await;
+    let bucket = waybill.jetstream().await.get_key_value(BUCKET).await.unwrap();
+    bucket.put(stock_key("gadget"), "damaged".into()).await.unwrap();
+    let order = waybill.place(order_of("customer", "poison", vec![item("gadget", 1)])).await.unwrap();
+    waybill.reached(&order.order_id, OrderStatus::Failed).await;
+    eventually("a letter that is counted", async || {
+        let picture = picture(&mut waybill).await;
+        (value(&picture, "waybill_dead_letters_open", "gateway") == Some(1.0)).then_some(())
+    })
+    .await;
+    let wrong = seen(&mut waybill, "waybill_carry_age_seconds", "gateway", |age| age > 16.0).await;
+    fires(Some(&well), [&wrong, &wrong], &["WaybillDeadLetters", "WaybillOrdersNotCarried"]);
 }
 
 #[tokio::test]
@@ -402,4 +426,23 @@ async fn a_server_that_is_behind_leads_a_consumer_and_the_step_may_not_depose_it
     let expected = ["WaybillConsumerLeaderLags", "WaybillConsumerStuck", "WaybillOrdersWaiting"];
     fires(Some(&well), [&first, &second], &expected);
     assert!(cluster.stays_behind(&waybill, 2), "it has caught up, and this shows nothing");
+}
+
+#[tokio::test]
+async fn events_that_the_log_has_lost_and_the_stock_that_their_orders_hold() {
+    let (mut waybill, well) = at_work(Options::default()).await;
+    waybill.jetstream().await.get_stream(ORDERS).await.unwrap().purge().await.unwrap();
+    seen(&mut waybill, "waybill_log_lost_events", "gateway", |events| events > 0.0).await;
+    let orphaned = "waybill_stock_reservations_orphaned";
+    let wrong = seen(&mut waybill, orphaned, "inventory", |reservations| reservations > 0.0).await;
+    fires(Some(&well), [&wrong, &wrong], &["WaybillLogLost", "WaybillStockReservationsOrphaned"]);
+}
+
+#[tokio::test]
+async fn a_bucket_with_the_stock_that_is_gone() {
+    let (mut waybill, well) = at_work(Options::default()).await;
+    waybill.jetstream().await.delete_stream(format!("KV_{BUCKET}")).await.unwrap();
+    seen(&mut waybill, "waybill_stock_bucket_missing", "inventory", |missing| missing == 1.0).await;
+    let wrong = seen(&mut waybill, "waybill_ready", "gateway", |ready| ready == 0.0).await;
+    fires(Some(&well), [&wrong, &wrong], &["WaybillGatewayNotReady", "WaybillStockBucketMissing"]);
 }

@@ -18,13 +18,14 @@ use serde_json::Value;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const FOURTH_STEP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fourth-step");
 /// What a build of the workspace needs.
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 12] = [
     "Cargo.toml",
     "Cargo.lock",
     "clippy.toml",
     "rustfmt.toml",
     "proto",
     "backbone",
+    "stock",
     "gateway",
     "processor",
     "cli",

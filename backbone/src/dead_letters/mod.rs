@@ -327,7 +327,8 @@ impl DeadLetters {
         answer
     }
 
-    async fn restore(&self) {
+    /// Makes the stream anew if somebody has deleted it.
+    pub async fn restore(&self) {
         if self.connection.is_up() {
             // Rare, and large.
             Box::pin(restore_dead_letters(&self.connection)).await;

@@ -9,7 +9,7 @@ use async_nats::jetstream::consumer::{
 
 use crate::consumer::ConsumerConfig;
 use crate::floor::Floor;
-use crate::subjects;
+use crate::subjects::{self, EventKind};
 
 /// Messages delivered and not yet acknowledged, over all replicas. Orders that wait for their retry count among
 /// them, so this bounds how many may fail at once before the others have to wait. The broker writes all of them down up to
@@ -85,15 +85,31 @@ pub(super) fn plan(asked: &pull::Config, present: &Info, floor: Option<&Floor>) 
     if !differing.iter().any(passes_over) {
         return Plan::Update(marked(wanted));
     }
+    let mut passing = differing.iter().filter(|differing| passes_over(differing));
+    let only_filters = passing.all(|(setting, ..)| *setting == "filter_subjects");
     if given {
         // Another version of ours reads other events, and still runs, perhaps. Both get theirs.
         wanted.filter_subjects.extend(filters(config));
         wanted.filter_subjects.sort_unstable();
         wanted.filter_subjects.dedup();
     }
-    let start_sequence = floor.map_or(1, Floor::next);
+    let start_sequence = match floor {
+        Some(floor) => floor.next(),
+        None if given && only_filters && lacks_only_carried(config, &needed) => {
+            present.ack_floor.stream_sequence.saturating_add(1)
+        }
+        None => 1,
+    };
     wanted.deliver_policy = beginning_at(start_sequence);
     Plan::Replace(marked(wanted), start_sequence)
+}
+
+/// Whether all that a consumer may have passed over are orders that were carried. Those of them that still needed it have
+/// an earlier message that is not acknowledged, and so are not before its floor.
+fn lacks_only_carried(present: &Config, needed: &Config) -> bool {
+    let present = filters(present);
+    let carried = subjects::kind(EventKind::Carried);
+    filters(needed).into_iter().all(|filter| filter == carried || present.contains(&filter))
 }
 
 pub(super) fn beginning_at(start_sequence: u64) -> DeliverPolicy {
@@ -343,6 +359,22 @@ mod tests {
         for config in [&usual(), &longer] {
             assert_eq!(looked_at(config, &present), None);
         }
+    }
+
+    #[test]
+    fn a_version_that_hears_of_carried_orders_goes_on_where_its_consumer_stands() {
+        let (old, new) =
+            (usual(), config(&[EventKind::Created, EventKind::Cancelled, EventKind::Carried], 10));
+        let old_events = old.events.iter().all(|kind| new.events.contains(kind));
+        assert!(old_events, "{:?}", old.events);
+        let present = info(&old, |_| {});
+        let Plan::Replace(both, start) = planned(&new, &present, None) else { panic!("not heard of") };
+        assert_eq!(start, FLOOR + 1);
+        let both = Info { config: both.into_consumer_config(), ..present.clone() };
+        assert_eq!((looked_at(&old, &both), looked_at(&new, &both)), (None, None));
+        // One that somebody has edited says nothing by where it stands.
+        let edited = info(&old, |config| config.filter_subjects = vec![subjects::kind(EventKind::Cancelled)]);
+        assert!(matches!(planned(&new, &edited, None), Plan::Replace(_, 1)));
     }
 
     #[test]

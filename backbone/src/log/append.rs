@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::read::Latest;
-use super::{OrderLog, OrderState};
+use super::{OrderLog, OrderState, carried_since, losses};
 use crate::backoff::Backoff;
 use crate::direct_get::ReadError;
 use crate::event::{Draft, now};
@@ -66,6 +66,9 @@ pub enum AppendError {
     /// The event is not in the log, and never will be.
     #[error("the broker refuses the event: {0}")]
     Permanent(String),
+    /// The event is not in the log: the order has none any more.
+    #[error("the order is no longer kept")]
+    Gone,
     /// Whether the event is in the log is not known. Only a repeat can tell.
     #[error("no answer in time whether the event was stored: {0}")]
     Unknown(String),
@@ -75,7 +78,7 @@ impl AppendError {
     /// Whether it is no use to try again at once.
     fn is_hopeless(&self) -> bool {
         match self {
-            Self::Refused(_) | Self::Full(_) | Self::TooLarge(_) | Self::Permanent(_) => true,
+            Self::Refused(_) | Self::Full(_) | Self::TooLarge(_) | Self::Permanent(_) | Self::Gone => true,
             Self::Unavailable(_) | Self::Unknown(_) => false,
         }
     }
@@ -84,7 +87,7 @@ impl AppendError {
     pub fn is_away(&self) -> bool {
         match self {
             Self::Unavailable(_) | Self::Full(_) | Self::Unknown(_) => true,
-            Self::Refused(_) | Self::TooLarge(_) | Self::Permanent(_) => false,
+            Self::Refused(_) | Self::TooLarge(_) | Self::Permanent(_) | Self::Gone => false,
         }
     }
 
@@ -96,6 +99,7 @@ impl AppendError {
             Self::Full(_) => "full",
             Self::TooLarge(_) => "too_large",
             Self::Permanent(_) => "permanent",
+            Self::Gone => "gone",
             Self::Unknown(_) => "unknown",
         }
     }
@@ -109,7 +113,7 @@ struct Next {
     /// The latest message on the order's subjects, which may be a foreign one.
     expected: Revision,
     order: Order,
-    carried: Bytes,
+    unknown_fields: Bytes,
     detail: Detail,
 }
 
@@ -119,6 +123,8 @@ enum Settled {
     Mine(Revision),
     /// Another writer's event.
     Overtaken(Box<OrderState>),
+    /// Nothing: the order was there before, and has expired.
+    Gone,
     /// No event at all: foreign messages up to here lie where the order's first event belongs.
     Vacant(Revision),
 }
@@ -135,7 +141,7 @@ impl OrderLog {
         let order = lifecycle::create(&created, now())?;
         let (previous, expected) = (Revision::NONE, Revision::NONE);
         let detail = Detail::Created(created);
-        let next = Next { id, previous, expected, order, carried: Bytes::new(), detail };
+        let next = Next { id, previous, expected, order, unknown_fields: Bytes::new(), detail };
         self.append_next(next, trace, deadline).await
     }
 
@@ -150,8 +156,8 @@ impl OrderLog {
     ) -> Result<Appended, AppendError> {
         let order = lifecycle::apply(&current.order, &detail, now())?;
         let (previous, expected) = (current.revision(), current.head);
-        let next =
-            Next { id: current.id, previous, expected, order, carried: current.carried.clone(), detail };
+        let unknown_fields = current.unknown_fields.clone();
+        let next = Next { id: current.id, previous, expected, order, unknown_fields, detail };
         self.append_next(next, trace, deadline).await
     }
 
@@ -169,10 +175,11 @@ impl OrderLog {
             Ok(Appended::Overtaken(_)) => "conflict",
             Err(error) => error.kind(),
         };
-        if let Ok(Appended::Stored(stored)) = &appended
-            && matches!(kind, EventKind::Fulfilled | EventKind::Rejected | EventKind::Cancelled)
-        {
-            ended(&stored.order);
+        if let Ok(Appended::Stored(stored)) = &appended {
+            losses::appended(stored.revision());
+            if matches!(kind, EventKind::Fulfilled | EventKind::Rejected | EventKind::Cancelled) {
+                ended(&stored.order);
+            }
         }
         appended
     }
@@ -184,11 +191,12 @@ impl OrderLog {
         trace: &TraceContext,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
-        let Next { id, previous, mut expected, mut order, carried, detail } = next;
+        let Next { id, previous, mut expected, mut order, unknown_fields, detail } = next;
         let span =
             Span::child_of(trace, SpanKind::Producer, || format!("publish {}", subjects::kind(kind)).into());
         let trace = span.context();
-        let draft = Draft::new(&id, previous, &mut order, &carried, detail, trace, self.source);
+        let carried_since = carried_since(&detail);
+        let draft = Draft::new(&id, previous, &mut order, &unknown_fields, detail, trace, self.source);
         span.set(|| {
             [
                 KeyValue::new(attribute::MESSAGING_SYSTEM, attribute::NATS),
@@ -202,6 +210,7 @@ impl OrderLog {
             ]
         });
         let stored = |order: Order, revision: Revision| {
+            let since = carried_since.unwrap_or(revision);
             span.set(|| {
                 [
                     KeyValue::new(attribute::OUTCOME, "stored"),
@@ -209,8 +218,8 @@ impl OrderLog {
                 ]
             });
             let order = Order { revision: revision.0, ..order };
-            let (event_id, carried) = (draft.event_id.clone(), carried.clone());
-            Appended::Stored(OrderState { id, order, head: revision, event_id, carried })
+            let (event_id, unknown_fields) = (draft.event_id.clone(), unknown_fields.clone());
+            Appended::Stored(OrderState { id, order, head: revision, since, event_id, unknown_fields })
         };
 
         // Set once a publish went unanswered: from then on, no error means that the event is not stored.
@@ -246,7 +255,10 @@ impl OrderLog {
                             span.set(|| [KeyValue::new(attribute::OUTCOME, "overtaken")]);
                             return Ok(Appended::Overtaken(*current));
                         }
-                        (Ok(Settled::Vacant(_)) | Err(_), Some(reason)) => AppendError::Full(reason),
+                        (Ok(Settled::Vacant(_) | Settled::Gone) | Err(_), Some(reason)) => {
+                            AppendError::Full(reason)
+                        }
+                        (Ok(Settled::Gone), None) => AppendError::Gone,
                         (Ok(Settled::Vacant(head)), None) => {
                             expected = head;
                             AppendError::Unavailable(format!("foreign messages up to {head} on its subjects"))
@@ -289,7 +301,7 @@ impl OrderLog {
         let current = match self.latest(id).await? {
             Latest::Order(current) => current,
             Latest::Vacant(head) if previous == Revision::NONE => return Ok(Settled::Vacant(head)),
-            Latest::Vacant(_) => return Err(ReadError::Broker(format!("order {id} is no longer kept"))),
+            Latest::Vacant(_) => return Ok(Settled::Gone),
         };
         if current.event_id == event_id {
             return Ok(Settled::Mine(current.revision()));

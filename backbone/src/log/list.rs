@@ -1,17 +1,19 @@
 //! Listing a customer's orders, newest first. There is no index: the subjects of their first events are one,
-//! and the stream counts what lies on them.
+//! and the stream counts what lies on them. The few orders whose first event has expired are found by that they are carried.
 
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use prost::Message;
 use proto::orders::v1::Order;
+use proto::orders::v1::order_event::Detail;
 use tokio::time::{Instant, sleep};
 
 use super::OrderLog;
 use super::read::{behind, decode_all, read_error};
-use crate::direct_get::{Batch, ReadError, batch_from};
+use crate::direct_get::{Batch, ReadError, all_from, batch_from};
 use crate::ids::{CustomerKey, OrderId, Revision};
 use crate::stream::ORDERS;
 use crate::subjects::{self, EventKind};
@@ -94,7 +96,7 @@ impl OrderLog {
                 missing => missing.max(LOOKED_FOR_MIN),
             };
             // One more tells whether there are older ones.
-            let mut created = self.created_before(customer, before, looked_for + 1).await?;
+            let mut created = self.firsts_before(customer, before, looked_for + 1).await?;
             let more = created.len() > looked_for;
             if more {
                 created.remove(0);
@@ -122,6 +124,50 @@ impl OrderLog {
             }
             before = Some(oldest);
         }
+    }
+
+    /// The newest `count` orders of `customer`, of those whose first event is or was before `before`, oldest first.
+    async fn firsts_before(
+        &self,
+        customer: CustomerKey,
+        before: Option<Revision>,
+        count: usize,
+    ) -> Result<Vec<Created>, ReadError> {
+        let mut created = self.created_before(customer, before, count).await?;
+        if created.len() < count {
+            let mut carried = self.carried_before(customer, before).await?;
+            carried.drain(..carried.len().saturating_sub(count - created.len()));
+            carried.append(&mut created);
+            created = carried;
+        }
+        Ok(created)
+    }
+
+    /// The unfinished orders of `customer` whose first event has expired, of those where it was before `before`. They have
+    /// been carried, and each such event says where the first was.
+    async fn carried_before(
+        &self,
+        customer: CustomerKey,
+        before: Option<Revision>,
+    ) -> Result<Vec<Created>, ReadError> {
+        let client = &self.connection.client;
+        let carried = all_from(client, ORDERS, &subjects::carried_of(customer), Revision::NONE).await?;
+        if carried.is_empty() {
+            return Ok(Vec::new());
+        }
+        let kept = self.mark(&subjects::created_by(customer), Revision::NONE).await?.map(|mark| mark.at);
+        let mut firsts = BTreeMap::new();
+        for event in decode_all(carried) {
+            if let Detail::Carried(carried) = &event.detail {
+                firsts.insert(carried.created_revision, event.id);
+            }
+        }
+        let firsts = firsts.into_iter().map(|(revision, id)| Created { id, revision: Revision(revision) });
+        let is_listed = |first: &Created| {
+            kept.is_none_or(|kept| first.revision < kept)
+                && before.is_none_or(|before| first.revision < before)
+        };
+        Ok(firsts.filter(is_listed).collect())
     }
 
     /// The newest `count` first events of `customer`'s orders, of those before `before`, oldest first.

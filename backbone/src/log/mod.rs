@@ -3,9 +3,13 @@
 
 mod append;
 mod backlog;
+mod carry;
+mod carry_position;
 mod leadership;
 mod list;
 mod live;
+mod loss;
+mod losses;
 mod probe;
 mod quorum;
 mod read;
@@ -17,14 +21,20 @@ use std::sync::Arc;
 use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use proto::orders::v1::Order;
+use proto::orders::v1::order_event::Detail;
 use tokio::sync::watch::Sender;
 
 pub use append::{AppendError, Appended};
 pub use backlog::Backlog;
+pub use carry::{CarryError, Kept, Walked};
+pub use carry_position::CarryPosition;
 pub use leadership::StepDown;
 pub use list::Page;
+pub use loss::{Cause, Loss};
+pub(crate) use losses::mark_of_successor;
+pub use losses::{LossCounts, acknowledge_loss, has_ever_lost_events, loss_acknowledged};
 pub use read::Extent;
-pub use watch::{Update, Watch, WatchError};
+pub use watch::{EventsLost, Update, Watch, WatchError};
 pub use watch_customer::CustomerWatch;
 
 use crate::barrier::Barrier;
@@ -59,16 +69,19 @@ pub struct OrderState {
     /// Sequence of the last message on the order's subjects: the order's revision, or that of a foreign
     /// message behind it.
     pub head: Revision,
+    /// Position of the last event that changed the order; it may have expired.
+    since: Revision,
     /// What the last event's writer called it.
     event_id: String,
-    /// What the next event has to carry on of a newer version's.
-    carried: Bytes,
+    /// Fields of a newer version, for the next event.
+    unknown_fields: Bytes,
 }
 
 impl From<Recorded> for OrderState {
     fn from(last: Recorded) -> Self {
-        let Recorded { id, order, revision: head, event_id, carried, .. } = last;
-        Self { id, order, head, event_id, carried }
+        let since = last.stands_since();
+        let Recorded { id, order, revision: head, event_id, unknown_fields, .. } = last;
+        Self { id, order, head, since, event_id, unknown_fields }
     }
 }
 
@@ -77,6 +90,21 @@ impl OrderState {
     pub fn revision(&self) -> Revision {
         Revision(self.order.revision)
     }
+
+    /// Position of the last event that changed the order. One that is carried stands as it stood.
+    pub fn stands_since(&self) -> Revision {
+        self.since
+    }
+
+    /// Whether the order's last event is `carried`.
+    pub fn is_carried(&self) -> bool {
+        self.since < self.revision()
+    }
+}
+
+/// Since when an order stands as it does that this event has carried.
+fn carried_since(detail: &Detail) -> Option<Revision> {
+    if let Detail::Carried(carried) = detail { Some(Revision(carried.since_revision)) } else { None }
 }
 
 impl OrderLog {

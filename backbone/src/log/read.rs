@@ -103,30 +103,32 @@ impl OrderLog {
         }
     }
 
+    /// When the stream's leader stored the message at `sequence`, if it has one there.
+    pub(super) async fn stored_at(&self, sequence: u64) -> Result<Option<SystemTime>, ReadError> {
+        let message = found(self.stream.get_raw_message(sequence).await)?;
+        Ok(message.map(|message| message.time.into()))
+    }
+
     /// The order's events after `after`, oldest first. Any replica may answer, so the latest may be missing;
     /// that there is none at all is proved.
     pub async fn history(&self, id: &OrderId, after: Revision) -> Result<Vec<Recorded>, ReadError> {
-        let client = &self.connection.client;
-        let subjects = [subjects::order(id)];
-        let stored = direct_get::last_of_each(client, ORDERS, &subjects).await?;
-        let mut events = self.complete(id, stored).await?;
-        if events.is_empty() {
-            events = self.complete(id, self.barrier.last_of_each(&subjects).await?).await?;
-        }
+        let mut events = self.whole_history(id).await?;
         events.retain(|event| event.revision > after);
         Ok(events)
     }
 
-    /// The order's events after `after`, oldest first: none is missing that was acknowledged before this was called.
-    pub(super) async fn history_proven(
-        &self,
-        id: &OrderId,
-        after: Revision,
-    ) -> Result<Vec<Recorded>, ReadError> {
+    /// All of the order's events, oldest first.
+    pub(super) async fn whole_history(&self, id: &OrderId) -> Result<Vec<Recorded>, ReadError> {
+        let client = &self.connection.client;
+        let stored = direct_get::last_of_each(client, ORDERS, &[subjects::order(id)]).await?;
+        let events = self.complete(id, stored).await?;
+        if events.is_empty() { self.whole_history_proven(id).await } else { Ok(events) }
+    }
+
+    /// All of the order's events, oldest first: none is missing that was acknowledged before this was called.
+    pub(super) async fn whole_history_proven(&self, id: &OrderId) -> Result<Vec<Recorded>, ReadError> {
         let stored = self.barrier.last_of_each(&[subjects::order(id)]).await?;
-        let mut events = self.complete(id, stored).await?;
-        events.retain(|event| event.revision > after);
-        Ok(events)
+        self.complete(id, stored).await
     }
 
     /// The order's events, of which some are the last ones on their subjects.

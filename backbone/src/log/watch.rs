@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::live::{Heard, Listener};
-use super::{OrderLog, OrderState};
+use super::{LossCounts, OrderLog, OrderState};
 use crate::backoff::Backoff;
 use crate::direct_get::ReadError;
 use crate::event::Recorded;
@@ -42,6 +42,7 @@ pub struct Watch {
     live: Listener,
     connects: watch::Receiver<u64>,
     regained: watch::Receiver<u64>,
+    losses: watch::Receiver<LossCounts>,
     reconcile_at: Instant,
     /// Events have probably been missed: the next look has to be proved.
     doubts: bool,
@@ -90,6 +91,20 @@ pub enum WatchError {
     Read(#[from] ReadError),
 }
 
+/// Why a watch ends before its order is finished: the log has lost the order's events, or has dropped them because they
+/// were older than it keeps them.
+#[derive(Debug, Error)]
+#[error("the log has no longer what it had of the order")]
+pub struct EventsLost;
+
+#[derive(Debug, Error)]
+enum LookError {
+    #[error(transparent)]
+    Lost(#[from] EventsLost),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
 impl OrderLog {
     /// Watches the order that was read as `current` from behind the event at `after`.
     pub async fn watch(&self, current: OrderState, after: Revision) -> Result<Watch, WatchError> {
@@ -109,6 +124,7 @@ impl OrderLog {
             live,
             connects,
             regained,
+            losses: self.losses(),
             reconcile_at: Instant::now() + RECONCILE_INTERVAL,
             doubts: false,
             announced: after,
@@ -119,7 +135,10 @@ impl OrderLog {
             finished: false,
         };
         watch.connects.mark_unchanged();
-        watch.read_log().await?;
+        watch.read_log().await.map_err(|error| match error {
+            LookError::Lost(lost) => WatchError::Read(ReadError::NoAnswer(lost.to_string())),
+            LookError::Read(error) => error.into(),
+        })?;
         watch.caught_up = watch.last;
         watch.finished = watch.ready.is_empty()
             && after >= last
@@ -131,14 +150,14 @@ impl OrderLog {
 impl Watch {
     /// The next event; `None` once the order is finished. Waits while nothing happens and while the broker is
     /// away. Cancel-safe: an event is taken only by the call that returns it.
-    pub async fn next(&mut self) -> Option<Recorded> {
+    pub async fn next(&mut self) -> Result<Option<Recorded>, EventsLost> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 self.finished = self.ready.is_empty() && is_finished(&event.order);
-                return Some(event);
+                return Ok(Some(event));
             }
             if self.finished {
-                return None;
+                return Ok(None);
             }
             let gap = select! {
                 heard = self.live.next() => match heard {
@@ -147,21 +166,35 @@ impl Watch {
                 },
                 changed = self.connects.changed() => self.doubt(changed.is_ok()),
                 changed = self.regained.changed() => self.doubt(changed.is_ok()),
+                changed = self.losses.changed() => changed.is_ok(),
                 () = sleep_until(self.reconcile_at) => true,
             };
-            if gap && let Err(error) = self.read_log().await {
-                debug!(order_id = %self.id, %error, "watcher could not read the log, tries again");
-                self.reconcile_at = Instant::now() + RECONCILE_RETRY;
+            if !gap {
+                continue;
+            }
+            match self.read_log().await {
+                Ok(()) => {}
+                Err(LookError::Lost(lost)) => return Err(lost),
+                Err(LookError::Read(error)) => {
+                    debug!(order_id = %self.id, %error, "watcher could not read the log, tries again");
+                    self.reconcile_at = Instant::now() + RECONCILE_RETRY;
+                }
             }
         }
     }
 
-    /// The events as a stream, which ends once the order is finished.
-    pub fn into_stream(self) -> impl Stream<Item = Update> + Send {
-        unfold(self, async |mut watch| {
-            let event = watch.next().await?;
-            let is_live = event.revision > watch.caught_up;
-            Some((Update::now(event, is_live), watch))
+    /// The events as a stream, which ends once the order is finished, or with an error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Update, EventsLost>> + Send {
+        unfold(Some(self), async |watch| {
+            let mut watch = watch?;
+            match watch.next().await {
+                Ok(event) => {
+                    let event = event?;
+                    let is_live = event.revision > watch.caught_up;
+                    Some((Ok(Update::now(event, is_live)), Some(watch)))
+                }
+                Err(lost) => Some((Err(lost), None)),
+            }
         })
     }
 
@@ -185,16 +218,23 @@ impl Watch {
         false
     }
 
-    async fn read_log(&mut self) -> Result<(), ReadError> {
-        let missed = if self.doubts {
-            self.log.history_proven(&self.id, self.last).await?
+    async fn read_log(&mut self) -> Result<(), LookError> {
+        let mut missed = if self.doubts {
+            self.log.whole_history_proven(&self.id).await?
         } else {
-            self.log.history(&self.id, self.last).await?
+            self.log.whole_history(&self.id).await?
         };
-        self.doubts = false;
-        if let Some(latest) = missed.last() {
-            self.last = latest.revision;
+        let latest = missed.last().map_or(Revision::NONE, |latest| latest.revision);
+        if latest < self.last {
+            // A replica that is behind, unless a quorum has no more either.
+            let current = self.log.load_proven(&self.id).await?;
+            if current.is_none_or(|current| current.head < self.last) {
+                return Err(EventsLost.into());
+            }
         }
+        self.doubts = false;
+        missed.retain(|event| event.revision > self.last);
+        self.last = self.last.max(latest);
         self.ready.extend(missed);
         let pause = if self.last < self.announced {
             self.behind += 1;

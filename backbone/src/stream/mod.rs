@@ -19,6 +19,7 @@ use crate::backoff::Backoff;
 use crate::config::{DAY, duration};
 use crate::connection::Connection;
 use crate::direct_get::ReadError;
+use crate::log::mark_of_successor;
 use crate::meaning::{Meaning, meaning};
 use crate::telemetry::Seldom;
 use layout::Layout;
@@ -31,9 +32,10 @@ pub const PROVISION: &str = "this user may not do that; run `waybill provision` 
 pub const DEAD_LETTERS: &str = "DEAD_LETTERS";
 
 const RETENTION_DEFAULT: Duration = DAY.saturating_mul(30);
-const RETENTION_MIN: Duration = Duration::from_secs(1);
-/// In nanoseconds, as the broker counts, a third of what fits in 63 bits.
-const RETENTION_MAX: Duration = Duration::from_secs(100 * 31_557_600);
+/// The shortest time that the order log may be kept for.
+pub const RETENTION_MIN: Duration = Duration::from_secs(1);
+/// The longest: in nanoseconds, as the broker counts, a third of what fits in 63 bits.
+pub const RETENTION_MAX: Duration = Duration::from_secs(100 * 31_557_600);
 const CLUSTER_REPLICAS: usize = 3;
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
@@ -198,7 +200,10 @@ async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, Ho
 
 async fn create(connection: &Connection, layout: &Layout) -> Result<Attempt, Hopeless> {
     let of_new = if connection.client.server_info().cluster.is_some() { CLUSTER_REPLICAS } else { 1 };
-    let wanted = layout.wanted(layout.replicas.unwrap_or(of_new));
+    let mut wanted = layout.wanted(layout.replicas.unwrap_or(of_new));
+    if layout.name == ORDERS {
+        wanted.metadata.extend(mark_of_successor());
+    }
     let replicas = wanted.num_replicas;
     if layout.name == ORDERS {
         warn_of_limits(connection, &wanted);

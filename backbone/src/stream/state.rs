@@ -1,10 +1,14 @@
 //! What the broker says of a stream at the moment.
 
+use std::time::SystemTime;
+
 use async_nats::jetstream::stream::{Info, StorageType};
 
 /// How full a stream is, and how safe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamState {
+    /// When it was made.
+    pub created: SystemTime,
     /// Messages that it holds.
     pub messages: u64,
     /// What they take.
@@ -31,6 +35,7 @@ impl From<&Info> for StreamState {
         let followers = cluster.map(|cluster| &cluster.replicas[..]).unwrap_or_default();
         let current = followers.iter().filter(|follower| follower.current && !follower.offline).count();
         Self {
+            created: info.created.into(),
             messages: state.messages,
             bytes: state.bytes,
             bytes_max: u64::try_from(config.max_bytes).ok().filter(|bytes| *bytes > 0),

@@ -36,8 +36,8 @@ const TENANT_CHARS_MAX: usize = 64;
 /// How often the clock is looked at for a credential's end: it may be set, or stand while the machine sleeps.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Services of this package are for operators.
-const OPERATIONS: &str = "/operations.v1.";
+/// Services of this package are for callers who order; all others are for operators.
+const ORDERS: &str = "/orders.v1.";
 
 /// On whose behalf a call is made. A tenant sees its own customers and orders, and no others.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl Role {
 
     /// What a method asks for. A method of OrderService that is not known here asks for the most.
     fn of_method(path: &str) -> Self {
-        if path.starts_with(OPERATIONS) {
+        if !path.starts_with(ORDERS) {
             return Self::Operations;
         }
         match path.rsplit('/').next() {
@@ -235,6 +235,20 @@ impl Admit for Authentication {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_order_service_is_for_operators() {
+        for (path, role) in [
+            ("/orders.v1.OrderService/GetOrder", Role::Read),
+            ("/orders.v1.OrderService/CreateOrder", Role::Write),
+            ("/orders.v1.OrderService/LaterMethod", Role::Write),
+            ("/operations.v1.DeadLetterService/ListDeadLetters", Role::Operations),
+            ("/inventory.v1.StockService/ListStock", Role::Operations),
+            ("/later.v1.Service/GetOrder", Role::Operations),
+        ] {
+            assert_eq!(Role::of_method(path), role, "{path}");
+        }
+    }
 
     #[test]
     fn a_token_is_what_follows_bearer_in_any_case() {

@@ -1,17 +1,22 @@
-//! What operators do about orders that are parked, on an address of its own.
+//! What operators do about orders that are parked, and about the stock, on an address of its own.
 
 mod page;
 mod redrive;
 mod requests;
 mod service;
+mod stock;
+mod stock_requests;
 
 pub(crate) use service::Operations;
+pub(crate) use stock::StockKeeping;
 
 use http::Response;
+use proto::inventory::v1::stock_service_server::StockServiceServer;
 use proto::operations::v1::dead_letter_service_server::DeadLetterServiceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
+use tonic::server::NamedService;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 
@@ -34,24 +39,25 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 /// Serves until the drain begins and the last call has ended.
 pub(crate) async fn serve(
     listener: TcpListener,
-    service: Operations,
+    (letters, stock): (Operations, StockKeeping),
     readiness: Readiness,
     authentication: Authentication,
     tls: Option<Tls>,
     config: Config,
 ) -> anyhow::Result<()> {
     let draining = readiness.draining();
-    let service = DeadLetterServiceServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
-    let service = ServiceBuilder::new()
-        // Nobody without the role gets any further.
-        .layer(Gate(authentication))
-        .layer(Gate(Acquaint))
-        .service(service);
+    let letters = DeadLetterServiceServer::new(letters).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let stock = StockServiceServer::new(stock).max_decoding_message_size(REQUEST_BYTES_MAX);
+    // Nobody without the role gets any further.
+    let operators = ServiceBuilder::new().layer(Gate(authentication)).layer(Gate(Acquaint));
 
     let told = CancellationToken::new();
     let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
-    let (health, _reporting) = health::service::<DeadLetterServiceServer<Operations>>(readiness, told).await;
-    let mut routes = Routes::new(probes.service(health)).add_service(service);
+    let services = [DeadLetterServiceServer::<Operations>::NAME, StockServiceServer::<StockKeeping>::NAME];
+    let (health, _reporting) = health::service(readiness, told, services).await;
+    let mut routes = Routes::new(probes.service(health))
+        .add_service(operators.service(letters))
+        .add_service(operators.service(stock));
     if config.reflection {
         let (v1, v1alpha) = reflection::services(proto::OPERATIONS_DESCRIPTOR_SET)?;
         routes = routes.add_service(probes.service(v1)).add_service(probes.service(v1alpha));

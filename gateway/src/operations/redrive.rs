@@ -142,7 +142,10 @@ impl Redrive {
             return say(AlreadyResolved, "the order was redriven by an earlier request");
         }
         // Not parked, but ended by another worker that had the same message: the step may never look at it again.
-        let went_on = is_finished(&current.order) && current.revision().0 != kept.letter.order_revision;
+        let is_other = current.stands_since().0 != kept.letter.order_revision;
+        // What became of the letter may have expired since, and its message with it: no step deals with that any more.
+        let is_past = history.iter().all(|event| event.revision.0 > kept.letter.sequence);
+        let went_on = is_other && (is_finished(&current.order) || is_past);
         if went_on || history.iter().any(|event| event.parked_by() == Some(&letter)) {
             let message = format!("the order has gone on: it is {status}");
             self.resolve(&kept, DeadLetterState::Discarded, &message, &span).await;
@@ -196,6 +199,7 @@ impl Redrive {
             | AppendError::Full(_)
             | AppendError::TooLarge(_)
             | AppendError::Permanent(_)
+            | AppendError::Gone
             | AppendError::Unknown(_) => errors::append(&current.id, span.context(), &error),
         })
     }
@@ -251,7 +255,7 @@ impl Redrive {
             WatchError::Beyond { last } => errors::beyond(last),
             WatchError::Read(error) => errors::read(&error),
         })?;
-        while let Some(event) = watch.next().await {
+        while let Some(event) = watch.next().await.map_err(|_| errors::events_lost())? {
             status = event.order.status();
             if status == OrderStatus::Failed {
                 break;

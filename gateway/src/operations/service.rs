@@ -220,7 +220,7 @@ impl DeadLetterService for Operations {
 }
 
 /// How a caller is named in what it does: by its tenant.
-fn operator(principal: &Principal) -> String {
+pub(super) fn operator(principal: &Principal) -> String {
     let tenant = &*principal.tenant;
     if tenant.is_empty() { ANONYMOUS } else { tenant }.to_owned()
 }

@@ -26,7 +26,7 @@ impl processor::config::Config for Config {
 #[tokio::main]
 async fn main() -> ExitCode {
     program::run(async |config: Config, connection| {
-        Ok(Inventory::open(&config.inventory, connection, config.processor.attempt_timeout).await?)
+        Inventory::open(&config.inventory, connection, config.processor.attempt_timeout).await
     })
     .await
 }

@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use backbone::ids::Revision;
 
-use super::Units;
-use super::store::{
-    Records, Reservation, ReservationState, parse_count, parse_reservation, reservation_key, stock_key,
+use stock::{
+    Records, Reservation, ReservationState, Units, parse_count, parse_reservation, reservation_key, stock_key,
 };
+
 use crate::incarnation::Incarnation;
 
 /// What is wanted for an order.
@@ -17,6 +17,8 @@ pub(super) enum Wish {
     Reserve(Units),
     /// To hold nothing, from now on for ever.
     Release,
+    /// To have what is on record live as long from now on as it would have when it was written.
+    Keep,
 }
 
 /// What becomes of a wish.
@@ -24,6 +26,8 @@ pub(super) enum Wish {
 pub(super) enum Answer {
     /// The order holds its units.
     Held,
+    /// What is on record, if anything, lives on.
+    Kept,
     /// There is not enough.
     OutOfStock(String),
     /// The order holds nothing; this is what it had held.
@@ -116,6 +120,12 @@ impl Ledger {
         let own = present.filter(|present| present.incarnation == incarnation).cloned();
         let own = own.map(|own| (own.state, own.units));
         match (wish, own) {
+            (Wish::Keep, _) if !self.certain => Err(Unsure),
+            (Wish::Keep, Some((state, units))) => {
+                self.record(order_id, Reservation { incarnation, state, units });
+                Ok(Answer::Kept)
+            }
+            (Wish::Keep, None) => Ok(Answer::Kept),
             (Wish::Reserve(_), Some((ReservationState::Held, _))) => Ok(Answer::Held),
             (Wish::Reserve(_) | Wish::Release, Some((ReservationState::Released, units))) => {
                 Ok(Answer::Released(units))

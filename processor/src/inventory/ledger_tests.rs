@@ -1,6 +1,6 @@
-use super::super::store::Versioned;
 use super::*;
 use proptest::prelude::*;
+use stock::Versioned;
 
 /// The order that has an id for now.
 fn now() -> Incarnation {
@@ -54,6 +54,25 @@ fn nobody_is_refused_or_released_on_the_strength_of_a_memory() {
     assert_eq!(ledger.decide("o1", now(), &Wish::Reserve(units(&[("b", 1)]))), Err(Unsure));
     assert_eq!(ledger.decide("o1", now(), &Wish::Release), Err(Unsure));
     assert_eq!(ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 1)]))), Ok(Answer::Held));
+}
+
+#[test]
+fn what_is_kept_is_written_again_as_it_is() {
+    for state in ["held", "released"] {
+        let kept = format!(r#"{{"incarnation":2,"state":"{state}","units":{{"a":2}}}}"#);
+        let mut ledger = Ledger::read(&records(&[("stock.a", "5"), ("reservation.o1", &kept)]));
+        let before = ledger.reservations["o1"].value.clone();
+        assert_eq!(ledger.decide("o1", now(), &Wish::Keep), Ok(Answer::Kept));
+        assert_eq!((&ledger.reservations["o1"].value, ledger.reservations["o1"].changed), (&before, true));
+        assert!(!ledger.stock["a"].changed);
+        // One of an order that had the id before is left to expire.
+        assert_eq!(ledger.decide("o1", nth(3), &Wish::Keep), Ok(Answer::Kept));
+        assert_eq!(ledger.reservations["o1"].value, before);
+    }
+    let mut ledger = Ledger::read(&records(&[("stock.a", "5")]));
+    assert_eq!(ledger.decide("o1", now(), &Wish::Keep), Ok(Answer::Kept));
+    assert!(ledger.reservations.is_empty(), "nothing is made up");
+    assert_eq!(remembered(&[("a", 1)]).decide("o1", now(), &Wish::Keep), Err(Unsure));
 }
 
 #[test]

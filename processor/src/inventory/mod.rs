@@ -1,30 +1,29 @@
 //! Inventory: reserves all of an order's stock or none of it, and releases it again.
 
-mod batch;
 mod ledger;
+mod opening;
+mod orphaned;
 mod reservations;
-mod store;
 
-use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use backbone::connection::Connection;
+use backbone::log::OrderLog;
 use backbone::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, StockLine, StockReleased, StockReserved, Undo};
 
-pub use store::{
-    BUCKET, InventoryConfig, Reservation, ReservationState, Stock, StoreError, provision, reservation_key,
-    stock_key,
-};
+use tracing::warn;
+
+pub use opening::{InventoryConfig, Stock};
+pub use stock::{BUCKET, Reservation, ReservationState, StoreError, provision, reservation_key, stock_key};
 
 use crate::step::{Step, StepError};
 use ledger::{Answer, Wish};
 use reservations::Reservations;
-use store::{SKU_RULE, Store, is_sku};
-
-/// Most SKUs of one order: as many as the gateway allows items.
-const ORDER_SKUS_MAX: usize = 100;
+use stock::{ORDER_SKUS_MAX, Presence, SKU_RULE, Units, is_sku};
+use tokio_util::task::AbortOnDropHandle;
 
 /// Reason of an order that asked for more than there is.
 pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
@@ -33,18 +32,31 @@ pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
 #[derive(Debug)]
 pub struct Inventory {
     reservations: Reservations,
+    presence: Presence,
+    _following: AbortOnDropHandle<Infallible>,
+    _looking: AbortOnDropHandle<()>,
 }
 
 impl Inventory {
-    /// Opens the inventory behind `connection`, setting it up where it is missing. One attempt at an order may take
+    /// Opens the inventory behind `connection`, setting it up where it was never there. One attempt at an order may take
     /// `attempt_timeout`, of which the inventory takes half at the most.
     pub async fn open(
         config: &InventoryConfig,
         connection: Connection,
         attempt_timeout: Duration,
-    ) -> Result<Self, StoreError> {
-        let store = Store::open(connection, config).await?;
-        Ok(Self { reservations: Reservations::start(store, attempt_timeout / 2) })
+    ) -> anyhow::Result<Self> {
+        let presence = Presence::new(connection.clone());
+        let store = opening::open(&presence, connection.clone(), config).await?;
+        let log = OrderLog::new(connection, Self::NAME).await?;
+        let watched = presence.clone();
+        let following = tokio::spawn(async move { watched.keep().await });
+        let looking = tokio::spawn(orphaned::look_for_them(store.clone(), log));
+        Ok(Self {
+            reservations: Reservations::start(store, attempt_timeout / 2),
+            presence,
+            _following: AbortOnDropHandle::new(following),
+            _looking: AbortOnDropHandle::new(looking),
+        })
     }
 }
 
@@ -54,6 +66,10 @@ impl Step for Inventory {
     const UNDOES: Option<Undo> = Some(Undo::Release);
     /// A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
     const WORKER_POOL_SIZE: u16 = 128;
+
+    fn lacks(&self) -> Option<&'static str> {
+        self.presence.missing()
+    }
 
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let wanted = units_of(order)?;
@@ -65,6 +81,7 @@ impl Step for Inventory {
                 Err(StepError::Unexpected("the reservation was already released".to_owned()))
             }
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
+            Answer::Kept => Err(StepError::Unexpected("a reservation was only kept".to_owned())),
         }
     }
 
@@ -72,15 +89,21 @@ impl Step for Inventory {
         match self.reservations.ask(order, Wish::Release).await? {
             Answer::Released(units) => Ok(Some(Detail::Released(StockReleased { lines: lines(units) }))),
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
-            Answer::Held | Answer::OutOfStock(_) => {
+            Answer::Held | Answer::Kept | Answer::OutOfStock(_) => {
                 Err(StepError::Unexpected("a release was not released".to_owned()))
             }
         }
     }
-}
 
-/// Units by SKU.
-type Units = BTreeMap<String, u64>;
+    async fn keep(&self, order: &Order) -> Result<(), StepError> {
+        let answer = self.reservations.ask(order, Wish::Keep).await?;
+        // That a record cannot be read is found when it is needed, and is no reason to park an order that waits for another step.
+        if let Answer::Refused(reason) = answer {
+            warn!(order_id = order.order_id, reason, "reservation not kept for an order that is carried");
+        }
+        Ok(())
+    }
+}
 
 /// What the order wants. Only an order that no gateway accepted breaks a rule here; it must not get as far as a
 /// batch, where it would hold up the others.

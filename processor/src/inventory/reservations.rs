@@ -8,16 +8,17 @@ use backbone::backoff::Backoff;
 use backbone::direct_get::ReadError;
 use backbone::trace::{KeyValue, Span, SpanKind, attribute};
 use proto::orders::v1::Order;
+use stock::{
+    BUCKET, Batch, CommitError, ORDER_SKUS_MAX, Records, ReservationState, Store, WRITES_MAX,
+    reservation_key, stock_key,
+};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
-use super::ORDER_SKUS_MAX;
-use super::batch::{Batch, CommitError, WRITES_MAX};
 use super::ledger::{Answer, Entry, Ledger, Unsure, Wish};
-use super::store::{BUCKET, Records, ReservationState, Store, reservation_key, stock_key};
 use crate::incarnation::Incarnation;
 use crate::step::StepError;
 
@@ -70,7 +71,7 @@ impl Reservations {
         let late = |_| Err(StepError::Unavailable("inventory: no commit in time".to_owned()));
         let answer = timeout(self.answer_timeout, answered).await.unwrap_or_else(late);
         match &answer {
-            Ok(Answer::Held | Answer::Released(_) | Answer::OutOfStock(_)) => {}
+            Ok(Answer::Held | Answer::Kept | Answer::Released(_) | Answer::OutOfStock(_)) => {}
             Ok(Answer::Refused(reason)) => span.fail("refused", reason),
             Err(error) => span.fail("unavailable", error),
         }
@@ -83,6 +84,7 @@ fn asking(order: &Order, wish: &Wish) -> Span {
     let operation = match wish {
         Wish::Reserve(_) => "reserve",
         Wish::Release => "release",
+        Wish::Keep => "keep",
     };
     let span = Span::current().child(SpanKind::Client, || format!("{operation} {BUCKET}").into());
     span.set(|| {
@@ -129,6 +131,7 @@ impl Clerk {
                 let Ok(next) = queue.try_recv() else { break };
                 requests.push(next);
             }
+            self.store.look().await;
             self.settle(requests).await;
         }
     }
@@ -215,7 +218,7 @@ impl Clerk {
     fn remember(&self, requests: &[Request]) -> Ledger {
         let wanted = requests.iter().flat_map(|request| match &request.wish {
             Wish::Reserve(units) => units.keys().collect(),
-            Wish::Release => Vec::new(),
+            Wish::Release | Wish::Keep => Vec::new(),
         });
         Ledger::remembered(
             wanted.filter_map(|sku| Some((sku.clone(), self.stock.get(sku)?.clone()))).collect(),
@@ -280,7 +283,7 @@ fn decide(mut ledger: Ledger, requests: &[Request]) -> Result<(Ledger, Vec<Answe
 fn keys(request: &Request) -> Vec<String> {
     let wanted = match &request.wish {
         Wish::Reserve(units) => units.keys().map(|sku| stock_key(sku)).collect(),
-        Wish::Release => Vec::new(),
+        Wish::Release | Wish::Keep => Vec::new(),
     };
     [vec![reservation_key(&request.order_id)], wanted].concat()
 }
@@ -290,6 +293,7 @@ fn writes(requests: &[Request]) -> usize {
     let writes = |request: &Request| match &request.wish {
         Wish::Reserve(units) => units.len() + 1,
         Wish::Release => WISH_WRITES_MAX,
+        Wish::Keep => 1,
     };
     requests.iter().map(writes).sum()
 }

@@ -10,7 +10,7 @@ use std::fmt;
 
 use async_nats::jetstream::consumer::PriorityPolicy;
 use backbone::subjects::EventKind::{
-    Cancelled, Created, Failed, Fulfilled, Paid, Redriven, Refunded, Rejected, Released, Reserved,
+    Cancelled, Carried, Created, Failed, Fulfilled, Paid, Redriven, Refunded, Rejected, Released, Reserved,
 };
 use backbone::subjects::{self, EventKind};
 use harness::{DELIVERY, Deployment, Moment, Options, eventually, every_one, item, order_of, these};
@@ -31,6 +31,7 @@ use crate::stuck_consumers::edit;
 const RESERVE: &[&str] = &[DELIVERY, "write stock", "write reservation", "append reserved", "ack"];
 const REFUSE: &[&str] = &[DELIVERY, "append rejected", "ack"];
 const RELEASE: &[&str] = &[DELIVERY, "write stock", "write reservation", "append released", "ack"];
+const KEEP: &[&str] = &[DELIVERY, "write reservation", "ack"];
 const RESERVE_TOO_LATE: &[&str] =
     &["append reserved", "write stock", "write reservation", "append released", "ack"];
 // Payment.
@@ -59,12 +60,16 @@ const MAKE_ANEW: &[&str] = &["delete consumer", "make consumer", DELIVERY, "appe
 const CREATE: &[&str] = &["append created"];
 const CANCEL: &[&str] = &["append cancelled"];
 const REDRIVE: &[&str] = &["append redriven", "letter redriven", "unlist letter"];
+const CARRY: &[&str] = &["append carried"];
 const DISCARD: &[&str] = &["letter discarded", "unlist letter"];
 
-const LISTS: [&[&str]; 18] = [
+const CHANGE_STOCK: &[&str] = &["write stock", "write change"];
+
+const LISTS: [&[&str]; 21] = [
     RESERVE,
     REFUSE,
     RELEASE,
+    KEEP,
     RESERVE_TOO_LATE,
     CAPTURE,
     DECLINE,
@@ -80,6 +85,8 @@ const LISTS: [&[&str]; 18] = [
     CANCEL,
     REDRIVE,
     DISCARD,
+    CHANGE_STOCK,
+    CARRY,
 ];
 
 /// Attempts at an order before it is parked.
@@ -167,8 +174,20 @@ async fn at_each_point(
 
 /// A deployment in which one program can be killed at a point.
 async fn deployment(program: &'static str) -> Deployment {
-    let mut options =
-        Options { wired: Some(program), payment_sandbox: program == "payment", ..Options::default() };
+    deployment_with(program, Options::default()).await
+}
+
+/// The same, in which orders are carried that are not finished within a second.
+async fn carrying(program: &'static str) -> Deployment {
+    deployment_with(
+        program,
+        Options { gateway: vec![("CARRY_AFTER", "1s".to_owned())], ..Options::default() },
+    )
+    .await
+}
+
+async fn deployment_with(program: &'static str, options: Options) -> Deployment {
+    let mut options = Options { wired: Some(program), payment_sandbox: program == "payment", ..options };
     options.processors = vec![("ACK_WAIT", "500ms".to_owned()), ("MAX_ATTEMPTS", ATTEMPTS_MAX.to_string())];
     let waybill = Deployment::start_with(options).await;
     for step in ["inventory", "payment", "fulfilment"] {
@@ -473,6 +492,45 @@ async fn a_step_killed_at_any_point_of_taking_a_letter_back_leaves_none() {
     .await;
 }
 
+/// An order that is carried while payment stands still, and ends well afterwards.
+async fn is_carried(waybill: &mut Deployment, program: &'static str, point: &Point) {
+    waybill.processor("payment").pause();
+    let order = place(waybill, CUSTOMER, point).await;
+    waybill.reached(&order.order_id, OrderStatus::Reserved).await;
+    if program == "inventory" {
+        waybill.idle("inventory").await;
+    }
+    point.arm(waybill);
+    point.die(waybill).await;
+    eventually("an order that is carried", async || {
+        waybill.history(&order.order_id).await.contains(&Carried).then_some(())
+    })
+    .await;
+    waybill.processor("payment").resume();
+    let (status, mut kinds) = end_of(waybill, program, &order).await;
+    kinds.dedup();
+    assert_eq!((status, kinds), ended(OrderStatus::Fulfilled, [Created, Reserved, Carried, Paid, Fulfilled]));
+    check_stock(waybill, &order, true).await;
+}
+
+#[tokio::test]
+async fn a_gateway_killed_at_any_point_of_carrying_carries_the_order() {
+    let mut waybill = carrying(GATEWAY).await;
+    at_each_point(&mut waybill, GATEWAY, CARRY, async |waybill, point| {
+        is_carried(waybill, GATEWAY, point).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn inventory_killed_at_any_point_of_keeping_a_reservation_keeps_it() {
+    let mut waybill = carrying("inventory").await;
+    at_each_point(&mut waybill, "inventory", KEEP, async |waybill, point| {
+        is_carried(waybill, "inventory", point).await;
+    })
+    .await;
+}
+
 /// Whoever is worked on at the same time dies as often, and is not blamed for it.
 #[tokio::test]
 async fn an_order_that_kills_its_step_each_time_is_parked_and_no_other() {
@@ -669,6 +727,25 @@ async fn a_gateway_killed_at_any_point_of_a_discard_discards_once() {
         waybill.operations().discard_dead_letter(request).await.unwrap();
         assert_eq!(waybill.letter(&id).await.unwrap().state(), DeadLetterState::Discarded);
         assert!(waybill.open_letters().await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gateway_killed_at_any_point_of_a_change_of_stock_makes_it_once() {
+    let mut waybill = deployment(GATEWAY).await;
+    at_each_point(&mut waybill, GATEWAY, CHANGE_STOCK, async |waybill, point| {
+        let before = waybill.available("widget").await;
+        point.arm(waybill);
+        let answer = waybill.add_stock(&point.request_id(), "widget", 50).await;
+        assert_eq!(answer.is_ok(), point.at.is_none(), "{answer:?}");
+        point.die(waybill).await;
+        let again = waybill.add_stock(&point.request_id(), "widget", 50).await.unwrap();
+        assert_eq!(waybill.available("widget").await, before + 50);
+        assert_eq!(again.stock.unwrap().available_units, i64::try_from(before + 50).unwrap());
+        // The broker decides with the last message of the two.
+        let stored = point.at.is_none_or(|at| at == ("write change", Moment::Unanswered));
+        assert_eq!(again.repeated, stored, "{point}");
     })
     .await;
 }

@@ -165,7 +165,8 @@ async fn outage_of_the_bucket(settings: &[(&'static str, &str)]) {
     assert!(waybill.letters_kept().await.is_empty());
 
     waybill.kill_processors("inventory");
-    waybill.broker.provision().await;
+    waybill.broker.provision_with(&[]).await;
+    waybill.add_stock("after the loss", "widget", 10).await.unwrap();
     waybill.start_processor("inventory");
     assert_eq!(waybill.statuses(&ids(&orders)).await.get(&OrderStatus::Fulfilled), Some(&10));
     assert!(waybill.letters_kept().await.is_empty());

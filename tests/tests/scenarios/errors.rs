@@ -13,6 +13,9 @@ use harness::issuer::{AUDIENCE, ISSUER, SigningKey, claims, key_set, seconds_fro
 use harness::{Deployment, Options, Shows, eventually, item, order_of, these};
 use http::uri::PathAndQuery;
 use nix::sys::signal::Signal;
+use processor::inventory::{BUCKET, stock_key};
+use proto::inventory::v1::stock_service_client::StockServiceClient;
+use proto::inventory::v1::{AddStockRequest, ListStockRequest, RemoveStockRequest, SetStockRequest};
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::operations::v1::{DeadLetter, DeadLetterReason, DeadLetterState, DiscardDeadLetterRequest};
 use proto::orders::v1::{
@@ -109,9 +112,18 @@ async fn watch(
 }
 
 /// A letter that cannot be redriven, and one that was.
-async fn operators_refusals(waybill: &Deployment) -> [Result<(), Status>; 2] {
+async fn operators_refusals(waybill: &Deployment) -> [Result<(), Status>; 5] {
     let (channel, operator) = (waybill.operations_channel(), Shows::key("operator"));
-    let mut operations = DeadLetterServiceClient::with_interceptor(channel, operator);
+    let mut operations = DeadLetterServiceClient::with_interceptor(channel.clone(), operator.clone());
+    let stock = StockServiceClient::with_interceptor(channel, operator);
+    let (mut adding, mut removing, mut setting) = (stock.clone(), stock.clone(), stock);
+    waybill.inventory().await.put(stock_key("odd"), "oops".into()).await.unwrap();
+    let request_id = "request".to_owned();
+    let add = AddStockRequest { request_id: request_id.clone(), sku: "odd".to_owned(), units: 1 };
+    let sku = "widget".to_owned();
+    let remove =
+        RemoveStockRequest { request_id: request_id.clone(), sku: sku.clone(), units: 1_000_000_000_000 };
+    let set = SetStockRequest { request_id, sku, available_units: 1, expected_revision: 1 };
     let letters = waybill.dead_letters().await;
     let undecodable = LetterId::new("inventory", Revision(1_000_001)).unwrap();
     let redriven = LetterId::new("inventory", Revision(1_000_002)).unwrap();
@@ -125,6 +137,9 @@ async fn operators_refusals(waybill: &Deployment) -> [Result<(), Status>; 2] {
     [
         operations.redrive_dead_letters(these(&[&undecodable.to_string()])).await.map(drop),
         operations.discard_dead_letter(discard).await.map(drop),
+        adding.add_stock(add).await.map(drop),
+        removing.remove_stock(remove).await.map(drop),
+        setting.set_stock(set).await.map(drop),
     ]
 }
 
@@ -255,6 +270,14 @@ async fn every_documented_reason_is_given_with_its_code_and_details() {
     watched.message().await.unwrap();
     jetstream.delete_stream(ORDERS).await.unwrap();
     seen.refused(Err::<(), _>(watched.message().await.unwrap_err()));
+
+    jetstream.delete_stream(format!("KV_{BUCKET}")).await.unwrap();
+    let stock = StockServiceClient::with_interceptor(waybill.operations_channel(), Shows::key("operator"));
+    let missed = eventually("a bucket that is missed", async || {
+        let listed = stock.clone().list_stock(ListStockRequest::default()).await;
+        listed.err().filter(|status| status.code() == Code::FailedPrecondition)
+    });
+    seen.refused(Err::<(), _>(missed.await));
 
     waybill.broker.kill();
     eventually("a refusal", async || {

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 
 use harness::{Deployment, Options, PATIENCE, Shows, health};
+use proto::inventory::v1::AddStockRequest;
+use proto::inventory::v1::stock_service_client::StockServiceClient;
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::operations::v1::{DeadLetterFilter, ListDeadLettersRequest, ListDeadLettersResponse};
 use proto::orders::v1::OrderStatus;
@@ -79,6 +81,22 @@ async fn only_operators_get_in_and_only_by_their_own_address() {
         client.list_dead_letters(ListDeadLettersRequest::default()).await.map(drop)
     };
     listed(Shows::key("operator"), waybill.operations_channel()).await.unwrap();
+    // The stock too: neither seen nor changed by anybody else.
+    let changed = async |shows: Shows, channel| {
+        let mut client = StockServiceClient::with_interceptor(channel, shows);
+        let request =
+            AddStockRequest { request_id: "delivery".to_owned(), sku: "widget".to_owned(), units: 1 };
+        client.add_stock(request).await.map(drop)
+    };
+    let refused = changed(Shows::key("shop"), waybill.operations_channel()).await.unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::PermissionDenied, "the credential lacks the role operations")
+    );
+    let refused = changed(Shows::default(), waybill.operations_channel()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let elsewhere = changed(Shows::key("operator"), waybill.channel()).await.unwrap_err();
+    assert_eq!(elsewhere.code(), Code::Unimplemented);
     for (shows, code, reason) in [
         (Shows::default(), Code::Unauthenticated, "CREDENTIAL_MISSING"),
         (Shows::key("nobody"), Code::Unauthenticated, "CREDENTIAL_INVALID"),
@@ -90,7 +108,7 @@ async fn only_operators_get_in_and_only_by_their_own_address() {
     }
     let elsewhere = listed(Shows::key("operator"), waybill.channel()).await.unwrap_err();
     assert_eq!(elsewhere.code(), Code::Unimplemented);
-    for service in ["", "operations.v1.DeadLetterService"] {
+    for service in ["", "operations.v1.DeadLetterService", "inventory.v1.StockService"] {
         let state = health(waybill.operations_channel(), service).await;
         assert_eq!(state, Some(ServingStatus::Serving), "{service}");
     }

@@ -144,8 +144,13 @@ async fn a_gateway_says_what_its_stream_waits_for() {
     waybill.ready().await;
 }
 
+/// Every program looks at the log once a second.
+async fn looked_at() {
+    tokio::time::sleep(Duration::from_secs(3)).await;
+}
+
 async fn told_and_made_anew(waybill: &mut Deployment) {
-    for word in ["not ready", "the orders that it held are lost"] {
+    for word in ["not ready", "the order log has lost events"] {
         let told = |fields: &Value| fields["message"].as_str()?.contains(word).then_some(());
         waybill.gateway.process.logged(word, told).await;
     }
@@ -157,6 +162,7 @@ async fn a_stream_that_is_deleted_is_made_anew_and_orders_go_on() {
     let mut waybill = Deployment::start().await;
     let order = waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
     waybill.finished(&order.order_id).await;
+    looked_at().await;
     waybill.jetstream().await.delete_stream(ORDERS).await.unwrap();
     // Not there at all, or there again and without the order.
     let refusal = waybill.get(&order.order_id).await.unwrap_err();
@@ -171,6 +177,8 @@ async fn a_stream_that_is_deleted_is_made_anew_and_orders_go_on() {
 async fn a_broker_that_comes_back_without_its_data_gets_a_new_stream() {
     // A processor that starts makes a missing stream too; here the gateway is alone.
     let mut waybill = Deployment::start_with(Options { replicas: 0, ..Options::default() }).await;
+    waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
+    looked_at().await;
     waybill.broker.lose_data();
     waybill.broker.start().await;
     told_and_made_anew(&mut waybill).await;

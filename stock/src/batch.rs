@@ -14,29 +14,32 @@ use bytes::Bytes;
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::store::STREAM;
+use crate::records::STREAM;
+use crate::store::TTL;
 
 /// Most writes of one batch; the server's own limit.
-pub(super) const WRITES_MAX: usize = 1000;
+pub const WRITES_MAX: usize = 1000;
 
 /// One write of a batch.
 #[derive(Debug)]
-pub(super) struct Write {
-    pub(super) subject: String,
-    pub(super) value: Bytes,
+pub struct Write {
+    /// Where it lies.
+    pub subject: String,
+    /// What it says.
+    pub value: Bytes,
     /// Sequence of the last message on the subject.
-    pub(super) expected: Revision,
+    pub expected: Revision,
     /// When the value expires, if it does.
-    pub(super) ttl: Option<Duration>,
+    pub ttl: Option<Duration>,
 }
 
 /// Writes that belong together. No two may have the same subject.
 #[derive(Debug, Default)]
-pub(super) struct Batch(Vec<Write>);
+pub struct Batch(Vec<Write>);
 
 /// Why a batch was not committed.
 #[derive(Debug, Error)]
-pub(super) enum CommitError {
+pub enum CommitError {
     /// A record was not as expected; nothing was stored.
     #[error("a record has changed meanwhile")]
     Conflict,
@@ -52,16 +55,18 @@ pub(super) enum CommitError {
 }
 
 impl Batch {
-    pub(super) fn write(&mut self, write: Write) {
+    /// Adds a write.
+    pub fn write(&mut self, write: Write) {
         self.0.push(write);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Sends the batch; tells the revision of each write, in their order.
-    pub(super) async fn commit(self, connection: &Connection) -> Result<Vec<Revision>, CommitError> {
+    pub async fn commit(self, connection: &Connection) -> Result<Vec<Revision>, CommitError> {
         let storage = connection.storage();
         storage.admit(STREAM).map_err(CommitError::Full)?;
         let connects = *connection.connects().borrow();
@@ -92,7 +97,7 @@ impl Batch {
             headers.insert("Nats-Batch-Sequence", (i + 1).to_string());
             headers.insert("Nats-Expected-Last-Subject-Sequence", write.expected.to_string());
             if let Some(ttl) = write.ttl {
-                headers.insert("Nats-TTL", format!("{}s", ttl.as_secs()));
+                headers.insert(TTL, format!("{}s", ttl.as_secs()));
             }
             if i + 1 < count {
                 let sent = client.publish_with_headers(write.subject, headers, write.value).await;
@@ -113,6 +118,21 @@ impl Batch {
             return Ok((first..=last).map(Revision).collect());
         }
         Ok(Vec::new())
+    }
+}
+
+impl Write {
+    /// Sends this write alone, which is quicker than a batch; tells its revision.
+    pub async fn put(self, connection: &Connection) -> Result<Revision, CommitError> {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Subject-Sequence", self.expected.to_string());
+        if let Some(ttl) = self.ttl {
+            headers.insert(TTL, format!("{}s", ttl.as_secs()));
+        }
+        let jetstream = connection.jetstream();
+        let ack = async { jetstream.publish_with_headers(self.subject, headers, self.value).await?.await };
+        let ack = ack.await.map_err(|error| commit_error(&error))?;
+        Ok(Revision(ack.sequence))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a newer version has said of an order and this one does not know, carried on into what this one says of it.
+//! What a newer version has said of an order and this one does not know, kept in what this one says of it.
 //!
 //! A snapshot is made of the one before it. Read and written again as this version knows it, it would lose the fields of a
 //! newer one, for good: while both run side by side, whichever step comes next may be the older. So of a snapshot that has
@@ -34,14 +34,14 @@ pub(crate) fn beyond(event: &OrderEvent, payload: &Bytes) -> Bytes {
     if order.len() > known { order.into() } else { Bytes::new() }
 }
 
-/// The event as it is stored, and its order with what was `carried` beyond it.
-pub(crate) fn encode(event: &mut OrderEvent, carried: &Bytes) -> Bytes {
-    if carried.is_empty() {
+/// The event as it is stored, and its order with the fields in `unknown`.
+pub(crate) fn encode(event: &mut OrderEvent, unknown: &Bytes) -> Bytes {
+    if unknown.is_empty() {
         return event.encode_to_vec().into();
     }
     let order = event.order.take().unwrap_or_default();
     let mut bytes = event.encode_to_vec();
-    let kept = fields(carried.clone()).filter(|(number, _)| !CHANGING.contains(number));
+    let kept = fields(unknown.clone()).filter(|(number, _)| !CHANGING.contains(number));
     let mut snapshot: Vec<u8> = kept.flat_map(|(_, field)| field).collect();
     snapshot.extend(changing(&order).encode_to_vec());
     encode_key(ORDER, WireType::LengthDelimited, &mut bytes);
@@ -149,12 +149,12 @@ mod tests {
         for (i, detail) in life.into_iter().enumerate() {
             assert_eq!(times_in(&stored), 2, "before {detail:?}");
             let before = OrderEvent::decode(stored.clone()).unwrap();
-            let carried = beyond(&before, &stored);
+            let unknown = beyond(&before, &stored);
             let now = Timestamp { seconds: 1_800_000_001, nanos: i32::try_from(i).unwrap() };
             let after = lifecycle::apply(&before.order.unwrap(), &detail, now).unwrap();
             let mut next =
                 OrderEvent { previous_revision: Revision(7).0, detail: Some(detail), ..event(after) };
-            stored = encode(&mut next, &carried);
+            stored = encode(&mut next, &unknown);
             assert_eq!(OrderEvent::decode(stored.clone()).unwrap(), next, "nothing else is changed by it");
         }
         assert_eq!(times_in(&stored), 2);

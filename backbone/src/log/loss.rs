@@ -1,0 +1,299 @@
+//! Whether events were lost between two looks at the log: pure.
+//!
+//! Waybill never deletes an event, and the broker deletes one only when it is older than `max_age`. So whatever else is
+//! missing was purged, deleted, or lost with the broker's store. STREAM.INFO shows that: the number of messages falls by
+//! more than has expired, the sequence goes back, or the stream is another one.
+//!
+//! Barriers (`barrier.rs`) expire after 10 s. How many have expired between two looks is known as a bound only: as many as
+//! there were at the first. So in a replicated log a removal of no more events than that, a few dozen, is not noticed, and
+//! of a larger one as many fewer are counted.
+
+use std::time::{Duration, SystemTime};
+
+/// Messages that are so close to the end of their time count as expired, whatever the clocks of the servers say.
+pub(super) const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
+/// Between looks that lie no further apart, no barrier expires that was written since the first.
+const BARRIERS_KEPT: Duration = Duration::from_secs(9);
+
+/// How the log was at one moment, by the broker's clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Look {
+    /// When it was looked at.
+    pub(super) at: SystemTime,
+    /// When the stream was made.
+    pub(super) created: SystemTime,
+    /// How long messages are kept; zero is for ever.
+    pub(super) max_age: Duration,
+    pub(super) messages: u64,
+    /// How many of the messages are barriers.
+    pub(super) barriers: u64,
+    pub(super) first: u64,
+    pub(super) last: u64,
+    pub(super) first_time: SystemTime,
+    pub(super) last_time: SystemTime,
+    /// The first sequence that cannot expire within the margin, and when that was found out. `None`: not known.
+    pub(super) keeps: Option<Keeps>,
+}
+
+/// From where on the log keeps its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Keeps {
+    pub(super) from: u64,
+    /// Until then nothing from there on expires.
+    pub(super) until: SystemTime,
+}
+
+/// What kind of loss it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The stream was deleted or its store was wiped, and it was made anew.
+    Replaced,
+    /// Messages were purged or deleted.
+    Removed,
+    /// The stream's last messages are gone, as after the return of an older copy of the store.
+    RolledBack,
+    /// Records outside of the log speak of events that it does not have.
+    Missing,
+}
+
+impl Cause {
+    /// In words, for the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Replaced => "the stream was deleted or its store was wiped, and it was made anew",
+            Self::Removed => "events were purged or deleted",
+            Self::RolledBack => "the last events are gone, as after the return of an older store",
+            Self::Missing => "other records name events that the log does not have",
+        }
+    }
+}
+
+/// Events that the log had and has no longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// What happened.
+    pub cause: Cause,
+    /// How many are known to be lost. There may be more, written and lost between two looks.
+    pub events: u64,
+    /// They are among these sequences.
+    pub sequences: (u64, u64),
+    /// And were stored between these times.
+    pub times: (SystemTime, SystemTime),
+}
+
+impl Look {
+    /// The same with what was appended up to `sequence` since, and is known to be stored at the latest at `at`.
+    pub(super) fn and_appended(&self, sequence: u64, at: SystemTime) -> Self {
+        if sequence <= self.last {
+            return self.clone();
+        }
+        let first_time = if self.messages == 0 { self.at } else { self.first_time };
+        let messages = self.messages + (sequence - self.last);
+        Self { messages, last: sequence, first_time, last_time: at, ..self.clone() }
+    }
+
+    /// How many of the messages are events.
+    pub(super) fn events(&self) -> u64 {
+        self.messages.saturating_sub(self.barriers)
+    }
+
+    /// How long from now on none of the messages can expire, because the oldest is young enough.
+    pub(super) fn expires_within(&self, margin: Duration) -> bool {
+        let is_kept = |age: Duration| age + margin < self.max_age;
+        !self.max_age.is_zero()
+            && self.messages > 0
+            && !self.at.duration_since(self.first_time).is_ok_and(is_kept)
+    }
+
+    /// What was lost since the look `before`. A sequence that has gone back is not judged here: a leader that was deposed
+    /// and does not know it yet answers like that.
+    pub(super) fn lost_since(&self, before: &Self) -> Option<Loss> {
+        if self.created != before.created {
+            return (before.events() > 0).then_some(Loss {
+                cause: Cause::Replaced,
+                events: before.events(),
+                sequences: (before.first, before.last),
+                times: (before.first_time, before.last_time),
+            });
+        }
+        if self.last < before.last {
+            return None;
+        }
+        let removed = (before.messages + (self.last - before.last)).saturating_sub(self.messages);
+        let barriers = self.barriers_expired_since(before);
+        let events = removed.saturating_sub(self.expired_since(before) + barriers);
+        // What was removed from the front reaches up to what is now the first.
+        let is_front =
+            self.first > before.first && events + barriers >= removed.min(self.first - before.first);
+        let to_time = if is_front && self.messages > 0 { self.first_time } else { before.last_time };
+        let to = if is_front { self.first.saturating_sub(1) } else { before.last };
+        (events > 0).then_some(Loss {
+            cause: Cause::Removed,
+            events,
+            sequences: (before.first, to.max(before.first)),
+            times: (before.first_time, to_time),
+        })
+    }
+
+    /// How many barriers may have expired since then, at the most.
+    fn barriers_expired_since(&self, before: &Self) -> u64 {
+        if before.barriers + self.barriers == 0 {
+            return 0;
+        }
+        let apart = self.at.duration_since(before.at).unwrap_or_default();
+        let written = if apart > BARRIERS_KEPT { self.last.saturating_sub(before.last) } else { 0 };
+        before.barriers + written
+    }
+
+    /// How many messages may have expired since then, at the most.
+    fn expired_since(&self, before: &Self) -> u64 {
+        let from_front = self.first.saturating_sub(before.first);
+        if self.max_age.is_zero() && before.max_age.is_zero() {
+            return 0;
+        }
+        // Somebody keeps them for a shorter time from now on, or has done so between the looks.
+        if self.max_age != before.max_age {
+            return from_front;
+        }
+        match before.keeps {
+            Some(keeps) if self.at <= keeps.until => keeps.from.min(self.first).saturating_sub(before.first),
+            // The looks lie too far apart. All that is known is whether the last one was young.
+            Some(_) | None => {
+                let age_of_last = self.at.duration_since(before.last_time).unwrap_or_default();
+                let is_young = age_of_last + EXPIRY_MARGIN < self.max_age;
+                if self.first > before.last && is_young { 0 } else { from_front }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const S: Duration = Duration::from_secs(1);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn at(s: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + s)
+    }
+
+    /// A log of one message a second since second 1, of which those before `first` are gone.
+    fn look(now: u64, first: u64) -> Look {
+        Look {
+            at: at(now),
+            created: at(0),
+            max_age: HOUR,
+            messages: now + 1 - first,
+            barriers: 0,
+            first,
+            last: now,
+            first_time: at(first),
+            last_time: at(now),
+            keeps: Some(Keeps { from: first, until: at(now) + EXPIRY_MARGIN }),
+        }
+    }
+
+    #[test]
+    fn appending_loses_nothing() {
+        assert_eq!(look(20, 1).lost_since(&look(10, 1)), None);
+        assert_eq!(look(10, 1).lost_since(&look(10, 1)), None);
+    }
+
+    #[test]
+    fn a_purge_is_a_loss() {
+        let lost = look(434, 400).lost_since(&look(434, 1)).unwrap();
+        assert_eq!((lost.cause, lost.events, lost.sequences), (Cause::Removed, 399, (1, 399)));
+        assert_eq!(lost.times, (at(1), at(400)));
+        let all = Look { messages: 0, first: 435, ..look(434, 1) };
+        let lost = all.lost_since(&look(434, 1)).unwrap();
+        assert_eq!((lost.events, lost.sequences, lost.times), (434, (1, 434), (at(1), at(434))));
+    }
+
+    #[test]
+    fn what_is_deleted_within_is_a_loss() {
+        let holed = Look { messages: 96, ..look(100, 1) };
+        let lost = holed.lost_since(&look(90, 1)).unwrap();
+        assert_eq!((lost.cause, lost.events, lost.sequences), (Cause::Removed, 4, (1, 90)));
+        let same = Look { messages: 106, ..look(110, 1) };
+        assert_eq!(same.lost_since(&holed), None, "said once");
+    }
+
+    #[test]
+    fn barriers_that_expire_are_none() {
+        let before = Look { barriers: 8, ..look(100, 1) };
+        let expired = Look { messages: 93, barriers: 3, ..look(101, 1) };
+        assert_eq!(expired.lost_since(&before), None);
+        let purged = Look { messages: 42, barriers: 3, ..look(101, 1) };
+        let lost = purged.lost_since(&before).unwrap();
+        assert_eq!((lost.cause, lost.events), (Cause::Removed, 51));
+        // All that was written since were barriers.
+        let later = Look { messages: 92, barriers: 1, ..look(130, 1) };
+        assert_eq!(later.lost_since(&before), None);
+        let replaced = Look { created: at(1), ..look(1, 1) };
+        assert_eq!(replaced.lost_since(&before).unwrap().events, 92);
+    }
+
+    #[test]
+    fn what_expires_is_none() {
+        let expiring = Look { keeps: Some(Keeps { from: 70, until: at(3660) }), ..look(3600, 1) };
+        assert!(expiring.expires_within(EXPIRY_MARGIN) && !look(100, 1).expires_within(EXPIRY_MARGIN));
+        assert_eq!(look(3650, 50).lost_since(&expiring), None);
+        let lost = look(3650, 1000).lost_since(&expiring).unwrap();
+        assert_eq!(lost.events, 1000 - 70, "of those that could not expire");
+    }
+
+    #[test]
+    fn nothing_is_made_of_looks_that_lie_far_apart_but_that_all_is_gone() {
+        let before = look(3600, 1);
+        assert_eq!(look(5000, 1400).lost_since(&before), None);
+        let empty = Look { messages: 0, first: 3601, last: 3600, ..look(5000, 1) };
+        assert_eq!(empty.lost_since(&before).unwrap().events, 3600);
+        let after_all = Look { at: at(8000), ..empty };
+        assert_eq!(after_all.lost_since(&before), None, "all of it was old enough");
+    }
+
+    #[test]
+    fn another_retention_explains_what_goes() {
+        let shorter = Look { max_age: S, ..look(100, 99) };
+        assert_eq!(shorter.lost_since(&look(100, 1)), None);
+        let for_ever = Look { max_age: Duration::ZERO, ..look(100, 1) };
+        let purged = Look { max_age: Duration::ZERO, ..look(100, 99) };
+        assert_eq!(purged.lost_since(&for_ever).unwrap().events, 98);
+    }
+
+    #[test]
+    fn another_stream_has_lost_all_that_the_former_held() {
+        let new = Look { created: at(500), ..look(0, 1) };
+        let lost = new.lost_since(&look(434, 35)).unwrap();
+        assert_eq!((lost.cause, lost.events, lost.sequences), (Cause::Replaced, 400, (35, 434)));
+        assert_eq!(new.lost_since(&look(0, 1)), None, "it held nothing");
+    }
+
+    #[test]
+    fn what_was_appended_since_the_last_look_is_lost_too() {
+        let before = look(10, 1).and_appended(12, at(11));
+        assert_eq!((before.messages, before.last_time), (12, at(11)));
+        assert_eq!(look(10, 1).and_appended(9, at(11)), look(10, 1), "seen before");
+        let empty = Look { messages: 0, first: 1, last: 0, ..look(0, 1) };
+        assert_eq!(empty.and_appended(3, at(1)).messages, 3);
+    }
+
+    proptest! {
+        /// Whatever a deposed leader answers between the looks, nothing is lost that comes back.
+        #[test]
+        fn an_old_answer_is_no_loss(now in 1u64..1000, ago in 0u64..1000) {
+            let (fresh, old) = (look(now, 1), look(now.saturating_sub(ago), 1));
+            prop_assert_eq!(old.lost_since(&fresh), None);
+            prop_assert_eq!(fresh.lost_since(&old), None);
+        }
+
+        #[test]
+        fn each_message_that_is_removed_is_counted(now in 2u64..1000, removed in 1u64..1000) {
+            let removed = removed.min(now);
+            let after = Look { messages: now - removed, ..look(now, 1) };
+            prop_assert_eq!(after.lost_since(&look(now, 1)).map(|loss| loss.events), Some(removed));
+        }
+    }
+}

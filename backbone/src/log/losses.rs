@@ -1,0 +1,397 @@
+//! Noticing that the log has lost events, and saying so until an operator acknowledges it.
+//!
+//! Every program looks at the stream once a second and compares it with its last look (`loss.rs`). What it finds it logs
+//! once, counts in a gauge, and writes to the stream's metadata, where its user at the broker may do that: so that later
+//! processes know it too, until `waybill provision --acknowledge-loss`.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::{Config, Info};
+use prost_types::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, error, info};
+
+use super::OrderLog;
+use super::loss::{Cause, EXPIRY_MARGIN, Keeps, Look, Loss};
+use crate::connection::Connection;
+use crate::direct_get::{self, ReadError};
+use crate::ids::Revision;
+use crate::metrics;
+use crate::stream::{ORDERS, PROVISION};
+use crate::subjects::ORDER_BARRIER;
+
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Until the first look, which all others are compared with.
+const FIRST_LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// A sequence that has gone back is a loss only when it stays there for so long: a leader that was deposed and does not
+/// know it yet answers from an older state.
+const ROLLED_BACK_AFTER: Duration = Duration::from_secs(30);
+/// Losses that lie closer together than this are the same one, noticed by several processes.
+const SAME_LOSS: Duration = Duration::from_secs(60);
+/// In the stream's metadata: how many events are lost and when that was noticed, as `<events>@<RFC 3339 time>`.
+const LOST: &str = "waybill_lost_events";
+/// And when an operator has acknowledged it.
+const ACKNOWLEDGED: &str = "waybill_loss_acknowledged";
+
+/// What this process knows of lost events. There is one log, however many have it open.
+static LOSSES: LazyLock<Losses> = LazyLock::new(Losses::default);
+
+#[derive(Debug, Default)]
+struct Losses {
+    /// Lost events that no operator has acknowledged, and when the latest of these losses was noticed.
+    unacknowledged: Mutex<Option<Mark>>,
+    /// Events that the log held at the last look, and the sequence of the last one.
+    held: AtomicU64,
+    last: AtomicU64,
+    /// The highest sequence that this process has appended since the log was made.
+    appended: AtomicU64,
+    counts: watch::Sender<LossCounts>,
+    /// When an operator has last acknowledged losses.
+    acknowledged: Mutex<Option<SystemTime>>,
+}
+
+/// How often events were found to be lost since the process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LossCounts {
+    /// The stream was another one: revisions begin anew, whether or not it held events.
+    pub replaced: u64,
+    /// Events were lost, so or otherwise.
+    pub all: u64,
+}
+
+/// A loss as the stream's metadata have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mark {
+    events: u64,
+    at: SystemTime,
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.events, rfc3339(self.at))
+    }
+}
+
+/// What STREAM.INFO says, with the broker's time.
+struct Answer {
+    ts: String,
+    info: Info,
+    /// How many of the stream's messages are barriers.
+    barriers: u64,
+}
+
+/// One process that looks.
+struct Watchman<'a> {
+    log: &'a OrderLog,
+    before: Option<Look>,
+    /// The last look before the sequence went back, and since when it has.
+    rolled_back: Option<(Look, Instant)>,
+}
+
+impl OrderLog {
+    /// Changes when events are found to be lost.
+    pub fn losses(&self) -> watch::Receiver<LossCounts> {
+        LOSSES.counts.subscribe()
+    }
+
+    /// Looks at the stream again and again; never ends. Called once in a process.
+    pub async fn watch_for_losses(&self) -> Infallible {
+        metrics::gauge(
+            "waybill.log.lost_events",
+            "Events that the order log has lost and no operator has acknowledged.",
+            move |gauge| gauge.observe(LOSSES.unacknowledged().map_or(0, |mark| mark.events), &[]),
+        );
+        let mut watchman = Watchman { log: self, before: None, rolled_back: None };
+        loop {
+            match timeout(LOOK_TIMEOUT, watchman.look()).await {
+                Ok(Ok(())) => {}
+                // The broker is away, or the stream is missing: the next look that is answered tells.
+                Ok(Err(error)) => debug!(%error, "order log not looked at"),
+                Err(_) => debug!("order log not looked at: no answer in time"),
+            }
+            let is_first = watchman.before.is_none();
+            sleep(if is_first { FIRST_LOOK_INTERVAL } else { LOOK_INTERVAL }).await;
+        }
+    }
+
+    /// Takes note that records outside of the log name events up to `sequence`, the latest of them written at `at`. Says
+    /// whether the log has lost them.
+    pub async fn compare_with(&self, sequence: u64, at: SystemTime) -> Result<bool, ReadError> {
+        let mut answer = ask(&self.connection).await?;
+        if sequence > answer.info.state.last_sequence && answer.info.config.num_replicas > 1 {
+            // The one who has answered may be deposed.
+            sleep(ROLLED_BACK_AFTER).await;
+            answer = ask(&self.connection).await?;
+        }
+        let last = answer.info.state.last_sequence;
+        let acknowledged = time_in(&answer.info.config, ACKNOWLEDGED);
+        if sequence <= last || acknowledged.is_some_and(|acknowledged| acknowledged >= at) {
+            return Ok(false);
+        }
+        let times = (answer.info.created.into(), at);
+        let loss =
+            Loss { cause: Cause::Missing, events: sequence - last, sequences: (last + 1, sequence), times };
+        // One that was noticed before says more.
+        if LOSSES.unacknowledged().is_none() {
+            LOSSES.say(&loss, SystemTime::now());
+        }
+        Ok(true)
+    }
+}
+
+impl Watchman<'_> {
+    async fn look(&mut self) -> Result<(), ReadError> {
+        let answer = ask(&self.log.connection).await?;
+        let mut look = look_of(&answer)?;
+        if let Some(acknowledged) = time_in(&answer.info.config, ACKNOWLEDGED) {
+            LOSSES.acknowledge(acknowledged);
+        }
+        look.keeps = self.keeps(&look).await;
+        if self.before.is_none() {
+            self.recall(&answer.info.config);
+        }
+        if let Some(loss) = self.loss(&look).await? {
+            LOSSES.say(&loss, look.at);
+            record(&self.log.connection, &answer.info.config, Mark { events: loss.events, at: look.at })
+                .await;
+        }
+        // Until it is known which answer is right, the later state is compared with.
+        if self.rolled_back.is_none() {
+            LOSSES.held.store(look.events(), Ordering::Relaxed);
+            LOSSES.last.store(look.last, Ordering::Relaxed);
+            self.before = Some(look);
+        }
+        Ok(())
+    }
+
+    /// What was lost since the last look.
+    async fn loss(&mut self, look: &Look) -> Result<Option<Loss>, ReadError> {
+        let Some(before) = &self.before else { return Ok(None) };
+        if look.created != before.created {
+            self.rolled_back = None;
+            let appended = LOSSES.appended.swap(0, Ordering::Relaxed);
+            let lost = look.lost_since(&before.and_appended(appended, look.at));
+            // Revisions begin anew, also where none is known to be lost.
+            LOSSES.counts.send_modify(|counts| counts.replaced += 1);
+            return Ok(lost);
+        }
+        if look.last >= before.last && self.rolled_back.is_none() {
+            return Ok(look.lost_since(before));
+        }
+        let (before, since) =
+            self.rolled_back.get_or_insert_with(|| (before.clone(), Instant::now())).clone();
+        if look.last >= before.last {
+            self.rolled_back = None;
+            // Others may have been appended in the place of those that were there. A barrier expires.
+            if self.log.stored_at(before.last).await?.is_none_or(|stored| stored == before.last_time) {
+                return Ok(look.lost_since(&before));
+            }
+        } else if since.elapsed() < ROLLED_BACK_AFTER {
+            return Ok(None);
+        }
+        self.rolled_back = None;
+        let first_lost = look.last.min(before.last) + 1;
+        Ok(Some(Loss {
+            cause: Cause::RolledBack,
+            events: (before.last + 1).saturating_sub(first_lost).max(1),
+            sequences: (first_lost.min(before.last), before.last),
+            times: (look.last_time.min(before.last_time), before.last_time),
+        }))
+    }
+
+    /// From where on nothing can expire soon. Asked for now and then, and only while something can.
+    async fn keeps(&self, look: &Look) -> Option<Keeps> {
+        let margin = EXPIRY_MARGIN.min(look.max_age / 2);
+        let known = self.before.as_ref().filter(|before| before.created == look.created);
+        let known = known.and_then(|before| before.keeps);
+        if let Some(keeps) = known.filter(|keeps| look.at + margin / 2 < keeps.until) {
+            return Some(keeps);
+        }
+        let until = look.at + margin;
+        if !look.expires_within(margin) {
+            return Some(Keeps { from: look.first, until });
+        }
+        let from = look.at.checked_sub(look.max_age)? + margin;
+        match direct_get::first_since(&self.log.connection.client, ORDERS, from).await {
+            Ok(first) => Some(Keeps { from: first.map_or(look.last + 1, |first| first.0), until }),
+            Err(error) => {
+                debug!(%error, "not known which events can expire");
+                known
+            }
+        }
+    }
+
+    /// A loss that an earlier process has noticed, and nobody has acknowledged.
+    fn recall(&self, config: &Config) {
+        let Some(mark) = unacknowledged(config) else { return };
+        let Mark { events, at } = mark;
+        error!(
+            events,
+            noticed_at = rfc3339(at),
+            "the order log has lost events, which no operator has acknowledged yet (waybill provision --acknowledge-loss)"
+        );
+        LOSSES.unacknowledged().get_or_insert(mark);
+    }
+}
+
+impl Losses {
+    /// Says it once, and to everybody who waits for it.
+    fn say(&self, loss: &Loss, at: SystemTime) {
+        let Loss { cause, events, sequences: (from, to), times: (from_time, to_time) } = loss;
+        error!(
+            events,
+            from_sequence = from,
+            to_sequence = to,
+            from_time = rfc3339(*from_time),
+            to_time = rfc3339(*to_time),
+            cause = cause.as_str(),
+            "the order log has lost events; the orders that they belong to may be lost"
+        );
+        let mut unacknowledged = self.unacknowledged();
+        let before = unacknowledged.map_or(0, |mark| mark.events);
+        *unacknowledged = Some(Mark { events: before + events, at });
+        drop(unacknowledged);
+        self.counts.send_modify(|counts| counts.all += 1);
+    }
+
+    /// Forgets what was noticed before `acknowledged`.
+    fn acknowledge(&self, acknowledged: SystemTime) {
+        *self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner) = Some(acknowledged);
+        if self.unacknowledged().take_if(|mark| mark.at <= acknowledged).is_some() {
+            info!("the loss of events is acknowledged");
+        }
+    }
+
+    /// Nothing panics while it is held, so poison would mean nothing.
+    fn unacknowledged(&self) -> MutexGuard<'_, Option<Mark>> {
+        self.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// This process has stored an event at `sequence`.
+pub(super) fn appended(Revision(sequence): Revision) {
+    LOSSES.appended.fetch_max(sequence, Ordering::Relaxed);
+}
+
+/// What a stream says in its metadata that this process makes in the place of one that held events: from its beginning, so
+/// that whoever starts before the next look knows that it is not the first.
+pub(crate) fn mark_of_successor() -> Option<(String, String)> {
+    let appended = LOSSES.appended.load(Ordering::Relaxed);
+    let unseen = appended.saturating_sub(LOSSES.last.load(Ordering::Relaxed));
+    let events = LOSSES.held.load(Ordering::Relaxed) + unseen;
+    (events > 0).then(|| (LOST.to_owned(), Mark { events, at: SystemTime::now() }.to_string()))
+}
+
+/// When an operator has last acknowledged losses, as far as this process has seen.
+pub fn loss_acknowledged() -> Option<SystemTime> {
+    *LOSSES.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has every program forget the losses that were noticed so far.
+pub async fn acknowledge_loss(connection: &Connection) -> Result<(), ReadError> {
+    let mut config = ask(connection).await?.info.config;
+    config.metadata.remove(LOST);
+    config.metadata.insert(ACKNOWLEDGED.to_owned(), rfc3339(SystemTime::now()));
+    update(connection, config).await
+}
+
+/// Whether the log has ever lost events, acknowledged or not, or stands in for a log that was lost.
+pub async fn has_ever_lost_events(connection: &Connection) -> Result<bool, ReadError> {
+    let config = ask(connection).await?.info.config;
+    Ok([LOST, ACKNOWLEDGED].iter().any(|key| config.metadata.contains_key(*key)))
+}
+
+/// Writes the loss to the stream's metadata, unless another process has done so.
+async fn record(connection: &Connection, config: &Config, mark: Mark) {
+    let mut config = config.clone();
+    let recorded = mark_in(&config);
+    if recorded.is_some_and(|recorded| distance(recorded.at, mark.at) < SAME_LOSS) {
+        return;
+    }
+    let events = mark.events + unacknowledged(&config).map_or(0, |mark| mark.events);
+    config.metadata.insert(LOST.to_owned(), Mark { events, ..mark }.to_string());
+    if let Err(error) = update(connection, config).await {
+        // The gauge tells for as long as this process lives.
+        info!(%error, "the loss is not recorded in the stream's metadata");
+    }
+}
+
+async fn update(connection: &Connection, config: Config) -> Result<(), ReadError> {
+    let updating = connection.jetstream.update_stream(config);
+    match connection.if_allowed(&format!("$JS.API.STREAM.UPDATE.{ORDERS}"), updating).await {
+        Some(Ok(_)) => Ok(()),
+        Some(Err(error)) => Err(ReadError::NoAnswer(error.to_string())),
+        None => Err(ReadError::Broker(PROVISION.to_owned())),
+    }
+}
+
+async fn ask(connection: &Connection) -> Result<Answer, ReadError> {
+    direct_get::reachable(&connection.client)?;
+    let asked: Result<Response<Value>, _> = connection
+        .jetstream
+        .request(format!("STREAM.INFO.{ORDERS}"), &json!({ "subjects_filter": ORDER_BARRIER }))
+        .await;
+    match asked {
+        Ok(Response::Ok(answer)) => answer_of(answer),
+        Ok(Response::Err { error }) => Err(ReadError::NoAnswer(error.to_string())),
+        Err(error) => Err(ReadError::NoAnswer(error.to_string())),
+    }
+}
+
+fn answer_of(answer: Value) -> Result<Answer, ReadError> {
+    let barriers = answer["state"]["subjects"][ORDER_BARRIER].as_u64().unwrap_or_default();
+    let ts = answer["ts"].as_str().unwrap_or_default().to_owned();
+    let info = serde_json::from_value(answer).map_err(|error| ReadError::Broker(error.to_string()))?;
+    Ok(Answer { ts, info, barriers })
+}
+
+fn look_of(Answer { ts, info, barriers }: &Answer) -> Result<Look, ReadError> {
+    let at = time_of(ts).ok_or_else(|| ReadError::Broker(format!("the time {ts}")))?;
+    let (config, state) = (&info.config, &info.state);
+    Ok(Look {
+        at,
+        created: info.created.into(),
+        max_age: config.max_age,
+        messages: state.messages,
+        barriers: *barriers,
+        first: state.first_sequence,
+        last: state.last_sequence,
+        first_time: state.first_timestamp.into(),
+        last_time: state.last_timestamp.into(),
+        keeps: None,
+    })
+}
+
+fn unacknowledged(config: &Config) -> Option<Mark> {
+    let acknowledged = time_in(config, ACKNOWLEDGED);
+    mark_in(config).filter(|mark| acknowledged.is_none_or(|acknowledged| mark.at > acknowledged))
+}
+
+fn mark_in(config: &Config) -> Option<Mark> {
+    let (events, at) = config.metadata.get(LOST)?.split_once('@')?;
+    Some(Mark { events: events.parse().ok()?, at: time_of(at)? })
+}
+
+fn time_in(config: &Config, key: &str) -> Option<SystemTime> {
+    time_of(config.metadata.get(key)?)
+}
+
+fn time_of(text: &str) -> Option<SystemTime> {
+    text.parse::<Timestamp>().ok()?.try_into().ok()
+}
+
+pub(super) fn rfc3339(time: SystemTime) -> String {
+    Timestamp::from(time).to_string()
+}
+
+fn distance(one: SystemTime, other: SystemTime) -> Duration {
+    one.duration_since(other).or_else(|_| other.duration_since(one)).unwrap_or_default()
+}

@@ -1,0 +1,84 @@
+//! The command line of `waybill stock`.
+
+use clap::{Args as ClapArgs, Subcommand};
+use tonic::transport::Uri;
+
+use crate::address::parse_address;
+use crate::args::CONNECTION;
+use crate::credential::Credential;
+use crate::tls::Tls;
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StockArgs {
+    /// The gateway's address for operators.
+    #[arg(long, env = "WAYBILL_OPERATIONS", default_value = "http://127.0.0.1:50053", global = true,
+          value_name = "URL", value_parser = parse_address, help_heading = CONNECTION)]
+    pub(crate) operations: Uri,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
+    #[command(flatten)]
+    pub(crate) credential: Credential,
+    #[command(subcommand)]
+    pub(crate) command: StockCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StockCommand {
+    /// List all SKUs: units available, units that unfinished orders hold, and the revision.
+    List,
+    /// Show one SKU.
+    Get {
+        /// The SKU.
+        sku: String,
+    },
+    /// Put units in. A SKU that does not exist is created.
+    Add {
+        /// The SKU.
+        sku: String,
+        /// How many units.
+        units: i64,
+        #[command(flatten)]
+        request: RequestArgs,
+    },
+    /// Take units out, all or none.
+    Remove {
+        /// The SKU.
+        sku: String,
+        /// How many units.
+        units: i64,
+        #[command(flatten)]
+        request: RequestArgs,
+    },
+    /// Set the available units, if nothing has changed since they were read.
+    Set {
+        /// The SKU.
+        sku: String,
+        /// How many units there are to be.
+        units: i64,
+        /// The revision that `get` shows; 0 if the SKU does not exist.
+        #[arg(long, value_name = "REVISION")]
+        revision: u64,
+        #[command(flatten)]
+        request: RequestArgs,
+    },
+    /// Release what orders hold that the order log has lost. An order may have been fulfilled before it was lost: look
+    /// with --dry-run first.
+    Reconcile {
+        /// Only say what would be released.
+        #[arg(long)]
+        dry_run: bool,
+        /// Only reservations that were made so long ago.
+        #[arg(long, default_value = "10m", value_name = "TIME")]
+        older_than: humantime::Duration,
+        /// Only those of this order. Repeat it for more.
+        #[arg(long = "order", value_name = "ORDER_ID")]
+        orders: Vec<String>,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RequestArgs {
+    /// Names this change for 7 days: repeated, it changes nothing and answers as it did first. Unset: a new name.
+    #[arg(long, value_name = "ID")]
+    pub(crate) request_id: Option<String>,
+}

@@ -1,0 +1,98 @@
+//! Whether open dead letters were lost: their stream deleted, purged, or gone with the broker's store.
+
+use std::time::SystemTime;
+
+use backbone::log::loss_acknowledged;
+use backbone::stream::{DEAD_LETTERS, StreamState};
+use tracing::error;
+
+/// What is known of the letters. Kept while they cannot be looked at.
+#[derive(Debug, Default)]
+pub(crate) struct LostLetters {
+    before: Option<Look>,
+    /// The stream was missing at the last look.
+    is_missing: bool,
+    lost: u64,
+    noticed: Option<SystemTime>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    created: SystemTime,
+    open: u64,
+}
+
+impl LostLetters {
+    /// The stream was found like this, with so many open letters.
+    pub(crate) fn found(&mut self, state: &StreamState, open: u64) {
+        self.is_missing = false;
+        let before = self.before.replace(Look { created: state.created, open });
+        let Some(before) = before.filter(|before| before.open > 0) else { return };
+        // Letters that are resolved are kept for weeks.
+        if before.created == state.created && state.messages > 0 {
+            return;
+        }
+        let letters = before.open;
+        error!(
+            letters,
+            "stream {DEAD_LETTERS} has lost open letters; their orders are FAILED and cannot be redriven"
+        );
+        self.lost += letters;
+        self.noticed = Some(SystemTime::now());
+    }
+
+    /// The stream could not be looked at. Says whether it is time to make it anew, if it is missing.
+    pub(crate) fn not_found(&mut self) -> bool {
+        std::mem::replace(&mut self.is_missing, true)
+    }
+
+    /// Open letters that were lost and that no operator has acknowledged.
+    pub(crate) fn unacknowledged(&self) -> u64 {
+        let is_acknowledged =
+            self.noticed.is_none_or(|noticed| loss_acknowledged().is_some_and(|at| at >= noticed));
+        if is_acknowledged { 0 } else { self.lost }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn state(created_s: u64, messages: u64) -> StreamState {
+        StreamState {
+            created: SystemTime::UNIX_EPOCH + Duration::from_secs(created_s),
+            messages,
+            bytes: 0,
+            bytes_max: None,
+            replicas: 1,
+            replicas_current: 1,
+            has_leader: true,
+            on_file: true,
+            servers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn letters_that_are_resolved_are_not_lost() {
+        let mut letters = LostLetters::default();
+        letters.found(&state(1, 9), 3);
+        letters.found(&state(1, 9), 0);
+        letters.found(&state(1, 0), 0);
+        letters.found(&state(2, 0), 0);
+        assert_eq!(letters.unacknowledged(), 0);
+    }
+
+    #[test]
+    fn open_letters_of_a_stream_that_is_another_one_or_empty_are_lost() {
+        let mut letters = LostLetters::default();
+        letters.found(&state(1, 9), 3);
+        assert!(!letters.not_found() && letters.not_found(), "at the second look");
+        letters.found(&state(2, 0), 0);
+        assert_eq!(letters.unacknowledged(), 3);
+        letters.found(&state(2, 4), 2);
+        letters.found(&state(2, 0), 0);
+        assert_eq!(letters.unacknowledged(), 5);
+    }
+}

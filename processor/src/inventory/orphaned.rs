@@ -1,0 +1,79 @@
+//! Counting reservations whose orders the log has lost: for a metric. Operators release them (`waybill stock reconcile`).
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use backbone::direct_get::ReadError;
+use backbone::log::OrderLog;
+use backbone::metrics;
+use backbone::stream::ORDERS;
+use stock::{OrphanQuery, Store};
+use tokio::select;
+use tokio::time::sleep;
+use tracing::{debug, error};
+
+/// How often all reservations are looked at: they become orphans only by a loss, which is looked at when it is noticed.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// And while there are some, which an operator may be releasing, or when it was not possible.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// How long after the loss: the reservations of orders that were under way are made by then.
+const LOOK_AFTER_LOSS: Duration = Duration::from_secs(5);
+/// A reservation that is younger may be of an order that this look has not seen.
+const OLDER_THAN: Duration = Duration::from_secs(5);
+
+/// Looks again and again; never ends.
+pub(super) async fn look_for_them(store: Store, log: OrderLog) {
+    let known: Arc<Mutex<Option<u64>>> = Arc::default();
+    let shown = known.clone();
+    metrics::gauge(
+        "waybill.stock.reservations.orphaned",
+        "Reservations of orders that the log has lost.",
+        move |gauge| {
+            if let Some(orphans) = *shown.lock().unwrap_or_else(PoisonError::into_inner) {
+                gauge.observe(orphans, &[]);
+            }
+        },
+    );
+    let mut losses = log.losses();
+    let mut before = 0;
+    loop {
+        losses.mark_unchanged();
+        let counted = count(&store, &log).await;
+        let pause = match counted {
+            Ok(0) => LOOK_INTERVAL,
+            Ok(orphans) => {
+                if orphans > before {
+                    error!(
+                        orphans,
+                        "reservations of orders that the log has lost hold stock (waybill stock reconcile)"
+                    );
+                }
+                LOOK_AGAIN
+            }
+            Err(ref error) => {
+                debug!(%error, "reservations are not compared with the log");
+                LOOK_AGAIN
+            }
+        };
+        if let Ok(orphans) = counted {
+            before = orphans;
+            *known.lock().unwrap_or_else(PoisonError::into_inner) = Some(orphans);
+        }
+        select! {
+            () = sleep(pause) => {}
+            Ok(()) = losses.changed() => sleep(LOOK_AFTER_LOSS).await,
+        }
+    }
+}
+
+async fn count(store: &Store, log: &OrderLog) -> Result<u64, ReadError> {
+    let orders = log.connection().jetstream().get_stream(ORDERS).await;
+    let orders = orders.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
+    let retention = orders.cached_info().config.max_age;
+    let mut orphans = store.orphans(log, OrphanQuery { retention, older_than: OLDER_THAN }).await?;
+    let mut count = 0;
+    while orphans.next().await?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}

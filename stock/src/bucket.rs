@@ -1,0 +1,203 @@
+//! The bucket itself: made where it is missing, and left alone where it could lose stock.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{Config, DiscardPolicy};
+use backbone::backoff::Backoff;
+use backbone::connection::Connection;
+use backbone::direct_get::ReadError;
+use backbone::leader_get;
+use backbone::log::has_ever_lost_events;
+use backbone::meaning::{Meaning, meaning};
+use backbone::stream::{self, ORDERS, PROVISION};
+use backbone::subjects::{self, EventKind};
+use thiserror::Error;
+use tokio::time::sleep;
+use tracing::info;
+
+use crate::records::{BUCKET, STREAM, SUBJECT_PREFIX};
+
+const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+/// The inventory cannot be opened.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The broker refused.
+    #[error("the broker refused to set up bucket {BUCKET}: {0}")]
+    Broker(#[from] CreateStreamError),
+    /// The bucket exists, but is not as it has to be.
+    #[error(
+        "bucket {BUCKET} exists, but could lose stock, and will not be changed: {}; mend it, or remove it when it \
+         holds nothing of worth", .0.join("; ")
+    )]
+    Differs(Vec<String>),
+}
+
+/// Whether there was stock before, so that a bucket that is missing or empty was lost: the log has an order that was given
+/// some, or stands itself in for a log that was lost.
+pub async fn is_known(connection: &Connection) -> Result<bool, ReadError> {
+    let reserved = leader_get::last(connection, ORDERS, &subjects::kind(EventKind::Reserved)).await?;
+    Ok(reserved.is_some() || has_ever_lost_events(connection).await?)
+}
+
+/// Makes sure that the bucket is there, waiting for the broker and for the order log as long as it takes. `waiting` is told
+/// what for.
+pub async fn provision(connection: &Connection, waiting: impl Fn(String)) -> Result<(), StoreError> {
+    let mut attempts = 0;
+    loop {
+        connection.up().await;
+        let provided = match connection.jetstream().get_stream(ORDERS).await {
+            Ok(orders) => make(connection, orders.cached_info().config.num_replicas).await,
+            Err(error) => Err(error.to_string()),
+        };
+        let provided = match provided {
+            Ok(Ok(())) => forbid_rollup(connection).await.map(Ok),
+            other => other,
+        };
+        match provided {
+            Ok(provided) => return provided,
+            Err(error) => {
+                attempts += 1;
+                waiting(format!("bucket {BUCKET} cannot be set up yet: {error}"));
+                sleep(RETRY.after(attempts)).await;
+            }
+        }
+    }
+}
+
+/// Takes from a bucket that an earlier version made what we do not use: that one message of whoever may write to it can
+/// remove all others.
+async fn forbid_rollup(connection: &Connection) -> Result<(), String> {
+    let jetstream = connection.jetstream();
+    let bucket = jetstream.get_stream(STREAM).await.map_err(|error| error.to_string())?;
+    let present = &bucket.cached_info().config;
+    if present.allow_rollup {
+        let completed = Config { allow_rollup: false, ..present.clone() };
+        jetstream.update_stream(completed).await.map_err(|error| error.to_string())?;
+        info!("bucket {BUCKET} cannot be emptied by one message any more");
+    }
+    Ok(())
+}
+
+/// Makes the bucket if it is missing. The outer error is one that passes by itself.
+pub async fn make(connection: &Connection, replicas: usize) -> Result<Result<(), StoreError>, String> {
+    let jetstream = connection.jetstream();
+    match jetstream.get_stream(STREAM).await {
+        Ok(present) => {
+            let harm = harm(&present.cached_info().config);
+            return Ok(if harm.is_empty() { Ok(()) } else { Err(StoreError::Differs(harm)) });
+        }
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            }
+            GetStreamErrorKind::JetStream(_)
+            | GetStreamErrorKind::EmptyName
+            | GetStreamErrorKind::Request
+            | GetStreamErrorKind::InvalidStreamName => return Err(error.to_string()),
+        },
+    }
+    let subject = format!("$JS.API.STREAM.CREATE.{STREAM}");
+    let error = match connection.if_allowed(&subject, jetstream.create_stream(bucket(replicas))).await {
+        None => return Err(format!("it is missing: {PROVISION}")),
+        Some(Ok(_)) => return Ok(Ok(())),
+        Some(Err(error)) => error,
+    };
+    match error.kind() {
+        // Somebody else has made it meanwhile: it is looked at again.
+        CreateStreamErrorKind::JetStream(refusal) => match meaning(&refusal) {
+            Meaning::Passing | Meaning::Full => Err(error.to_string()),
+            Meaning::TooLarge | Meaning::Permanent | Meaning::Conflict => Ok(Err(StoreError::Broker(error))),
+        },
+        CreateStreamErrorKind::JetStreamUnavailable
+        | CreateStreamErrorKind::TimedOut
+        | CreateStreamErrorKind::Response
+        | CreateStreamErrorKind::ResponseParse
+        | CreateStreamErrorKind::EmptyStreamName
+        | CreateStreamErrorKind::InvalidStreamName
+        | CreateStreamErrorKind::DomainAndExternalSet
+        | CreateStreamErrorKind::NotFound => Err(error.to_string()),
+    }
+}
+
+fn bucket(replicas: usize) -> Config {
+    Config {
+        name: STREAM.to_owned(),
+        description: Some("Waybill: stock by SKU and reservations by order".to_owned()),
+        subjects: vec![format!("{SUBJECT_PREFIX}>")],
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        num_replicas: replicas,
+        first_sequence: Some(first_revision()),
+        deny_delete: true,
+        allow_direct: true,
+        allow_atomic_publish: true,
+        allow_message_ttl: true,
+        ..Config::default()
+    }
+}
+
+/// Revisions of a new bucket begin beyond those of one that was deleted before it: a replica that remembers a count of
+/// the old one must not find its revision in the new one, where it may stand for another count. So they begin at the
+/// time, in microseconds since 1970, which no bucket has kept up with.
+fn first_revision() -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(time.as_micros()).unwrap_or(1)
+}
+
+/// How a bucket that is `present` could lose stock, or not do what the inventory asks of it.
+fn harm(present: &Config) -> Vec<String> {
+    let mut harm = stream::harm(present, &bucket(present.num_replicas));
+    if !present.max_age.is_zero() {
+        let age = stream::age(present.max_age);
+        harm.push(format!("max_age is {age}, needed is unlimited"));
+    }
+    let features = [
+        ("allow_direct", present.allow_direct),
+        ("allow_atomic", present.allow_atomic_publish),
+        ("allow_msg_ttl", present.allow_message_ttl),
+    ];
+    let missing = features.into_iter().filter(|(_, present)| !present);
+    harm.extend(missing.map(|(feature, _)| format!("{feature} is false, needed is true")));
+    harm
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_nats::jetstream::stream::{PersistenceMode, StorageType};
+
+    #[test]
+    fn a_bucket_as_we_make_it_is_fine() {
+        assert_eq!(harm(&bucket(3)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn everything_that_could_lose_stock_is_named() {
+        let present = Config {
+            storage: StorageType::Memory,
+            max_age: Duration::from_secs(60),
+            max_messages_per_subject: 5,
+            discard: DiscardPolicy::Old,
+            discard_new_per_subject: true,
+            persist_mode: Some(PersistenceMode::Async),
+            allow_message_ttl: false,
+            ..bucket(1)
+        };
+        let harm = harm(&present);
+        let fields: Vec<_> = harm.iter().filter_map(|harm| harm.split(' ').next()).collect();
+        assert_eq!(
+            fields,
+            [
+                "storage",
+                "discard",
+                "discard_new_per_subject",
+                "max_msgs_per_subject",
+                "persist_mode",
+                "max_age",
+                "allow_msg_ttl"
+            ]
+        );
+    }
+}

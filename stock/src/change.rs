@@ -1,0 +1,287 @@
+//! Stock that operators put in, take out or set. What they change others change at the same time, so a change is relative,
+//! or names the revision that it was decided by. It is committed in one batch with a record of its request, so that a
+//! repeat finds what the first has done, also when nobody heard of it.
+
+use std::time::Duration;
+
+use backbone::backoff::Backoff;
+use backbone::direct_get::ReadError;
+use backbone::ids::Revision;
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use tokio::time::{Instant, sleep};
+
+use crate::batch::{Batch, CommitError};
+use crate::records::{parse_count, stock_key};
+use crate::store::Store;
+
+/// Most units of a SKU: what a client can say in JSON without losing digits.
+pub const UNITS_MAX: u64 = 1_000_000_000_000;
+/// How long a request may be repeated.
+const REQUEST_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const REQUEST_KEY_BYTES: usize = 16;
+const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_secs(1) };
+
+/// What becomes of a SKU's available units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// So many more.
+    Add(u64),
+    /// So many fewer, if there are as many.
+    Remove(u64),
+    /// So many, if nothing has changed since this revision; 0: the SKU is not there.
+    Set {
+        /// Units.
+        units: u64,
+        /// The revision that whoever sets them saw.
+        expected: u64,
+    },
+}
+
+/// An operator's wish.
+#[derive(Clone, Debug)]
+pub struct ChangeRequest {
+    /// Names the request: repeated, it changes nothing.
+    pub request_id: String,
+    /// Whose units.
+    pub sku: String,
+    /// What becomes of them.
+    pub change: Change,
+    /// Who wants it, for the record.
+    pub operator: String,
+}
+
+/// The stock after a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Units available then.
+    pub available: u64,
+    /// Where that is written.
+    pub revision: Revision,
+    /// Whether an earlier request of the same name did it.
+    pub is_repeat: bool,
+}
+
+/// A change that was not made.
+#[derive(Debug, Error)]
+pub enum ChangeError {
+    /// The request's name belongs to another change.
+    #[error("the request_id belongs to another change")]
+    RequestIdReused,
+    /// Fewer units are available than are to be removed.
+    #[error("only {available} available")]
+    TooFew {
+        /// How many there are.
+        available: u64,
+    },
+    /// There would be more than [`UNITS_MAX`].
+    #[error("{available} available, and at most {UNITS_MAX} can be")]
+    TooMany {
+        /// How many there are.
+        available: u64,
+    },
+    /// The stock has changed since the revision that was named.
+    #[error("the stock is at revision {revision}")]
+    Stale {
+        /// Where it is.
+        revision: Revision,
+        /// How much it is, if that can be read.
+        available: Option<u64>,
+    },
+    /// The count cannot be read, so nothing can be added to it.
+    #[error("the count at revision {revision} cannot be read")]
+    Unreadable {
+        /// Where it is.
+        revision: Revision,
+    },
+    /// The broker has no space; nothing was changed.
+    #[error("no storage space: {0}")]
+    Full(String),
+    /// The broker refuses the change for a reason that stays; nothing was changed.
+    #[error("the broker refuses the change: {0}")]
+    Refused(String),
+    /// Nothing was changed.
+    #[error("nothing was changed: {0}")]
+    Unavailable(String),
+    /// Perhaps changed; a repeat tells.
+    #[error("no answer in time whether the stock was changed: {0}")]
+    Unknown(String),
+}
+
+/// What is kept of a change.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    sku: String,
+    change: Change,
+    /// Units after it.
+    available: u64,
+    operator: String,
+}
+
+impl Store {
+    /// Changes a SKU's stock, once.
+    pub async fn change(&self, request: &ChangeRequest, deadline: Instant) -> Result<Changed, ChangeError> {
+        // Whether an earlier try may have been stored.
+        let mut unknown: Option<String> = None;
+        let mut overtaken = false;
+        for attempts in 1.. {
+            let failed = match self.try_change(request, overtaken).await {
+                Ok(decided) => return decided,
+                Err(failed) => failed,
+            };
+            overtaken = matches!(failed, Failed::Overtaken);
+            let pause = match failed {
+                Failed::Overtaken => Duration::ZERO,
+                Failed::Unknown(error) => {
+                    unknown = Some(error);
+                    RETRY.after(attempts)
+                }
+                Failed::Nothing(error) => {
+                    if Instant::now() + RETRY.after(attempts) >= deadline {
+                        return Err(unknown.map_or(ChangeError::Unavailable(error), ChangeError::Unknown));
+                    }
+                    RETRY.after(attempts)
+                }
+            };
+            if Instant::now() + pause >= deadline {
+                let reason = "others were always first".to_owned();
+                return Err(unknown.map_or(ChangeError::Unavailable(reason), ChangeError::Unknown));
+            }
+            sleep(pause).await;
+        }
+        Err(ChangeError::Unavailable("no attempt".to_owned()))
+    }
+
+    /// Reads, decides and commits. Inventory writes the count of a SKU that is in demand again and again, by what it
+    /// remembers, and would always be first; so whoever was `overtaken` writes the same count anew, which is quick, and
+    /// while inventory reads it the batch is committed.
+    async fn try_change(
+        &self,
+        request: &ChangeRequest,
+        overtaken: bool,
+    ) -> Result<Result<Changed, ChangeError>, Failed> {
+        if !self.connection.is_up() {
+            return Err(Failed::Nothing("the broker is away".to_owned()));
+        }
+        let (sku, change) = (&request.sku, request.change);
+        let (stock, made) = (stock_key(sku), request_key(&request.request_id));
+        let mut records = self.read_proven(&[stock.clone(), made.clone()]).await?;
+        let made_before = records.remove(&made);
+        if let Some(record) = made_before.as_ref().filter(|record| !record.value.is_empty()) {
+            let before: Option<Record> = serde_json::from_slice(&record.value).ok();
+            let before = before.filter(|before| before.sku == *sku && before.change == change);
+            // The batch was stored in one piece, the record behind the count.
+            let revision = Revision(record.revision.0.saturating_sub(1));
+            let changed = |before: Record| Changed { available: before.available, revision, is_repeat: true };
+            return Ok(before.map(changed).ok_or(ChangeError::RequestIdReused));
+        }
+        let present = records.remove(&stock);
+        let mut revision = present.as_ref().map_or(Revision::NONE, |present| present.revision);
+        let seen = revision;
+        let count = present.as_ref().map_or(Some(0), |present| parse_count(&present.value));
+        let available = match decide(change, count, seen) {
+            Ok(available) => available,
+            Err(error) => return Ok(Err(error)),
+        };
+        let is_set = matches!(change, Change::Set { .. });
+        if let Some(present) = present.filter(|_| overtaken && !is_set) {
+            let touch = self.write(&stock, present.value.into(), revision);
+            revision = match self.put(touch).await {
+                Ok(revision) => revision,
+                Err(CommitError::Conflict) => return Err(Failed::Overtaken),
+                Err(CommitError::Full(error)) => return Ok(Err(ChangeError::Full(error))),
+                Err(CommitError::Permanent(error)) => return Ok(Err(ChangeError::Refused(error))),
+                // It changes no count.
+                Err(CommitError::Unknown(error)) => return Err(Failed::Nothing(error)),
+            };
+        }
+        let record = Record { sku: sku.clone(), change, available, operator: request.operator.clone() };
+        // Strings and numbers always serialize.
+        let record = serde_json::to_vec(&record).unwrap_or_default();
+        let mut batch = Batch::default();
+        batch.write(self.stock_write(sku, available, revision));
+        let expected = made_before.map_or(Revision::NONE, |record| record.revision);
+        let mut write = self.write(&made, record.into(), expected);
+        write.ttl = Some(REQUEST_TTL);
+        batch.write(write);
+        match self.commit(batch).await {
+            Ok(revisions) => {
+                let revision = revisions.first().copied().unwrap_or(revision);
+                Ok(Ok(Changed { available, revision, is_repeat: false }))
+            }
+            Err(CommitError::Conflict) => Err(Failed::Overtaken),
+            Err(CommitError::Full(error)) => Ok(Err(ChangeError::Full(error))),
+            Err(CommitError::Permanent(error)) => Ok(Err(ChangeError::Refused(error))),
+            Err(CommitError::Unknown(error)) => Err(Failed::Unknown(error)),
+        }
+    }
+}
+
+/// Why one try decided nothing.
+enum Failed {
+    /// Somebody else has changed the stock, or made the same request.
+    Overtaken,
+    /// Nothing was sent.
+    Nothing(String),
+    /// Perhaps committed.
+    Unknown(String),
+}
+
+impl From<ReadError> for Failed {
+    fn from(error: ReadError) -> Self {
+        Self::Nothing(error.to_string())
+    }
+}
+
+/// How many units there are then, of a SKU that has `count` at `revision`; `None`: the count cannot be read.
+fn decide(change: Change, count: Option<u64>, revision: Revision) -> Result<u64, ChangeError> {
+    match (change, count) {
+        (Change::Set { units, expected }, _) if Revision(expected) == revision => Ok(units),
+        (Change::Set { .. }, available) => Err(ChangeError::Stale { revision, available }),
+        (Change::Add(_) | Change::Remove(_), None) => Err(ChangeError::Unreadable { revision }),
+        (Change::Add(units), Some(available)) => {
+            let sum = available.checked_add(units).filter(|sum| *sum <= UNITS_MAX);
+            sum.ok_or(ChangeError::TooMany { available })
+        }
+        (Change::Remove(units), Some(available)) => {
+            available.checked_sub(units).ok_or(ChangeError::TooFew { available })
+        }
+    }
+}
+
+fn request_key(request_id: &str) -> String {
+    let digest = Sha256::digest(request_id);
+    format!("change.{}", HEXLOWER.encode(&digest[..REQUEST_KEY_BYTES]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_relative_or_names_what_it_saw() {
+        let at = Revision(7);
+        assert_eq!(decide(Change::Add(50), Some(100), at).ok(), Some(150));
+        assert_eq!(decide(Change::Remove(100), Some(100), at).ok(), Some(0));
+        let too_few = decide(Change::Remove(101), Some(100), at);
+        assert!(matches!(too_few, Err(ChangeError::TooFew { available: 100 })), "{too_few:?}");
+        let set = |expected| Change::Set { units: 5, expected };
+        assert_eq!(decide(set(7), Some(100), at).ok(), Some(5));
+        assert_eq!(decide(set(7), None, at).ok(), Some(5), "what cannot be read can be set");
+        assert_eq!(decide(set(0), Some(0), Revision::NONE).ok(), Some(5));
+        assert!(matches!(decide(set(6), Some(100), at), Err(ChangeError::Stale { .. })));
+        assert!(matches!(decide(Change::Add(1), None, at), Err(ChangeError::Unreadable { .. })));
+        let most = decide(Change::Add(1), Some(UNITS_MAX), at);
+        assert!(matches!(most, Err(ChangeError::TooMany { .. })), "{most:?}");
+    }
+
+    #[test]
+    fn a_request_is_one_key_of_the_bucket() {
+        let key = request_key("weekly delivery > 7.*");
+        assert!(key.starts_with("change.") && key.len() == 7 + 2 * REQUEST_KEY_BYTES);
+        assert!(key.chars().all(|c| c.is_ascii_alphanumeric() || c == '.'), "{key}");
+    }
+}

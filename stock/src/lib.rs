@@ -1,0 +1,37 @@
+//! The stock: how the bucket `INVENTORY` is made, what its records say, and the ways to change them.
+//!
+//! Two use it and know nothing of each other: step inventory, which reserves stock for orders, and the gateway, by which
+//! operators look at the stock and change it. Every write expects the revision that its writer saw, so of two writers one
+//! wins and the other looks again.
+//!
+//! | key                       | value                                                                     |
+//! |---------------------------|---------------------------------------------------------------------------|
+//! | `stock.<sku>`             | units available, as a decimal number                                      |
+//! | `reservation.<order_id>`  | JSON: what the order holds, or that it holds nothing any more             |
+//! | `change.<request key>`    | JSON: what an operator changed, so that a repeat changes nothing; 7 days  |
+//! | `remade`                  | when the bucket was found to stand in for one that was lost               |
+//! | `barrier`                 | nothing: by it what is not there is proved (`backbone/src/barrier.rs`)    |
+//!
+//! A reservation is written anew when its order is carried, so it expires after its order's last event. Until then the
+//! same id may come to name another order; so it says which incarnation of the order it belongs to.
+
+mod batch;
+mod bucket;
+mod change;
+mod orphans;
+mod presence;
+mod records;
+mod scan;
+mod store;
+
+pub use batch::{Batch, CommitError, WRITES_MAX, Write};
+pub use bucket::{StoreError, is_known, make, provision};
+pub use change::{Change, ChangeError, ChangeRequest, Changed, UNITS_MAX};
+pub use orphans::{Orphan, OrphanQuery, Orphans, ReleaseError};
+pub use presence::{Presence, Seen};
+pub use records::{
+    BUCKET, ORDER_SKUS_MAX, REMADE, Reservation, ReservationState, SKU_RULE, STREAM, Units, is_sku,
+    parse_count, parse_reservation, reservation_key, stock_key,
+};
+pub use scan::{Listed, Reserved};
+pub use store::{Records, Store, Versioned, reservation_ttl};

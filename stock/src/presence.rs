@@ -1,0 +1,145 @@
+//! Whether the bucket is there. One that was there before and is missing holds up all orders, and is not made anew by any
+//! program: only an operator can say what stock there is.
+
+use std::convert::Infallible;
+use std::time::{Duration, SystemTime};
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::GetStreamErrorKind;
+use backbone::connection::Connection;
+use backbone::metrics;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error};
+
+use crate::bucket::is_known;
+use crate::records::{BUCKET, STREAM};
+use crate::store::Store;
+
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+const MISSING: &str = "bucket INVENTORY is missing: the stock that it held is not known any more; make it anew \
+                       (`waybill provision`) and say what there is (`waybill stock set`)";
+
+/// How the bucket was found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Seen {
+    /// It could not be asked for yet.
+    #[default]
+    Unknown,
+    /// It was never there, as far as anything tells.
+    NotYet,
+    /// It is there, since then.
+    Present(SystemTime),
+    /// It was there and is missing.
+    Missing,
+}
+
+/// What is known of the bucket. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Presence {
+    store: Store,
+    seen: watch::Sender<Seen>,
+    /// Whether a bucket stands in for the one that was there, and does not say so yet.
+    to_be_marked: watch::Sender<bool>,
+}
+
+impl Presence {
+    /// Nothing is known yet. Made once in a process: it has a metric.
+    pub fn new(connection: Connection) -> Self {
+        let store = Store::new(connection, None);
+        let presence = Self { store, seen: watch::Sender::default(), to_be_marked: watch::Sender::default() };
+        let known = presence.clone();
+        metrics::gauge(
+            "waybill.stock.bucket.missing",
+            "1 while the bucket with the stock is missing although it was there before.",
+            move |gauge| match known.now() {
+                Seen::Unknown => {}
+                Seen::NotYet | Seen::Present(_) => gauge.observe(0, &[]),
+                Seen::Missing => gauge.observe(1, &[]),
+            },
+        );
+        presence
+    }
+
+    /// How it was found last.
+    pub fn now(&self) -> Seen {
+        *self.seen.borrow()
+    }
+
+    /// What is wrong and what to do about it, if the bucket was there and is missing.
+    pub fn missing(&self) -> Option<&'static str> {
+        match self.now() {
+            Seen::Missing => Some(MISSING),
+            Seen::Unknown | Seen::NotYet | Seen::Present(_) => None,
+        }
+    }
+
+    /// Something else tells that the bucket was there.
+    pub fn was_there(&self) {
+        error!("{MISSING}");
+        self.seen.send_replace(Seen::Missing);
+    }
+
+    /// Looks again and again.
+    pub async fn keep(&self) -> Infallible {
+        loop {
+            self.look().await;
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Looks once. What cannot be found out is as it was.
+    pub async fn look(&self) -> Seen {
+        let before = self.now();
+        let found = timeout(LOOK_TIMEOUT, self.find(before)).await.unwrap_or(before);
+        if found != before {
+            match (before, found) {
+                (_, Seen::Missing) => error!("{MISSING}"),
+                (Seen::Missing | Seen::Present(_), Seen::Present(_)) => {
+                    error!(
+                        "bucket {BUCKET} was lost and made anew: say what stock there is (`waybill stock set`)"
+                    );
+                    self.to_be_marked.send_replace(true);
+                }
+                (_, Seen::Unknown | Seen::NotYet | Seen::Present(_)) => {}
+            }
+            self.seen.send_replace(found);
+        }
+        if *self.to_be_marked.borrow() {
+            match timeout(LOOK_TIMEOUT, self.store.mark_as_remade()).await {
+                Ok(Ok(())) => drop(self.to_be_marked.send_replace(false)),
+                Ok(Err(error)) => debug!(%error, "bucket {BUCKET} is not marked as made anew yet"),
+                Err(_) => {}
+            }
+        }
+        found
+    }
+
+    async fn find(&self, before: Seen) -> Seen {
+        let subject = format!("$JS.API.STREAM.INFO.{STREAM}");
+        let asking = self.store.connection.jetstream().get_stream(STREAM);
+        let error = match self.store.connection.if_allowed(&subject, asking).await {
+            Some(Ok(stream)) => return Seen::Present(stream.cached_info().created.into()),
+            Some(Err(error)) => error,
+            None => return before,
+        };
+        match error.kind() {
+            GetStreamErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            }
+            GetStreamErrorKind::JetStream(_)
+            | GetStreamErrorKind::EmptyName
+            | GetStreamErrorKind::Request
+            | GetStreamErrorKind::InvalidStreamName => return before,
+        }
+        match before {
+            Seen::Present(_) | Seen::Missing => Seen::Missing,
+            Seen::Unknown | Seen::NotYet => match is_known(&self.store.connection).await {
+                Ok(true) => Seen::Missing,
+                Ok(false) => Seen::NotYet,
+                // Without a log nothing tells yet.
+                Err(_) => before,
+            },
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Reading and writing the bucket's records.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use backbone::barrier::Barrier;
+use backbone::connection::Connection;
+use backbone::direct_get::{self, ReadError, Stored};
+use backbone::ids::Revision;
+use backbone::stream::ORDERS;
+use prost_types::Timestamp;
+use tokio::time::{Instant, timeout};
+
+use crate::batch::{Batch, CommitError, Write};
+use crate::records::{REMADE, Reservation, STREAM, SUBJECT_PREFIX, reservation_key, stock_key, subject};
+
+/// How much longer a reservation is kept than the events of its order.
+const RESERVATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often it is looked how long the order log keeps events.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Keys asked for in one read.
+const KEYS_PER_READ_MAX: usize = 256;
+/// Where barriers lie ([`backbone::barrier`]).
+const BARRIER_KEY: &str = "barrier";
+
+/// A record and the revision that the next write to it has to expect.
+#[derive(Clone, Debug)]
+pub struct Versioned<T> {
+    /// What it says.
+    pub value: T,
+    /// Where it lies.
+    pub revision: Revision,
+}
+
+/// Records as they were at one moment. A key that is not there has revision [`Revision::NONE`].
+pub type Records = HashMap<String, Versioned<Vec<u8>>>;
+
+/// Header of a record that is not kept for ever, in whole seconds.
+pub(crate) const TTL: &str = "Nats-TTL";
+
+/// The bucket.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(crate) connection: Connection,
+    barrier: Barrier,
+    reservation_ttl: Option<Duration>,
+    /// When it is looked again how long the order log keeps events.
+    look_at: Instant,
+}
+
+/// How long a reservation is kept after it was written, by how long the order log keeps events; zero is for ever. It is
+/// written anew when its order is carried, at half of the retention or earlier.
+pub fn reservation_ttl(retention: Duration) -> Option<Duration> {
+    (!retention.is_zero()).then(|| retention + RESERVATION_GRACE)
+}
+
+/// How long events were kept when a reservation was written with this value of [`TTL`].
+pub(crate) fn retention_of(ttl: &str) -> Option<Duration> {
+    let ttl = Duration::from_secs(ttl.strip_suffix('s')?.parse().ok()?);
+    ttl.checked_sub(RESERVATION_GRACE)
+}
+
+impl Store {
+    /// The bucket behind `connection`, whose reservations are kept for so long. Does not touch the broker.
+    pub fn new(connection: Connection, reservation_ttl: Option<Duration>) -> Self {
+        let barrier = Barrier::new(connection.clone(), STREAM, &subject(BARRIER_KEY));
+        Self { connection, barrier, reservation_ttl, look_at: Instant::now() + LOOK_INTERVAL }
+    }
+
+    /// Looks now and then whether the retention was changed while the program runs. What cannot be asked is as it was.
+    pub async fn look(&mut self) {
+        if Instant::now() < self.look_at {
+            return;
+        }
+        self.look_at = Instant::now() + LOOK_INTERVAL;
+        let jetstream = self.connection.jetstream();
+        if let Ok(Ok(orders)) = timeout(LOOK_TIMEOUT, jetstream.get_stream(ORDERS)).await {
+            self.reservation_ttl = reservation_ttl(orders.cached_info().config.max_age);
+        }
+    }
+
+    /// Reads the records under `keys`. Any replica may answer, so they may be a moment old.
+    pub async fn read(&self, keys: &[String]) -> Result<Records, ReadError> {
+        let client = self.connection.jetstream().client();
+        let mut records = Records::with_capacity(keys.len());
+        for keys in keys.chunks(KEYS_PER_READ_MAX) {
+            let subjects: Vec<_> = keys.iter().map(|key| subject(key)).collect();
+            let stored = direct_get::last_of_each(&client, STREAM, &subjects).await?;
+            records.extend(stored.into_iter().filter_map(record));
+        }
+        Ok(records)
+    }
+
+    /// Reads the records under `keys`: no later ones were written before this was called.
+    pub async fn read_proven(&self, keys: &[String]) -> Result<Records, ReadError> {
+        let mut records = Records::with_capacity(keys.len());
+        for keys in keys.chunks(KEYS_PER_READ_MAX) {
+            let subjects: Vec<_> = keys.iter().map(|key| subject(key)).collect();
+            records.extend(self.barrier.last_of_each(&subjects).await?.into_iter().filter_map(record));
+        }
+        Ok(records)
+    }
+
+    /// Commits all writes of the batch or none; tells the revision of each.
+    pub async fn commit(&self, batch: Batch) -> Result<Vec<Revision>, CommitError> {
+        batch.commit(&self.connection).await
+    }
+
+    /// Makes one write alone; tells its revision.
+    pub async fn put(&self, write: Write) -> Result<Revision, CommitError> {
+        write.put(&self.connection).await
+    }
+
+    /// Sets a SKU's stock.
+    pub fn stock_write(&self, sku: &str, units: u64, expected: Revision) -> Write {
+        self.write(&stock_key(sku), units.to_string().into(), expected)
+    }
+
+    /// Sets what an order holds.
+    pub fn reservation_write(&self, order_id: &str, reservation: &Reservation, expected: Revision) -> Write {
+        // A map of strings and numbers always serializes.
+        let value = serde_json::to_vec(reservation).unwrap_or_default().into();
+        Write { ttl: self.reservation_ttl, ..self.write(&reservation_key(order_id), value, expected) }
+    }
+
+    /// Has the bucket say that it stands in for one that was lost, so that nobody who starts later applies STOCK.
+    pub async fn mark_as_remade(&self) -> Result<(), CommitError> {
+        let now = Timestamp::from(SystemTime::now()).to_string();
+        let mut batch = Batch::default();
+        batch.write(self.write(REMADE, now.into(), Revision::NONE));
+        match self.commit(batch).await {
+            Ok(_) | Err(CommitError::Conflict) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether it says so.
+    pub async fn is_remade(&self) -> Result<bool, ReadError> {
+        let mark = self.read_proven(&[REMADE.to_owned()]).await?;
+        Ok(mark.values().any(|mark| !mark.value.is_empty()))
+    }
+
+    /// Sets what is under a key, for good.
+    pub fn write(&self, key: &str, value: bytes::Bytes, expected: Revision) -> Write {
+        Write { subject: subject(key), value, expected, ttl: None }
+    }
+}
+
+/// A record by its key. A deleted or expired key is a message without a value.
+fn record(stored: Stored) -> Option<(String, Versioned<Vec<u8>>)> {
+    let key = stored.subject.strip_prefix(SUBJECT_PREFIX)?.to_owned();
+    Some((key, Versioned { value: stored.payload.to_vec(), revision: stored.sequence }))
+}
