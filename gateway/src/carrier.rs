@@ -129,9 +129,14 @@ impl Carrier {
         position.holder.clone_from(&self.name);
         position.schedule = position.schedule.changed(wanted, now);
 
+        // Else what the log lacks are barriers, which expire early.
+        let may_have_missed = now.duration_since(position.until).unwrap_or_default() > kept.retention;
         let (began, mut carried) = (Instant::now(), 0);
         let caught_up = loop {
-            let walked = self.log.carry_due(Revision(position.next), &position.schedule).await?;
+            let mut walked = self.log.carry_due(Revision(position.next), &position.schedule).await?;
+            if !may_have_missed {
+                walked.missed = 0;
+            }
             counted(&walked);
             carried += walked.carried;
             position.next = walked.next.0;

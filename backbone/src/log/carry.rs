@@ -53,7 +53,8 @@ pub struct Walked {
     pub carried: u64,
     /// Orders that the broker refuses to take, for good.
     pub refused: u64,
-    /// Messages that had expired before they were looked at. Unfinished orders among them are lost.
+    /// Messages that the log does not have any more where this piece was expected to begin, or within it. If they have
+    /// expired by their age, unfinished orders among them are lost.
     pub missed: u64,
 }
 
