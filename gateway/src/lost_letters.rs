@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use backbone::log::loss_acknowledged;
-use backbone::stream::{DEAD_LETTERS, StreamState};
+use backbone::stream::DEAD_LETTERS;
 use tracing::error;
 
 /// What is known of the letters. Kept while they cannot be looked at.
@@ -23,13 +23,13 @@ struct Look {
 }
 
 impl LostLetters {
-    /// The stream was found like this, with so many open letters.
-    pub(crate) fn found(&mut self, state: &StreamState, open: u64) {
+    /// The stream, which was made at `created`, was found with so many open letters, or without any letter in any state.
+    pub(crate) fn found(&mut self, created: SystemTime, open: u64, is_empty: bool) {
         self.is_missing = false;
-        let before = self.before.replace(Look { created: state.created, open });
+        let before = self.before.replace(Look { created, open });
         let Some(before) = before.filter(|before| before.open > 0) else { return };
         // Letters that are resolved are kept for weeks.
-        if before.created == state.created && state.messages > 0 {
+        if before.created == created && !is_empty {
             return;
         }
         let letters = before.open;
@@ -60,39 +60,29 @@ mod tests {
 
     use super::*;
 
-    fn state(created_s: u64, messages: u64) -> StreamState {
-        StreamState {
-            created: SystemTime::UNIX_EPOCH + Duration::from_secs(created_s),
-            messages,
-            bytes: 0,
-            bytes_max: None,
-            replicas: 1,
-            replicas_current: 1,
-            has_leader: true,
-            on_file: true,
-            servers: Vec::new(),
-        }
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
     #[test]
     fn letters_that_are_resolved_are_not_lost() {
         let mut letters = LostLetters::default();
-        letters.found(&state(1, 9), 3);
-        letters.found(&state(1, 9), 0);
-        letters.found(&state(1, 0), 0);
-        letters.found(&state(2, 0), 0);
+        letters.found(at(1), 3, false);
+        letters.found(at(1), 0, false);
+        letters.found(at(1), 0, true);
+        letters.found(at(2), 0, true);
         assert_eq!(letters.unacknowledged(), 0);
     }
 
     #[test]
     fn open_letters_of_a_stream_that_is_another_one_or_empty_are_lost() {
         let mut letters = LostLetters::default();
-        letters.found(&state(1, 9), 3);
+        letters.found(at(1), 3, false);
         assert!(!letters.not_found() && letters.not_found(), "at the second look");
-        letters.found(&state(2, 0), 0);
+        letters.found(at(2), 0, true);
         assert_eq!(letters.unacknowledged(), 3);
-        letters.found(&state(2, 4), 2);
-        letters.found(&state(2, 0), 0);
+        letters.found(at(2), 2, false);
+        letters.found(at(2), 0, true);
         assert_eq!(letters.unacknowledged(), 5);
     }
 }

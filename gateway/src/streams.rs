@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backbone::connection::Connection;
-use backbone::dead_letters::DeadLetters;
+use backbone::dead_letters::{Contents, DeadLetters};
 use backbone::metrics::{self, AsyncInstrument, KeyValue};
 use backbone::stream::{DEAD_LETTERS, ORDERS, StreamConfig, StreamState};
 use tokio::join;
@@ -160,7 +160,7 @@ impl Streams {
             }
         };
         let connects = self.connects();
-        let (found, fsyncs) = join!(timeout(LOOK_TIMEOUT, letters.state()), fsyncs);
+        let (found, fsyncs) = join!(timeout(LOOK_TIMEOUT, letters.contents()), fsyncs);
         // A program that needs the stream makes it anew at once. Otherwise it is missing at two looks.
         let is_missing = !matches!(found, Ok(Ok(_))) && self.known().lost_letters.not_found();
         if is_missing {
@@ -178,13 +178,13 @@ impl Streams {
             }
             Err(_) => None,
         };
-        let Some((state, open)) = found else {
+        let Some(Contents { stream, open, is_empty }) = found else {
             known.letters = None;
             known.open_letters = None;
             return;
         };
-        known.lost_letters.found(&state, open.values().sum());
-        known.letters = Some(state);
+        known.lost_letters.found(stream.created, open.values().sum(), is_empty);
+        known.letters = Some(stream);
         let counts = known.open_letters.get_or_insert_default();
         counts.values_mut().for_each(|letters| *letters = 0);
         for (step, letters) in open {

@@ -10,6 +10,8 @@ use crate::ids::Revision;
 
 /// The subjects that belong to dead letters: `DEAD_LETTER.<state>.<step>.<sequence>`.
 pub const ALL_DEAD_LETTERS: &str = "DEAD_LETTER.>";
+/// All letters, and records of attempts.
+pub(super) const ALL_LETTERS: &str = "DEAD_LETTER.*.*.*";
 /// Longest name of a step, in characters.
 const STEP_CHARS_MAX: usize = 32;
 

@@ -104,6 +104,17 @@ impl Kept {
     }
 }
 
+/// What the stream of the letters holds.
+#[derive(Debug)]
+pub struct Contents {
+    /// How the stream is.
+    pub stream: StreamState,
+    /// How many open letters there are of each step that has any.
+    pub open: BTreeMap<String, u64>,
+    /// Whether there is no letter in any state, and no record of attempts.
+    pub is_empty: bool,
+}
+
 impl DeadLetters {
     /// The dead letters behind `connection`. Does not touch the broker.
     pub async fn new(connection: Connection) -> Result<Self, ReadError> {
@@ -225,8 +236,8 @@ impl DeadLetters {
         Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()))
     }
 
-    /// How the stream of the letters is, and how many open ones there are of each step that has any.
-    pub async fn state(&self) -> Result<(StreamState, BTreeMap<String, u64>), ReadError> {
+    /// What the stream of the letters holds.
+    pub async fn contents(&self) -> Result<Contents, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
         let info = self.stream.get_info().await.map_err(|error| no_answer(&error))?;
@@ -238,7 +249,9 @@ impl DeadLetters {
             let step = subject.split('.').nth(2).filter(|step| is_step(step)).unwrap_or_default();
             *open.entry(step.to_owned()).or_default() += letters as u64;
         }
-        Ok((StreamState::from(&info), open))
+        // Other records lie beside the letters.
+        let is_empty = open.is_empty() && self.barrier.last_on(id::ALL_LETTERS).await? == Revision::NONE;
+        Ok(Contents { stream: StreamState::from(&info), open, is_empty })
     }
 
     async fn publish(
