@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use backbone::carrying::Schedule;
 use backbone::ids::Revision;
-use backbone::log::{CarryError, CarryPosition, OrderLog, Walked};
+use backbone::log::{CarryError, CarryPosition, Kept, OrderLog};
 use backbone::telemetry::Seldom;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
@@ -129,15 +129,11 @@ impl Carrier {
         position.holder.clone_from(&self.name);
         position.schedule = position.schedule.changed(wanted, now);
 
-        // Else what the log lacks are barriers, which expire early.
-        let may_have_missed = now.duration_since(position.until).unwrap_or_default() > kept.retention;
+        let missed = missed(&position, &kept, now);
         let (began, mut carried) = (Instant::now(), 0);
         let caught_up = loop {
-            let mut walked = self.log.carry_due(Revision(position.next), &position.schedule).await?;
-            if !may_have_missed {
-                walked.missed = 0;
-            }
-            counted(&walked);
+            let walked = self.log.carry_due(Revision(position.next), &position.schedule).await?;
+            metrics::carried(&walked);
             carried += walked.carried;
             position.next = walked.next.0;
             position.until = walked.until.map_or(position.until, |until| until.max(position.until));
@@ -145,6 +141,7 @@ impl Carrier {
                 break walked.caught_up;
             }
         };
+        say_missed(missed);
         if carried > 0
             && let Some(left_out) = SAID.may_tell()
         {
@@ -157,15 +154,56 @@ impl Carrier {
     }
 }
 
-fn counted(walked: &Walked) {
-    metrics::carried(walked);
-    if walked.missed > 0
+/// How many messages are gone although they were not looked at: none unless all of them were older than the retention. Else
+/// they were barriers, which expire early, or were taken away, which is counted elsewhere.
+fn missed(position: &CarryPosition, kept: &Kept, now: SystemTime) -> u64 {
+    let age = now.duration_since(position.until).unwrap_or_default();
+    let has_expired = !kept.retention.is_zero() && age > kept.retention;
+    if has_expired && position.next > 0 { kept.first.0.saturating_sub(position.next) } else { 0 }
+}
+
+fn say_missed(events: u64) {
+    metrics::missed(events);
+    if events > 0
         && let Some(left_out) = MISSED.may_tell()
     {
-        let messages = walked.missed;
         error!(
-            messages,
+            events,
             left_out, "events expired before they were looked at; unfinished orders among them are lost"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn at(minutes: u32) -> SystemTime {
+        SystemTime::UNIX_EPOCH + MINUTE * (1_000 + minutes)
+    }
+
+    /// Of a log that keeps events for 10 minutes, in which all up to minute 0 was looked at.
+    fn missed_at(minute: u32, next: u64, first: u64) -> u64 {
+        let retention = MINUTE * 10;
+        let schedule = Schedule::of(retention, None);
+        let position =
+            CarryPosition { log_created: at(0), next, until: at(0), schedule, holder: String::new() };
+        let (first, last) = (Revision(first), Revision(100));
+        missed(&position, &Kept { created: at(0), retention, first, last }, at(minute))
+    }
+
+    #[test]
+    fn what_expired_while_no_gateway_carried_is_missed() {
+        assert_eq!(missed_at(11, 7, 60), 53);
+        assert_eq!(missed_at(11, 7, 101), 94, "also if nothing is left");
+        assert_eq!(missed_at(11, 60, 60), 0);
+    }
+
+    #[test]
+    fn barriers_that_expired_and_a_first_look_miss_nothing() {
+        assert_eq!(missed_at(9, 7, 60), 0);
+        assert_eq!(missed_at(11, 0, 60), 0);
     }
 }

@@ -557,7 +557,11 @@ pub(crate) fn stock(sku: &str, change_error: &ChangeError) -> Status {
             if let Some(available) = available {
                 say("available_units", *available);
             }
-            let message = format!("the stock has changed and is at revision {revision} now; read it again");
+            let message = if *revision == Revision::NONE {
+                "there is no such sku; to make it, set it at revision 0".to_owned()
+            } else {
+                format!("the stock has changed and is at revision {revision} now; read it again")
+            };
             status(Reason::StockChanged, &message, metadata, ErrorDetails::new())
         }
         ChangeError::Unreadable { revision } => {

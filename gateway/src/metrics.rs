@@ -68,6 +68,7 @@ pub(crate) fn start(readiness: &Readiness) {
 /// How far carrying has come.
 pub(crate) fn carrying(progress: Progress) {
     carried(&Walked::default());
+    missed(0);
     let known = progress.clone();
     metrics::age(
         "waybill.carry.age",
@@ -89,7 +90,11 @@ pub(crate) fn carrying(progress: Progress) {
 pub(crate) fn carried(walked: &Walked) {
     CARRIED.add(walked.carried, &[KeyValue::new("outcome", "carried")]);
     CARRIED.add(walked.refused, &[KeyValue::new("outcome", "refused")]);
-    EXPIRED.add(walked.missed, &[]);
+}
+
+/// Events were gone before they were looked at.
+pub(crate) fn missed(events: u64) {
+    EXPIRED.add(events, &[]);
 }
 
 /// A call has ended.

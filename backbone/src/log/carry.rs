@@ -53,9 +53,6 @@ pub struct Walked {
     pub carried: u64,
     /// Orders that the broker refuses to take, for good.
     pub refused: u64,
-    /// Messages that the log does not have any more where this piece was expected to begin, or within it. If they have
-    /// expired by their age, unfinished orders among them are lost.
-    pub missed: u64,
 }
 
 /// What the carrier has to know of the log.
@@ -65,6 +62,8 @@ pub struct Kept {
     pub created: SystemTime,
     /// How long it keeps messages; zero is for ever.
     pub retention: Duration,
+    /// Its first sequence; what was before is gone.
+    pub first: Revision,
     /// Its last sequence.
     pub last: Revision,
 }
@@ -91,8 +90,8 @@ impl OrderLog {
     pub async fn kept(&self) -> Result<Kept, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let info = self.stream.get_info().await.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
-        let last = Revision(info.state.last_sequence);
-        Ok(Kept { created: info.created.into(), retention: info.config.max_age, last })
+        let (first, last) = (Revision(info.state.first_sequence), Revision(info.state.last_sequence));
+        Ok(Kept { created: info.created.into(), retention: info.config.max_age, first, last })
     }
 
     /// Reads the log from `from` on, as far as it is due and no farther than one piece, and carries the orders that have
@@ -112,9 +111,6 @@ impl OrderLog {
                 if !schedule.is_due(time, now) {
                     walked.caught_up = true;
                     break 'pieces;
-                }
-                if walked.next > Revision::NONE {
-                    walked.missed += message.sequence.0.saturating_sub(walked.next.0);
                 }
                 window.see(&message);
                 walked.next = Revision(message.sequence.0 + 1);

@@ -71,8 +71,11 @@ pub(crate) enum StockCommand {
         #[arg(long, default_value = "10m", value_name = "TIME")]
         older_than: humantime::Duration,
         /// Only those of this order. Repeat it for more.
-        #[arg(long = "order", value_name = "ORDER_ID")]
+        #[arg(long = "order", value_name = "ORDER_ID", required_unless_present_any = ["dry_run", "all"])]
         orders: Vec<String>,
+        /// All of them. The log cannot tell whether a lost order was fulfilled: see them with --dry-run first.
+        #[arg(long, conflicts_with = "orders")]
+        all: bool,
     },
 }
 

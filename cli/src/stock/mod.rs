@@ -67,7 +67,7 @@ async fn obey(args: StockArgs) -> anyhow::Result<()> {
             let answer = client::answer(call).await.map_err(|status| repeatable(status, &request_id))?;
             show(answer.stock, answer.repeated)
         }
-        StockCommand::Reconcile { dry_run, older_than, orders } => {
+        StockCommand::Reconcile { dry_run, older_than, orders, all: _ } => {
             reconcile(stock, dry_run, older_than.into(), orders).await
         }
     }

@@ -10,7 +10,7 @@ const PAGE: &str = "../docs/configuration.md";
 const MADE: &str = "<!-- From here on: what --help of each program says. UPDATE_DOCS=1 writes it anew, see CONTRIBUTING.md -->\n";
 
 /// Programs, and what a heading calls them.
-const PROGRAMS: [(&str, &[&str]); 10] = [
+const PROGRAMS: [(&str, &[&str]); 11] = [
     ("the gateway", &["waybill-gateway"]),
     ("inventory", &["waybill-inventory"]),
     ("payment", &["waybill-payment"]),
@@ -19,6 +19,7 @@ const PROGRAMS: [(&str, &[&str]); 10] = [
     ("`waybill dev`", &["waybill", "dev"]),
     ("`waybill order`", &["waybill", "order"]),
     ("`waybill dead-letter`", &["waybill", "dead-letter"]),
+    ("`waybill stock`", &["waybill", "stock"]),
     ("`waybill provision`", &["waybill", "provision"]),
     ("`waybill health`", &["waybill", "health"]),
 ];
