@@ -38,8 +38,13 @@ pub enum StoreError {
 /// Whether there was stock before, so that a bucket that is missing or empty was lost: the log has an order that was given
 /// some, or stands itself in for a log that was lost.
 pub async fn is_known(connection: &Connection) -> Result<bool, ReadError> {
+    Ok(has_reserved(connection).await? || has_ever_lost_events(connection).await?)
+}
+
+/// Whether the log has an order that was given stock.
+pub(crate) async fn has_reserved(connection: &Connection) -> Result<bool, ReadError> {
     let reserved = leader_get::last(connection, ORDERS, &subjects::kind(EventKind::Reserved)).await?;
-    Ok(reserved.is_some() || has_ever_lost_events(connection).await?)
+    Ok(reserved.is_some())
 }
 
 /// Makes sure that the bucket is there, waiting for the broker and for the order log as long as it takes. `waiting` is told

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error};
 
-use crate::bucket::is_known;
+use crate::bucket::{has_reserved, is_known};
 use crate::records::{BUCKET, STREAM};
 use crate::store::Store;
 
@@ -132,14 +132,17 @@ impl Presence {
             | GetStreamErrorKind::Request
             | GetStreamErrorKind::InvalidStreamName => return before,
         }
-        match before {
-            Seen::Present(_) | Seen::Missing => Seen::Missing,
-            Seen::Unknown | Seen::NotYet => match is_known(&self.store.connection).await {
-                Ok(true) => Seen::Missing,
-                Ok(false) => Seen::NotYet,
-                // Without a log nothing tells yet.
-                Err(_) => before,
-            },
+        let was_there = match before {
+            Seen::Present(_) | Seen::Missing => Ok(true),
+            Seen::Unknown => is_known(&self.store.connection).await,
+            // A log that was lost since had no bucket beside it.
+            Seen::NotYet => has_reserved(&self.store.connection).await,
+        };
+        match was_there {
+            Ok(true) => Seen::Missing,
+            Ok(false) => Seen::NotYet,
+            // Without a log nothing tells yet.
+            Err(_) => before,
         }
     }
 }

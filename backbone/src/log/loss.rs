@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 /// Messages that are so close to the end of their time count as expired, whatever the clocks of the servers say.
 pub(super) const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
-/// Between looks that lie no further apart, no barrier expires that was written since the first.
+/// A barrier that was written after the last message of one look has not expired when another one comes within this time.
 const BARRIERS_KEPT: Duration = Duration::from_secs(9);
 
 /// How the log was at one moment, by the broker's clock.
@@ -140,7 +140,8 @@ impl Look {
         if before.barriers + self.barriers == 0 {
             return 0;
         }
-        let apart = self.at.duration_since(before.at).unwrap_or_default();
+        // A server that had been cut off may have shown an old state.
+        let apart = self.at.duration_since(before.last_time).unwrap_or_default();
         let written = if apart > BARRIERS_KEPT { self.last.saturating_sub(before.last) } else { 0 };
         before.barriers + written
     }
@@ -231,6 +232,10 @@ mod tests {
         // All that was written since were barriers.
         let later = Look { messages: 92, barriers: 1, ..look(130, 1) };
         assert_eq!(later.lost_since(&before), None);
+        // The first was the state of a server that had been cut off.
+        let old = Look { at: at(111), ..before.clone() };
+        let fresh = Look { messages: 97, barriers: 2, ..look(112, 1) };
+        assert_eq!(fresh.lost_since(&old), None);
         let replaced = Look { created: at(1), ..look(1, 1) };
         assert_eq!(replaced.lost_since(&before).unwrap().events, 92);
     }

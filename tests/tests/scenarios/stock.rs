@@ -73,11 +73,12 @@ async fn set(waybill: &Deployment, request_id: &str, units: i64, revision: u64) 
     Ok(waybill.stock().set_stock(request).await?.into_inner().stock.unwrap())
 }
 
-/// Whether a change is known to be made. A busy machine may need longer than the deadline; a repeat tells then.
+/// Whether a change is known to be made. Else a repeat makes it or tells: a change of a SKU in great demand may not get its
+/// turn within the deadline.
 fn is_made<T>(change: Result<T, Status>) -> bool {
     change.map_or_else(
         |status| {
-            assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+            assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Unavailable), "{status:?}");
             false
         },
         |_| true,
