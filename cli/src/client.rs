@@ -13,6 +13,7 @@ use tonic::transport::{self, Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
+use crate::args::Operators;
 use crate::called::called;
 use crate::credential::Credential;
 use crate::tls::Tls;
@@ -55,22 +56,16 @@ pub(crate) async fn connect(gateway: Uri, tls: &Tls, credential: Credential) -> 
 }
 
 /// Connects to the address that a gateway is expected to serve operators at.
-pub(crate) async fn connect_operations(
-    operations: Uri,
-    tls: &Tls,
-    credential: Credential,
-) -> anyhow::Result<DeadLetters> {
-    let letters = DeadLetterServiceClient::with_interceptor(operators(operations, tls).await?, credential);
+pub(crate) async fn connect_operations(gateway: Operators) -> anyhow::Result<DeadLetters> {
+    let channel = operators(gateway.operations, &gateway.tls).await?;
+    let letters = DeadLetterServiceClient::with_interceptor(channel, gateway.credential);
     Ok(letters.max_decoding_message_size(LETTER_BYTES_MAX))
 }
 
 /// The same for the stock.
-pub(crate) async fn connect_stock(
-    operations: Uri,
-    tls: &Tls,
-    credential: Credential,
-) -> anyhow::Result<Stock> {
-    Ok(StockServiceClient::with_interceptor(operators(operations, tls).await?, credential))
+pub(crate) async fn connect_stock(gateway: Operators) -> anyhow::Result<Stock> {
+    let channel = operators(gateway.operations, &gateway.tls).await?;
+    Ok(StockServiceClient::with_interceptor(channel, gateway.credential))
 }
 
 async fn operators(operations: Uri, tls: &Tls) -> anyhow::Result<Channel> {

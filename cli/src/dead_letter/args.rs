@@ -3,24 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
-use tonic::transport::Uri;
 
-use crate::address::parse_address;
-use crate::args::CONNECTION;
-use crate::credential::Credential;
-use crate::tls::Tls;
+use crate::args::Operators;
 use crate::usage::Unusable;
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct DeadLetterArgs {
-    /// The gateway's address for operators.
-    #[arg(long, env = "WAYBILL_OPERATIONS", default_value = "http://127.0.0.1:50053", global = true,
-          value_name = "URL", value_parser = parse_address, help_heading = CONNECTION)]
-    pub(crate) operations: Uri,
     #[command(flatten)]
-    pub(crate) tls: Tls,
-    #[command(flatten)]
-    pub(crate) credential: Credential,
+    pub(crate) gateway: Operators,
     #[command(subcommand)]
     pub(crate) command: DeadLetterCommand,
 }

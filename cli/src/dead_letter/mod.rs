@@ -33,7 +33,7 @@ async fn obey(args: DeadLetterArgs) -> anyhow::Result<()> {
     if let DeadLetterCommand::Redrive(redrive_args) = &args.command {
         redrive_args.check()?;
     }
-    let letters = client::connect_operations(args.operations, &args.tls, args.credential).await?;
+    let letters = client::connect_operations(args.gateway).await?;
     match args.command {
         DeadLetterCommand::List { filter, limit } => list(letters, &filter, limit).await,
         DeadLetterCommand::Get { dead_letter_id, payload } => {

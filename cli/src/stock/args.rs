@@ -1,23 +1,13 @@
 //! The command line of `waybill stock`.
 
 use clap::{Args as ClapArgs, Subcommand};
-use tonic::transport::Uri;
 
-use crate::address::parse_address;
-use crate::args::CONNECTION;
-use crate::credential::Credential;
-use crate::tls::Tls;
+use crate::args::Operators;
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct StockArgs {
-    /// The gateway's address for operators.
-    #[arg(long, env = "WAYBILL_OPERATIONS", default_value = "http://127.0.0.1:50053", global = true,
-          value_name = "URL", value_parser = parse_address, help_heading = CONNECTION)]
-    pub(crate) operations: Uri,
     #[command(flatten)]
-    pub(crate) tls: Tls,
-    #[command(flatten)]
-    pub(crate) credential: Credential,
+    pub(crate) gateway: Operators,
     #[command(subcommand)]
     pub(crate) command: StockCommand,
 }
@@ -71,7 +61,7 @@ pub(crate) enum StockCommand {
         #[arg(long, default_value = "10m", value_name = "TIME")]
         older_than: humantime::Duration,
         /// Only those of this order. Repeat it for more.
-        #[arg(long = "order", value_name = "ORDER_ID", required_unless_present_any = ["dry_run", "all"])]
+        #[arg(long = "order", value_name = "ORDER_ID")]
         orders: Vec<String>,
         /// All of them. The log cannot tell whether a lost order was fulfilled: see them with --dry-run first.
         #[arg(long, conflicts_with = "orders")]

@@ -19,6 +19,7 @@ use args::{RequestArgs, StockCommand};
 use crate::client;
 use crate::console::{self, plain};
 use crate::render::time_text;
+use crate::usage::Unusable;
 
 /// SKUs asked for at once.
 const PAGE_SIZE_MAX: i32 = 1000;
@@ -33,7 +34,13 @@ pub(crate) async fn run(args: StockArgs) -> anyhow::Result<()> {
 }
 
 async fn obey(args: StockArgs) -> anyhow::Result<()> {
-    let mut stock = client::connect_stock(args.operations, &args.tls, args.credential).await?;
+    if let StockCommand::Reconcile { dry_run: false, orders, all: false, .. } = &args.command
+        && orders.is_empty()
+    {
+        let advice = "say which reservations: --order ORDER_ID, or --all; --dry-run lists them";
+        return Err(Unusable(advice.to_owned()).into());
+    }
+    let mut stock = client::connect_stock(args.gateway).await?;
     match args.command {
         StockCommand::List => list(stock).await,
         StockCommand::Get { sku } => {

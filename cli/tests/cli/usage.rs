@@ -54,6 +54,15 @@ async fn help_does_not_show_secrets() {
 }
 
 #[tokio::test]
+async fn stock_is_released_only_by_name_or_all_of_it_openly() {
+    let output = output_of(waybill().args(["stock", "reconcile"])).await;
+    assert_eq!(output.status.code(), Some(64));
+    for way in ["--order", "--all", "--dry-run"] {
+        assert!(stderr(&output).contains(way), "{}", stderr(&output));
+    }
+}
+
+#[tokio::test]
 async fn a_gateway_behind_anything_but_http_is_a_usage_error() {
     let output = output_of(waybill().args(["order", "--gateway", "ftp://127.0.0.1:1", "get", "x"])).await;
     assert_eq!(output.status.code(), Some(64));
