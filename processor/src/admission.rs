@@ -25,6 +25,8 @@ const SLOW_MIN: Duration = Duration::from_secs(1);
 /// How many times as long as usual that is, and no longer than this.
 const SLOW_FACTOR: u32 = 4;
 const SLOW_MAX: Duration = Duration::from_secs(5);
+/// A full pool in which nothing ends well for this long, and for longer than usual, looks for a probe: that stops no attempt.
+const STILL_MIN: Duration = Duration::from_millis(250);
 /// How often a full pool is searched for attempts that were overtaken.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(100);
 /// The weight of the latest attempt that went well in what is usual.
@@ -38,9 +40,9 @@ const PROBE_CHOICE: Duration = Duration::from_millis(500);
 /// Messages that are asked for at a time, to find a probe among them.
 const LOOKED_AT_MAX: usize = 64;
 /// How many are looked at for a start, and how often twice as many: a pool that stands still for a moment postpones next to
-/// nothing, and one that hangs looks past 10,000 within five seconds.
+/// nothing, and one that hangs looks past 10,000 within seconds.
 const LOOKED_AT_FIRST: usize = 1;
-const LOOKED_AT_DOUBLES: Duration = Duration::from_millis(300);
+const LOOKED_AT_DOUBLES: Duration = Duration::from_millis(150);
 /// Postponed messages come back so far apart, however many they are, and no sooner than this.
 const POSTPONED_INTERVAL: Duration = Duration::from_millis(5);
 const POSTPONED_MIN: Duration = Duration::from_millis(200);
@@ -187,7 +189,7 @@ impl Admission {
     /// When there is more to want than now, though nothing ends until then.
     pub(crate) fn wakes_at(&self, now: Instant) -> Option<Instant> {
         let is_full = self.room(now) == 0;
-        let slow_at = self.slow_at().filter(|_| is_full);
+        let slow_at = self.still_at().filter(|_| is_full);
         let search_at = self.next_search_at.filter(|_| is_full || self.probes > 0);
         let look_at = self.question.filter(|_| is_full).map(|_| now + LOOKED_AT_DOUBLES);
         let times = [self.breaker.probe_at(), self.next_probe_at, slow_at, search_at, look_at];
@@ -206,12 +208,13 @@ impl Admission {
         if self.room(now) > 0 && (self.breaker.probe_at().is_none() || self.is_due(subject, suspects, now)) {
             return Verdict::Begin(Place::Pool);
         }
-        if self.may_probe(now) && self.shows_the_dependency(subject, suspects, now) {
+        let shows = self.shows_the_dependency(subject, suspects, now);
+        if shows && self.may_probe(now) {
             self.next_probe_at = Some(now + PROBE_INTERVAL);
             return Verdict::Begin(Place::Probe);
         }
-        // One that was asked for while there was room comes again at once.
-        if !self.is_in_question(now) {
+        // One that was asked for while there was room comes again at once. So does one that may be the next probe.
+        if !self.is_in_question(now) || (shows && self.breaker.probe_at().is_none()) {
             return Verdict::Postpone(POSTPONED_MIN);
         }
         if let Some((_, looked_past)) = &mut self.question {
@@ -316,17 +319,18 @@ impl Admission {
 
     /// Whether it is to be found out if the dependency is there.
     fn is_in_question(&self, now: Instant) -> bool {
-        self.breaker.probe_at().is_some() || self.is_slow(now)
+        self.breaker.probe_at().is_some() || self.stands_still(now)
     }
 
     /// Whether there is no room because of attempts that all take long, and none ends well. A pool that is only slow has
     /// room again and again.
-    fn is_slow(&self, now: Instant) -> bool {
-        self.room(now) == 0 && self.slow_at().is_some_and(|at| now >= at)
+    fn stands_still(&self, now: Instant) -> bool {
+        self.room(now) == 0 && self.still_at().is_some_and(|at| now >= at)
     }
 
-    fn slow_at(&self) -> Option<Instant> {
-        Some(self.latest?.max(self.served_at.unwrap_or(self.latest?)) + self.slow())
+    fn still_at(&self) -> Option<Instant> {
+        let still = (self.usual * SLOW_FACTOR).clamp(STILL_MIN, SLOW_MAX);
+        Some(self.latest?.max(self.served_at.unwrap_or(self.latest?)) + still)
     }
 
     /// Whether nothing is known against an order, and it is not of the customer whose orders hold most places.

@@ -242,7 +242,7 @@ proptest! {
         first: bool,
     ) {
         let (slowest, counted) = healthy_among(bad, does, pools, size, true, first);
-        prop_assert!(slowest <= Duration::from_secs(4), "{slowest:?}");
+        prop_assert!(slowest <= Duration::from_millis(2500), "{slowest:?}");
         prop_assert!(counted > 0, "the bad ones are counted");
     }
 
@@ -289,11 +289,20 @@ fn a_slow_dependency_makes_no_messages_come_again_and_again() {
     assert!(deliveries <= 1_500, "{deliveries} deliveries of 400 messages");
 }
 
+/// The first of them comes while every worker hangs for the first time.
+#[test]
+fn a_healthy_order_behind_those_that_hang_takes_a_second() {
+    for (bad, ms) in [(30, 500), (500, 1_500)] {
+        let (slowest, _) = healthy_among(bad, Dependency::Hangs, 2, 10, true, true);
+        assert!(slowest <= Duration::from_millis(ms), "{bad}: {slowest:?}");
+    }
+}
+
 #[test]
 fn twenty_thousand_bad_orders_stop_no_others() {
     for does in [Dependency::Refuses, Dependency::Hangs] {
         let (slowest, counted) = healthy_among(20_000, does, 2, 10, true, false);
-        assert!(slowest <= Duration::from_secs(12), "{does:?}: {slowest:?}");
+        assert!(slowest <= Duration::from_secs(8), "{does:?}: {slowest:?}");
         assert!(counted > 0);
     }
 }
