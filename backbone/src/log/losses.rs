@@ -81,10 +81,11 @@ impl fmt::Display for Mark {
 }
 
 /// What STREAM.INFO says, with the broker's time.
+#[derive(Clone)]
 struct Answer {
     ts: String,
     info: Info,
-    /// How many of the stream's messages are barriers.
+    /// How many of the stream's messages are barriers, counted a moment later than the messages.
     barriers: u64,
 }
 
@@ -149,8 +150,11 @@ impl OrderLog {
 
 impl Watchman<'_> {
     async fn look(&mut self) -> Result<(), ReadError> {
-        let answer = ask(&self.log.connection).await?;
-        let mut look = look_of(&answer)?;
+        let connection = &self.log.connection;
+        let counted = ask(connection).await?;
+        let answer =
+            if counted.info.config.num_replicas > 1 { ask(connection).await? } else { counted.clone() };
+        let mut look = look_of(&answer, barriers_max(&counted, &answer))?;
         if let Some(acknowledged) = time_in(&answer.info.config, ACKNOWLEDGED) {
             LOSSES.acknowledge(acknowledged);
         }
@@ -160,8 +164,7 @@ impl Watchman<'_> {
         }
         if let Some(loss) = self.loss(&look).await? {
             LOSSES.say(&loss, look.at);
-            record(&self.log.connection, &answer.info.config, Mark { events: loss.events, at: look.at })
-                .await;
+            record(connection, &answer.info.config, Mark { events: loss.events, at: look.at }).await;
         }
         // Until it is known which answer is right, the later state is compared with.
         if self.rolled_back.is_none() {
@@ -353,7 +356,18 @@ fn answer_of(answer: Value) -> Result<Answer, ReadError> {
     Ok(Answer { ts, info, barriers })
 }
 
-fn look_of(Answer { ts, info, barriers }: &Answer) -> Result<Look, ReadError> {
+/// How many of the messages of `answer` are barriers, at the most. The broker counts messages first and barriers then, and a
+/// barrier that expires in between would pass for an event. So those that were counted before hold, with all that was written
+/// since.
+fn barriers_max(counted: &Answer, answer: &Answer) -> u64 {
+    if counted.info.created != answer.info.created {
+        return answer.barriers;
+    }
+    let written = answer.info.state.last_sequence.saturating_sub(counted.info.state.last_sequence);
+    (counted.barriers + written).max(answer.barriers)
+}
+
+fn look_of(Answer { ts, info, .. }: &Answer, barriers: u64) -> Result<Look, ReadError> {
     let at = time_of(ts).ok_or_else(|| ReadError::Broker(format!("the time {ts}")))?;
     let (config, state) = (&info.config, &info.state);
     Ok(Look {
@@ -361,7 +375,7 @@ fn look_of(Answer { ts, info, barriers }: &Answer) -> Result<Look, ReadError> {
         created: info.created.into(),
         max_age: config.max_age,
         messages: state.messages,
-        barriers: *barriers,
+        barriers,
         first: state.first_sequence,
         last: state.last_sequence,
         first_time: state.first_timestamp.into(),
@@ -394,4 +408,33 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
 
 fn distance(one: SystemTime, other: SystemTime) -> Duration {
     one.duration_since(other).or_else(|_| other.duration_since(one)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(messages: u64, last: u64, barriers: u64) -> Answer {
+        let time = "2026-11-30T10:00:00Z";
+        let answer = json!({
+            "ts": time,
+            "created": time,
+            "config": { "name": ORDERS, "subjects": [], "retention": "limits", "max_consumers": -1, "max_msgs": -1,
+                "max_bytes": -1, "max_age": 0, "max_msgs_per_subject": -1, "max_msg_size": -1, "discard": "old",
+                "storage": "file", "num_replicas": 3 },
+            "state": { "messages": messages, "bytes": 0, "first_seq": 1, "first_ts": time, "last_seq": last,
+                "last_ts": time, "consumer_count": 0, "subjects": { ORDER_BARRIER: barriers } },
+        });
+        answer_of(answer).unwrap()
+    }
+
+    /// The broker says that there are 100 messages, then eight barriers expire, and then it counts two of them.
+    #[test]
+    fn a_barrier_that_expires_while_the_broker_counts_is_no_event() {
+        let (counted, racing) = (answer(99, 99, 9), answer(100, 100, 2));
+        let before = look_of(&racing, barriers_max(&counted, &racing)).unwrap();
+        let after = look_of(&answer(93, 101, 3), 3).unwrap();
+        assert_eq!(after.lost_since(&before), None);
+        assert!(after.lost_since(&look_of(&racing, racing.barriers).unwrap()).is_some());
+    }
 }
