@@ -33,6 +33,8 @@ pub(crate) struct Suspects {
 #[derive(Clone, Copy, Debug)]
 struct Failure {
     at: Instant,
+    /// When the dependency was last away for it.
+    away_at: Option<Instant>,
     /// Whether others were served since the one before it.
     alone: bool,
 }
@@ -90,17 +92,17 @@ impl Suspects {
         let served_between = |failed_at: Instant| begun.served_since.is_some_and(|began| began > failed_at);
         let before = self.order(subject.message, now);
         let streak = self.streak(subject.customer, now).filter(|_| begun.customer_fails);
-        let alone = before.is_some_and(|before| served_between(before.at))
+        let alone = before.and_then(|before| before.away_at).is_some_and(served_between)
             || streak.is_some_and(|streak| served_between(streak.at) || self.served_after(begun.at));
         // Once alone, always alone, until it is served.
-        self.remember(subject, alone || before.is_some_and(|before| before.alone), now);
+        self.remember(subject, alone || before.is_some_and(|before| before.alone), Some(now), now);
         alone
     }
 
     /// An attempt that began then hangs while others were served. One such makes its customer's other orders suspects, because
     /// each of them would hold a place as long.
     pub(crate) fn overtaken(&mut self, subject: Subject, began: Instant, now: Instant) {
-        self.remember(subject, true, now);
+        self.remember(subject, true, Some(now), now);
         if let Some(streak) = subject.customer.and_then(|customer| self.customers.get_mut(&customer)) {
             streak.failures = streak.failures.max(CUSTOMER_FAILURES);
             streak.since = streak.since.min(began);
@@ -110,12 +112,14 @@ impl Suspects {
     /// An attempt was stopped, and nobody knows what it would have come to.
     pub(crate) fn stopped(&mut self, subject: Subject, now: Instant) {
         let alone = self.order(subject.message, now).is_some_and(|before| before.alone);
-        self.remember(subject, alone, now);
+        self.remember(subject, alone, Some(now), now);
     }
 
-    /// The order failed, whatever the dependency did.
+    /// The order failed although the dependency answered. That says nothing about a later attempt for which it is away: an
+    /// outage may have begun.
     pub(crate) fn failed_alone(&mut self, subject: Subject, now: Instant) {
-        self.remember(subject, true, now);
+        let away_at = self.order(subject.message, now).and_then(|before| before.away_at);
+        self.remember(subject, true, away_at, now);
     }
 
     /// Whether this order is to have no more than the suspects' share.
@@ -149,9 +153,9 @@ impl Suspects {
         self.orders.values().filter(|failure| failure.alone && is_recent(failure.at, now)).count()
     }
 
-    fn remember(&mut self, subject: Subject, alone: bool, now: Instant) {
+    fn remember(&mut self, subject: Subject, alone: bool, away_at: Option<Instant>, now: Instant) {
         make_room(&mut self.orders, |failure| is_recent(failure.at, now));
-        self.orders.insert(subject.message, Failure { at: now, alone });
+        self.orders.insert(subject.message, Failure { at: now, away_at, alone });
         let Some(customer) = subject.customer else { return };
         let before = self.streak(subject.customer, now);
         make_room(&mut self.customers, |streak| is_recent(streak.at, now));
@@ -246,6 +250,18 @@ mod tests {
         suspects.served(poison(), at(7));
         assert!(!suspects.is_suspect(poison(), at(7)));
         assert_eq!(suspects.alone(at(7)), 0);
+    }
+
+    #[test]
+    fn an_outage_uses_up_no_attempt_of_an_order_that_failed_otherwise_before() {
+        let mut suspects = Suspects::default();
+        suspects.failed_alone(poison(), at(1));
+        suspects.served(other(), at(2));
+        assert!(!fails(&mut suspects, poison(), at(3)), "an outage may have begun");
+        assert!(suspects.is_suspect(poison(), at(3)));
+        suspects.failed_alone(poison(), at(4));
+        suspects.served(other(), at(5));
+        assert!(fails(&mut suspects, poison(), at(6)), "others were served since it was away for this one");
     }
 
     #[test]
