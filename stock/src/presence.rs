@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::GetStreamErrorKind;
+use backbone::backoff::Backoff;
 use backbone::connection::Connection;
 use backbone::metrics;
 use tokio::sync::watch;
@@ -17,6 +18,8 @@ use crate::records::{BUCKET, STREAM};
 use crate::store::Store;
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Until the first look that is answered: what is lost before that cannot be told from a bucket that was never there.
+const FIRST_LOOK: Backoff = Backoff { initial: Duration::from_millis(100), max: LOOK_INTERVAL };
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 const MISSING: &str = "bucket INVENTORY is missing: the stock that it held is not known any more; make it anew \
                        (`waybill provision`) and say what there is (`waybill stock set`)";
@@ -83,9 +86,14 @@ impl Presence {
 
     /// Looks again and again.
     pub async fn keep(&self) -> Infallible {
+        let mut unanswered = 0;
         loop {
-            self.look().await;
-            sleep(LOOK_INTERVAL).await;
+            if self.look().await == Seen::Unknown {
+                unanswered += 1;
+                sleep(FIRST_LOOK.after(unanswered)).await;
+            } else {
+                sleep(LOOK_INTERVAL).await;
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use backbone::subjects::EventKind;
-use harness::{Deployment, Load, Options, PATIENCE, item, order_of};
+use harness::{Deployment, Load, Options, PATIENCE, eventually, item, order_of};
 use proto::orders::v1::{CreateOrderRequest, OrderEvent, WatchOrdersRequest, WatchOrdersResponse};
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
@@ -118,6 +118,12 @@ async fn nobody_waits_for_revisions_that_a_lost_log_will_not_have() {
     let mut of_order = waybill.watch(&order_id, 0).await.unwrap();
     of_order.event().await;
 
+    // A gateway that has not looked for the bucket yet cannot tell that there was none.
+    eventually("a look for the bucket", async || {
+        let missing = waybill.scrape().await.sum("waybill_stock_bucket_missing", &[]);
+        (missing == Some(0.0)).then_some(())
+    })
+    .await;
     waybill.broker.lose_data();
     waybill.broker.start().await;
     waybill.ready().await;
