@@ -26,7 +26,7 @@ const SLOW_MIN: Duration = Duration::from_secs(1);
 const SLOW_FACTOR: u32 = 4;
 const SLOW_MAX: Duration = Duration::from_secs(5);
 /// A full pool in which nothing ends well for this long, and for longer than usual, looks for a probe: that stops no attempt.
-const STILL_MIN: Duration = Duration::from_millis(250);
+const STILL_MIN: Duration = Duration::from_millis(500);
 /// How often a full pool is searched for attempts that were overtaken.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(100);
 /// The weight of the latest attempt that went well in what is usual.
@@ -46,8 +46,11 @@ const LOOKED_AT_DOUBLES: Duration = Duration::from_millis(150);
 /// Postponed messages come back so far apart, however many they are, and no sooner than this.
 const POSTPONED_INTERVAL: Duration = Duration::from_millis(5);
 const POSTPONED_MIN: Duration = Duration::from_millis(200);
-/// Those that were looked at for a probe come again no sooner than this, so that others are looked at meanwhile.
-const LOOKED_PAST_MIN: Duration = Duration::from_secs(2);
+/// Those that were looked at for a probe come again after four times as long as the question has stood, so that others are looked
+/// at meanwhile and a short one delays few. No sooner than this, and no later unless there are many.
+const LOOKED_PAST_MIN: Duration = Duration::from_millis(500);
+const LOOKED_PAST_USUAL: Duration = Duration::from_secs(2);
+const LOOKED_PAST_FACTOR: u32 = 4;
 /// No more messages are looked at for a probe once those that were postponed take so long to come back.
 const LOOKED_PAST_MAX: Duration = Duration::from_secs(60);
 
@@ -217,10 +220,13 @@ impl Admission {
         if !self.is_in_question(now) || (shows && self.breaker.probe_at().is_none()) {
             return Verdict::Postpone(POSTPONED_MIN);
         }
-        if let Some((_, looked_past)) = &mut self.question {
+        let mut stood = LOOKED_PAST_USUAL;
+        if let Some((since, looked_past)) = &mut self.question {
             *looked_past += 1;
+            stood = now - *since;
         }
-        let earliest = self.breaker.probe_at().unwrap_or(now).max(now + LOOKED_PAST_MIN);
+        let delay = (stood * LOOKED_PAST_FACTOR).clamp(LOOKED_PAST_MIN, LOOKED_PAST_USUAL);
+        let earliest = self.breaker.probe_at().unwrap_or(now).max(now + delay);
         Verdict::Postpone(self.looked_past.add(earliest) - now)
     }
 

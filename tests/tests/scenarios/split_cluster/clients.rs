@@ -507,7 +507,8 @@ async fn follow_commits(n: usize, jetstream: jetstream::Context, shared: Shared)
     while !shared.done.is_cancelled() {
         let publish = async {
             let mut headers = HeaderMap::new();
-            headers.insert("Nats-TTL", "1s");
+            // As long as those of the programs: one that is gone sooner would count as a lost event.
+            headers.insert("Nats-TTL", "10s");
             jetstream.publish_with_headers(ORDER_BARRIER, headers, "".into()).await.ok()?.await.ok()
         };
         let is_committed = matches!(timeout(Duration::from_secs(1), publish).await, Ok(Some(_)));
