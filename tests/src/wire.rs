@@ -353,8 +353,8 @@ fn write_name(subject: &str, payload: &[u8]) -> Option<String> {
         ["$KV", "INVENTORY", record, ..] => format!("write {record}"),
         // How far carrying has come is a sign of life; an older record leads farther back.
         ["DEAD_LETTER", "carrier"] => return None,
-        ["DEAD_LETTER", state, ..] => format!("letter {state}"),
-        ["$JS", "API", "STREAM", "MSG", "DELETE", "DEAD_LETTERS"] => "unlist letter".to_owned(),
+        ["DEAD_LETTER", state, ..] => format!("dead letter {state}"),
+        ["$JS", "API", "STREAM", "MSG", "DELETE", "DEAD_LETTERS"] => "unlist dead letter".to_owned(),
         ["$JS", "API", "CONSUMER", "DELETE", ..] => "delete consumer".to_owned(),
         // An empty one only asks whether it may.
         ["$JS", "API", "CONSUMER", "CREATE", ..] if !payload.is_empty() => "make consumer".to_owned(),
