@@ -1,5 +1,5 @@
-//! The contract: message types, clients and servers made of the `.proto` files beside this crate.
-//! What a field means, and its limits, is said there.
+//! The contract: message types, clients and servers generated from the `.proto` files beside this crate, which document each
+//! field and its limits.
 
 /// Orders: the public service, the order and its stored events.
 pub mod orders {
@@ -15,9 +15,9 @@ pub mod orders {
     }
 }
 
-/// Payments: what the payment step calls, and how the sandbox that stands in for it is told what to do.
+/// Payments: the service that the payment step calls, and the controls of the sandbox.
 pub mod payments {
-    /// Version 1 of what the payment step calls.
+    /// Version 1 of the payment service.
     #[allow(
         missing_docs,
         clippy::all,
@@ -29,7 +29,7 @@ pub mod payments {
     }
 }
 
-/// Operations: dead letters, and what operators do about them.
+/// Operations: dead letters and their redrive.
 pub mod operations {
     /// Version 1 of the operators' API.
     #[allow(
