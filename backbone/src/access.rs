@@ -14,8 +14,8 @@ use crate::config::read_file;
 /// Where the broker is and how to get in.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BrokerConfig {
-    /// NATS servers, separated by commas. A user and password, or a token, may stand before the host,
-    /// percent-encoded; those of the first server that has them are for all.
+    /// NATS servers, separated by commas. User and password, or a token, may precede the host, percent-encoded; those
+    /// of the first server apply to all.
     #[arg(
         long,
         env = "NATS_URL",
@@ -27,7 +27,7 @@ pub struct BrokerConfig {
     /// NATS credentials file (JWT and seed).
     #[arg(long, env = "NATS_CREDS", value_parser = credentials)]
     pub nats_creds: Option<Credentials>,
-    /// Certificate authorities to trust (PEM), in place of the system's own. This and the next two require TLS.
+    /// Certificate authorities to trust (PEM), instead of the system's. This and the next two require TLS.
     #[arg(long, env = "NATS_TLS_CA", value_parser = certificates)]
     pub nats_tls_ca: Option<PathBuf>,
     /// Client certificate (PEM).

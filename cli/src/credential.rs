@@ -14,12 +14,11 @@ const TOKEN: &str = "authorization";
 /// What the gateway is shown, if it asks for something.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Credential {
-    /// The API key, for a gateway that asks for one. Other users of this machine can read a flag, but not the
-    /// variable.
+    /// API key. Other users of this machine can read a flag, but not the variable.
     #[arg(long, env = "WAYBILL_API_KEY", hide_env_values = true, global = true, value_name = "KEY", help_heading = CONNECTION,
           value_parser = secret(""))]
     api_key: Option<AsciiMetadataValue>,
-    /// The token (JWT), for a gateway that asks for one. The same goes for it.
+    /// Token (JWT). Other users of this machine can read a flag, but not the variable.
     #[arg(long, env = "WAYBILL_TOKEN", hide_env_values = true, global = true, value_name = "TOKEN", help_heading = CONNECTION,
           value_parser = secret("Bearer "))]
     token: Option<AsciiMetadataValue>,

@@ -26,14 +26,14 @@ pub(crate) struct ProvisionArgs {
     broker: BrokerConfig,
     #[command(flatten)]
     stream: StreamConfig,
-    /// How long the broker waits for a sign of life about an order before it gives it to another worker: what the
-    /// processors have. 100ms-1d.
+    /// How long the broker waits for an acknowledgement or a sign of progress before it redelivers a message, as for
+    /// the processors, 100ms-1d.
     #[arg(long, env = "ACK_WAIT", default_value = "10s", value_name = "TIME", value_parser = duration(ACK_WAIT))]
     ack_wait: Duration,
-    /// How long all of it may take, 1ms-1d.
+    /// Deadline, 1ms-1d.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = parse_timeout)]
     timeout: humantime::Duration,
-    /// Also acknowledge that the order log has lost events: the alert WaybillLogLost ends, in every program.
+    /// Also acknowledge lost events of the order log, which ends the alert WaybillLogLost.
     #[arg(long)]
     acknowledge_loss: bool,
     #[command(flatten)]

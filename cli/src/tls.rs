@@ -12,10 +12,10 @@ use crate::usage::Unusable;
 /// The files.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Tls {
-    /// Certificate authorities to trust (PEM), in place of the system's own.
+    /// Certificate authorities to trust (PEM), instead of the system's.
     #[arg(long, env = "WAYBILL_CA", global = true, value_name = "PATH", help_heading = CONNECTION)]
     ca: Option<PathBuf>,
-    /// Client certificate (PEM), for a gateway that asks for one.
+    /// Client certificate (PEM).
     #[arg(long, env = "WAYBILL_CERT", global = true, value_name = "PATH", help_heading = CONNECTION)]
     cert: Option<PathBuf>,
     /// Key of the client certificate (PEM).

@@ -26,13 +26,12 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// What is asked of the broker.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DurabilityConfig {
-    /// What the broker has to guarantee: `strict` takes orders only while the order log is on three servers at least,
-    /// or each write goes through to the disk. `any` takes them in any case, and says what is guaranteed.
+    /// Required durability. `strict` accepts orders only while the order log is on at least three servers, or each
+    /// write is synced to the disk. `any` always accepts them, and reports the durability.
     #[arg(long, env = "DURABILITY", default_value = "any")]
     pub(crate) durability: Wanted,
-    /// Monitoring ports of the broker's servers, such as `http://nats:8222`, separated by commas: they alone tell
-    /// whether each write goes through to the disk. Needs all servers that hold the order log. Unset: it is taken not
-    /// to.
+    /// Monitoring ports of all servers with the order log, such as `http://nats:8222`, separated by commas. Only they
+    /// show whether each write is synced. Unset: it counts as not synced.
     #[arg(long, env = "NATS_MONITOR_URL", hide_env_values = true, value_delimiter = ',', value_parser = monitor)]
     pub(crate) nats_monitor_url: Vec<Uri>,
 }

@@ -23,17 +23,17 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// The files.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TlsConfig {
-    /// The gateway's certificate, and those between it and its authority (PEM). Read again when it changes, like
-    /// the next two. Unset: no TLS.
+    /// The gateway's certificate with its intermediates (PEM). Reloaded when it changes, like the next two. Unset: no
+    /// TLS.
     #[arg(long, env = "TLS_CERT", requires = "tls_key")]
     pub(crate) tls_cert: Option<PathBuf>,
     /// Key of the certificate (PEM).
     #[arg(long, env = "TLS_KEY", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// Certificate authorities of clients (PEM). Who connects has to show a certificate of one of them.
+    /// Certificate authorities of clients (PEM). A client needs a certificate of one of them.
     #[arg(long, env = "TLS_CLIENT_CA", requires = "tls_cert")]
     pub(crate) tls_client_ca: Option<PathBuf>,
-    /// Let in clients without a certificate too, for health checks and for calls with another credential.
+    /// Admit clients without a certificate too, for health checks and for calls with another credential.
     #[arg(long, env = "TLS_CLIENT_OPTIONAL")]
     pub(crate) tls_client_optional: bool,
 }

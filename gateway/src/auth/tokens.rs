@@ -34,17 +34,17 @@ const VERIFIED_MAX: usize = 10_000;
 /// Which tokens are good.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TokenConfig {
-    /// Public keys (JWKS) of whoever issues tokens (JWT): a file, read again when it changes, or an https:// URL,
-    /// asked again every 5 minutes, and when a token names another key. Unset: no token is taken.
+    /// Public keys (JWKS) of the issuer of tokens (JWT). A file, reloaded when it changes, or an https:// URL,
+    /// fetched every 5 minutes and when a token names another key. Unset: tokens are not accepted.
     #[arg(long, env = "JWT_JWKS", requires_all = ["jwt_issuer", "jwt_audience"], value_parser = Source::parse)]
     pub(crate) jwt_jwks: Option<Source>,
-    /// Who issues tokens, as they say it (`iss`).
+    /// Issuer of the tokens (`iss`).
     #[arg(long, env = "JWT_ISSUER", requires = "jwt_jwks", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) jwt_issuer: Option<String>,
-    /// Whom tokens are for, as they say it (`aud`).
+    /// Audience of the tokens (`aud`).
     #[arg(long, env = "JWT_AUDIENCE", requires = "jwt_jwks", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) jwt_audience: Option<String>,
-    /// How tokens may be signed, separated by commas: of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384,
+    /// Signature algorithms of tokens, separated by commas: RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384,
     /// EdDSA.
     #[arg(long, env = "JWT_ALGORITHMS", default_value = "RS256,ES256", value_delimiter = ',',
           value_parser = algorithm)]

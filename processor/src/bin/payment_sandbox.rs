@@ -18,18 +18,18 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-/// Serves payments.v1.PaymentService, moves no money, and goes wrong on demand (SandboxControlService).
+/// Serves payments.v1.PaymentService, moves no money, and injects faults on demand (SandboxControlService).
 #[derive(Debug, Parser)]
 #[command(name = "waybill-payment-sandbox", version)]
 struct Config {
-    /// Where to serve gRPC. Port 0 takes a free one, which is logged. Nobody is asked who they are.
+    /// Address of the gRPC port, without authentication. Port 0 takes a free one, which is logged.
     #[arg(long, env = "PAYMENT_SANDBOX_ADDR", default_value = "127.0.0.1:50052", value_parser = parse_addr)]
     payment_sandbox_addr: SocketAddr,
-    /// File that holds what was captured and refunded. It only grows, up to 1,000,000 payments, after which no new
-    /// ones are taken; begin with an empty file then.
+    /// File of captures and refunds. It only grows, up to 1,000,000 payments; then new ones are rejected. Start with
+    /// an empty file then.
     #[arg(long, env = "PAYMENT_SANDBOX_DATA", default_value = "payments.jsonl")]
     payment_sandbox_data: PathBuf,
-    /// How long open calls may take to end after SIGTERM, 0s-1d.
+    /// How long open calls may take after SIGTERM, 0s-1d.
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_parser = duration(Duration::ZERO..=DAY))]
     drain_timeout: Duration,
     #[command(flatten)]

@@ -28,7 +28,7 @@ const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Durati
 /// Settings of the inventory.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct InventoryConfig {
-    /// SKUs to begin with, as in `widget=100,gadget=5`. Those that exist keep the count they have.
+    /// Initial stock, such as `widget=100,gadget=5`. Existing SKUs keep their count.
     #[arg(long, env = "STOCK")]
     pub stock: Option<Stock>,
 }
