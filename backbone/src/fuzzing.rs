@@ -10,10 +10,10 @@ use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderEvent, OrderStatus};
 
-use crate::event::{Draft, Recorded};
-use crate::ids::{OrderId, Revision};
-use crate::lifecycle::{self, is_finished};
-use crate::subjects::{self, EventKind};
+use crate::log::event::{Draft, Recorded};
+use crate::log::ids::{OrderId, Revision};
+use crate::log::lifecycle::{self, is_finished};
+use crate::log::subjects::{self, EventKind};
 use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
 /// A text is the id of one order or of none, and so is a subject.

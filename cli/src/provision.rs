@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use backbone::access::BrokerConfig;
+use backbone::broker::connection::Connection;
+use backbone::broker::credentials::BrokerConfig;
+use backbone::broker::streams::StreamConfig;
 use backbone::config::duration;
-use backbone::connection::Connection;
 use backbone::log::acknowledge_loss;
-use backbone::stream::StreamConfig;
 use backbone::telemetry::{self, TelemetryConfig};
 use processor::config::ACK_WAIT;
 use processor::provision::provision;

@@ -7,8 +7,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use backbone::carrying::Schedule;
-use backbone::ids::Revision;
+use backbone::log::carrying::Schedule;
+use backbone::log::ids::Revision;
 use backbone::log::{CarryError, CarryPosition, Kept, OrderLog};
 use backbone::telemetry::Seldom;
 use tokio::time::{Instant, sleep};

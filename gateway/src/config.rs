@@ -5,9 +5,9 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use backbone::access::BrokerConfig;
+use backbone::broker::credentials::BrokerConfig;
+use backbone::broker::streams::{RETENTION_MAX, RETENTION_MIN, StreamConfig};
 use backbone::config::{DAY, duration, parse_addr};
-use backbone::stream::{RETENTION_MAX, RETENTION_MIN, StreamConfig};
 use backbone::telemetry::TelemetryConfig;
 use clap::{ArgAction, Parser};
 use governor::Quota;

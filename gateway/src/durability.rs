@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
+use backbone::broker::streams::StreamState;
 use backbone::config::has_usable_port;
 use backbone::otlp::Http;
-use backbone::stream::StreamState;
 use bytes::Bytes;
 use clap::ValueEnum;
 use futures::future::join_all;

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use backbone::broker::direct_get::ReadError;
 use backbone::dead_letters::{LetterId, PutError};
-use backbone::direct_get::ReadError;
-use backbone::ids::{OrderId, Revision};
 use backbone::log::AppendError;
+use backbone::log::ids::{OrderId, Revision};
 use backbone::telemetry::Seldom;
 use backbone::trace::TraceContext;
 use governor::Jitter;

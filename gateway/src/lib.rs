@@ -38,7 +38,7 @@ mod validation;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
-use backbone::connection::Connection;
+use backbone::broker::connection::Connection;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use backbone::metrics::Metrics;

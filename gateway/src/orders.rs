@@ -5,9 +5,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backbone::direct_get::ReadError;
-use backbone::event::Recorded;
-use backbone::ids::{CustomerKey, OrderId, Revision};
+use backbone::broker::direct_get::ReadError;
+use backbone::log::event::Recorded;
+use backbone::log::ids::{CustomerKey, OrderId, Revision};
 use backbone::log::{AppendError, Appended, LossCounts, OrderLog, Update, WatchError};
 use backbone::trace::{KeyValue, Span, attribute};
 use futures::stream::unfold;

@@ -1,6 +1,6 @@
 //! Where the next page of an answer begins. Opaque to clients; needs nothing to be remembered here.
 
-use backbone::ids::{CustomerKey, OrderId, Revision};
+use backbone::log::ids::{CustomerKey, OrderId, Revision};
 use data_encoding::BASE64URL_NOPAD;
 use proto::orders::v1::OrderStatus;
 
@@ -65,7 +65,7 @@ fn decode(token: &str, name: &[u8]) -> Option<Revision> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backbone::ids::OrderKey;
+    use backbone::log::ids::OrderKey;
     use proptest::prelude::*;
 
     fn list<'a>(customer_id: &str, statuses: &'a [OrderStatus]) -> List<'a> {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use backbone::broker::direct_get::ReadError;
+use backbone::broker::streams::{ORDERS, ProvisionError, StreamConfig, provision};
 use backbone::dead_letters::DeadLetters;
-use backbone::direct_get::ReadError;
 use backbone::log::{AppendError, Extent, OrderLog};
 use backbone::ops::Health;
-use backbone::stream::{ORDERS, ProvisionError, StreamConfig, provision};
 use stock::Presence;
 use tokio::select;
 use tokio::sync::watch;

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use backbone::ids::OrderId;
+use backbone::log::ids::OrderId;
 use backbone::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderValue, Request, Response};

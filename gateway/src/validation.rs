@@ -2,8 +2,8 @@
 
 use std::fmt::Display;
 
-use backbone::ids::{CustomerKey, OrderId, OrderKey, Revision};
-use backbone::lifecycle::{self, TotalError};
+use backbone::log::ids::{CustomerKey, OrderId, OrderKey, Revision};
+use backbone::log::lifecycle::{self, TotalError};
 use proto::orders::v1::{
     CancelOrderRequest, CreateOrderRequest, ListOrderEventsRequest, ListOrdersRequest, Money, OrderCancelled,
     OrderCreated, OrderItem, OrderStatus,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use backbone::ids::{CustomerKey, Revision};
+use backbone::log::ids::{CustomerKey, Revision};
 use proptest::prelude::*;
 use proptest::sample::select;
 use tokio::time::Instant;

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use backbone::access::BrokerConfig;
+use backbone::broker::credentials::BrokerConfig;
+use backbone::broker::streams::StreamConfig;
 use backbone::config::{DAY, duration, parse_addr};
-use backbone::stream::StreamConfig;
 use backbone::telemetry::TelemetryConfig;
 use clap::Parser;
 

@@ -1,6 +1,6 @@
 //! Fulfilment: hands a paid order to the carrier.
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderFulfilled};
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use backbone::backoff::Backoff;
-use backbone::lag::Behind;
+use backbone::consumer::lag::Behind;
 use backbone::log::{OrderLog, StepDown};
 use tokio::time::Instant;
 use tracing::{error, warn};

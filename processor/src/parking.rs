@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::Message;
 use backbone::backoff::Backoff;
+use backbone::broker::direct_get::ReadError;
 use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError, error_text, fingerprint, headers_of};
-use backbone::direct_get::ReadError;
-use backbone::event::Undecodable;
-use backbone::ids::{OrderId, Revision};
+use backbone::log::event::Undecodable;
+use backbone::log::ids::{OrderId, Revision};
+use backbone::log::subjects;
 use backbone::log::{AppendError, Appended, OrderLog};
-use backbone::subjects;
 use backbone::trace::TraceContext;
 use prost_types::Timestamp;
 use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};

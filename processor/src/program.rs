@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use backbone::connection::Connection;
+use backbone::broker::connection::Connection;
+use backbone::broker::streams::provision;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use backbone::metrics::Metrics;
 use backbone::ops;
 use backbone::shutdown::Shutdown;
-use backbone::stream::provision;
 use backbone::telemetry;
 use backbone::trace::export::Traces;
 use tokio::net::TcpListener;

@@ -1,8 +1,8 @@
 //! What a trace shows of a message: where it came from, its delivery, and the event in it.
 
 use async_nats::jetstream::Message;
-use backbone::event::Recorded;
-use backbone::subjects;
+use backbone::log::event::Recorded;
+use backbone::log::subjects;
 use backbone::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
 use crate::parking::Delivery;

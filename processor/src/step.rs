@@ -4,8 +4,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use backbone::consumer::ConsumerConfig;
-use backbone::lifecycle;
-use backbone::subjects::EventKind;
+use backbone::log::lifecycle;
+use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderRejected, Undo};
 use thiserror::Error;

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use backbone::backoff::Backoff;
-use backbone::direct_get::ReadError;
-use backbone::ids::Revision;
+use backbone::broker::direct_get::ReadError;
+use backbone::log::ids::Revision;
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};

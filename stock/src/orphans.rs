@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
-use backbone::direct_get::ReadError;
-use backbone::ids::{OrderId, Revision};
+use backbone::broker::direct_get::ReadError;
 use backbone::log::OrderLog;
-use backbone::subjects::EventKind;
+use backbone::log::ids::{OrderId, Revision};
+use backbone::log::subjects::EventKind;
 use thiserror::Error;
 
 use crate::batch::{Batch, CommitError};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use backbone::incarnation::Incarnation;
+use backbone::log::incarnation::Incarnation;
 use serde::{Deserialize, Serialize};
 
 /// Name of the bucket.

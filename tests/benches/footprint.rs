@@ -12,7 +12,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use backbone::ids::{CustomerKey, OrderId, OrderKey};
+use backbone::log::ids::{CustomerKey, OrderId, OrderKey};
 use backbone::trace::TraceContext;
 use futures::{StreamExt, stream};
 use harness::measure::{cpu_time, resident_kib, spread};

@@ -112,7 +112,7 @@ impl Deployment {
         eventually(&format!("end of order {order_id}"), async || {
             let request = GetOrderRequest { order_id: order_id.to_owned() };
             let order = client.get_order(request).await.ok()?.into_inner().order?;
-            backbone::lifecycle::is_finished(&order).then_some(order)
+            backbone::log::lifecycle::is_finished(&order).then_some(order)
         })
         .await
     }

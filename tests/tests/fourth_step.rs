@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use async_nats::jetstream::kv;
-use backbone::ids::CustomerKey;
+use backbone::log::ids::CustomerKey;
 use harness::{Deployment, Load, Options, eventually, item, mirror, order_of};
 use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus};
 use serde_json::Value;

@@ -24,14 +24,14 @@ use tracing::warn;
 pub use fingerprint::fingerprint;
 pub use id::{ALL_DEAD_LETTERS, LetterId, MalformedLetterId, is_step};
 
-use crate::barrier::Barrier;
-use crate::connection::Connection;
-use crate::direct_get::{self, Batch, ReadError, Stored};
-use crate::ids::Revision;
-use crate::leader_get::found;
-use crate::publish::{Outcome, publish};
-use crate::stream::{DEAD_LETTERS, StreamState, restore_dead_letters};
-use crate::subjects;
+use crate::broker::barrier::Barrier;
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::{self, Batch, ReadError, Stored};
+use crate::broker::leader_get::found;
+use crate::broker::publish::{Outcome, publish};
+use crate::broker::streams::{DEAD_LETTERS, StreamState, restore_dead_letters};
+use crate::log::ids::Revision;
+use crate::log::subjects;
 use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 use fit::Cut;
 

@@ -17,14 +17,14 @@ use tracing::debug;
 use super::read::Latest;
 use super::{OrderLog, OrderState, carried_since, losses};
 use crate::backoff::Backoff;
-use crate::direct_get::ReadError;
-use crate::event::{Draft, now};
-use crate::ids::{OrderId, Revision};
-use crate::lifecycle::{self, Refused};
+use crate::broker::direct_get::ReadError;
+use crate::broker::publish::{Outcome, publish};
+use crate::broker::streams;
+use crate::log::event::{Draft, now};
+use crate::log::ids::{OrderId, Revision};
+use crate::log::lifecycle::{self, Refused};
+use crate::log::subjects::{self, EventKind};
 use crate::metrics::{self, seconds};
-use crate::publish::{Outcome, publish};
-use crate::stream;
-use crate::subjects::{self, EventKind};
 use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(500) };
@@ -230,7 +230,7 @@ impl OrderLog {
             let connects = *self.connection.connects().borrow();
             let published = publish(
                 &self.connection,
-                stream::ORDERS,
+                streams::ORDERS,
                 subject,
                 draft.headers(),
                 payload,

@@ -15,12 +15,12 @@ use tracing::{debug, error};
 
 use super::read::decode_all;
 use super::{AppendError, Appended, OrderLog, OrderState};
-use crate::carrying::{Candidate, Schedule, Window, happened, has_to_be_carried};
-use crate::direct_get::{self, ReadError, Stored, batch_from};
-use crate::event::stored;
-use crate::ids::{OrderId, Revision};
-use crate::stream::ORDERS;
-use crate::subjects::{self, ALL_ORDERS};
+use crate::broker::direct_get::{self, ReadError, Stored, batch_from};
+use crate::broker::streams::ORDERS;
+use crate::log::carrying::{Candidate, Schedule, Window, happened, has_to_be_carried};
+use crate::log::event::stored;
+use crate::log::ids::{OrderId, Revision};
+use crate::log::subjects::{self, ALL_ORDERS};
 use crate::telemetry::Seldom;
 use crate::trace::TraceContext;
 

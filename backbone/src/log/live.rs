@@ -11,10 +11,10 @@ use tokio::sync::broadcast::{self, Receiver, Sender};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use crate::direct_get::ReadError;
-use crate::event::Recorded;
-use crate::ids::Revision;
-use crate::subjects::LIVE_PREFIX;
+use crate::broker::direct_get::ReadError;
+use crate::log::event::Recorded;
+use crate::log::ids::Revision;
+use crate::log::subjects::LIVE_PREFIX;
 
 /// Events held for the slowest watcher of a subject. One that falls further behind reads the log.
 const EVENTS_HELD_MAX: usize = 16;

@@ -20,12 +20,12 @@ use tracing::{debug, error, info};
 
 use super::OrderLog;
 use super::loss::{Cause, EXPIRY_MARGIN, Keeps, Look, Loss};
-use crate::connection::Connection;
-use crate::direct_get::{self, ReadError};
-use crate::ids::Revision;
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::{self, ReadError};
+use crate::broker::streams::{ORDERS, PROVISION};
+use crate::log::ids::Revision;
+use crate::log::subjects::ORDER_BARRIER;
 use crate::metrics;
-use crate::stream::{ORDERS, PROVISION};
-use crate::subjects::ORDER_BARRIER;
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Until the first look, which all others are compared with.

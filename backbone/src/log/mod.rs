@@ -1,6 +1,13 @@
 //! The order log: every fact about an order is an event, appended by compare-and-set. There is no other
 //! record of an order.
 
+pub mod carrying;
+pub mod event;
+pub mod ids;
+pub mod incarnation;
+pub mod lifecycle;
+pub mod subjects;
+
 mod append;
 mod backlog;
 mod carry;
@@ -13,6 +20,7 @@ mod losses;
 mod probe;
 mod quorum;
 mod read;
+mod unknown_fields;
 mod watch;
 mod watch_customer;
 
@@ -37,12 +45,12 @@ pub use read::Extent;
 pub use watch::{EventsLost, Update, Watch, WatchError};
 pub use watch_customer::CustomerWatch;
 
-use crate::barrier::Barrier;
-use crate::connection::Connection;
-use crate::direct_get::ReadError;
-use crate::event::Recorded;
-use crate::ids::{OrderId, Revision};
-use crate::stream::ORDERS;
+use crate::broker::barrier::Barrier;
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::ReadError;
+use crate::broker::streams::ORDERS;
+use crate::log::event::Recorded;
+use crate::log::ids::{OrderId, Revision};
 use live::Live;
 
 /// The order log, as one program sees it. Cheap to clone.

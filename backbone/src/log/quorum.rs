@@ -9,8 +9,8 @@ use tracing::{info, warn};
 
 use super::OrderLog;
 use crate::backoff::Backoff;
-use crate::direct_get::ReadError;
-use crate::stream::{ORDERS, StreamState};
+use crate::broker::direct_get::ReadError;
+use crate::broker::streams::{ORDERS, StreamState};
 
 /// How often it is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);

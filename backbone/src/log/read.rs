@@ -9,12 +9,12 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::{OrderLog, OrderState};
-use crate::direct_get::{self, ReadError, Stored};
-use crate::event::Recorded;
-use crate::ids::{OrderId, Revision};
-use crate::leader_get::{found, knows_no_leader};
-use crate::stream::{ORDERS, StreamState, info};
-use crate::subjects;
+use crate::broker::direct_get::{self, ReadError, Stored};
+use crate::broker::leader_get::{found, knows_no_leader};
+use crate::broker::streams::{ORDERS, StreamState, info};
+use crate::log::event::Recorded;
+use crate::log::ids::{OrderId, Revision};
+use crate::log::subjects;
 
 /// Looks at a replica that is behind, before giving up.
 const REPLICA_LOOKS_MAX: u32 = 5;
@@ -50,7 +50,7 @@ impl Latest {
 
 impl OrderLog {
     /// The order as it stands, or `None` if there is none. Any replica may answer, so the order may be a moment old;
-    /// that there is none is proved ([`Barrier::last_of_each`](crate::barrier::Barrier::last_of_each)).
+    /// that there is none is proved ([`Barrier::last_of_each`](crate::broker::barrier::Barrier::last_of_each)).
     pub async fn load(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         match self.stream.direct_get_last_for_subject(subjects::order(id)).await {

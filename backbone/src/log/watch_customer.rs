@@ -16,11 +16,11 @@ use super::OrderLog;
 use super::live::{Heard, Listener};
 use super::read::decode_all;
 use super::watch::{BEHIND, RECONCILE_INTERVAL, RECONCILE_RETRY, Update, WatchError};
-use crate::direct_get::{ReadError, batch_from};
-use crate::event::Recorded;
-use crate::ids::{CustomerKey, Revision};
-use crate::stream::ORDERS;
-use crate::subjects;
+use crate::broker::direct_get::{ReadError, batch_from};
+use crate::broker::streams::ORDERS;
+use crate::log::event::Recorded;
+use crate::log::ids::{CustomerKey, Revision};
+use crate::log::subjects;
 
 /// Most events read ahead of the client.
 const READ_MESSAGES_MAX: u32 = 64;

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
+use backbone::broker::direct_get::ReadError;
 use backbone::dead_letters::{DeadLetters, Kept, Letters};
-use backbone::direct_get::ReadError;
-use backbone::ids::Revision;
+use backbone::log::ids::Revision;
 use prost_types::Timestamp;
 use proto::operations::v1::{DeadLetter, DeadLetterGroup};
 

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
-use backbone::ids::OrderId;
-use backbone::lifecycle::{is_called_off, is_finished};
+use backbone::log::ids::OrderId;
+use backbone::log::lifecycle::{is_called_off, is_finished};
 use backbone::log::{AppendError, Appended, OrderLog, OrderState, WatchError};
 use backbone::trace::{KeyValue, Span, SpanKind, attribute};
 use proto::operations::v1::{DeadLetterReason, DeadLetterState, RedriveDeadLettersResponse, RedriveOutcome};

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
 use backbone::dead_letters::{LetterId, is_step};
-use backbone::ids::Revision;
+use backbone::log::ids::Revision;
 use data_encoding::BASE64URL_NOPAD;
 use proto::operations::v1::{
     DeadLetter, DeadLetterFilter, DiscardDeadLetterRequest, ListDeadLettersRequest, RedriveDeadLettersRequest,

@@ -4,9 +4,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backbone::direct_get::ReadError;
+use backbone::broker::direct_get::ReadError;
+use backbone::broker::streams::ORDERS;
 use backbone::log::OrderLog;
-use backbone::stream::ORDERS;
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
 use proto::inventory::v1::reconcile_stock_response::Answer;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backbone::ids::OrderId;
+use backbone::log::ids::OrderId;
 use data_encoding::BASE64URL_NOPAD;
 use proto::inventory::v1::{
     AddStockRequest, GetStockRequest, ListStockRequest, ReconcileStockRequest, RemoveStockRequest,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use backbone::ids::Revision;
+use backbone::log::ids::Revision;
 
 use stock::{
     Records, Reservation, ReservationState, Units, parse_count, parse_reservation, reservation_key, stock_key,

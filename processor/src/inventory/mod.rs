@@ -8,9 +8,9 @@ mod reservations;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use backbone::connection::Connection;
+use backbone::broker::connection::Connection;
 use backbone::log::OrderLog;
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, StockLine, StockReleased, StockReserved, Undo};
 

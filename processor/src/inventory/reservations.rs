@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use backbone::backoff::Backoff;
-use backbone::direct_get::ReadError;
+use backbone::broker::direct_get::ReadError;
 use backbone::trace::{KeyValue, Span, SpanKind, attribute};
 use proto::orders::v1::Order;
 use stock::{

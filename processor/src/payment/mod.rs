@@ -5,7 +5,7 @@ mod provider;
 mod remote;
 mod sandbox;
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Money, Order, PaymentCaptured, PaymentRefunded, Undo};
 

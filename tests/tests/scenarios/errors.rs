@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use backbone::broker::streams::ORDERS;
 use backbone::dead_letters::LetterId;
-use backbone::ids::{OrderId, Revision};
-use backbone::stream::ORDERS;
-use backbone::subjects;
+use backbone::log::ids::{OrderId, Revision};
+use backbone::log::subjects;
 use backbone::trace::TraceContext;
 use harness::certificates::replace;
 use harness::issuer::{AUDIENCE, ISSUER, SigningKey, claims, key_set, seconds_from_now};

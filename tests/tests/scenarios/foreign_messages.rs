@@ -1,8 +1,8 @@
 //! Messages on our subjects that are none of ours: passed over, set aside, kept, and no order suffers.
 
 use async_nats::jetstream;
-use backbone::ids::{CustomerKey, OrderId, OrderKey};
-use backbone::subjects::{self, EventKind, LIVE_PREFIX};
+use backbone::log::ids::{CustomerKey, OrderId, OrderKey};
+use backbone::log::subjects::{self, EventKind, LIVE_PREFIX};
 use backbone::trace::TraceContext;
 use harness::{Deployment, Load, Options, PATIENCE, item, order_of};
 use proto::orders::v1::{CreateOrderRequest, Order, OrderCreated, OrderStatus};

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use backbone::stream::ORDERS;
-use backbone::subjects::EventKind;
+use backbone::broker::streams::ORDERS;
+use backbone::log::subjects::EventKind;
 use backbone::trace::TraceContext;
 use harness::certificates::{Authority, replace};
 use harness::{Deployment, Load, Options, PATIENCE, PaymentSandbox, Process, eventually, item, order_of};

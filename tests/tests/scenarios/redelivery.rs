@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use async_nats::jetstream::consumer::PullConsumer;
+use backbone::broker::streams::ORDERS;
 use backbone::log::Appended;
-use backbone::stream::ORDERS;
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use backbone::trace::TraceContext;
 use futures::StreamExt;
 use harness::{Deployment, Options, PATIENCE, eventually, item, order_of};

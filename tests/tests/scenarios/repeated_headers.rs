@@ -1,7 +1,7 @@
 //! Headers that come more than once: each means what its specification says, and none is read by chance of its place.
 
 use async_nats::HeaderMap;
-use backbone::subjects::LIVE_PREFIX;
+use backbone::log::subjects::LIVE_PREFIX;
 use backbone::trace::TraceContext;
 use futures::StreamExt;
 use harness::{Deployment, Options, PATIENCE, item, order_of};

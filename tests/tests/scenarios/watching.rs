@@ -1,8 +1,8 @@
 //! A watcher sees each event exactly once and in order, whatever it missed live.
 
+use backbone::broker::streams::ORDERS;
+use backbone::log::subjects::EventKind;
 use backbone::log::{Appended, OrderLog, OrderState};
-use backbone::stream::ORDERS;
-use backbone::subjects::EventKind;
 use backbone::trace::TraceContext;
 use harness::{Deployment, Options, PATIENCE, item, order_of};
 use proto::orders::v1::order_event::Detail;

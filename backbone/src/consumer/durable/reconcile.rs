@@ -8,8 +8,8 @@ use async_nats::jetstream::consumer::{
 };
 
 use crate::consumer::ConsumerConfig;
-use crate::floor::Floor;
-use crate::subjects::{self, EventKind};
+use crate::consumer::ack_floor::Floor;
+use crate::log::subjects::{self, EventKind};
 
 /// Messages delivered and not yet acknowledged, over all replicas. Orders that wait for their retry count among
 /// them, so this bounds how many may fail at once before the others have to wait. The broker writes all of them down up to
@@ -216,7 +216,7 @@ fn covers(present: &Config, needed: &Config) -> bool {
 mod tests {
     use super::super::Durable;
     use super::*;
-    use crate::subjects::EventKind;
+    use crate::log::subjects::EventKind;
 
     const FLOOR: u64 = 41;
 

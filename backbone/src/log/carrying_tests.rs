@@ -7,9 +7,9 @@ use prost_types::Timestamp;
 use proto::orders::v1::{OrderCarried, OrderCreated, OrderFailed, OrderItem};
 use std::time::UNIX_EPOCH;
 
-use crate::event::Draft;
-use crate::ids::{CustomerKey, OrderKey};
-use crate::lifecycle;
+use crate::log::event::Draft;
+use crate::log::ids::{CustomerKey, OrderKey};
+use crate::log::lifecycle;
 use crate::trace::TraceContext;
 
 const HOUR: Duration = Duration::from_secs(3600);

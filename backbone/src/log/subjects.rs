@@ -2,11 +2,11 @@
 
 use proto::orders::v1::order_event::Detail;
 
-use crate::ids::{CustomerKey, OrderId};
+use crate::log::ids::{CustomerKey, OrderId};
 
 /// The subjects that belong to the order log.
 pub const ALL_ORDERS: &str = "ORDER.>";
-/// Where barriers are put into the order log ([`crate::barrier`]). No event has this subject, nor does a filter for
+/// Where barriers are put into the order log ([`crate::broker::barrier`]). No event has this subject, nor does a filter for
 /// events match it.
 pub const ORDER_BARRIER: &str = "ORDER.barrier";
 /// Where the stream republishes every stored event: `live.` and the event's own subject.
@@ -129,7 +129,7 @@ pub fn parse(subject: &str) -> Option<(EventKind, OrderId)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::OrderKey;
+    use crate::log::ids::OrderKey;
     use proptest::prelude::*;
     use proptest::sample::select;
 

@@ -5,10 +5,10 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind};
 
-use crate::connection::Connection;
-use crate::direct_get::{ReadError, Stored};
-use crate::ids::Revision;
-use crate::meaning::{Meaning, meaning};
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::{ReadError, Stored};
+use crate::broker::meaning::{Meaning, meaning};
+use crate::log::ids::Revision;
 
 /// The last message on a subject, as the leader of its stream has it.
 pub async fn last(connection: &Connection, stream: &str, subject: &str) -> Result<Option<Stored>, ReadError> {

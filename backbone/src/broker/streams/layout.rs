@@ -9,8 +9,8 @@ use async_nats::jetstream::stream::{
 use super::{DEAD_LETTERS, ORDERS, RETENTION_DEFAULT, StreamConfig};
 use crate::config::DAY;
 use crate::dead_letters::ALL_DEAD_LETTERS;
-use crate::event::BYTES_MAX;
-use crate::subjects::{ALL_ORDERS, LIVE_PREFIX};
+use crate::log::event::BYTES_MAX;
+use crate::log::subjects::{ALL_ORDERS, LIVE_PREFIX};
 
 /// What one stream needs.
 #[derive(Clone, Debug)]
@@ -212,8 +212,8 @@ pub fn age(age: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::streams::{RETENTION_MAX, RETENTION_MIN};
     use crate::config::duration;
-    use crate::stream::{RETENTION_MAX, RETENTION_MIN};
 
     fn wanted(config: &StreamConfig, replicas: usize) -> Config {
         Layout::of_orders(config).wanted(replicas)

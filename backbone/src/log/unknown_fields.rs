@@ -82,8 +82,8 @@ fn fields(message: Bytes) -> impl Iterator<Item = (u32, Bytes)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Revision;
-    use crate::lifecycle;
+    use crate::log::ids::Revision;
+    use crate::log::lifecycle;
     use prost_types::Timestamp;
     use proto::orders::v1::order_event::Detail;
     use proto::orders::v1::{OrderCancelled, OrderCreated, OrderFailed, OrderItem, OrderRedriven};

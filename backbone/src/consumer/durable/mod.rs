@@ -4,7 +4,7 @@
 //! stands. So one that may have passed messages over is deleted and made anew. It begins behind the last message of
 //! which it is known that all before it were brought and acknowledged, and if that is not known, with the first.
 
-mod plan;
+mod reconcile;
 
 use async_nats::Request;
 use async_nats::jetstream::ErrorCode;
@@ -14,13 +14,13 @@ use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
 use bytes::Bytes;
 use tracing::{error, info, warn};
 
-use self::plan::{
+use self::reconcile::{
     Plan, Settings, asked, beginning_at, differences, differing, marked, plan, settings, with_choices_of,
 };
-use crate::connection::{ACK_TIMEOUT, Connection};
+use crate::broker::connection::{ACK_TIMEOUT, Connection};
+use crate::broker::streams::{ORDERS, PROVISION};
 use crate::consumer::ConsumerConfig;
-use crate::floor::{Floor, can_go_back, go_back, resetting};
-use crate::stream::{ORDERS, PROVISION};
+use crate::consumer::ack_floor::{Floor, can_go_back, go_back, resetting};
 
 /// A consumer as it is asked for, and as it was when it was opened.
 #[derive(Debug)]

@@ -14,11 +14,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, info, warn};
 
-use crate::access::BrokerConfig;
 use crate::backoff::Backoff;
+use crate::broker::credentials::BrokerConfig;
+use crate::broker::permissions::Refusals;
+use crate::broker::storage::Storage;
 use crate::metrics;
-use crate::refusals::Refusals;
-use crate::storage::Storage;
 use crate::telemetry::Seldom;
 
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };

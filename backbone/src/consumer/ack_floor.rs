@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tracing::warn;
 
-use crate::connection::Connection;
-use crate::direct_get::{self, ReadError};
-use crate::event::stored;
-use crate::leader_get;
-use crate::stream::{DEAD_LETTERS, ORDERS};
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::{self, ReadError};
+use crate::broker::leader_get;
+use crate::broker::streams::{DEAD_LETTERS, ORDERS};
+use crate::log::event::stored;
 
 /// How long a record is kept. A step that nobody has run for so long reads its consumer as it is.
 const RECORD_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);

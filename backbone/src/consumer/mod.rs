@@ -4,6 +4,11 @@
 //! asks for more when nothing stands, or when it could take twice as many as do: so a busy one asks for several at
 //! a time, and none waits for a timer.
 
+pub mod lag;
+
+mod ack_floor;
+mod durable;
+
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::Message;
@@ -18,12 +23,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
-pub use crate::floor::Floor;
+pub use crate::consumer::ack_floor::Floor;
 
-use crate::connection::Connection;
-use crate::durable::Durable;
-use crate::stream::ORDERS;
-use crate::subjects::{self, EventKind};
+use crate::broker::connection::Connection;
+use crate::broker::streams::ORDERS;
+use crate::consumer::durable::Durable;
+use crate::log::subjects::{self, EventKind};
 
 /// How long one request for messages stands. Whoever leaves has to wait for its end.
 const REQUEST_EXPIRY: Duration = Duration::from_secs(2);

@@ -11,11 +11,11 @@ use proto::orders::v1::Order;
 use proto::orders::v1::order_event::Detail;
 use serde::{Deserialize, Serialize};
 
-use crate::direct_get::Stored;
-use crate::event::Recorded;
-use crate::ids::{OrderId, Revision};
-use crate::lifecycle::is_finished;
-use crate::subjects::{self, EventKind};
+use crate::broker::direct_get::Stored;
+use crate::log::event::Recorded;
+use crate::log::ids::{OrderId, Revision};
+use crate::log::lifecycle::is_finished;
+use crate::log::subjects::{self, EventKind};
 
 /// After the retention was made longer, events stored this much later are still carried at the age that held before:
 /// inventory has noticed the change by then, and gives new reservations more time.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::ids::Revision;
+use crate::log::ids::Revision;
 
 /// Longest wait for the next message of an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);

@@ -15,12 +15,12 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::backoff::Backoff;
-use crate::connection::Connection;
-use crate::direct_get::{self, ReadError, Stored};
-use crate::ids::Revision;
-use crate::publish::{Outcome, publish};
-use crate::stream::{DEAD_LETTERS, ORDERS, info};
-use crate::subjects;
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::{self, ReadError, Stored};
+use crate::broker::publish::{Outcome, publish};
+use crate::broker::streams::{DEAD_LETTERS, ORDERS, info};
+use crate::log::ids::Revision;
+use crate::log::subjects;
 
 /// How long a barrier waits for its acknowledgement.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -16,11 +16,11 @@ pub use layout::{age, harm};
 pub use state::StreamState;
 
 use crate::backoff::Backoff;
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::ReadError;
+use crate::broker::meaning::{Meaning, meaning};
 use crate::config::{DAY, duration};
-use crate::connection::Connection;
-use crate::direct_get::ReadError;
 use crate::log::mark_of_successor;
-use crate::meaning::{Meaning, meaning};
 use crate::telemetry::Seldom;
 use layout::Layout;
 

@@ -24,7 +24,7 @@ use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Money, Order, OrderCreated, OrderItem, OrderStatus, Undo};
 use thiserror::Error;
 
-use crate::subjects::EventKind;
+use crate::log::subjects::EventKind;
 
 /// The reason of a cancelled order.
 pub const REASON_CANCELLED: &str = "CLIENT_REQUEST";

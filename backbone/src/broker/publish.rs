@@ -7,11 +7,11 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 use tracing::error;
 
-use crate::connection::Connection;
-use crate::ids::Revision;
-use crate::leader_get;
-use crate::meaning::{Meaning, Unpublished, refusal, unpublished};
-use crate::storage;
+use crate::broker::connection::Connection;
+use crate::broker::leader_get;
+use crate::broker::meaning::{Meaning, Unpublished, refusal, unpublished};
+use crate::broker::storage;
+use crate::log::ids::Revision;
 use crate::telemetry::Seldom;
 
 const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";

@@ -15,10 +15,10 @@ use proto::orders::v1::{Order, OrderEvent, OrderStatus};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::ids::{OrderId, Revision};
-use crate::subjects::{self, EventKind};
+use crate::log::ids::{OrderId, Revision};
+use crate::log::subjects::{self, EventKind};
+use crate::log::unknown_fields;
 use crate::trace::TraceContext;
-use crate::unknown_fields;
 
 const CONTENT_TYPE: &str = "application/protobuf";
 const CE_SPEC_VERSION: &str = "1.0";
@@ -212,7 +212,7 @@ pub(crate) fn now() -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{CustomerKey, OrderKey};
+    use crate::log::ids::{CustomerKey, OrderKey};
     use proptest::prelude::*;
     use proto::orders::v1::OrderCreated;
 

@@ -12,10 +12,10 @@ use tokio::time::{Instant, timeout};
 use tracing::{error, info};
 
 use crate::backoff::Backoff;
-use crate::connection::Connection;
-use crate::meaning::refusal;
+use crate::broker::connection::Connection;
+use crate::broker::meaning::refusal;
+use crate::broker::streams::{DEAD_LETTERS, ORDERS};
 use crate::metrics::{self, KeyValue};
-use crate::stream::{DEAD_LETTERS, ORDERS};
 use crate::telemetry::Seldom;
 
 /// Pauses between two writes that find out whether there is space again. Freed space is noticed that late.

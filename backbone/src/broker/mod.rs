@@ -1,0 +1,13 @@
+//! The broker: connecting to NATS, and publishing to and reading from JetStream.
+
+pub mod barrier;
+pub mod connection;
+pub mod credentials;
+pub mod direct_get;
+pub mod leader_get;
+pub mod meaning;
+pub mod storage;
+pub mod streams;
+
+mod permissions;
+pub(crate) mod publish;
