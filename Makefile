@@ -8,7 +8,7 @@ can_have = [ "$$CI" = true ] || { command -v $(1) || command -v go; } >/dev/null
 # Scenarios that cannot be run with least privilege, as arguments of the test binary.
 LEAST_PRIVILEGE_SKIPS := $$(sed -n 's/^\([a-z_:]*\) .*/--skip \1/p' tests/least-privilege.skip)
 # All but the tests.
-PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor
+PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor -p waybill-payment-sandbox
 
 .PHONY: help run observe test least-privilege soak upgrade golden lint breaking version rules lint-deploy bench release
 

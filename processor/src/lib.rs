@@ -8,7 +8,6 @@ pub mod fulfilment;
 pub mod incarnation;
 pub mod inventory;
 pub mod payment;
-pub mod payment_sandbox;
 pub mod program;
 pub mod provision;
 pub mod step;

@@ -27,6 +27,9 @@ pub mod payments {
     pub mod v1 {
         tonic::include_proto!("payments.v1");
     }
+
+    /// What the ids of customers begin with whom a sandbox declines, so that a declined payment can be tried out.
+    pub const DECLINED_PREFIX: &str = "declined";
 }
 
 /// Operations: dead letters, and what operators do about them.

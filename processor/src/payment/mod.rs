@@ -12,7 +12,6 @@ use proto::orders::v1::{Money, Order, PaymentCaptured, PaymentRefunded, Undo};
 pub use config::{ConfiguredProvider, PaymentConfig};
 pub use provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
 pub use remote::Remote;
-pub(crate) use sandbox::DECLINED_PREFIX;
 pub use sandbox::Sandbox;
 
 use crate::incarnation::Incarnation;

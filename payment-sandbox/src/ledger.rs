@@ -10,7 +10,7 @@ use proto::payments::v1::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::payment::DECLINED_PREFIX;
+use proto::payments::DECLINED_PREFIX;
 
 /// Payments kept, some 550 bytes of memory each. None is ever forgotten, so further ones are refused.
 pub(super) const PAYMENTS_MAX: usize = 1_000_000;

@@ -19,9 +19,9 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::behaviour::{Behaviour, Behaviours};
-use super::keeper::{RecordError, Records};
-use super::ledger::{Charge, Refusal, is_declined};
+use crate::behaviour::{Behaviour, Behaviours};
+use crate::keeper::{RecordError, Records};
+use crate::ledger::{Charge, Refusal, is_declined};
 
 const KEY_BYTES_MAX: usize = 128;
 const ID_BYTES_MAX: usize = 256;

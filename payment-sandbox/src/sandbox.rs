@@ -1,12 +1,6 @@
 //! The payment sandbox: a payment service that moves no money, and goes wrong on demand. A process of its own, so
 //! that it can be away, be slow and die as a real one can.
 
-mod behaviour;
-mod journal;
-mod keeper;
-mod ledger;
-mod service;
-
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,10 +17,9 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
-pub use journal::OpenError;
-
-use keeper::{Keeper, Records};
-use service::Service;
+use crate::journal::OpenError;
+use crate::keeper::{self, Keeper, Records};
+use crate::service::Service;
 
 /// A request names an order, a customer and an amount.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
@@ -37,20 +30,24 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The sandbox, with its record read and nobody served yet.
 #[derive(Debug)]
-pub struct PaymentSandbox {
+pub(crate) struct PaymentSandbox {
     records: Records,
     keeper: Keeper,
 }
 
 impl PaymentSandbox {
     /// Reads the record at `path`, and makes the file if need be.
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
         let (records, keeper) = keeper::open(path)?;
         Ok(Self { records, keeper })
     }
 
     /// Serves until `stopping` is cancelled and the last call has ended, or the record cannot be written.
-    pub async fn serve(self, listener: TcpListener, stopping: CancellationToken) -> anyhow::Result<()> {
+    pub(crate) async fn serve(
+        self,
+        listener: TcpListener,
+        stopping: CancellationToken,
+    ) -> anyhow::Result<()> {
         let Self { records, keeper } = self;
         // Its last asker goes with the server.
         let keeping = spawn_blocking(|| keeper.run());

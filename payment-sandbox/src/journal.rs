@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::ledger::{Ledger, Record};
+use crate::ledger::{Ledger, Record};
 
 /// What every record begins with.
 const RECORD_STARTS: [&[u8]; 3] = [br#"{"captured":{"#, br#"{"declined":{"#, br#"{"refunded":{"#];
@@ -19,7 +19,7 @@ pub(super) struct Journal {
 
 /// Why a journal cannot be used.
 #[derive(Debug, Error)]
-pub enum OpenError {
+pub(crate) enum OpenError {
     /// The file system says no.
     #[error("{0}: {1}")]
     Io(PathBuf, io::Error),
@@ -124,7 +124,7 @@ fn sync_folder_of(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payment_sandbox::ledger::Charge;
+    use crate::ledger::Charge;
     use proto::payments::v1::PaymentState;
     use std::fs;
 

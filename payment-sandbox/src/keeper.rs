@@ -9,8 +9,8 @@ use proto::payments::v1::{GetLedgerResponse, capture_response, refund_response};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use super::journal::{Journal, OpenError};
-use super::ledger::{Charge, Ledger, Record, Refusal};
+use crate::journal::{Journal, OpenError};
+use crate::ledger::{Charge, Ledger, Record, Refusal};
 
 /// Calls that wait for the next batch; further ones wait for a place.
 const QUEUE_MAX: usize = 1024;

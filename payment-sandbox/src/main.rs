@@ -1,5 +1,12 @@
 //! `waybill-payment-sandbox`: a payment service that moves no money, and goes wrong on demand.
 
+mod behaviour;
+mod journal;
+mod keeper;
+mod ledger;
+mod sandbox;
+mod service;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,12 +18,13 @@ use backbone::shutdown::Shutdown;
 use backbone::telemetry::{self, TelemetryConfig};
 use backbone::trace::export::Traces;
 use clap::Parser;
-use processor::payment_sandbox::PaymentSandbox;
 use tokio::net::TcpListener;
 use tokio::select;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+
+use crate::sandbox::PaymentSandbox;
 
 /// Serves payments.v1.PaymentService, moves no money, and goes wrong on demand (SandboxControlService).
 #[derive(Debug, Parser)]
