@@ -14,9 +14,9 @@ pub mod step;
 
 mod admission;
 mod breaker;
+mod dead_lettering;
 mod leadership;
 mod metrics;
-mod parking;
 mod runtime;
 mod spans;
 mod status;

@@ -5,7 +5,7 @@ use backbone::log::event::Recorded;
 use backbone::log::subjects;
 use backbone::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
-use crate::parking::Delivery;
+use crate::dead_lettering::Delivery;
 use crate::step::Step;
 
 /// Where the message was written.

@@ -32,8 +32,8 @@ use tracing::{debug, error, warn};
 
 use crate::admission::Found;
 use crate::config::ProcessorConfig;
+use crate::dead_lettering::{About, Before, Delivery, Fate, Parking, ParkingError, RETRY, pause};
 use crate::metrics;
-use crate::parking::{About, Before, Delivery, Fate, Parking, ParkingError, RETRY, pause};
 use crate::spans::{about_delivery, about_event, origin, received, template};
 use crate::step::{Step, StepError};
 use crate::suspects::{Begun, Subject, Suspects};
