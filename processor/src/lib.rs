@@ -13,8 +13,10 @@ pub mod provision;
 pub mod step;
 
 mod admission;
+mod attempt;
 mod breaker;
 mod dead_lettering;
+mod delivery;
 mod leadership;
 mod metrics;
 mod runtime;

@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 use crate::admission::{Admission, Found, Ticket, Verdict};
 use crate::breaker::Change;
 use crate::config::ProcessorConfig;
-use crate::dead_lettering::RETRY;
+use crate::delivery::RETRY;
 use crate::metrics;
 use crate::status::Status;
 use crate::step::{self, Step};

@@ -5,7 +5,7 @@ use backbone::log::event::Recorded;
 use backbone::log::subjects;
 use backbone::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
-use crate::dead_lettering::Delivery;
+use crate::delivery::Delivery;
 use crate::step::Step;
 
 /// Where the message was written.
@@ -27,7 +27,7 @@ pub(crate) fn received<S: Step>(delivery: &Delivery<'_>) -> Span {
         Some(_) | None => Span::from_remote(parent.as_ref(), SpanKind::Client, name),
     };
     span.set(|| about_delivery::<S>(delivery, "receive"));
-    if delivery.deliveries > 1
+    if delivery.is_redelivery()
         && span.is_recorded()
         && let Some(parent) = parent
     {

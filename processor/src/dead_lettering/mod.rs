@@ -3,62 +3,32 @@
 //! First the dead letter is stored, then the order becomes FAILED, and only then is the message terminated. Each of
 //! these can be repeated: a message that is delivered again after a crash finds how far it had come.
 
-use std::sync::OnceLock;
-use std::time::{Duration, SystemTime};
+mod letter;
+mod park;
 
-use async_nats::jetstream::Message;
-use backbone::backoff::Backoff;
+use std::sync::OnceLock;
+
 use backbone::broker::direct_get::ReadError;
-use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError, error_text, fingerprint, headers_of};
-use backbone::log::event::Undecodable;
+use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
+use backbone::log::event::{Recorded, Undecodable};
 use backbone::log::ids::{OrderId, Revision};
-use backbone::log::subjects;
-use backbone::log::{AppendError, Appended, OrderLog};
+use backbone::log::{AppendError, OrderLog};
 use backbone::trace::TraceContext;
-use prost_types::Timestamp;
-use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};
-use proto::orders::v1::OrderFailed;
-use proto::orders::v1::order_event::Detail;
+use proto::operations::v1::DeadLetter;
 use thiserror::Error;
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::Instant;
 use tracing::{error, warn};
 
+use self::letter::{is_letter, is_open};
+use crate::attempt::Unfinished;
+use crate::delivery::{Delivery, Fate, RETRY};
 use crate::metrics;
 
-/// Reason of an order that a step has given up.
-pub(crate) const RETRIES_EXHAUSTED: &str = "RETRIES_EXHAUSTED";
-/// Growing pauses before a message is tried again.
-pub(crate) const RETRY: Backoff =
-    Backoff { initial: Duration::from_millis(200), max: Duration::from_secs(30) };
 /// Deliveries of a message of which nothing was heard before further attempts are announced: that a step is killed
 /// once costs its orders no write.
 const SILENT_DELIVERIES_MAX: usize = 3;
 /// Announced attempts in a row that nothing was heard of again. Then the order is taken for what kills the step.
 const VANISHED_MAX: usize = 10;
-/// What is said of such an attempt.
-const VANISHED: &str = "the attempt ended without a word: its process died, or could not reach the broker";
-/// How long the append of `failed` may take; it is repeated when the message comes again.
-const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What is to become of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// It is given up, and all about that is stored.
-    Terminate,
-    /// It comes again after so long.
-    Again(Duration),
-}
-
-impl Fate {
-    /// The same in one word.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Terminate => "parked",
-            Self::Again(_) => "postponed",
-        }
-    }
-}
 
 /// What is to happen to a message that has come before.
 #[derive(Debug)]
@@ -67,6 +37,19 @@ pub(crate) enum Before<'a> {
     Attempt(Option<MutexGuard<'a, ()>>),
     /// No attempt.
     Settled(Fate),
+}
+
+/// How the work on a message ended.
+#[derive(Debug)]
+pub(crate) enum End<'a> {
+    /// The order needs nothing more.
+    Done,
+    /// It was stopped, or failed through no fault of the order: the message comes again after its pause.
+    Postponed,
+    /// An attempt at the order as it stood at `seen` has failed, which counts.
+    Failed { about: &'a About<'a>, seen: Revision, error: &'a Unfinished },
+    /// The message cannot be decoded. Delivering it again would change nothing.
+    Undecodable(&'a Undecodable),
 }
 
 /// Not given up, or not known to be: the message has to come again.
@@ -80,22 +63,6 @@ pub(crate) enum ParkingError {
     Append(#[from] AppendError),
 }
 
-/// A message that is worked on.
-#[derive(Debug)]
-pub(crate) struct Delivery<'a> {
-    pub(crate) message: &'a Message,
-    /// The name of its letter, should there be one.
-    pub(crate) id: LetterId,
-    pub(crate) deliveries: i64,
-    /// When it was stored. With the subject it tells messages apart that had the same sequence, one after the other,
-    /// in a stream that was made anew.
-    pub(crate) published: Timestamp,
-    /// Whether the order stands as the message says, for all that is known.
-    pub(crate) is_news: bool,
-    /// Whether orders that are carried come by a message of their own.
-    pub(crate) brings_carried: bool,
-}
-
 /// What is known of a message that could be decoded.
 #[derive(Debug)]
 pub(crate) struct About<'a> {
@@ -107,21 +74,43 @@ pub(crate) struct About<'a> {
     pub(crate) carried: Option<(Revision, Revision)>,
 }
 
+impl<'a> About<'a> {
+    /// What the event says, as a part of the span at `trace`.
+    pub(crate) fn of(event: &Recorded, trace: &'a TraceContext) -> Self {
+        let stands_since = event.stands_since();
+        Self {
+            order_id: event.id,
+            trace,
+            redriven_from: event.redriven_from().unwrap_or_default().to_owned(),
+            carried: (stands_since < event.revision).then_some((stands_since, event.previous)),
+        }
+    }
+}
+
 /// Keeps count of attempts, and gives up.
 #[derive(Debug)]
 pub(crate) struct Parking {
-    pub(crate) letters: DeadLetters,
-    pub(crate) log: OrderLog,
-    pub(crate) step: &'static str,
-    pub(crate) attempts_max: usize,
+    letters: DeadLetters,
+    log: OrderLog,
+    step: &'static str,
+    attempts_max: usize,
     /// Held during an announced attempt.
-    pub(crate) announced: Mutex<()>,
+    announced: Mutex<()>,
     /// The first message that this process was the first to be brought. What comes behind it was brought to nobody before
     /// this process ran, so nothing that ended before can have died of it.
-    pub(crate) first_new: OnceLock<Revision>,
+    first_new: OnceLock<Revision>,
 }
 
 impl Parking {
+    pub(crate) fn new(letters: DeadLetters, log: OrderLog, step: &'static str, attempts_max: usize) -> Self {
+        Self { letters, log, step, attempts_max, announced: Mutex::default(), first_new: OnceLock::new() }
+    }
+
+    /// Takes note of a message that was never brought to anybody before.
+    pub(crate) fn is_first(&self, message: Revision) {
+        self.first_new.get_or_init(|| message);
+    }
+
     /// Before an attempt at a message that has come before: whether there is to be one. If the message comes again and
     /// again, and nothing was heard of it, the attempt is announced: it leaves a trace even if the process does not live
     /// to say how it ended.
@@ -144,12 +133,12 @@ impl Parking {
             return Ok(Before::Settled(self.fail(about, earlier.clone()).await?));
         }
         let tried = record.as_ref().or(earlier.as_ref()).map_or(&[][..], |record| &record.letter.attempts);
-        let failed_count = failed(tried).len();
+        let failed_count = letter::failed_of(tried).len();
         let vanished_count = tried.len() - failed_count;
         let given_up = failed_count >= self.attempts_max || vanished_count >= VANISHED_MAX;
         // Deliveries that were postponed leave no trace either. But whoever died of this order has been started since.
         let is_new = self.first_new.get().is_some_and(|first| delivery.id.sequence() >= *first);
-        let silent_count = deliveries_before(delivery).saturating_sub(failed_count);
+        let silent_count = delivery.deliveries_before().saturating_sub(failed_count);
         let announced = silent_count >= SILENT_DELIVERIES_MAX && !is_new;
         if !given_up && !announced {
             return Ok(Before::Attempt(None));
@@ -166,37 +155,57 @@ impl Parking {
         let Some(order_revision) = current.filter(|_| announced) else { return Ok(Before::Attempt(None)) };
         // One at a time, so that none is blamed for what another has done.
         let Ok(alone) = self.announced.try_lock() else {
-            return Ok(Before::Settled(Fate::Again(pause(delivery))));
+            return Ok(Before::Settled(Fate::Again(delivery.pause())));
         };
         let mut attempts = before.map(|record| record.letter.attempts.clone()).unwrap_or_default();
-        attempts.push(Attempt { time: Some(now()), error: String::new() });
-        let letter = DeadLetter { order_revision, attempts, ..self.of_message(delivery) };
+        attempts.push(letter::announced());
+        let letter = letter::record(delivery, order_revision, attempts);
         self.store(&delivery.id, record.as_ref(), letter, about.trace).await?;
         Ok(Before::Attempt(Some(alone)))
     }
 
-    /// Takes note of a message that was never brought to anybody before.
-    pub(crate) fn is_first(&self, message: Revision) {
-        self.first_new.get_or_init(|| message);
+    /// Stores how the work on a message ended, as far as it has to be, and says what becomes of the message.
+    pub(crate) async fn settle(
+        &self,
+        delivery: &Delivery<'_>,
+        trace: &TraceContext,
+        end: End<'_>,
+    ) -> Result<Fate, ParkingError> {
+        match end {
+            End::Done => {
+                self.heard_of(delivery, trace).await;
+                Ok(Fate::Done)
+            }
+            End::Postponed => {
+                self.heard_of(delivery, trace).await;
+                Ok(Fate::Again(delivery.pause()))
+            }
+            End::Failed { about, seen, error } => self.count(delivery, about, seen, error).await,
+            End::Undecodable(reason) => {
+                let fate = self.set_aside(delivery, reason, trace).await?;
+                let (sequence, subject) = (delivery.id.sequence().0, &delivery.message.subject);
+                error!(step = self.step, sequence, %subject, %reason, "undecodable message set aside");
+                Ok(fate)
+            }
+        }
     }
 
     /// After an attempt that came to an end and does not count: whatever was announced is taken back. What cannot be
     /// taken back counts as vanished, unless the next attempt has an end.
-    pub(crate) async fn heard_of(&self, delivery: &Delivery<'_>, trace: &TraceContext) {
-        if deliveries_before(delivery) < SILENT_DELIVERIES_MAX {
+    async fn heard_of(&self, delivery: &Delivery<'_>, trace: &TraceContext) {
+        if delivery.deliveries_before() < SILENT_DELIVERIES_MAX {
             return;
         }
         let taken_back = async {
             let Some(record) = self.record(delivery).await? else { return Ok(()) };
-            let letter = &record.letter;
-            if letter.state() != DeadLetterState::Unspecified || !letter.attempts.iter().any(is_open) {
+            if is_letter(&record) || !record.letter.attempts.iter().any(is_open) {
                 return Ok(());
             }
-            let attempts = failed(&letter.attempts);
+            let attempts = letter::failed_of(&record.letter.attempts);
             if attempts.is_empty() {
                 self.letters.forget(&record).await;
             } else {
-                let letter = DeadLetter { attempts, ..letter.clone() };
+                let letter = DeadLetter { attempts, ..record.letter.clone() };
                 self.letters.replace(&record, letter, trace).await?;
             }
             Ok::<_, ParkingError>(())
@@ -207,22 +216,24 @@ impl Parking {
     }
 
     /// Counts an attempt that has failed on the order as it stood at `seen`, and gives up after the last one.
-    pub(crate) async fn after_attempt(
+    async fn count(
         &self,
         delivery: &Delivery<'_>,
         about: &About<'_>,
         seen: Revision,
-        error: &impl ToString,
+        error: &Unfinished,
     ) -> Result<Fate, ParkingError> {
         let record = self.record(delivery).await?;
         let earlier = self.earlier(about, record.as_ref()).await?;
         let mut attempts = match record.as_ref().or(earlier.as_ref()) {
             Some(record) if is_letter(record) => return self.fail(about, record.clone()).await,
-            Some(record) if record.letter.order_revision == seen.0 => failed(&record.letter.attempts),
+            Some(record) if record.letter.order_revision == seen.0 => {
+                letter::failed_of(&record.letter.attempts)
+            }
             Some(_) | None => Vec::new(),
         };
-        attempts.push(Attempt { time: Some(now()), error: error_text(error) });
-        let letter = DeadLetter { order_revision: seen.0, attempts, ..self.of_message(delivery) };
+        attempts.push(letter::failed(error));
+        let letter = letter::record(delivery, seen.0, attempts);
         let record = self.store(&delivery.id, record.as_ref(), letter, about.trace).await?;
         let attempts = record.letter.attempts.len();
         if attempts < self.attempts_max {
@@ -232,27 +243,17 @@ impl Parking {
     }
 
     /// Gives up a message that cannot be decoded.
-    pub(crate) async fn set_aside(
+    async fn set_aside(
         &self,
         delivery: &Delivery<'_>,
         reason: &Undecodable,
         trace: &TraceContext,
     ) -> Result<Fate, ParkingError> {
         let record = self.record(delivery).await?;
-        let state = record.as_ref().map_or(DeadLetterState::Unspecified, |record| record.letter.state());
-        if state != DeadLetterState::Unspecified {
+        if record.as_ref().is_some_and(is_letter) {
             return Ok(Fate::Terminate);
         }
-        let error = error_text(reason);
-        let letter = DeadLetter {
-            order_id: subjects::parse(&delivery.message.subject)
-                .map(|(_, id)| id.to_string())
-                .unwrap_or_default(),
-            fingerprint: fingerprint(self.step, DeadLetterReason::Undecodable, &error),
-            trace_id: trace_of(delivery.message).unwrap_or_default(),
-            attempts: vec![Attempt { time: Some(now()), error }],
-            ..self.open(delivery, DeadLetterReason::Undecodable)
-        };
+        let letter = letter::undecodable(self.step, delivery, reason);
         let stored = self.store(&delivery.id, record.as_ref(), letter, trace).await?;
         metrics::given_up(self.step, &stored.letter.fingerprint);
         Ok(Fate::Terminate)
@@ -262,10 +263,7 @@ impl Parking {
     async fn record(&self, delivery: &Delivery<'_>) -> Result<Option<Kept>, ReadError> {
         let found = self.letters.find(&delivery.id).await?;
         Ok(found.map(|mut kept| {
-            let letter = &kept.letter;
-            let same = *letter.subject == *delivery.message.subject
-                && letter.publish_time == Some(delivery.published);
-            if !same {
+            if !letter::is_about(&kept.letter, delivery) {
                 kept.letter = DeadLetter::default();
             }
             kept
@@ -279,12 +277,10 @@ impl Parking {
         let Some((since, before)) = about.carried.filter(|_| record.is_none()) else { return Ok(None) };
         for revision in [before, since] {
             let Ok(id) = LetterId::new(self.step, revision) else { continue };
-            let found = self.letters.find(&id).await?.filter(|earlier| {
-                let order = subjects::parse(&earlier.letter.subject).map(|(_, order)| order);
-                order == Some(about.order_id) && earlier.letter.order_revision == since.0
-            });
-            if found.is_some() {
-                return Ok(found);
+            let found = self.letters.find(&id).await?;
+            if let Some(earlier) = found.filter(|earlier| letter::is_of_order(&earlier.letter, about, since))
+            {
+                return Ok(Some(earlier));
             }
         }
         Ok(None)
@@ -302,157 +298,4 @@ impl Parking {
             None => self.letters.put(id, letter, trace).await,
         }
     }
-
-    /// Makes the record of all attempts a letter, and then the order FAILED.
-    async fn park(
-        &self,
-        delivery: &Delivery<'_>,
-        about: &About<'_>,
-        record: Kept,
-    ) -> Result<Fate, ParkingError> {
-        let reason = DeadLetterReason::RetriesExhausted;
-        let mut attempts = record.letter.attempts.clone();
-        for attempt in attempts.iter_mut().filter(|attempt| is_open(attempt)) {
-            attempt.error = VANISHED.to_owned();
-        }
-        let error = attempts.last().map_or("", |attempt| &attempt.error);
-        let letter = DeadLetter {
-            fingerprint: fingerprint(self.step, reason, error),
-            order_id: about.order_id.to_string(),
-            order_revision: record.letter.order_revision,
-            attempts,
-            trace_id: about.trace.trace_id(),
-            previous_dead_letter_id: about.redriven_from.clone(),
-            ..self.open(delivery, reason)
-        };
-        let open = self.letters.replace(&record, letter, about.trace).await?;
-        metrics::given_up(self.step, &open.letter.fingerprint);
-        self.fail(about, open).await
-    }
-
-    /// Makes the order FAILED that the letter is about, unless it is so already or has gone on.
-    async fn fail(&self, about: &About<'_>, kept: Kept) -> Result<Fate, ParkingError> {
-        let (id, letter, dead_letter_id) = (about.order_id, &kept.letter, kept.id.to_string());
-        let Some(mut current) = self.log.load_latest(&id).await? else {
-            if letter.state() == DeadLetterState::Open {
-                let reason = "the order is no longer kept";
-                self.letters
-                    .resolve(&kept, DeadLetterState::Discarded, self.step, reason, about.trace)
-                    .await?;
-            }
-            return Ok(Fate::Terminate);
-        };
-        if current.order.dead_letter_id == dead_letter_id {
-            return Ok(Fate::Terminate);
-        }
-        if current.stands_since().0 != letter.order_revision {
-            // Parked once, and redriven or cancelled since?
-            // Who answered may have been behind the letter.
-            let least = current.revision().max(Revision(letter.order_revision));
-            let history = self.log.history_reaching(&id, least).await?;
-            let parked = history.iter().any(|event| event.parked_by() == Some(&dead_letter_id));
-            return if parked { Ok(Fate::Terminate) } else { self.withdraw(&kept, about).await };
-        }
-        let failed = OrderFailed {
-            reason: RETRIES_EXHAUSTED.to_owned(),
-            message: last_error(letter).to_owned(),
-            step: self.step.to_owned(),
-            attempts: letter.attempt_count,
-            dead_letter_id: dead_letter_id.clone(),
-        };
-        let attempts = letter.attempts.len();
-        let deadline = Instant::now() + APPEND_TIMEOUT;
-        let detail = Detail::Failed(failed);
-        let appended = loop {
-            match self.log.append(&current, detail.clone(), about.trace, deadline).await {
-                // It is only carried, and stands as it did.
-                Ok(Appended::Overtaken(now)) if now.stands_since().0 == letter.order_revision => {
-                    current = now
-                }
-                appended => break appended,
-            }
-        };
-        match appended {
-            Ok(Appended::Stored(parked)) => {
-                let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
-                let revision = parked.order.revision;
-                error!(step, order_id = %id, trace_id, span_id, revision, dead_letter_id, attempts, "order parked");
-                Ok(Fate::Terminate)
-            }
-            Ok(Appended::Overtaken(_)) => self.withdraw(&kept, about).await,
-            // It has ended, and what the step could not take back is for an operator.
-            Err(AppendError::Refused(refused)) => {
-                let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
-                error!(step, order_id = %id, trace_id, span_id, dead_letter_id, %refused, "dead letter of an order that is not parked");
-                Ok(Fate::Terminate)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Takes the letter back: the order is no longer as it was when the attempts at it failed, and gets new ones.
-    async fn withdraw(&self, kept: &Kept, about: &About<'_>) -> Result<Fate, ParkingError> {
-        let DeadLetter { subject, publish_time, .. } = kept.letter.clone();
-        let record = DeadLetter { subject, publish_time, ..DeadLetter::default() };
-        self.letters.replace(kept, record, about.trace).await?;
-        warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, the order has gone on");
-        Ok(Fate::Again(RETRY.initial))
-    }
-
-    /// What every record about the message says.
-    fn of_message(&self, delivery: &Delivery<'_>) -> DeadLetter {
-        DeadLetter {
-            subject: delivery.message.subject.to_string(),
-            publish_time: Some(delivery.published),
-            ..DeadLetter::default()
-        }
-    }
-
-    /// What every open letter says.
-    fn open(&self, delivery: &Delivery<'_>, reason: DeadLetterReason) -> DeadLetter {
-        DeadLetter {
-            state: DeadLetterState::Open.into(),
-            reason: reason.into(),
-            headers: headers_of(delivery.message.headers.as_ref()),
-            payload: delivery.message.payload.to_vec(),
-            create_time: Some(now()),
-            ..self.of_message(delivery)
-        }
-    }
-}
-
-/// How long a message waits that failed through no fault of its order.
-pub(crate) fn pause(delivery: &Delivery<'_>) -> Duration {
-    RETRY.after(u64::try_from(delivery.deliveries).unwrap_or(1))
-}
-
-fn deliveries_before(delivery: &Delivery<'_>) -> usize {
-    usize::try_from(delivery.deliveries - 1).unwrap_or_default()
-}
-
-/// Whether more was stored than a record of attempts.
-fn is_letter(record: &Kept) -> bool {
-    record.letter.state() != DeadLetterState::Unspecified
-}
-
-/// Whether the attempt was announced, and no more is known of it.
-fn is_open(attempt: &Attempt) -> bool {
-    attempt.error.is_empty()
-}
-
-/// The attempts whose error is known.
-fn failed(attempts: &[Attempt]) -> Vec<Attempt> {
-    attempts.iter().filter(|attempt| !is_open(attempt)).cloned().collect()
-}
-
-fn trace_of(message: &Message) -> Option<String> {
-    Some(TraceContext::of_headers(message.headers.as_ref()?)?.trace_id())
-}
-
-fn last_error(letter: &DeadLetter) -> &str {
-    letter.attempts.last().map_or("", |attempt| &attempt.error)
-}
-
-fn now() -> Timestamp {
-    SystemTime::now().into()
 }
