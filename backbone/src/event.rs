@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::ids::{OrderId, Revision};
 use crate::subjects::{self, EventKind};
 use crate::trace::TraceContext;
+use crate::trace_headers;
 use crate::unknown_fields;
 
 const CONTENT_TYPE: &str = "application/protobuf";
@@ -78,7 +79,7 @@ impl<'a> Draft<'a> {
             headers.insert("ce-time", time.to_string());
         }
         headers.insert("content-type", CONTENT_TYPE);
-        self.trace.insert_into(&mut headers);
+        trace_headers::write(self.trace, &mut headers);
         headers
     }
 }
@@ -162,7 +163,7 @@ impl Recorded {
             event_id: event.event_id,
             order,
             detail,
-            trace: headers.and_then(TraceContext::of_headers),
+            trace: headers.and_then(trace_headers::read),
             stored: headers.and_then(stored),
             unknown_fields,
         })

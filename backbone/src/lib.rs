@@ -30,6 +30,7 @@ pub mod stream;
 pub mod subjects;
 pub mod telemetry;
 pub mod trace;
+pub mod trace_headers;
 
 mod durable;
 mod floor;

@@ -15,6 +15,7 @@ use backbone::ids::{OrderId, Revision};
 use backbone::log::{AppendError, Appended, OrderLog};
 use backbone::subjects;
 use backbone::trace::TraceContext;
+use backbone::trace_headers;
 use prost_types::Timestamp;
 use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};
 use proto::orders::v1::OrderFailed;
@@ -446,7 +447,7 @@ fn failed(attempts: &[Attempt]) -> Vec<Attempt> {
 }
 
 fn trace_of(message: &Message) -> Option<String> {
-    Some(TraceContext::of_headers(message.headers.as_ref()?)?.trace_id())
+    Some(trace_headers::read(message.headers.as_ref()?)?.trace_id())
 }
 
 fn last_error(letter: &DeadLetter) -> &str {
