@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use program::trace::TraceContext;
 use prost::Message;
 use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
@@ -17,7 +18,6 @@ use uuid::Uuid;
 
 use crate::ids::{OrderId, Revision};
 use crate::subjects::{self, EventKind};
-use crate::trace::TraceContext;
 use crate::trace_headers;
 use crate::unknown_fields;
 

@@ -3,10 +3,8 @@
 //! Knows NATS; knows no gRPC server and no business step.
 
 pub mod access;
-pub mod backoff;
 pub mod barrier;
 pub mod carrying;
-pub mod config;
 pub mod connection;
 pub mod consumer;
 pub mod dead_letters;
@@ -21,15 +19,9 @@ pub mod leader_get;
 pub mod lifecycle;
 pub mod log;
 pub mod meaning;
-pub mod metrics;
-pub mod ops;
-pub mod otlp;
-pub mod shutdown;
 pub mod storage;
 pub mod stream;
 pub mod subjects;
-pub mod telemetry;
-pub mod trace;
 pub mod trace_headers;
 
 mod durable;

@@ -1,8 +1,7 @@
 //! Trace context in the headers of NATS messages, by W3C Trace Context.
 
 use async_nats::HeaderMap;
-
-use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+use program::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
 /// Reads the trace context of the message with these headers; `None` if it has none that is valid.
 pub fn read(headers: &HeaderMap) -> Option<TraceContext> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use backbone::connection::Connection;
 use backbone::dead_letters::{Contents, DeadLetters};
-use backbone::metrics::{self, AsyncInstrument, KeyValue};
 use backbone::stream::{DEAD_LETTERS, ORDERS, StreamConfig, StreamState};
+use program::metrics::{self, AsyncInstrument, KeyValue};
 use tokio::join;
 use tokio::sync::Notify;
 use tokio::time::timeout;

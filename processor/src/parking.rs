@@ -7,15 +7,15 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::Message;
-use backbone::backoff::Backoff;
 use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError, error_text, fingerprint, headers_of};
 use backbone::direct_get::ReadError;
 use backbone::event::Undecodable;
 use backbone::ids::{OrderId, Revision};
 use backbone::log::{AppendError, Appended, OrderLog};
 use backbone::subjects;
-use backbone::trace::TraceContext;
 use backbone::trace_headers;
+use program::backoff::Backoff;
+use program::trace::TraceContext;
 use prost_types::Timestamp;
 use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};
 use proto::orders::v1::OrderFailed;

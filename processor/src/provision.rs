@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use backbone::backoff::Backoff;
 use backbone::connection::Connection;
 use backbone::consumer::Consumer;
 use backbone::stream::{self, StreamConfig};
+use program::backoff::Backoff;
 use thiserror::Error;
 use tokio::time::sleep;
 

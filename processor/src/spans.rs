@@ -3,8 +3,8 @@
 use async_nats::jetstream::Message;
 use backbone::event::Recorded;
 use backbone::subjects;
-use backbone::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 use backbone::trace_headers;
+use program::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
 use crate::parking::Delivery;
 use crate::step::Step;

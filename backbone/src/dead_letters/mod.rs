@@ -15,6 +15,7 @@ use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use futures::TryStreamExt;
+use program::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 use prost::Message;
 use proto::operations::v1::{DeadLetter, DeadLetterState, Header, Resolution};
 use thiserror::Error;
@@ -32,7 +33,6 @@ use crate::leader_get::found;
 use crate::publish::{Outcome, publish};
 use crate::stream::{DEAD_LETTERS, StreamState, restore_dead_letters};
 use crate::subjects;
-use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 use crate::trace_headers;
 use fit::Cut;
 

@@ -7,7 +7,9 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use opentelemetry::metrics::Histogram;
+use program::backoff::Backoff;
+use program::metrics::{self, Histogram, seconds};
+use program::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderCreated};
 use thiserror::Error;
@@ -16,16 +18,13 @@ use tracing::debug;
 
 use super::read::Latest;
 use super::{OrderLog, OrderState, carried_since, losses};
-use crate::backoff::Backoff;
 use crate::direct_get::ReadError;
 use crate::event::{Draft, now};
 use crate::ids::{OrderId, Revision};
 use crate::lifecycle::{self, Refused};
-use crate::metrics::{self, seconds};
 use crate::publish::{Outcome, publish};
 use crate::stream;
 use crate::subjects::{self, EventKind};
-use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(500) };
 

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{Config, Info};
+use program::metrics;
 use prost_types::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -23,7 +24,6 @@ use super::loss::{Cause, EXPIRY_MARGIN, Keeps, Look, Loss};
 use crate::connection::Connection;
 use crate::direct_get::{self, ReadError};
 use crate::ids::Revision;
-use crate::metrics;
 use crate::stream::{ORDERS, PROVISION};
 use crate::subjects::ORDER_BARRIER;
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, PersistenceMode, Republish, RetentionPolicy, StorageType,
 };
+use program::config::DAY;
 
 use super::{DEAD_LETTERS, ORDERS, RETENTION_DEFAULT, StreamConfig};
-use crate::config::DAY;
 use crate::dead_letters::ALL_DEAD_LETTERS;
 use crate::event::BYTES_MAX;
 use crate::subjects::{ALL_ORDERS, LIVE_PREFIX};
@@ -212,8 +212,8 @@ pub fn age(age: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::duration;
     use crate::stream::{RETENTION_MAX, RETENTION_MIN};
+    use program::config::duration;
 
     fn wanted(config: &StreamConfig, replicas: usize) -> Config {
         Layout::of_orders(config).wanted(replicas)

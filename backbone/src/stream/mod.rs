@@ -9,19 +9,19 @@ use std::time::Duration;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream::Info;
 use async_nats::jetstream::{self, ErrorCode};
+use program::backoff::Backoff;
+use program::config::{DAY, duration};
+use program::telemetry::Seldom;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
 pub use layout::{age, harm};
 pub use state::StreamState;
 
-use crate::backoff::Backoff;
-use crate::config::{DAY, duration};
 use crate::connection::Connection;
 use crate::direct_get::ReadError;
 use crate::log::mark_of_successor;
 use crate::meaning::{Meaning, meaning};
-use crate::telemetry::Seldom;
 use layout::Layout;
 
 /// Name of the stream that holds the order log.

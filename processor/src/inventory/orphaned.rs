@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use backbone::direct_get::ReadError;
 use backbone::log::OrderLog;
-use backbone::metrics;
 use backbone::stream::ORDERS;
+use program::metrics;
 use stock::{OrphanQuery, Store};
 use tokio::select;
 use tokio::time::sleep;

@@ -2,10 +2,10 @@
 
 use async_nats::HeaderMap;
 use backbone::subjects::LIVE_PREFIX;
-use backbone::trace::TraceContext;
 use backbone::trace_headers;
 use futures::StreamExt;
 use harness::{Deployment, Options, PATIENCE, item, order_of};
+use program::trace::TraceContext;
 use proto::orders::v1::GetOrderRequest;
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use tokio::time::timeout;

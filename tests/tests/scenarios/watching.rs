@@ -3,8 +3,8 @@
 use backbone::log::{Appended, OrderLog, OrderState};
 use backbone::stream::ORDERS;
 use backbone::subjects::EventKind;
-use backbone::trace::TraceContext;
 use harness::{Deployment, Options, PATIENCE, item, order_of};
+use program::trace::TraceContext;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{OrderFulfilled, OrderStatus, PaymentCaptured, StockReserved};
 use tokio::time::Instant;
