@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "it tells by panicking")]
 
 use async_nats::HeaderMap;
+use program::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use prost::Message;
 use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
@@ -14,7 +15,6 @@ use crate::log::event::{Draft, Recorded};
 use crate::log::ids::{OrderId, Revision};
 use crate::log::lifecycle::{self, is_finished};
 use crate::log::subjects::{self, EventKind};
-use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
 /// A text is the id of one order or of none, and so is a subject.
 pub fn order_id(bytes: &[u8]) {

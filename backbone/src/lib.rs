@@ -2,17 +2,10 @@
 //!
 //! Knows NATS; knows no gRPC server and no business step.
 
-pub mod backoff;
 pub mod broker;
-pub mod config;
 pub mod consumer;
 pub mod dead_letters;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod log;
-pub mod metrics;
-pub mod ops;
-pub mod otlp;
-pub mod shutdown;
-pub mod telemetry;
-pub mod trace;
+pub mod trace_headers;

@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use backbone::config::parse_addr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use processor::inventory::Stock;
+use program::config::parse_addr;
 use proto::orders::v1::OrderStatus;
 use tonic::transport::Uri;
 

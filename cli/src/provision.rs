@@ -7,11 +7,11 @@ use anyhow::{Context, anyhow, bail};
 use backbone::broker::connection::Connection;
 use backbone::broker::credentials::BrokerConfig;
 use backbone::broker::streams::StreamConfig;
-use backbone::config::duration;
 use backbone::log::acknowledge_loss;
-use backbone::telemetry::{self, TelemetryConfig};
 use processor::config::ACK_WAIT;
 use processor::provision::provision;
+use program::config::duration;
+use program::telemetry::{self, TelemetryConfig};
 use tokio::time::timeout;
 
 use crate::console;

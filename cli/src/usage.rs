@@ -6,9 +6,9 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use backbone::config::{DAY, duration, hide_secret, settings_at_fault};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, Parser};
+use program::config::{DAY, duration, hide_secret, settings_at_fault};
 
 use crate::console;
 

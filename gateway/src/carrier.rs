@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use backbone::log::carrying::Schedule;
 use backbone::log::ids::Revision;
 use backbone::log::{CarryError, CarryPosition, Kept, OrderLog};
-use backbone::telemetry::Seldom;
+use program::telemetry::Seldom;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 

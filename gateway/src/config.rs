@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::anyhow;
 use backbone::broker::credentials::BrokerConfig;
 use backbone::broker::streams::{RETENTION_MAX, RETENTION_MIN, StreamConfig};
-use backbone::config::{DAY, duration, parse_addr};
-use backbone::telemetry::TelemetryConfig;
 use clap::{ArgAction, Parser};
 use governor::Quota;
 use http::HeaderValue;
+use program::config::{DAY, duration, parse_addr};
+use program::telemetry::TelemetryConfig;
 
 use crate::admission::{COST_MAX, RateLimits};
 use crate::auth::{Authentication, Directory, TokenConfig, Tokens};

@@ -9,12 +9,12 @@ use std::fmt;
 use std::time::Duration;
 
 use backbone::broker::streams::StreamState;
-use backbone::config::has_usable_port;
-use backbone::otlp::Http;
 use bytes::Bytes;
 use clap::ValueEnum;
 use futures::future::join_all;
 use http::{Request, Uri};
+use program::config::has_usable_port;
+use program::otlp::Http;
 use serde::Deserialize;
 use tokio::time::timeout;
 use tracing::warn;

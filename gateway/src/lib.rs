@@ -41,11 +41,11 @@ use anyhow::{Context, anyhow};
 use backbone::broker::connection::Connection;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
-use backbone::metrics::Metrics;
-use backbone::ops;
-use backbone::shutdown::Shutdown;
-use backbone::telemetry;
-use backbone::trace::export::Traces;
+use program::metrics::Metrics;
+use program::ops;
+use program::shutdown::Shutdown;
+use program::telemetry;
+use program::trace::export::Traces;
 use stock::Presence;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
@@ -64,27 +64,27 @@ use crate::tls::Tls;
 /// The whole program: reads its settings, and serves until it is told to stop.
 #[tokio::main]
 pub async fn main() -> ExitCode {
-    let config: Config = match backbone::config::parse() {
+    let config: Config = match program::config::parse() {
         Ok(config) => config,
         Err(code) => return code,
     };
     let tls = match Tls::read(&config.tls) {
         Ok(tls) => tls,
-        Err(reason) => return backbone::config::refuse(&reason),
+        Err(reason) => return program::config::refuse(&reason),
     };
     let authentication = match config.authentication() {
         Ok(authentication) => authentication,
-        Err(reason) => return backbone::config::refuse(&reason),
+        Err(reason) => return program::config::refuse(&reason),
     };
     let _telemetry = telemetry::start(&config.telemetry);
     open_files::allow(config.max_connections);
     let traces = match Traces::start("waybill-gateway") {
         Ok(traces) => traces,
-        Err(reason) => return backbone::config::refuse(&reason),
+        Err(reason) => return program::config::refuse(&reason),
     };
     let metrics = match Metrics::start("waybill-gateway") {
         Ok(metrics) => metrics,
-        Err(reason) => return backbone::config::refuse(&reason),
+        Err(reason) => return program::config::refuse(&reason),
     };
     let code = match run(config, tls, authentication).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use backbone::log::Walked;
-use backbone::metrics::{self, Counter, Histogram, KeyValue, UpDownCounter, seconds};
-use backbone::trace::attribute;
+use program::metrics::{self, Counter, Histogram, KeyValue, UpDownCounter, seconds};
+use program::trace::attribute;
 
 use crate::carrier::Progress;
 use crate::errors::Reason;

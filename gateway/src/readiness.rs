@@ -6,7 +6,7 @@ use backbone::broker::direct_get::ReadError;
 use backbone::broker::streams::{ORDERS, ProvisionError, StreamConfig, provision};
 use backbone::dead_letters::DeadLetters;
 use backbone::log::{AppendError, Extent, OrderLog};
-use backbone::ops::Health;
+use program::ops::Health;
 use stock::Presence;
 use tokio::select;
 use tokio::sync::watch;

@@ -8,11 +8,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use backbone::log::ids::OrderId;
-use backbone::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use pin_project_lite::pin_project;
+use program::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use backbone::broker::connection::Connection;
 use backbone::broker::streams::{DEAD_LETTERS, ORDERS, StreamConfig, StreamState};
 use backbone::dead_letters::{Contents, DeadLetters};
-use backbone::metrics::{self, AsyncInstrument, KeyValue};
+use program::metrics::{self, AsyncInstrument, KeyValue};
 use tokio::join;
 use tokio::sync::Notify;
 use tokio::time::timeout;

@@ -13,11 +13,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use backbone::config::{DAY, duration, parse_addr};
-use backbone::shutdown::Shutdown;
-use backbone::telemetry::{self, TelemetryConfig};
-use backbone::trace::export::Traces;
 use clap::Parser;
+use program::config::{DAY, duration, parse_addr};
+use program::shutdown::Shutdown;
+use program::telemetry::{self, TelemetryConfig};
+use program::trace::export::Traces;
 use tokio::net::TcpListener;
 use tokio::select;
 use tokio::time::timeout;
@@ -46,14 +46,14 @@ struct Config {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let config: Config = match backbone::config::parse() {
+    let config: Config = match program::config::parse() {
         Ok(config) => config,
         Err(code) => return code,
     };
     let _telemetry = telemetry::start(&config.telemetry);
     let traces = match Traces::start("waybill-payment-sandbox") {
         Ok(traces) => traces,
-        Err(reason) => return backbone::config::refuse(&reason),
+        Err(reason) => return program::config::refuse(&reason),
     };
     let code = match run(config).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use backbone::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
+use program::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
 use proto::payments::v1::payment_service_server::PaymentService;
 use proto::payments::v1::sandbox_control_service_server::SandboxControlService;
 use proto::payments::v1::{

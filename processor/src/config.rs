@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use backbone::broker::credentials::BrokerConfig;
 use backbone::broker::streams::StreamConfig;
-use backbone::config::{DAY, duration, parse_addr};
-use backbone::telemetry::TelemetryConfig;
 use clap::Parser;
+use program::config::{DAY, duration, parse_addr};
+use program::telemetry::TelemetryConfig;
 
 /// What ACK_WAIT may be. A third of it is how often a worker gives its sign of life.
 pub const ACK_WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=DAY;

@@ -3,11 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::{AckKind, Message};
-use backbone::backoff::Backoff;
 use backbone::consumer::Terms;
 use backbone::dead_letters::LetterId;
 use backbone::log::event::{Recorded, Undecodable};
 use backbone::log::ids::Revision;
+use program::backoff::Backoff;
 use prost_types::Timestamp;
 use tracing::warn;
 

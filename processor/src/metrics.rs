@@ -5,7 +5,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use backbone::consumer::Lost;
-use backbone::metrics::{self, Counter, Histogram, KeyValue, seconds};
+use program::metrics::{self, Counter, Histogram, KeyValue, seconds};
 
 /// Fingerprints that are told apart; the letters of others are counted together.
 const FINGERPRINTS_MAX: usize = 100;

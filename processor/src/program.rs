@@ -12,11 +12,11 @@ use backbone::broker::connection::Connection;
 use backbone::broker::streams::provision;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
-use backbone::metrics::Metrics;
-use backbone::ops;
-use backbone::shutdown::Shutdown;
-use backbone::telemetry;
-use backbone::trace::export::Traces;
+use program::metrics::Metrics;
+use program::ops;
+use program::shutdown::Shutdown;
+use program::telemetry;
+use program::trace::export::Traces;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio::{join, select};
@@ -39,18 +39,18 @@ where
     S: Step,
     F: Future<Output = anyhow::Result<S>>,
 {
-    let config: C = match backbone::config::parse() {
+    let config: C = match program::config::parse() {
         Ok(config) => config,
         Err(code) => return code,
     };
     let _telemetry = telemetry::start(&config.processor().telemetry);
     let traces = match Traces::start(C::command().get_name()) {
         Ok(traces) => traces,
-        Err(reason) => return backbone::config::refuse(&reason),
+        Err(reason) => return program::config::refuse(&reason),
     };
     let metrics = match Metrics::start(C::command().get_name()) {
         Ok(metrics) => metrics,
-        Err(reason) => return backbone::config::refuse(&reason),
+        Err(reason) => return program::config::refuse(&reason),
     };
     let code = match Box::pin(work(config, open)).await {
         Ok(()) => ExitCode::SUCCESS,

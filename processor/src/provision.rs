@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use backbone::backoff::Backoff;
 use backbone::broker::connection::Connection;
 use backbone::broker::streams::{self, StreamConfig};
 use backbone::consumer::Consumer;
+use program::backoff::Backoff;
 use thiserror::Error;
 use tokio::time::sleep;
 

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Message;
-use backbone::backoff::Backoff;
 use backbone::consumer::{Consumer, Lost, Terms};
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use backbone::log::ids::Revision;
 use backbone::log::subjects;
-use backbone::telemetry::Seldom;
+use program::backoff::Backoff;
+use program::telemetry::Seldom;
 use tokio::select;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};

@@ -3,21 +3,22 @@
 use async_nats::jetstream::Message;
 use backbone::log::event::Recorded;
 use backbone::log::subjects;
-use backbone::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
+use backbone::trace_headers;
+use program::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
 use crate::delivery::Delivery;
 use crate::step::Step;
 
 /// Where the message was written.
 pub(crate) fn origin(message: &Message) -> TraceContext {
-    message.headers.as_ref().and_then(TraceContext::of_headers).unwrap_or_else(TraceContext::root)
+    message.headers.as_ref().and_then(trace_headers::read).unwrap_or_else(TraceContext::root)
 }
 
 /// The span of a message that has come: until the attempt at it begins. The first delivery's has an id that follows
 /// from the message, so that the later ones can link to it.
 pub(crate) fn received<S: Step>(delivery: &Delivery<'_>) -> Span {
     let message = delivery.message;
-    let parent = message.headers.as_ref().and_then(TraceContext::of_headers);
+    let parent = message.headers.as_ref().and_then(trace_headers::read);
     let name = || format!("receive {}", template(message)).into();
     let what = || format!("{} {}", S::NAME, delivery.id.sequence());
     let span = match &parent {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::GetStreamErrorKind;
 use backbone::broker::connection::Connection;
-use backbone::metrics;
+use program::metrics;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error};

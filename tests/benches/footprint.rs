@@ -13,10 +13,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use backbone::log::ids::{CustomerKey, OrderId, OrderKey};
-use backbone::trace::TraceContext;
 use futures::{StreamExt, stream};
 use harness::measure::{cpu_time, resident_kib, spread};
 use harness::{Broker, Deployment, Options, Process, binary, item};
+use program::trace::TraceContext;
 use proto::orders::v1::OrderCreated;
 use tokio::net::TcpStream;
 use tokio::time::sleep;

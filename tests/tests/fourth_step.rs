@@ -18,12 +18,13 @@ use serde_json::Value;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const FOURTH_STEP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fourth-step");
 /// What a build of the workspace needs.
-const PARTS: [&str; 13] = [
+const PARTS: [&str; 14] = [
     "Cargo.toml",
     "Cargo.lock",
     "clippy.toml",
     "rustfmt.toml",
     "proto",
+    "program",
     "backbone",
     "stock",
     "gateway",

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use program::backoff::Backoff;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::backoff::Backoff;
 use crate::broker::connection::Connection;
 use crate::broker::direct_get::{self, ReadError, Stored};
 use crate::broker::publish::{Outcome, publish};

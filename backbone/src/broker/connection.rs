@@ -8,18 +8,18 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{Client, Event, ReconnectToServer, Server, ServerAddr, ServerError};
+use program::backoff::Backoff;
+use program::metrics;
+use program::telemetry::Seldom;
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, info, warn};
 
-use crate::backoff::Backoff;
 use crate::broker::credentials::BrokerConfig;
 use crate::broker::permissions::Refusals;
 use crate::broker::storage::Storage;
-use crate::metrics;
-use crate::telemetry::Seldom;
 
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 /// How long one attempt to connect may take.

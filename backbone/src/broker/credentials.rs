@@ -8,8 +8,7 @@ use async_nats::rustls::pki_types::pem::PemObject;
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use async_nats::{ConnectOptions, ServerAddr};
 use percent_encoding::percent_decode_str;
-
-use crate::config::read_file;
+use program::config::read_file;
 
 /// Where the broker is and how to get in.
 #[derive(Clone, Debug, clap::Args)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use program::telemetry::Seldom;
 use tokio::time::{Instant, timeout_at};
 use tracing::error;
 
@@ -12,7 +13,6 @@ use crate::broker::leader_get;
 use crate::broker::meaning::{Meaning, Unpublished, refusal, unpublished};
 use crate::broker::storage;
 use crate::log::ids::Revision;
-use crate::telemetry::Seldom;
 
 const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use program::backoff::Backoff;
+use program::metrics::{self, KeyValue};
+use program::telemetry::Seldom;
 use tokio::time::{Instant, timeout};
 use tracing::{error, info};
 
-use crate::backoff::Backoff;
 use crate::broker::connection::Connection;
 use crate::broker::meaning::refusal;
 use crate::broker::streams::{DEAD_LETTERS, ORDERS};
-use crate::metrics::{self, KeyValue};
-use crate::telemetry::Seldom;
 
 /// Pauses between two writes that find out whether there is space again. Freed space is noticed that late.
 const PROBE: Backoff = Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(5) };

@@ -15,6 +15,7 @@ use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use futures::TryStreamExt;
+use program::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 use prost::Message;
 use proto::operations::v1::{DeadLetter, DeadLetterState, Header, Resolution};
 use thiserror::Error;
@@ -32,7 +33,7 @@ use crate::broker::publish::{Outcome, publish};
 use crate::broker::streams::{DEAD_LETTERS, StreamState, restore_dead_letters};
 use crate::log::ids::Revision;
 use crate::log::subjects;
-use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
+use crate::trace_headers;
 use fit::Cut;
 
 /// How long the attempts at a message are remembered after the latest of them.
@@ -286,7 +287,7 @@ impl DeadLetters {
         let trace = span.context();
         let mut headers = HeaderMap::new();
         headers.insert("content-type", "application/protobuf");
-        trace.insert_into(&mut headers);
+        trace_headers::write(trace, &mut headers);
         let ttl = match letter.state() {
             DeadLetterState::Unspecified => Some(ATTEMPTS_TTL),
             DeadLetterState::Open => None,
@@ -363,7 +364,7 @@ fn kept(id: &LetterId, head: Revision, headers: &HeaderMap, payload: Bytes) -> K
         warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, passed over");
         DeadLetter::default()
     });
-    Kept { id: id.clone(), letter, trace: TraceContext::of_headers(headers), head }
+    Kept { id: id.clone(), letter, trace: trace_headers::read(headers), head }
 }
 
 /// Whose letter it is, or is to become; empty of a message that names no order.

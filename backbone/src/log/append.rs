@@ -7,7 +7,9 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use opentelemetry::metrics::Histogram;
+use program::backoff::Backoff;
+use program::metrics::{self, Histogram, seconds};
+use program::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderCreated};
 use thiserror::Error;
@@ -16,7 +18,6 @@ use tracing::debug;
 
 use super::read::Latest;
 use super::{OrderLog, OrderState, carried_since, losses};
-use crate::backoff::Backoff;
 use crate::broker::direct_get::ReadError;
 use crate::broker::publish::{Outcome, publish};
 use crate::broker::streams;
@@ -24,8 +25,6 @@ use crate::log::event::{Draft, now};
 use crate::log::ids::{OrderId, Revision};
 use crate::log::lifecycle::{self, Refused};
 use crate::log::subjects::{self, EventKind};
-use crate::metrics::{self, seconds};
-use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(500) };
 

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
+use program::telemetry::Seldom;
+use program::trace::TraceContext;
 use proto::orders::v1::OrderCarried;
 use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
@@ -21,8 +23,6 @@ use crate::log::carrying::{Candidate, Schedule, Window, happened, has_to_be_carr
 use crate::log::event::stored;
 use crate::log::ids::{OrderId, Revision};
 use crate::log::subjects::{self, ALL_ORDERS};
-use crate::telemetry::Seldom;
-use crate::trace::TraceContext;
 
 /// Messages read before the orders among them are looked at.
 const WINDOW_MESSAGES_MAX: usize = 2048;

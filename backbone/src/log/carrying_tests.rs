@@ -1,6 +1,7 @@
 use super::*;
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use program::trace::TraceContext;
 use proptest::prelude::*;
 use proptest::sample::select;
 use prost_types::Timestamp;
@@ -10,7 +11,6 @@ use std::time::UNIX_EPOCH;
 use crate::log::event::Draft;
 use crate::log::ids::{CustomerKey, OrderKey};
 use crate::log::lifecycle;
-use crate::trace::TraceContext;
 
 const HOUR: Duration = Duration::from_secs(3600);
 

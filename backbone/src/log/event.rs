@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use program::trace::TraceContext;
 use prost::Message;
 use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
@@ -18,7 +19,7 @@ use uuid::Uuid;
 use crate::log::ids::{OrderId, Revision};
 use crate::log::subjects::{self, EventKind};
 use crate::log::unknown_fields;
-use crate::trace::TraceContext;
+use crate::trace_headers;
 
 const CONTENT_TYPE: &str = "application/protobuf";
 const CE_SPEC_VERSION: &str = "1.0";
@@ -78,7 +79,7 @@ impl<'a> Draft<'a> {
             headers.insert("ce-time", time.to_string());
         }
         headers.insert("content-type", CONTENT_TYPE);
-        self.trace.insert_into(&mut headers);
+        trace_headers::write(self.trace, &mut headers);
         headers
     }
 }
@@ -162,7 +163,7 @@ impl Recorded {
             event_id: event.event_id,
             order,
             detail,
-            trace: headers.and_then(TraceContext::of_headers),
+            trace: headers.and_then(trace_headers::read),
             stored: headers.and_then(stored),
             unknown_fields,
         })

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{Config, Info};
+use program::metrics;
 use prost_types::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -25,7 +26,6 @@ use crate::broker::direct_get::{self, ReadError};
 use crate::broker::streams::{ORDERS, PROVISION};
 use crate::log::ids::Revision;
 use crate::log::subjects::ORDER_BARRIER;
-use crate::metrics;
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Until the first look, which all others are compared with.

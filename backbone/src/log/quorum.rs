@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
+use program::backoff::Backoff;
 use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::OrderLog;
-use crate::backoff::Backoff;
 use crate::broker::direct_get::ReadError;
 use crate::broker::streams::{ORDERS, StreamState};
 

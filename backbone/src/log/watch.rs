@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use futures::stream::unfold;
+use program::backoff::Backoff;
 use thiserror::Error;
 use tokio::select;
 use tokio::sync::watch;
@@ -20,7 +21,6 @@ use tracing::debug;
 
 use super::live::{Heard, Listener};
 use super::{LossCounts, OrderLog, OrderState};
-use crate::backoff::Backoff;
 use crate::broker::direct_get::ReadError;
 use crate::log::event::Recorded;
 use crate::log::ids::{OrderId, Revision};

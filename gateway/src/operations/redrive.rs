@@ -7,7 +7,7 @@ use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
 use backbone::log::ids::OrderId;
 use backbone::log::lifecycle::{is_called_off, is_finished};
 use backbone::log::{AppendError, Appended, OrderLog, OrderState, WatchError};
-use backbone::trace::{KeyValue, Span, SpanKind, attribute};
+use program::trace::{KeyValue, Span, SpanKind, attribute};
 use proto::operations::v1::{DeadLetterReason, DeadLetterState, RedriveDeadLettersResponse, RedriveOutcome};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{OrderRedriven, OrderStatus};

@@ -7,7 +7,7 @@ use backbone::dead_letters::{Kept, error_text, fingerprint, headers_of};
 use backbone::log::event::Undecodable;
 use backbone::log::ids::Revision;
 use backbone::log::subjects;
-use backbone::trace::TraceContext;
+use backbone::trace_headers;
 use prost_types::Timestamp;
 use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};
 use proto::orders::v1::OrderFailed;
@@ -138,7 +138,7 @@ fn open(delivery: &Delivery<'_>, reason: DeadLetterReason) -> DeadLetter {
 }
 
 fn trace_of(message: &Message) -> Option<String> {
-    Some(TraceContext::of_headers(message.headers.as_ref()?)?.trace_id())
+    Some(trace_headers::read(message.headers.as_ref()?)?.trace_id())
 }
 
 fn now() -> Timestamp {

@@ -13,7 +13,7 @@ use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
 use backbone::log::event::{Recorded, Undecodable};
 use backbone::log::ids::{OrderId, Revision};
 use backbone::log::{AppendError, OrderLog};
-use backbone::trace::TraceContext;
+use program::trace::TraceContext;
 use proto::operations::v1::DeadLetter;
 use thiserror::Error;
 use tokio::sync::{Mutex, MutexGuard};

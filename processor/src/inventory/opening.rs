@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream;
-use backbone::backoff::Backoff;
 use backbone::broker::connection::Connection;
 use backbone::broker::streams::ORDERS;
 use backbone::log::ids::Revision;
-use backbone::telemetry::Seldom;
+use program::backoff::Backoff;
+use program::telemetry::Seldom;
 use stock::{
     BUCKET, Batch, CommitError, Presence, SKU_RULE, STREAM, Seen, Store, StoreError, is_known, is_sku,
     stock_key,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use backbone::broker::direct_get::ReadError;
 use backbone::broker::streams::ORDERS;
 use backbone::log::OrderLog;
-use backbone::metrics;
+use program::metrics;
 use stock::{OrphanQuery, Store};
 use tokio::select;
 use tokio::time::sleep;

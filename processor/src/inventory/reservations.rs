@@ -4,9 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use backbone::backoff::Backoff;
 use backbone::broker::direct_get::ReadError;
-use backbone::trace::{KeyValue, Span, SpanKind, attribute};
+use program::backoff::Backoff;
+use program::trace::{KeyValue, Span, SpanKind, attribute};
 use proto::orders::v1::Order;
 use stock::{
     BUCKET, Batch, CommitError, ORDER_SKUS_MAX, Records, ReservationState, Store, WRITES_MAX,

@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::time::Duration;
 
-use backbone::backoff::Backoff;
-use backbone::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
+use program::backoff::Backoff;
+use program::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
 use proto::orders::v1::Money;
 use proto::payments::v1::payment_service_client::PaymentServiceClient;
 use proto::payments::v1::{self as payments, CaptureRequest, RefundRequest};

@@ -3,8 +3,8 @@
 use async_nats::jetstream;
 use backbone::log::ids::{CustomerKey, OrderId, OrderKey};
 use backbone::log::subjects::{self, EventKind, LIVE_PREFIX};
-use backbone::trace::TraceContext;
 use harness::{Deployment, Load, Options, PATIENCE, item, order_of};
+use program::trace::TraceContext;
 use proto::orders::v1::{CreateOrderRequest, Order, OrderCreated, OrderStatus};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;

@@ -10,10 +10,10 @@ use std::time::{Duration, SystemTime};
 
 use backbone::broker::streams::ORDERS;
 use backbone::log::subjects::EventKind;
-use backbone::trace::TraceContext;
 use harness::certificates::{Authority, replace};
 use harness::{Deployment, Load, Options, PATIENCE, PaymentSandbox, Process, eventually, item, order_of};
 use nix::sys::signal::Signal;
+use program::trace::TraceContext;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderStatus, PaymentRefunded, Undo};
 use proto::payments::v1::payment_service_server::{PaymentService, PaymentServiceServer};

@@ -5,9 +5,9 @@ use std::time::Duration;
 use backbone::dead_letters::{Kept, LetterId};
 use backbone::log::ids::Revision;
 use backbone::log::subjects::EventKind::{self, Created, Failed, Fulfilled, Paid, Redriven, Reserved};
-use backbone::trace::TraceContext;
 use futures::{StreamExt, stream};
 use harness::{Deployment, Load, PATIENCE, binary, every_one, item, order_of, these};
+use program::trace::TraceContext;
 use prost::Message;
 use proto::operations::v1::{
     DeadLetter, DeadLetterReason, DeadLetterState, DiscardDeadLetterRequest, RedriveDeadLettersRequest,

@@ -2,9 +2,10 @@
 
 use async_nats::HeaderMap;
 use backbone::log::subjects::LIVE_PREFIX;
-use backbone::trace::TraceContext;
+use backbone::trace_headers;
 use futures::StreamExt;
 use harness::{Deployment, Options, PATIENCE, item, order_of};
+use program::trace::TraceContext;
 use proto::orders::v1::GetOrderRequest;
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use tokio::time::timeout;
@@ -29,7 +30,7 @@ async fn trace_of_order(waybill: &Deployment, metadata: &[(&'static str, &str)])
     let created = waybill.client().await.create_order(request).await.unwrap().into_inner().order.unwrap();
     let messages = waybill.messages().await;
     let message = messages.iter().find(|message| message.subject.ends_with(&subject_end(&created.order_id)));
-    TraceContext::of_headers(&message.expect("the event").headers).expect("a trace")
+    trace_headers::read(&message.expect("the event").headers).expect("a trace")
 }
 
 /// How the subject of an order's events ends.

@@ -3,8 +3,8 @@
 use backbone::broker::streams::ORDERS;
 use backbone::log::subjects::EventKind;
 use backbone::log::{Appended, OrderLog, OrderState};
-use backbone::trace::TraceContext;
 use harness::{Deployment, Options, PATIENCE, item, order_of};
+use program::trace::TraceContext;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{OrderFulfilled, OrderStatus, PaymentCaptured, StockReserved};
 use tokio::time::Instant;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, PersistenceMode, Republish, RetentionPolicy, StorageType,
 };
+use program::config::DAY;
 
 use super::{DEAD_LETTERS, ORDERS, RETENTION_DEFAULT, StreamConfig};
-use crate::config::DAY;
 use crate::dead_letters::ALL_DEAD_LETTERS;
 use crate::log::event::BYTES_MAX;
 use crate::log::subjects::{ALL_ORDERS, LIVE_PREFIX};
@@ -213,7 +213,7 @@ pub fn age(age: Duration) -> String {
 mod tests {
     use super::*;
     use crate::broker::streams::{RETENTION_MAX, RETENTION_MIN};
-    use crate::config::duration;
+    use program::config::duration;
 
     fn wanted(config: &StreamConfig, replicas: usize) -> Config {
         Layout::of_orders(config).wanted(replicas)

@@ -9,19 +9,19 @@ use std::time::Duration;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream::Info;
 use async_nats::jetstream::{self, ErrorCode};
+use program::backoff::Backoff;
+use program::config::{DAY, duration};
+use program::telemetry::Seldom;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
 pub use layout::{age, harm};
 pub use state::StreamState;
 
-use crate::backoff::Backoff;
 use crate::broker::connection::Connection;
 use crate::broker::direct_get::ReadError;
 use crate::broker::meaning::{Meaning, meaning};
-use crate::config::{DAY, duration};
 use crate::log::mark_of_successor;
-use crate::telemetry::Seldom;
 use layout::Layout;
 
 /// Name of the stream that holds the order log.

@@ -12,7 +12,6 @@ pub use span::Span;
 
 use std::fmt;
 
-use async_nats::HeaderMap;
 use data_encoding::HEXLOWER;
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use sha2::{Digest, Sha256};
@@ -85,20 +84,6 @@ impl TraceContext {
         let mut states = states.unwrap_or_default();
         states.retain(|state| !state.trim().is_empty());
         Self::parse(str::from_utf8(traceparent).ok()?, Some(&states.join(",")))
-    }
-
-    /// Where the message with these headers was written.
-    pub fn of_headers(headers: &HeaderMap) -> Option<Self> {
-        let all = |name| headers.get_all(name).map(|value| value.as_str().as_bytes());
-        Self::of_values(all(TRACEPARENT), all(TRACESTATE))
-    }
-
-    /// Writes it to a message's headers.
-    pub(crate) fn insert_into(&self, headers: &mut HeaderMap) {
-        headers.insert(TRACEPARENT, self.to_string());
-        if let Some(state) = self.tracestate() {
-            headers.insert(TRACESTATE, state);
-        }
     }
 
     /// The trace id: 32 lower-case hex digits.
@@ -193,18 +178,13 @@ mod tests {
     #[test]
     fn several_tracestates_are_one_list_and_several_traceparents_are_none() {
         let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let mut headers = HeaderMap::new();
-        assert_eq!(TraceContext::of_headers(&headers), None);
-        headers.append(TRACEPARENT, text);
-        for state in ["a=1", " ", "b=2,c=3", ""] {
-            headers.append(TRACESTATE, state);
-        }
-        assert_eq!(TraceContext::of_headers(&headers).unwrap().tracestate(), Some("a=1,b=2,c=3"));
-        headers.append(TRACEPARENT, text);
-        assert_eq!(TraceContext::of_headers(&headers), None);
+        let text = text.as_bytes();
+        let context = TraceContext::of_values([text], [&b"a=1"[..], b" ", b"b=2,c=3", b""]).unwrap();
+        assert_eq!(context.tracestate(), Some("a=1,b=2,c=3"));
+        assert_eq!(TraceContext::of_values([text, text], []), None);
 
         let unreadable: [&[u8]; 2] = [b"a=1", b"\xff"];
-        let context = TraceContext::of_values([text.as_bytes()], unreadable).unwrap();
+        let context = TraceContext::of_values([text], unreadable).unwrap();
         assert_eq!(context.tracestate(), None);
         assert_eq!(TraceContext::of_values([&b"\xff"[..]], []), None);
     }
