@@ -8,4 +8,3 @@ pub mod dead_letters;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod log;
-pub mod trace_headers;

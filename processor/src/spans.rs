@@ -1,9 +1,9 @@
 //! What a trace shows of a message: where it came from, its delivery, and the event in it.
 
 use async_nats::jetstream::Message;
+use backbone::broker::trace_headers;
 use backbone::log::event::Recorded;
 use backbone::log::subjects;
-use backbone::trace_headers;
 use program::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
 
 use crate::delivery::Delivery;

@@ -8,6 +8,7 @@ pub mod leader_get;
 pub mod meaning;
 pub mod storage;
 pub mod streams;
+pub mod trace_headers;
 
 mod permissions;
 pub(crate) mod publish;

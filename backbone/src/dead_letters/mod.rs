@@ -31,9 +31,9 @@ use crate::broker::direct_get::{self, Batch, ReadError, Stored};
 use crate::broker::leader_get::found;
 use crate::broker::publish::{Outcome, publish};
 use crate::broker::streams::{DEAD_LETTERS, StreamState, restore_dead_letters};
+use crate::broker::trace_headers;
 use crate::log::ids::Revision;
 use crate::log::subjects;
-use crate::trace_headers;
 use fit::Cut;
 
 /// How long the attempts at a message are remembered after the latest of them.

@@ -16,10 +16,10 @@ use proto::orders::v1::{Order, OrderEvent, OrderStatus};
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::broker::trace_headers;
 use crate::log::ids::{OrderId, Revision};
 use crate::log::subjects::{self, EventKind};
 use crate::log::unknown_fields;
-use crate::trace_headers;
 
 const CONTENT_TYPE: &str = "application/protobuf";
 const CE_SPEC_VERSION: &str = "1.0";

@@ -3,11 +3,11 @@
 use std::time::SystemTime;
 
 use async_nats::jetstream::Message;
+use backbone::broker::trace_headers;
 use backbone::dead_letters::{Kept, error_text, fingerprint, headers_of};
 use backbone::log::event::Undecodable;
 use backbone::log::ids::Revision;
 use backbone::log::subjects;
-use backbone::trace_headers;
 use prost_types::Timestamp;
 use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};
 use proto::orders::v1::OrderFailed;

@@ -1,8 +1,8 @@
 //! Headers that come more than once: each means what its specification says, and none is read by chance of its place.
 
 use async_nats::HeaderMap;
+use backbone::broker::trace_headers;
 use backbone::log::subjects::LIVE_PREFIX;
-use backbone::trace_headers;
 use futures::StreamExt;
 use harness::{Deployment, Options, PATIENCE, item, order_of};
 use program::trace::TraceContext;
