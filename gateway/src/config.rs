@@ -16,7 +16,7 @@ use program::telemetry::TelemetryConfig;
 use crate::admission::{COST_MAX, RateLimits};
 use crate::auth::{Authentication, Directory, TokenConfig, Tokens};
 use crate::durability::DurabilityConfig;
-use crate::tls::TlsConfig;
+use crate::transport::tls::TlsConfig;
 
 const COUNT_MAX: usize = 1_000_000_000;
 

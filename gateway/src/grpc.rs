@@ -11,16 +11,18 @@ use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
 
-use crate::admission::{Calls, Gate, Metadata, Places, Probes, RateLimit};
+use crate::admission::{Calls, Metadata, Places, Probes, RateLimit};
 use crate::auth::Authentication;
 use crate::config::Config;
-use crate::connections::Limit;
 use crate::deadline::CallerDeadline;
+use crate::gate::Gate;
 use crate::orders::Orders;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
-use crate::tls::Tls;
-use crate::{browser, connections, errors, health, malformed, panics, reflection, server};
+use crate::transport::connections::Limit;
+use crate::transport::tls::Tls;
+use crate::transport::{connections, server};
+use crate::{browser, errors, health, malformed, panics, reflection};
 
 /// Largest request; the contract says so in `OrderService`.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;

@@ -7,14 +7,13 @@ mod auth;
 mod browser;
 mod carrier;
 mod config;
-mod connections;
 mod deadline;
 mod durability;
 mod errors;
 mod fault;
-mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod gate;
 mod grpc;
 mod health;
 mod losses;
@@ -22,17 +21,15 @@ mod lost_letters;
 mod malformed;
 mod methods;
 mod metrics;
-mod open_files;
 mod operations;
 mod orders;
 mod page_token;
 mod panics;
 mod readiness;
 mod reflection;
-mod server;
 mod spans;
 mod streams;
-mod tls;
+mod transport;
 mod validation;
 
 use std::process::ExitCode;
@@ -59,7 +56,8 @@ use crate::durability::Monitors;
 use crate::operations::{Operations, StockKeeping};
 use crate::readiness::Readiness;
 use crate::streams::Streams;
-use crate::tls::Tls;
+use crate::transport::open_files;
+use crate::transport::tls::Tls;
 
 /// The whole program: reads its settings, and serves until it is told to stop.
 #[tokio::main]

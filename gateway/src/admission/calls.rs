@@ -17,8 +17,9 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::{Layer, Service};
 
-use super::{Caller, Place, Places, Refusal, refuse};
+use super::{Caller, Place, Places};
 use crate::errors;
+use crate::gate::{Refusal, refuse};
 
 /// The layer that gives each call a place, from before its message has come until its answer is taken.
 #[derive(Clone, Debug)]

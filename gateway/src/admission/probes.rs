@@ -20,8 +20,9 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::{Layer, Service};
 
-use super::{Caller, Place, Places, refuse};
+use super::{Caller, Place, Places};
 use crate::errors;
+use crate::gate::refuse;
 
 /// Health checks under way, and those of one peer address.
 const CHECKS_MAX: usize = 16_384;

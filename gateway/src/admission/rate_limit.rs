@@ -14,9 +14,10 @@ use http::Request;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::Caller;
 use super::turns::Turns;
-use super::{Admit, Caller};
 use crate::errors;
+use crate::gate::Admit;
 
 /// How often callers that have their whole burst again are forgotten, so that memory stays bounded.
 const FORGET_INTERVAL: Duration = Duration::from_secs(60);

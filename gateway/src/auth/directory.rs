@@ -15,7 +15,7 @@ use thiserror::Error;
 use tracing::{error, info};
 
 use super::{Principal, Role, is_tenant};
-use crate::files::{self, Watched};
+use crate::transport::files::{self, Watched};
 
 const HASH_BYTES: usize = 32;
 /// Where in the table a hash is looked for; what lies there is then compared in constant time.

@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::admission::Admit;
-use crate::connections::Peer;
 use crate::errors;
+use crate::gate::Admit;
+use crate::transport::connections::Peer;
 
 /// Metadata that carries an API key.
 const API_KEY: &str = "x-api-key";

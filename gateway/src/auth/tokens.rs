@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 use super::jwks::{FETCH_INTERVAL_MIN, Key, KeySet, Remote, Source};
 use super::{Principal, Role, is_tenant};
 use crate::errors;
-use crate::files::{self, Watched};
+use crate::transport::files::{self, Watched};
 
 /// How much the clocks of issuer and gateway may differ.
 const LEEWAY: Duration = Duration::from_secs(30);

@@ -20,15 +20,17 @@ use tonic::server::NamedService;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 
-use crate::admission::{Gate, Metadata, Probes};
+use crate::admission::{Metadata, Probes};
 use crate::auth::Authentication;
 use crate::config::Config;
-use crate::connections::{Acquaint, Limit};
 use crate::deadline::CallerDeadline;
+use crate::gate::Gate;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
-use crate::tls::Tls;
-use crate::{browser, connections, health, malformed, panics, reflection, server};
+use crate::transport::connections::{Acquaint, Limit};
+use crate::transport::tls::Tls;
+use crate::transport::{connections, server};
+use crate::{browser, health, malformed, panics, reflection};
 
 /// Largest request: a thousand ids, with room to spare.
 const REQUEST_BYTES_MAX: usize = 128 * 1024;

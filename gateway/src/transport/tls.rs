@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{error, info};
 use webpki::EndEntityCert;
 
-use crate::files::{self, Watched};
+use crate::transport::files::{self, Watched};
 
 /// gRPC, and gRPC-Web of old clients.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];

@@ -25,8 +25,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tracing::{debug, warn};
 
-use crate::admission::Admit;
-use crate::tls::{self, Tls};
+use crate::gate::Admit;
+use crate::transport::tls::{self, Tls};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

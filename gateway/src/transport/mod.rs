@@ -1,0 +1,7 @@
+//! The transport: listening, connections, TLS, and the files and limits that they need. Knows no method.
+
+pub(crate) mod connections;
+pub(crate) mod files;
+pub(crate) mod open_files;
+pub(crate) mod server;
+pub(crate) mod tls;
