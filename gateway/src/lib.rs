@@ -10,7 +10,7 @@ mod config;
 mod deadline;
 mod durability;
 mod errors;
-mod fault;
+mod failures;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod gate;

@@ -8,8 +8,8 @@ use program::metrics::{self, Counter, Histogram, KeyValue, UpDownCounter, second
 use program::trace::attribute;
 
 use crate::carrier::Progress;
-use crate::errors::Reason;
-use crate::fault::{Fault, Refusal};
+use crate::errors::{Fault, Reason, Refusal};
+
 use crate::readiness::{Readiness, State};
 
 /// Methods whose answer is a watch.

@@ -17,8 +17,8 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
-use crate::errors::Reason;
-use crate::fault::{Fault, Refusal};
+use crate::errors::{Fault, Reason, Refusal};
+
 use crate::methods::{Method, OTHER};
 use crate::{deadline, metrics};
 

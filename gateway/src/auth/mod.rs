@@ -225,7 +225,7 @@ impl Admit for Authentication {
         let principal = self.principal(request)?;
         let role = Role::of_method(request.uri().path());
         if !principal.roles.contains(&role) {
-            return Err(errors::role_missing(role));
+            return Err(errors::role_missing(role.as_str()));
         }
         request.extensions_mut().insert(principal);
         Ok(())
