@@ -19,8 +19,8 @@ use self::reconcile::{
 };
 use crate::broker::connection::{ACK_TIMEOUT, Connection};
 use crate::broker::streams::{ORDERS, PROVISION};
-use crate::consumer::ConsumerConfig;
 use crate::consumer::ack_floor::{Floor, can_go_back, go_back, resetting};
+use crate::consumer::config::ConsumerConfig;
 
 /// A consumer as it is asked for, and as it was when it was opened.
 #[derive(Debug)]

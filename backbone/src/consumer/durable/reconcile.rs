@@ -7,8 +7,8 @@ use async_nats::jetstream::consumer::{
     AckPolicy, Config, DeliverPolicy, FromConsumer, Info, IntoConsumerConfig, pull,
 };
 
-use crate::consumer::ConsumerConfig;
 use crate::consumer::ack_floor::Floor;
+use crate::consumer::config::ConsumerConfig;
 use crate::log::subjects::{self, EventKind};
 
 /// Messages delivered and not yet acknowledged, over all replicas. Orders that wait for their retry count among
