@@ -8,14 +8,13 @@ use async_nats::client::PublishErrorKind;
 use async_nats::jetstream::context::PublishError;
 use backbone::broker::connection::Connection;
 use backbone::broker::meaning::{Meaning, Unpublished, unpublished};
-use backbone::broker::storage::{SWALLOWED, swallows};
+use backbone::broker::unanswered::{SWALLOWED, swallows};
 use backbone::log::ids::Revision;
 use bytes::Bytes;
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::records::STREAM;
-use crate::store::TTL;
+use crate::records::{STREAM, TTL};
 
 /// Most writes of one batch; the server's own limit.
 pub const WRITES_MAX: usize = 1000;

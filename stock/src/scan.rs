@@ -10,10 +10,10 @@ use backbone::log::ids::{OrderId, Revision};
 use backbone::log::subjects::{self, EventKind};
 
 use crate::records::{
-    Reservation, ReservationState, STREAM, SUBJECT_PREFIX, Units, parse_count, parse_reservation, stock_key,
-    subject,
+    Reservation, ReservationState, STREAM, SUBJECT_PREFIX, TTL, Units, parse_count, parse_reservation,
+    stock_key, subject,
 };
-use crate::store::{Store, TTL, Versioned, retention_of};
+use crate::store::{Store, Versioned, retention_of};
 
 /// Records read at once.
 const READ_RECORDS_MAX: u32 = 256;

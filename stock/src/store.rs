@@ -36,9 +36,6 @@ pub struct Versioned<T> {
 /// Records as they were at one moment. A key that is not there has revision [`Revision::NONE`].
 pub type Records = HashMap<String, Versioned<Vec<u8>>>;
 
-/// Header of a record that is not kept for ever, in whole seconds.
-pub(crate) const TTL: &str = "Nats-TTL";
-
 /// The bucket.
 #[derive(Clone, Debug)]
 pub struct Store {

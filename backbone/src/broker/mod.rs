@@ -9,6 +9,7 @@ pub mod meaning;
 pub mod storage;
 pub mod streams;
 pub mod trace_headers;
+pub mod unanswered;
 
 mod permissions;
 pub(crate) mod publish;

@@ -11,7 +11,7 @@ use tracing::error;
 use crate::broker::connection::Connection;
 use crate::broker::leader_get;
 use crate::broker::meaning::{Meaning, Unpublished, refusal, unpublished};
-use crate::broker::storage;
+use crate::broker::unanswered;
 use crate::log::ids::Revision;
 
 const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
@@ -100,7 +100,7 @@ pub(crate) async fn publish(
         Unpublished::Unanswered => {
             let inquiry = is_swallowed(connection, stream, to, expectation.as_ref(), connects);
             match timeout_at(deadline.min(Instant::now() + INQUIRY_TIMEOUT), inquiry).await {
-                Ok(true) => Outcome::Full(storage::SWALLOWED.to_owned()),
+                Ok(true) => Outcome::Full(unanswered::SWALLOWED.to_owned()),
                 Ok(false) | Err(_) => Outcome::Unknown(error.to_string()),
             }
         }
@@ -126,7 +126,7 @@ async fn is_swallowed(
     expectation: Option<&(String, Revision)>,
     connects: u64,
 ) -> bool {
-    if !storage::swallows(connection, subject, connects).await {
+    if !unanswered::swallows(connection, subject, connects).await {
         return false;
     }
     let Some((filter, expected)) = expectation else { return true };

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::read::Latest;
-use super::{OrderLog, OrderState, carried_since, losses};
+use super::{OrderLog, OrderState, carried_since, known_losses};
 use crate::broker::direct_get::ReadError;
 use crate::broker::publish::{Outcome, publish};
 use crate::broker::streams;
@@ -175,7 +175,7 @@ impl OrderLog {
             Err(error) => error.kind(),
         };
         if let Ok(Appended::Stored(stored)) = &appended {
-            losses::appended(stored.revision());
+            known_losses::appended(stored.revision());
             if matches!(kind, EventKind::Fulfilled | EventKind::Rejected | EventKind::Cancelled) {
                 ended(&stored.order);
             }

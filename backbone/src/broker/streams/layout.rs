@@ -7,7 +7,8 @@ use async_nats::jetstream::stream::{
 };
 use program::config::DAY;
 
-use super::{DEAD_LETTERS, ORDERS, RETENTION_DEFAULT, StreamConfig};
+use super::config::{RETENTION_DEFAULT, StreamConfig};
+use super::names::{DEAD_LETTERS, ORDERS};
 use crate::dead_letters::ALL_DEAD_LETTERS;
 use crate::log::event::BYTES_MAX;
 use crate::log::subjects::{ALL_ORDERS, LIVE_PREFIX};

@@ -1,7 +1,9 @@
 //! The streams that hold the order log and the dead letters: made if they are missing, completed where that does no
 //! harm, and otherwise left alone.
 
+mod config;
 mod layout;
+mod names;
 mod state;
 
 use std::time::Duration;
@@ -10,12 +12,13 @@ use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamError, GetS
 use async_nats::jetstream::stream::Info;
 use async_nats::jetstream::{self, ErrorCode};
 use program::backoff::Backoff;
-use program::config::{DAY, duration};
 use program::telemetry::Seldom;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
+pub use config::{RETENTION_MAX, RETENTION_MIN, StreamConfig};
 pub use layout::{age, harm};
+pub use names::{DEAD_LETTERS, ORDERS, PROVISION};
 pub use state::StreamState;
 
 use crate::broker::connection::Connection;
@@ -24,33 +27,8 @@ use crate::broker::meaning::{Meaning, meaning};
 use crate::log::mark_of_successor;
 use layout::Layout;
 
-/// Name of the stream that holds the order log.
-pub const ORDERS: &str = "ORDERS";
-/// How what is missing comes to be, where this user may not make it.
-pub const PROVISION: &str = "this user may not do that; run `waybill provision` as one who may";
-/// Name of the stream that holds the dead letters.
-pub const DEAD_LETTERS: &str = "DEAD_LETTERS";
-
-const RETENTION_DEFAULT: Duration = DAY.saturating_mul(30);
-/// The shortest time that the order log may be kept for.
-pub const RETENTION_MIN: Duration = Duration::from_secs(1);
-/// The longest: in nanoseconds, as the broker counts, a third of what fits in 63 bits.
-pub const RETENTION_MAX: Duration = Duration::from_secs(100 * 31_557_600);
 const CLUSTER_REPLICAS: usize = 3;
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
-
-/// How the order log is kept.
-#[derive(Clone, Copy, Debug, Default, clap::Args)]
-pub struct StreamConfig {
-    /// How long events are kept, such as `30d`; a longer time than the stream's is applied, a shorter one
-    /// refused. 1s-100y. Unset: what the stream has, or 30 days if it is new.
-    #[arg(long, env = "ORDERS_RETENTION", value_parser = duration(RETENTION_MIN..=RETENTION_MAX))]
-    pub orders_retention: Option<Duration>,
-    /// Copies of the stream, 1-5. Unset: what the stream has, or if it is new 1 on a single server and 3 on a
-    /// cluster. The stream of dead letters has as many.
-    #[arg(long, env = "ORDERS_REPLICAS", value_parser = clap::value_parser!(u8).range(1..=5))]
-    pub orders_replicas: Option<u8>,
-}
 
 /// A stream is not as it is needed, and cannot be made so.
 #[derive(Debug, Error)]
