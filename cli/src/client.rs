@@ -13,9 +13,9 @@ use tonic::transport::{self, Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
-use crate::args::Operators;
 use crate::called::called;
 use crate::credential::Credential;
+use crate::operators::Operators;
 use crate::tls::Tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

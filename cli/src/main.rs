@@ -11,6 +11,7 @@ mod dead_letter;
 mod dev;
 mod fault;
 mod health;
+mod operators;
 mod order;
 mod provision;
 mod render;

@@ -6,7 +6,7 @@ use anyhow::Context;
 use program::config::read_file;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Uri};
 
-use crate::args::CONNECTION;
+use crate::usage::CONNECTION;
 use crate::usage::Unusable;
 
 /// The files.

@@ -12,6 +12,9 @@ use program::config::{DAY, duration, hide_secret, settings_at_fault};
 
 use crate::console;
 
+/// Where `--help` shows the options that each command has.
+pub(crate) const CONNECTION: &str = "Connection";
+
 /// Exit code for flags and variables that cannot be used (`EX_USAGE` of sysexits.h).
 const EXIT_USAGE: u8 = 64;
 /// How long a user may have us wait.
