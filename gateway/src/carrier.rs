@@ -63,7 +63,8 @@ impl Progress {
 impl Carrier {
     pub(crate) fn new(log: OrderLog, carry_after: Option<Duration>) -> Self {
         let progress = Progress::default();
-        metrics::carrying(progress.clone());
+        let known = progress.clone();
+        metrics::carrying(move || known.now());
         Self {
             log,
             name: format!("{:032x}", rand::random::<u128>()),

@@ -2,6 +2,7 @@
 
 mod caller;
 mod calls;
+mod cost;
 mod metadata;
 mod places;
 mod probes;
@@ -10,7 +11,8 @@ mod turns;
 
 pub(crate) use caller::Caller;
 pub(crate) use calls::Calls;
+pub(crate) use cost::COST_MAX;
 pub(crate) use metadata::Metadata;
 pub(crate) use places::{Place, Places};
 pub(crate) use probes::Probes;
-pub(crate) use rate_limit::{COST_MAX, RateLimit, RateLimits};
+pub(crate) use rate_limit::{RateLimit, RateLimits};

@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 use tracing::{error, info};
 
-use super::{Principal, Role, is_tenant};
+use super::principal::{Principal, Role, is_tenant};
 use crate::transport::files::{self, Watched};
 
 const HASH_BYTES: usize = 32;

@@ -18,7 +18,7 @@ use tonic::Status;
 use tracing::{debug, error, info, warn};
 
 use super::jwks::{FETCH_INTERVAL_MIN, Key, KeySet, Remote, Source};
-use super::{Principal, Role, is_tenant};
+use super::principal::{Principal, Role, is_tenant};
 use crate::errors;
 use crate::transport::files::{self, Watched};
 

@@ -1,5 +1,6 @@
 //! What operators do about orders that are parked, and about the stock, on an address of its own.
 
+mod filter;
 mod page;
 mod redrive;
 mod requests;
