@@ -12,7 +12,7 @@ use prost_types::Timestamp;
 use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};
 use proto::orders::v1::OrderFailed;
 
-use super::About;
+use super::about::About;
 use crate::delivery::Delivery;
 
 /// Reason of an order that a step has given up.

@@ -3,6 +3,7 @@
 //! First the dead letter is stored, then the order becomes FAILED, and only then is the message terminated. Each of
 //! these can be repeated: a message that is delivered again after a crash finds how far it had come.
 
+mod about;
 mod letter;
 mod park;
 
@@ -10,14 +11,16 @@ use std::sync::OnceLock;
 
 use backbone::broker::direct_get::ReadError;
 use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
-use backbone::log::event::{Recorded, Undecodable};
-use backbone::log::ids::{OrderId, Revision};
+use backbone::log::event::Undecodable;
+use backbone::log::ids::Revision;
 use backbone::log::{AppendError, OrderLog};
 use program::trace::TraceContext;
 use proto::operations::v1::DeadLetter;
 use thiserror::Error;
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::{error, warn};
+
+pub(crate) use self::about::About;
 
 use self::letter::{is_letter, is_open};
 use crate::attempt::Unfinished;
@@ -61,30 +64,6 @@ pub(crate) enum ParkingError {
     Put(#[from] PutError),
     #[error(transparent)]
     Append(#[from] AppendError),
-}
-
-/// What is known of a message that could be decoded.
-#[derive(Debug)]
-pub(crate) struct About<'a> {
-    pub(crate) order_id: OrderId,
-    pub(crate) trace: &'a TraceContext,
-    /// The letter that the order was redriven from, if that is what the message says.
-    pub(crate) redriven_from: String,
-    /// If the message says that the order is carried: since when it stands as it does, and its event before.
-    pub(crate) carried: Option<(Revision, Revision)>,
-}
-
-impl<'a> About<'a> {
-    /// What the event says, as a part of the span at `trace`.
-    pub(crate) fn of(event: &Recorded, trace: &'a TraceContext) -> Self {
-        let stands_since = event.stands_since();
-        Self {
-            order_id: event.id,
-            trace,
-            redriven_from: event.redriven_from().unwrap_or_default().to_owned(),
-            carried: (stands_since < event.revision).then_some((stands_since, event.previous)),
-        }
-    }
 }
 
 /// Keeps count of attempts, and gives up.

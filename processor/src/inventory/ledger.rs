@@ -5,7 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use backbone::log::ids::Revision;
 
 use stock::{
-    Records, Reservation, ReservationState, Units, parse_count, parse_reservation, reservation_key, stock_key,
+    BUCKET, Records, Reservation, ReservationState, Units, parse_count, parse_reservation, reservation_key,
+    stock_key,
 };
 
 use crate::incarnation::Incarnation;
@@ -189,7 +190,7 @@ impl Ledger {
 }
 
 fn damaged(key: &str) -> Answer {
-    Answer::Refused(format!("the value of {key} in bucket {} cannot be read; put a right one", super::BUCKET))
+    Answer::Refused(format!("the value of {key} in bucket {} cannot be read; put a right one", BUCKET))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Inventory: reserves all of an order's stock or none of it, and releases it again.
 
+mod initial_stock;
 mod ledger;
 mod opening;
 mod orphaned;
@@ -16,7 +17,7 @@ use proto::orders::v1::{Order, StockLine, StockReleased, StockReserved, Undo};
 
 use tracing::warn;
 
-pub use opening::{InventoryConfig, Stock};
+pub use initial_stock::{InventoryConfig, Stock};
 pub use stock::{BUCKET, Reservation, ReservationState, StoreError, provision, reservation_key, stock_key};
 
 use crate::step::{Step, StepError};
@@ -46,7 +47,7 @@ impl Inventory {
         attempt_timeout: Duration,
     ) -> anyhow::Result<Self> {
         let presence = Presence::new(connection.clone());
-        let store = opening::open(&presence, connection.clone(), config).await?;
+        let store = opening::open(&presence, connection.clone(), config, Self::NAME).await?;
         let log = OrderLog::new(connection, Self::NAME).await?;
         let watched = presence.clone();
         let following = tokio::spawn(async move { watched.keep().await });

@@ -1,0 +1,29 @@
+//! What dead lettering has to know of the event in a message.
+
+use backbone::log::event::Recorded;
+use backbone::log::ids::{OrderId, Revision};
+use program::trace::TraceContext;
+
+/// What is known of a message that could be decoded.
+#[derive(Debug)]
+pub(crate) struct About<'a> {
+    pub(crate) order_id: OrderId,
+    pub(crate) trace: &'a TraceContext,
+    /// The letter that the order was redriven from, if that is what the message says.
+    pub(crate) redriven_from: String,
+    /// If the message says that the order is carried: since when it stands as it does, and its event before.
+    pub(crate) carried: Option<(Revision, Revision)>,
+}
+
+impl<'a> About<'a> {
+    /// What the event says, as a part of the span at `trace`.
+    pub(crate) fn of(event: &Recorded, trace: &'a TraceContext) -> Self {
+        let stands_since = event.stands_since();
+        Self {
+            order_id: event.id,
+            trace,
+            redriven_from: event.redriven_from().unwrap_or_default().to_owned(),
+            carried: (stands_since < event.revision).then_some((stands_since, event.previous)),
+        }
+    }
+}
