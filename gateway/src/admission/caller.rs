@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::Extensions;
 
 use crate::auth::Principal;
-use crate::transport::connections::Peer;
+use crate::transport::peer::Peer;
 
 /// Whose quota a call uses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -20,7 +20,7 @@ use tonic::body::Body;
 
 use crate::errors;
 use crate::gate::Admit;
-use crate::transport::connections::Peer;
+use crate::transport::peer::Peer;
 
 /// Metadata that carries an API key.
 const API_KEY: &str = "x-api-key";

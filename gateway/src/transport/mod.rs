@@ -3,5 +3,10 @@
 pub(crate) mod connections;
 pub(crate) mod files;
 pub(crate) mod open_files;
+pub(crate) mod peer;
 pub(crate) mod server;
 pub(crate) mod tls;
+
+mod connection;
+mod eviction;
+mod http1_head;

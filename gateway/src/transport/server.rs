@@ -23,7 +23,7 @@ use tonic::body::Body;
 use tower::{Service, ServiceExt};
 use tracing::{debug, error};
 
-use crate::transport::connections::Connection;
+use super::connection::Connection;
 
 /// Headers of one request that are read. Larger ones are refused by the protocol's library, with HTTP 431 or the end of
 /// the connection; those beyond [`Metadata`](crate::admission::Metadata)'s limit by us, with a gRPC status.
