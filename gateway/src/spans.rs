@@ -113,7 +113,7 @@ impl Call {
 
     fn end_as(&mut self, code: Code, refusal: Option<Refusal>, message: &str) {
         let Some(Open { span, method, is_hasty, began }) = self.0.take() else { return };
-        let status = attribute::grpc_status(code.into());
+        let status = proto::code_name(code);
         let fault = if code == Code::Ok {
             None
         } else if code == Code::DeadlineExceeded && is_hasty {

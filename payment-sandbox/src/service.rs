@@ -184,7 +184,7 @@ fn serving(metadata: &MetadataMap, name: &'static str) -> Span {
 }
 
 fn served<T>(span: &Span, answer: Result<T, Status>) -> Result<T, Status> {
-    let code = attribute::grpc_status(answer.as_ref().err().map_or(Code::Ok, Status::code).into());
+    let code = proto::code_name(answer.as_ref().err().map_or(Code::Ok, Status::code));
     span.set(|| [KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, code)]);
     if let Err(status) = &answer
         && attribute::is_server_error(code)

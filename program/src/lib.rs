@@ -8,6 +8,7 @@ pub mod config;
 pub mod metrics;
 pub mod ops;
 pub mod otlp;
+pub mod plain_text;
 pub mod shutdown;
 pub mod telemetry;
 pub mod trace;

@@ -3,13 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use backbone::log::ids::Revision;
-use data_encoding::BASE64URL_NOPAD;
 use prost_types::Timestamp;
 use proto::operations::v1::DeadLetter;
 use sha2::{Digest, Sha256};
 
-/// Told apart, so that a later version can lay page tokens out otherwise.
-const TOKEN_VERSION: u8 = 1;
+use crate::page_token;
+
 const TOKEN_HASH_BYTES: usize = 8;
 
 /// Which open letters are meant.
@@ -35,17 +34,12 @@ impl Filter {
 
     /// The token of the page that begins at `next`.
     pub(super) fn token(&self, next: Revision) -> String {
-        let mut bytes = vec![TOKEN_VERSION];
-        bytes.extend(next.0.to_be_bytes());
-        bytes.extend(self.name());
-        BASE64URL_NOPAD.encode(&bytes)
+        page_token::encode(next, &self.name())
     }
 
     /// Where a page begins, by a token of this filter.
     pub(super) fn parse(&self, token: &str) -> Option<Revision> {
-        let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
-        let (next, name) = bytes.strip_prefix(&[TOKEN_VERSION])?.split_first_chunk()?;
-        (*name == self.name()).then_some(Revision(u64::from_be_bytes(*next)))
+        page_token::decode(token, &self.name())
     }
 
     fn name(&self) -> [u8; TOKEN_HASH_BYTES] {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use backbone::log::ids::OrderId;
-use data_encoding::BASE64URL_NOPAD;
 use proto::inventory::v1::{
     AddStockRequest, GetStockRequest, ListStockRequest, ReconcileStockRequest, RemoveStockRequest,
     SetStockRequest,
@@ -11,6 +10,7 @@ use proto::inventory::v1::{
 use stock::{Change, ChangeRequest, SKU_RULE, UNITS_MAX, is_sku};
 use tonic::Status;
 
+use crate::page_token;
 use crate::validation::Violations;
 
 const PAGE_SIZE_DEFAULT: usize = 100;
@@ -19,8 +19,6 @@ const REQUEST_ID_CHARS_MAX: usize = 128;
 const ORDERS_MAX: usize = 1000;
 /// A reservation that is younger may be of an order that is under way.
 const OLDER_THAN_DEFAULT: Duration = Duration::from_secs(600);
-/// Told apart, so that a later version can lay page tokens out otherwise.
-const TOKEN_VERSION: u8 = 1;
 
 /// A page of the stock.
 #[derive(Debug)]
@@ -41,12 +39,11 @@ pub(super) struct Reconcile {
 
 /// The token of the page behind this SKU.
 pub(super) fn token(after: &str) -> String {
-    BASE64URL_NOPAD.encode(&[&[TOKEN_VERSION], after.as_bytes()].concat())
+    page_token::encode_bytes(after.as_bytes())
 }
 
 fn parse_token(token: &str) -> Option<String> {
-    let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
-    let after = String::from_utf8(bytes.strip_prefix(&[TOKEN_VERSION])?.to_vec()).ok()?;
+    let after = String::from_utf8(page_token::decode_bytes(token)?).ok()?;
     is_sku(&after).then_some(after)
 }
 

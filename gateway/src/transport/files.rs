@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
@@ -79,6 +80,35 @@ impl Watched {
                 return;
             }
         }
+    }
+}
+
+/// What was read last, for all who use it. Cheap to clone; clones share it.
+#[derive(Debug)]
+pub(crate) struct Current<T>(Arc<RwLock<Arc<T>>>);
+
+impl<T> Clone for Current<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Current<T> {
+    pub(crate) fn new(read: T) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(read))))
+    }
+
+    /// As it is now.
+    pub(crate) fn get(&self) -> Arc<T> {
+        // Nothing panics while it is held, so poison would mean nothing.
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces it; gives what it is now.
+    pub(crate) fn set(&self, read: T) -> Arc<T> {
+        let read = Arc::new(read);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = read.clone();
+        read
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{error, info};
 use webpki::EndEntityCert;
 
-use crate::transport::files::{self, Watched};
+use crate::transport::files::{self, Current, Watched};
 
 /// gRPC, and gRPC-Web of old clients.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -43,7 +43,7 @@ pub(crate) struct TlsConfig {
 pub(crate) struct Tls {
     files: Files,
     watched: Watched,
-    current: Arc<RwLock<Arc<ServerConfig>>>,
+    current: Current<ServerConfig>,
 }
 
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ impl Tls {
         let files = Files { cert, key, client_ca, client_optional: config.tls_client_optional };
         let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()];
         let watched = Watched::new(paths.into_iter().flatten().cloned().collect());
-        let current = Arc::new(RwLock::new(Arc::new(files.read()?)));
+        let current = Current::new(files.read()?);
         Ok(Some(Self { files, watched, current }))
     }
 
@@ -79,7 +79,7 @@ impl Tls {
         let take = |read| match read {
             Ok(config) => {
                 info!("TLS certificates read again");
-                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+                self.current.set(config);
             }
             Err(error) => error!(error, "TLS certificates not read again; those from before stay in use"),
         };
@@ -88,7 +88,7 @@ impl Tls {
 
     /// Makes a handshake. Must be given a deadline.
     pub(crate) async fn handshake(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let config = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let config = self.current.get();
         TlsAcceptor::from(config).accept(stream).await
     }
 }

@@ -32,30 +32,6 @@ pub const NATS: &str = "nats";
 /// The value of [`RPC_SYSTEM_NAME`].
 pub const GRPC: &str = "grpc";
 
-/// A gRPC status code as the conventions write it; a number that is none is UNKNOWN.
-pub fn grpc_status(code: i32) -> &'static str {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    usize::try_from(code).ok().and_then(|code| NAMES.get(code)).unwrap_or(&NAMES[2])
-}
-
 /// Whether a server's answer with this code is a failure of the server, by the conventions.
 pub fn is_server_error(status: &str) -> bool {
     matches!(

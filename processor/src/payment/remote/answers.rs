@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use program::plain_text::is_plain;
 use proto::orders::v1::Money;
 use proto::payments::v1 as payments;
 use tonic::{Code, Status};
@@ -52,13 +53,6 @@ pub(super) fn reference(field: &str, text: String) -> Result<String, NoAnswer> {
 pub(super) fn shortened(text: &str) -> String {
     let plain = |c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER };
     text.chars().take(TEXT_CHARS_MAX).map(plain).collect()
-}
-
-/// Whether it is neither a control character nor one that changes the order in which others are shown.
-fn is_plain(c: char) -> bool {
-    let is_layout =
-        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    !c.is_control() && !is_layout
 }
 
 pub(super) fn to_payments(amount: &Money) -> payments::Money {

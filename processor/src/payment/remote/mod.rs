@@ -88,7 +88,7 @@ impl Remote {
                 Err(_) => Status::deadline_exceeded(format!("not within {time:?}")),
             };
             answered(&span, status.code());
-            span.fail(attribute::grpc_status(status.code().into()), &shortened(status.message()));
+            span.fail(proto::code_name(status.code()), &shortened(status.message()));
             drop(span);
             calls += 1;
             let pause = RETRY.after(calls);
@@ -131,7 +131,7 @@ fn pass_on(trace: &TraceContext, metadata: &mut MetadataMap) {
 }
 
 fn answered(span: &Span, code: Code) {
-    span.set(|| [KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, attribute::grpc_status(code.into()))]);
+    span.set(|| [KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, proto::code_name(code))]);
 }
 
 impl PaymentProvider for Remote {
