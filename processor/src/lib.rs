@@ -9,7 +9,6 @@ pub mod incarnation;
 pub mod inventory;
 pub mod payment;
 pub mod payment_sandbox;
-pub mod program;
 pub mod provision;
 pub mod step;
 
@@ -18,8 +17,11 @@ mod breaker;
 mod leadership;
 mod metrics;
 mod parking;
+mod run;
 mod runtime;
 mod spans;
 mod status;
 mod suspects;
 mod worker;
+
+pub use run::run;

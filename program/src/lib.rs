@@ -8,6 +8,9 @@ pub mod config;
 pub mod metrics;
 pub mod ops;
 pub mod otlp;
+mod run;
 pub mod shutdown;
 pub mod telemetry;
 pub mod trace;
+
+pub use run::{Prepared, run};
