@@ -14,15 +14,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use program::Prepared;
 use program::config::{DAY, duration, parse_addr};
-use program::shutdown::Shutdown;
-use program::telemetry::{self, TelemetryConfig};
-use program::trace::export::Traces;
+use program::shutdown::{self, Shutdown};
+use program::telemetry::TelemetryConfig;
 use tokio::net::TcpListener;
 use tokio::select;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::info;
 
 use crate::sandbox::PaymentSandbox;
 
@@ -46,28 +45,14 @@ struct Config {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let config: Config = match program::config::parse() {
-        Ok(config) => config,
-        Err(code) => return code,
+    let prepare = |config: Config| {
+        let telemetry = config.telemetry.clone();
+        Ok(Prepared { telemetry, has_metrics: false, settings: config })
     };
-    let _telemetry = telemetry::start(&config.telemetry);
-    let traces = match Traces::start("waybill-payment-sandbox") {
-        Ok(traces) => traces,
-        Err(reason) => return program::config::refuse(&reason),
-    };
-    let code = match run(config).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error!(error = format!("{error:#}"), "payment sandbox stopped");
-            ExitCode::FAILURE
-        }
-    };
-    traces.flush().await;
-    code
+    program::run(prepare, serve).await
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
-    let mut shutdown = Shutdown::listen()?;
+async fn serve(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
     let sandbox =
         PaymentSandbox::open(&config.payment_sandbox_data).context("PAYMENT_SANDBOX_DATA cannot be used")?;
     let listener = TcpListener::bind(config.payment_sandbox_addr).await.with_context(|| {
@@ -81,15 +66,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     select! {
         // Ends by itself only with an error.
         ended = &mut serving => return ended,
-        signal = shutdown.requested() => info!(signal, "stopping"),
+        () = shutdown.requested() => {}
     }
     stopping.cancel();
-    match timeout(config.drain_timeout, serving).await {
-        Ok(ended) => ended?,
-        Err(_) => {
-            warn!(drain_timeout = ?config.drain_timeout, "calls were still open at the end of the drain")
-        }
+    if let Some(ended) = shutdown::drain(config.drain_timeout, serving).await {
+        ended?;
     }
-    info!("stopped");
     Ok(())
 }

@@ -8,7 +8,6 @@ pub mod fulfilment;
 pub mod incarnation;
 pub mod inventory;
 pub mod payment;
-pub mod program;
 pub mod provision;
 pub mod step;
 
@@ -19,8 +18,11 @@ mod dead_lettering;
 mod delivery;
 mod leadership;
 mod metrics;
+mod run;
 mod runtime;
 mod spans;
 mod status;
 mod suspects;
 mod worker;
+
+pub use run::run;

@@ -9,6 +9,9 @@ pub mod metrics;
 pub mod ops;
 pub mod otlp;
 pub mod plain_text;
+mod run;
 pub mod shutdown;
 pub mod telemetry;
 pub mod trace;
+
+pub use run::{Prepared, run};

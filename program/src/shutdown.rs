@@ -1,9 +1,13 @@
-//! When to stop: SIGTERM from an orchestrator, SIGINT from a terminal.
+//! When to stop: SIGTERM from an orchestrator, SIGINT from a terminal. What is under way then is drained.
 
+use std::future::Future;
 use std::io;
+use std::time::Duration;
 
 use tokio::select;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+use tracing::{info, warn};
 
 /// Signals that ask the program to stop. Made before the program does anything that a stop has to undo.
 #[derive(Debug)]
@@ -18,11 +22,21 @@ impl Shutdown {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits for one of the signals, and names it.
-    pub async fn requested(&mut self) -> &'static str {
-        select! {
+    /// Waits for one of the signals.
+    pub async fn requested(&mut self) {
+        let signal = select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
-        }
+        };
+        info!(signal, "stop requested, draining");
     }
+}
+
+/// Lets work that was told to finish do so within `limit`; `None` if it does not.
+pub async fn drain<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let drained = timeout(limit, work).await.ok();
+    if drained.is_none() {
+        warn!(?limit, "drain timed out, work left unfinished");
+    }
+    drained
 }

@@ -12,17 +12,13 @@ use backbone::broker::connection::Connection;
 use backbone::broker::streams::provision;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
-use program::metrics::Metrics;
-use program::ops;
-use program::shutdown::Shutdown;
-use program::telemetry;
-use program::trace::export::Traces;
+use program::shutdown::{self, Shutdown};
+use program::{Prepared, ops};
 use tokio::net::TcpListener;
-use tokio::time::timeout;
 use tokio::{join, select};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{error, info, warn};
+use tracing::info;
 
 use crate::config::Config;
 use crate::runtime;
@@ -39,38 +35,24 @@ where
     S: Step,
     F: Future<Output = anyhow::Result<S>>,
 {
-    let config: C = match program::config::parse() {
-        Ok(config) => config,
-        Err(code) => return code,
+    let prepare = |config: C| {
+        let telemetry = config.processor().telemetry.clone();
+        Ok(Prepared { telemetry, has_metrics: true, settings: config })
     };
-    let _telemetry = telemetry::start(&config.processor().telemetry);
-    let traces = match Traces::start(C::command().get_name()) {
-        Ok(traces) => traces,
-        Err(reason) => return program::config::refuse(&reason),
-    };
-    let metrics = match Metrics::start(C::command().get_name()) {
-        Ok(metrics) => metrics,
-        Err(reason) => return program::config::refuse(&reason),
-    };
-    let code = match Box::pin(work(config, open)).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error!(step = S::NAME, error = format!("{error:#}"), "processor stopped");
-            ExitCode::FAILURE
-        }
-    };
-    join!(traces.flush(), metrics.flush());
-    code
+    program::run(prepare, |config, shutdown| work(config, open, shutdown)).await
 }
 
-async fn work<C, S, F>(config: C, open: impl FnOnce(C, Connection) -> F) -> anyhow::Result<()>
+async fn work<C, S, F>(
+    config: C,
+    open: impl FnOnce(C, Connection) -> F,
+    mut shutdown: Shutdown,
+) -> anyhow::Result<()>
 where
     C: Config,
     S: Step,
     F: Future<Output = anyhow::Result<S>>,
 {
     let settings = config.processor().clone();
-    let mut shutdown = Shutdown::listen()?;
     let connection = Connection::open(&settings.broker, S::NAME).await?;
     let log = OrderLog::new(connection.clone(), S::NAME).await?;
     let dead_letters = DeadLetters::new(connection.clone()).await?;
@@ -111,17 +93,15 @@ where
         () = log.keep_quorum() => {}
         never = log.watch_for_losses() => match never {},
         () = connection.died() => bail!("the client of the broker has died"),
-        signal = shutdown.requested() => info!(step = S::NAME, signal, "draining"),
+        () = shutdown.requested() => {}
     }
     drain.cancel();
     status.drains();
     // Its own bounds end it before; but a broker that stands still does not even take what is given back.
-    match timeout(settings.drain_timeout + LEAVE_TIMEOUT, processing).await {
-        Ok(ended) => ended?,
-        Err(_) => warn!(step = S::NAME, "left without giving back what was not finished"),
+    if let Some(ended) = shutdown::drain(settings.drain_timeout + LEAVE_TIMEOUT, processing).await {
+        ended?;
     }
     connection.flush().await;
-    info!(step = S::NAME, "stopped");
     Ok(())
 }
 
