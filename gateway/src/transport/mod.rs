@@ -2,6 +2,7 @@
 
 pub(crate) mod connections;
 pub(crate) mod files;
+pub(crate) mod http_client;
 pub(crate) mod open_files;
 pub(crate) mod peer;
 pub(crate) mod server;
