@@ -66,6 +66,7 @@ lint: version rules breaking ## check format, code, contract, dependencies, vers
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	rustfmt --check --edition 2024 tests/fourth-step/fraud/src/main.rs
+	@tools/check-imports
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@buf=$$(tools/install buf) && set -x && "$$buf" lint
 	@deny=$$(tools/install cargo-deny) && set -x && "$$deny" --locked check --hide-inclusion-graph bans licenses sources

@@ -4,13 +4,13 @@
 
 mod admission;
 mod auth;
+mod broker_errors;
 mod browser;
 mod carrier;
 mod config;
 mod deadline;
 mod durability;
 mod errors;
-mod failures;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod gate;

@@ -34,7 +34,7 @@ use crate::page_token::History;
 use crate::readiness::Readiness;
 use crate::spans::{self, span_of};
 use crate::validation::EventsRequest;
-use crate::{deadline, errors, failures, metrics, validation};
+use crate::{broker_errors, deadline, errors, metrics, validation};
 
 /// How large a page of events may grow, encoded; the event that goes beyond it is the last one. Clients take messages of
 /// 4 MiB unless they are told otherwise.
@@ -100,7 +100,7 @@ impl OrderService for Orders {
 
         let appended = self.log.create(new.id, new.created, trace, deadline).await;
         let appended = appended.and_then(|appended| self.readiness.has_kept().map(|()| appended));
-        let order = match appended.map_err(|error| failures::append(&new.id, trace, &error))? {
+        let order = match appended.map_err(|error| broker_errors::append(&new.id, trace, &error))? {
             Appended::Stored(created) => created.order,
             // A repeat: the id says that customer and request_id are the same, so the items decide.
             Appended::Overtaken(existing) if existing.order.items == items => existing.order,
@@ -163,10 +163,10 @@ impl OrderService for Orders {
                 Err(AppendError::Refused(_)) => {
                     return Err(errors::not_cancellable(&id, current.order.status()));
                 }
-                Err(error) => return Err(failures::append(&id, trace, &error)),
+                Err(error) => return Err(broker_errors::append(&id, trace, &error)),
             }
         }
-        self.readiness.has_kept().map_err(|error| failures::append(&id, trace, &error))?;
+        self.readiness.has_kept().map_err(|error| broker_errors::append(&id, trace, &error))?;
         let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
         debug!(order_id = %id, trace_id, span_id, revision = current.order.revision, "order cancelled");
         Ok(Response::new(CancelOrderResponse { order: Some(current.order) }))
@@ -276,7 +276,7 @@ pub(crate) async fn read_by<T>(
     read: impl Future<Output = Result<T, ReadError>>,
 ) -> Result<T, Status> {
     let read = timeout_at(deadline, read).await.map_err(|_| errors::timed_out())?;
-    read.map_err(|error| failures::read(&error))
+    read.map_err(|error| broker_errors::read(&error))
 }
 
 /// A watch that has begun, unless time ran out.
@@ -287,7 +287,7 @@ async fn watch_by<W>(
     let begun = timeout_at(deadline, watch).await.map_err(|_| errors::timed_out())?;
     begun.map_err(|error| match error {
         WatchError::Beyond { last } => errors::beyond(last),
-        WatchError::Read(error) => failures::read(&error),
+        WatchError::Read(error) => broker_errors::read(&error),
     })
 }
 

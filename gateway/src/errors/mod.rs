@@ -1,5 +1,5 @@
 //! The one place where what went wrong becomes a gRPC status that a client can act on without reading text. Nothing here
-//! logs or counts: [`failures`](crate::failures) and [`Spans`](crate::spans::Spans) do, where the call is answered.
+//! logs or counts: [`broker_errors`](crate::broker_errors) and [`Spans`](crate::spans::Spans) do, where the call is answered.
 
 mod credentials;
 mod dead_letters;

@@ -15,7 +15,7 @@ use tokio::time::{Instant, Interval, timeout};
 use tonic::Status;
 use tracing::{info, warn};
 
-use crate::{errors, failures};
+use crate::{broker_errors, errors};
 
 /// How long the canary's order may take to its end.
 const CANARY_TIMEOUT: Duration = Duration::from_secs(600);
@@ -76,7 +76,8 @@ impl Redrive {
 
     async fn redrive(&mut self, id: &LetterId, deadline: Instant) -> Answer {
         use RedriveOutcome::{AlreadyResolved, NotRedrivable, OrderWentOn, Redriven, WouldRedrive};
-        let Some(kept) = self.letters.find_proven(id).await.map_err(|error| failures::read(&error))? else {
+        let Some(kept) = self.letters.find_proven(id).await.map_err(|error| broker_errors::read(&error))?
+        else {
             return Ok(answer(id, "", AlreadyResolved, "the letter is no longer kept"));
         };
         let order_id = kept.letter.order_id.clone();
@@ -87,7 +88,7 @@ impl Redrive {
             | DeadLetterState::Discarded
             | DeadLetterState::Unspecified) => {
                 if !self.dry_run {
-                    self.letters.sweep(&kept).await.map_err(|error| failures::read(&error))?;
+                    self.letters.sweep(&kept).await.map_err(|error| broker_errors::read(&error))?;
                 }
                 if state == DeadLetterState::Unspecified {
                     return say(NotRedrivable, "the letter was withdrawn: the order has gone on meanwhile");
@@ -104,7 +105,7 @@ impl Redrive {
 
         let letter = id.to_string();
         let span = if self.dry_run { self.span.clone() } else { self.redriving(&kept) };
-        let mut found = self.log.load_proven(&order).await.map_err(|error| failures::read(&error))?;
+        let mut found = self.log.load_proven(&order).await.map_err(|error| broker_errors::read(&error))?;
         // Each turn lost is an event won by somebody else, and a parked order can only be cancelled or redriven.
         while let Some(current) = found.take_if(|current| current.order.dead_letter_id == letter) {
             if self.dry_run {
@@ -135,7 +136,7 @@ impl Redrive {
             .log
             .history_reaching(&order, current.revision())
             .await
-            .map_err(|error| failures::read(&error))?;
+            .map_err(|error| broker_errors::read(&error))?;
         let status = status_name(current.order.status());
         if history.iter().any(|event| event.redriven_from() == Some(&letter)) {
             self.resolve(&kept, DeadLetterState::Redriven, "redriven by an earlier request", &span).await;
@@ -200,7 +201,7 @@ impl Redrive {
             | AppendError::TooLarge(_)
             | AppendError::Permanent(_)
             | AppendError::Gone
-            | AppendError::Unknown(_) => failures::append(&current.id, span.context(), &error),
+            | AppendError::Unknown(_) => broker_errors::append(&current.id, span.context(), &error),
         })
     }
 
@@ -245,7 +246,7 @@ impl Redrive {
 
     /// The status with which the order is finished, or FAILED.
     async fn end_of(&self, order: &OrderId) -> Result<OrderStatus, Status> {
-        let current = self.log.load_proven(order).await.map_err(|error| failures::read(&error))?;
+        let current = self.log.load_proven(order).await.map_err(|error| broker_errors::read(&error))?;
         let current = current.ok_or_else(|| errors::not_found(order))?;
         let (mut status, revision) = (current.order.status(), current.revision());
         if status == OrderStatus::Failed {
@@ -253,7 +254,7 @@ impl Redrive {
         }
         let mut watch = self.log.watch(current, revision).await.map_err(|error| match error {
             WatchError::Beyond { last } => errors::beyond(last),
-            WatchError::Read(error) => failures::read(&error),
+            WatchError::Read(error) => broker_errors::read(&error),
         })?;
         while let Some(event) = watch.next().await.map_err(|_| errors::events_lost())? {
             status = event.order.status();

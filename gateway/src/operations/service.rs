@@ -28,7 +28,7 @@ use crate::auth::Principal;
 use crate::orders::{principal_of, read_by};
 use crate::readiness::Readiness;
 use crate::spans::span_of;
-use crate::{deadline, errors, failures};
+use crate::{broker_errors, deadline, errors};
 
 /// How a caller of whom nobody asked a credential is named in what it does.
 const ANONYMOUS: &str = "anonymous";
@@ -207,7 +207,7 @@ impl DeadLetterService for Operations {
                         Ok(discarded) => discarded,
                         // Somebody else was first: look again.
                         Err(PutError::Conflict) => continue,
-                        Err(error) => return Err(failures::put(&id, &error)),
+                        Err(error) => return Err(broker_errors::put(&id, &error)),
                     }
                 }
             };

@@ -1,4 +1,4 @@
-//! Reads and writes that failed: the log tells operators why, and the caller gets a status.
+//! Reads and writes that the broker failed: the log tells operators why, and the caller gets a status.
 
 use backbone::broker::direct_get::ReadError;
 use backbone::dead_letters::{LetterId, PutError};
