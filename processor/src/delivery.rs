@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::{AckKind, Message};
-use backbone::consumer::Terms;
+use backbone::consumer::ConsumerTerms;
 use backbone::dead_letters::LetterId;
 use backbone::log::event::{Recorded, Undecodable};
 use backbone::log::ids::Revision;
@@ -17,38 +17,38 @@ pub(crate) const RETRY: Backoff =
 /// How old an event may be and still be taken for the order as it stands. What waited for longer, behind others or
 /// for a step that was away, has perhaps been cancelled meanwhile, and who cancels in time is not to be charged first.
 /// Nor is one taken for that which is older than the step's consumer: it may have been delivered before.
-const NEWS_AGE_MAX: Duration = Duration::from_secs(10);
+const FRESH_AGE_MAX: Duration = Duration::from_secs(10);
 /// Deliveries after which a message without its payload is taken to have none. By then somebody has looked at the
 /// consumer, and if it had been edited to leave payloads out, that is over.
 const LEFT_OUT_DELIVERIES_MAX: i64 = 10;
 
 /// What becomes of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum Disposition {
     /// It is acknowledged: the order needs nothing more.
-    Done,
+    Acknowledge,
     /// It is terminated: the step has given it up, and all about that is stored.
     Terminate,
     /// It is delivered again after so long.
-    Again(Duration),
+    Retry(Duration),
 }
 
-impl Fate {
+impl Disposition {
     /// The same in one word.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Self::Done => "done",
+            Self::Acknowledge => "done",
             Self::Terminate => "parked",
-            Self::Again(_) => "postponed",
+            Self::Retry(_) => "postponed",
         }
     }
 
     /// What the broker is told.
     pub(crate) fn ack(self) -> AckKind {
         match self {
-            Self::Done => AckKind::Ack,
+            Self::Acknowledge => AckKind::Ack,
             Self::Terminate => AckKind::Term,
-            Self::Again(delay) => AckKind::Nak(Some(delay)),
+            Self::Retry(delay) => AckKind::Nak(Some(delay)),
         }
     }
 }
@@ -64,21 +64,21 @@ pub(crate) struct Delivery<'a> {
     /// in a stream that was made anew.
     pub(crate) published: Timestamp,
     /// Whether the order stands as the message says, for all that is known.
-    pub(crate) is_news: bool,
+    pub(crate) is_fresh: bool,
     /// Whether orders that are carried come by a message of their own.
     pub(crate) brings_carried: bool,
 }
 
 impl<'a> Delivery<'a> {
     /// What the broker says of a message.
-    pub(crate) fn of(message: &'a Message, step: &str, terms: Terms) -> Result<Self, String> {
+    pub(crate) fn of(message: &'a Message, step: &str, terms: ConsumerTerms) -> Result<Self, String> {
         let info = message.info().map_err(|error| error.to_string())?;
         let id = LetterId::new(step, Revision(info.stream_sequence)).map_err(|error| error.to_string())?;
         let (seconds, nanos) = (info.published.unix_timestamp(), info.published.nanosecond());
         let published = Timestamp { seconds, nanos: i32::try_from(nanos).unwrap_or_default() };
-        let is_news = age(&published) <= NEWS_AGE_MAX && SystemTime::from(info.published) >= terms.since;
+        let is_fresh = age(&published) <= FRESH_AGE_MAX && SystemTime::from(info.published) >= terms.since;
         let brings_carried = terms.brings_carried;
-        Ok(Self { message, id, deliveries: info.delivered, published, is_news, brings_carried })
+        Ok(Self { message, id, deliveries: info.delivered, published, is_fresh, brings_carried })
     }
 
     /// Whether it was delivered before.

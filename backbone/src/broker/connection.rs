@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, info, warn};
 
 use crate::broker::credentials::BrokerConfig;
-use crate::broker::permissions::Refusals;
+use crate::broker::permissions::DeniedPermissions;
 use crate::broker::storage::Storage;
 
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
@@ -47,7 +47,7 @@ pub struct Connection {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
     connects: watch::Receiver<u64>,
-    refusals: Arc<Mutex<Refusals>>,
+    refusals: Arc<Mutex<DeniedPermissions>>,
     /// Why the last attempts to connect failed; empty if none did.
     unreachable: Arc<Mutex<String>>,
     storage: Storage,
@@ -76,7 +76,7 @@ impl Connection {
         // Rounds of attempts, each at every server, since the connection was last up.
         let rounds = Arc::new(AtomicU64::new(0));
         let rounds_begun = rounds.clone();
-        let refusals: Arc<Mutex<Refusals>> = Arc::default();
+        let refusals: Arc<Mutex<DeniedPermissions>> = Arc::default();
         let unreachable: Arc<Mutex<String>> = Arc::default();
         let unheard: Arc<Notify> = Arc::default();
         let (refused, reason_now, reason_then) = (refusals.clone(), unreachable.clone(), unreachable.clone());
@@ -350,7 +350,7 @@ async fn reasons(servers: Vec<Server>) -> String {
 
 /// Connects anew whenever the broker says that this user may not hear its answers, after a while that grows: the right may
 /// have been given back by then.
-async fn listen_anew(client: Client, refusals: Arc<Mutex<Refusals>>, unheard: Arc<Notify>) {
+async fn listen_anew(client: Client, refusals: Arc<Mutex<DeniedPermissions>>, unheard: Arc<Notify>) {
     // Of connections made for that.
     let (mut in_a_row, mut last) = (0, Instant::now());
     loop {

@@ -26,14 +26,14 @@ const CHANGES: [&str; 5] = [
 
 /// What this user may not do on this connection.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals {
+pub(crate) struct DeniedPermissions {
     /// Where it may not publish, and when the broker last said so.
     publishing: BTreeMap<String, Instant>,
     /// What it does not hear. The broker says so once; then only another connection brings it.
     subscribing: BTreeSet<String>,
 }
 
-impl Refusals {
+impl DeniedPermissions {
     /// Takes note of a complaint of the broker's. Tells whether it is that no answers are heard.
     pub(crate) fn note(&mut self, complaint: &str) -> bool {
         if let Some(subject) = subject_after(MAY_NOT_PUBLISH, complaint) {
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_named_until_the_next_connection() {
-        let mut refusals = Refusals::default();
+        let mut refusals = DeniedPermissions::default();
         assert_eq!(refusals.said(true), None);
         assert!(!refusals.note("authorization violation"));
         assert!(!refusals.note(&publishing_to("$JS.API.STREAM.INFO.ORDERS")));
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_is_refused_order_by_order_takes_one_place() {
-        let mut refusals = Refusals::default();
+        let mut refusals = DeniedPermissions::default();
         for order in 0..2 * SUBJECTS_MAX {
             refusals.note(&publishing_to(&format!("ORDER.paid.07.c.o{order}")));
             refusals.note(&publishing_to(&format!("$JS.API.DIRECT.GET.ORDERS.ORDER.*.07.c.o{order}")));
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_change_that_was_refused_is_for_whoever_asked_for_it() {
-        let mut refusals = Refusals::default();
+        let mut refusals = DeniedPermissions::default();
         refusals.note(&publishing_to("$JS.API.CONSUMER.CREATE.ORDERS.payment"));
         assert_eq!(refusals.said(false), None);
         assert!(refusals.said(true).is_some());

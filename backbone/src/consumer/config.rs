@@ -19,7 +19,7 @@ pub struct ConsumerConfig {
 
 /// What a reader has to know of the consumer about each message that it brings.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct ConsumerTerms {
     /// How long the broker waits for a sign of life. Another program may have chosen that.
     pub ack_wait: Duration,
     /// When the consumer was made. What is older may have been brought before, by another of its name.
@@ -28,7 +28,7 @@ pub struct Terms {
     pub brings_carried: bool,
 }
 
-impl Terms {
+impl ConsumerTerms {
     pub(super) fn of(info: &Info) -> Self {
         let carried = subjects::kind(EventKind::Carried);
         let brings_carried = info.config.filter_subjects.contains(&carried);

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 /// The consumer brings no more messages and has to be opened anew.
 #[derive(Debug, Error)]
-pub enum Lost {
+pub enum ConsumerError {
     /// The broker refuses its requests.
     #[error("the broker answered {0}")]
     Refused(String),

@@ -10,6 +10,6 @@ mod reader;
 mod requests;
 
 pub use ack_floor::Floor;
-pub use config::{ConsumerConfig, Terms};
-pub use error::Lost;
+pub use config::{ConsumerConfig, ConsumerTerms};
+pub use error::ConsumerError;
 pub use reader::Consumer;

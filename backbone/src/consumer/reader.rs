@@ -13,9 +13,9 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
 use super::ack_floor::Floor;
-use super::config::{ConsumerConfig, Terms};
+use super::config::{ConsumerConfig, ConsumerTerms};
 use super::durable::Durable;
-use super::error::Lost;
+use super::error::ConsumerError;
 use super::requests::{self, Request, Requests};
 use crate::broker::connection::Connection;
 use crate::broker::streams::ORDERS;
@@ -43,7 +43,7 @@ pub struct Consumer {
     floor: Floor,
     /// When the floor is recorded again.
     record_at: Instant,
-    terms: Terms,
+    terms: ConsumerTerms,
     leave_at: Option<Instant>,
     /// Whether the broker was told that no more is wanted.
     drained: bool,
@@ -79,7 +79,7 @@ impl Consumer {
             look_at: Instant::now() + LOOK_INTERVAL,
             floor,
             record_at: Instant::now(),
-            terms: Terms::of(&info),
+            terms: ConsumerTerms::of(&info),
             leave_at: None,
             drained: false,
         })
@@ -96,7 +96,7 @@ impl Consumer {
 
     /// The next message, for a reader that can take up to `wanted` more. A request that stands already may
     /// bring more than that, if less is wanted than was before. Cancel-safe.
-    pub async fn next(&mut self, wanted: usize) -> Result<Message, Lost> {
+    pub async fn next(&mut self, wanted: usize) -> Result<Message, ConsumerError> {
         loop {
             if let Some(missing) = self.requests.missing(wanted) {
                 self.ask(missing).await?;
@@ -104,7 +104,7 @@ impl Consumer {
                 return std::future::pending().await;
             }
             let message = select! {
-                message = self.messages.next() => message.ok_or(Lost::Closed)?,
+                message = self.messages.next() => message.ok_or(ConsumerError::Closed)?,
                 // The broker forgets requests with the connection that they came by.
                 _ = self.connects.changed() => {
                     self.requests.give_up();
@@ -112,7 +112,7 @@ impl Consumer {
                 }
                 () = sleep_until(self.requests.silent_until()) => {
                     if self.requests.lost_one() {
-                        return Err(Lost::Silent);
+                        return Err(ConsumerError::Silent);
                     }
                     debug!(consumer = self.durable.name, "no sign of life from the broker, asked again");
                     self.requests.give_up();
@@ -137,7 +137,7 @@ impl Consumer {
                     let Some(request) = self.requests.request_of(&message) else { continue };
                     if status != StatusCode::TIMEOUT {
                         let description = message.description.unwrap_or_default();
-                        return Err(Lost::Refused(format!("{status} {description}")));
+                        return Err(ConsumerError::Refused(format!("{status} {description}")));
                     }
                     if self.requests.expired(request, &message) {
                         self.look().await?;
@@ -153,7 +153,7 @@ impl Consumer {
     }
 
     /// What holds for the messages that it brings now.
-    pub fn terms(&self) -> Terms {
+    pub fn terms(&self) -> ConsumerTerms {
         self.terms
     }
 
@@ -212,16 +212,16 @@ impl Consumer {
         Message { message, context: self.connection.jetstream.clone() }
     }
 
-    async fn ask(&mut self, wanted: usize) -> Result<(), Lost> {
+    async fn ask(&mut self, wanted: usize) -> Result<(), ConsumerError> {
         if self.requests.standing() == 0 {
             self.connects.mark_unchanged();
         }
-        let payload =
-            serde_json::to_vec(&Request::of(wanted)).map_err(|error| Lost::Refused(error.to_string()))?;
+        let payload = serde_json::to_vec(&Request::of(wanted))
+            .map_err(|error| ConsumerError::Refused(error.to_string()))?;
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{ORDERS}.{}", self.durable.name);
         let reply = self.requests.next_inbox();
         let asking = self.connection.client.publish_with_reply(subject, reply, payload.into());
-        asking.await.map_err(|_| Lost::Closed)?;
+        asking.await.map_err(|_| ConsumerError::Closed)?;
         self.requests.sent(wanted);
         Ok(())
     }
@@ -235,7 +235,7 @@ impl Consumer {
     }
 
     /// Asks how the consumer is. Nothing waits for the answer; without one the next look tells.
-    async fn look(&mut self) -> Result<(), Lost> {
+    async fn look(&mut self) -> Result<(), ConsumerError> {
         self.look_at = Instant::now() + LOOK_INTERVAL;
         if Instant::now() >= self.record_at {
             self.record_at = Instant::now() + RECORD_INTERVAL;
@@ -243,27 +243,31 @@ impl Consumer {
         }
         let subject = format!("$JS.API.CONSUMER.INFO.{ORDERS}.{}", self.durable.name);
         let reply = self.look_inbox.clone();
-        self.connection.client.publish_with_reply(subject, reply, "".into()).await.map_err(|_| Lost::Closed)
+        self.connection
+            .client
+            .publish_with_reply(subject, reply, "".into())
+            .await
+            .map_err(|_| ConsumerError::Closed)
     }
 
     /// Whether the consumer is as it has to be, and whether nothing came because there is nothing.
-    fn learn(&mut self, answer: &async_nats::Message) -> Result<(), Lost> {
+    fn learn(&mut self, answer: &async_nats::Message) -> Result<(), ConsumerError> {
         let Ok(Response::Ok(info)) = serde_json::from_slice::<Response<Info>>(&answer.payload) else {
             debug!(consumer = self.durable.name, "no answer how the consumer is");
             return Ok(());
         };
         if let Some(settings) = self.durable.edited(&info.config) {
-            return Err(Lost::Edited { settings });
+            return Err(ConsumerError::Edited { settings });
         }
         if self.floor.is_of_former_leader(&info) {
-            return Err(Lost::Led);
+            return Err(ConsumerError::Led);
         }
         self.floor = Floor::again(Some(&self.floor), &info, self.durable.wrong.is_some());
-        self.terms = Terms::of(&info);
+        self.terms = ConsumerTerms::of(&info);
         let unserved = self.requests.take_unserved();
         let room = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX) < info.config.max_ack_pending;
         if unserved && info.num_pending > 0 && room && !info.paused {
-            return Err(Lost::Stuck { pending: info.num_pending });
+            return Err(ConsumerError::Stuck { pending: info.num_pending });
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ pub use leadership::StepDown;
 pub use list::Page;
 pub use loss::{Cause, Loss};
 pub use losses::{acknowledge_loss, has_ever_lost_events};
-pub use read::Extent;
+pub use read::LogInfo;
 pub use watch::{EventsLost, Update, Watch, WatchError};
 pub use watch_customer::CustomerWatch;
 

@@ -22,7 +22,7 @@ const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 
 /// How far the log goes, and which log it is.
 #[derive(Clone, Debug)]
-pub struct Extent {
+pub struct LogInfo {
     /// When the stream was made. One that was lost and made anew has another time, and counts from 1 again.
     pub created: SystemTime,
     /// The last revision of any order.
@@ -164,11 +164,11 @@ impl OrderLog {
     }
 
     /// Asks what there is. [`ReadError::Broker`] if there is no stream.
-    pub async fn extent(&self) -> Result<Extent, ReadError> {
+    pub async fn extent(&self) -> Result<LogInfo, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let info = info(&self.connection, ORDERS).await?;
         let (created, last) = (info.created.into(), Revision(info.state.last_sequence));
-        Ok(Extent { created, last, state: StreamState::from(&info) })
+        Ok(LogInfo { created, last, state: StreamState::from(&info) })
     }
 
     async fn state(

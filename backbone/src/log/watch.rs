@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::live::{Heard, Listener};
+use super::live::{Listener, LiveEvent};
 use super::{LossCounts, OrderLog, OrderState};
 use crate::broker::direct_get::ReadError;
 use crate::log::event::Recorded;
@@ -161,8 +161,8 @@ impl Watch {
             }
             let gap = select! {
                 heard = self.live.next() => match heard {
-                    Heard::Event(event) => self.receive(&event),
-                    Heard::Missed => true,
+                    LiveEvent::Event(event) => self.receive(&event),
+                    LiveEvent::Missed => true,
                 },
                 changed = self.connects.changed() => self.doubt(changed.is_ok()),
                 changed = self.regained.changed() => self.doubt(changed.is_ok()),
