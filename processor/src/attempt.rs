@@ -34,21 +34,21 @@ const APPEND_PART: f64 = 0.9;
 
 /// What an attempt that went well has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Done {
+pub(crate) enum AttemptOutcome {
     /// The order needed nothing.
-    Nothing,
+    NothingToDo,
     /// What the order needed.
-    Work,
+    Done,
     /// The business said no, which is an answer.
     Rejected,
 }
 
-impl Done {
+impl AttemptOutcome {
     /// The same in one word.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Self::Nothing => "nothing_to_do",
-            Self::Work => "done",
+            Self::NothingToDo => "nothing_to_do",
+            Self::Done => "done",
             Self::Rejected => "rejected",
         }
     }
@@ -56,7 +56,7 @@ impl Done {
 
 /// Why an order could not be finished this time.
 #[derive(Debug, Error)]
-pub(crate) enum Unfinished {
+pub(crate) enum AttemptError {
     #[error(transparent)]
     Step(#[from] StepError),
     #[error(transparent)]
@@ -73,7 +73,7 @@ pub(crate) enum Unfinished {
     Panicked,
 }
 
-impl Unfinished {
+impl AttemptError {
     /// The same in one word.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
@@ -121,14 +121,14 @@ impl<S: Step> Attempts<S> {
         event: Recorded,
         delivery: &Delivery<'_>,
         trace: &TraceContext,
-    ) -> (Result<Done, Unfinished>, Revision) {
+    ) -> (Result<AttemptOutcome, AttemptError>, Revision) {
         let seen = AtomicU64::new(event.stands_since().0);
         // A step that panics has failed with this order, and goes on with others.
         let attempt = AssertUnwindSafe(self.attempt(event, delivery, trace, &seen)).catch_unwind();
         let outcome = match timeout(self.timeout, attempt).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(Unfinished::Panicked),
-            Err(_) => Err(Unfinished::TimedOut(self.timeout)),
+            Ok(Err(_)) => Err(AttemptError::Panicked),
+            Err(_) => Err(AttemptError::TimedOut(self.timeout)),
         };
         (outcome, Revision(seen.into_inner()))
     }
@@ -142,7 +142,7 @@ impl<S: Step> Attempts<S> {
         delivery: &Delivery<'_>,
         trace: &TraceContext,
         seen: &AtomicU64,
-    ) -> Result<Done, Unfinished> {
+    ) -> Result<AttemptOutcome, AttemptError> {
         let began = Instant::now();
         let read_by = began + self.timeout.mul_f64(READ_PART);
         let append_by = began + self.timeout.mul_f64(APPEND_PART);
@@ -155,9 +155,9 @@ impl<S: Step> Attempts<S> {
         let mut acted = (redelivered || is_carried) && !lifecycle::is_called_off(&event.order);
         let (id, revision) = (event.id, event.revision);
         let read = if redelivered {
-            Some(in_time(read_by, self.log.load_latest(&id)).await?.ok_or(Unfinished::Gone(id))?)
-        } else if !delivery.is_news {
-            Some(in_time(read_by, self.log.load(&id)).await?.ok_or(Unfinished::Gone(id))?)
+            Some(in_time(read_by, self.log.load_latest(&id)).await?.ok_or(AttemptError::Gone(id))?)
+        } else if !delivery.is_fresh {
+            Some(in_time(read_by, self.log.load(&id)).await?.ok_or(AttemptError::Gone(id))?)
         } else {
             None
         };
@@ -168,20 +168,24 @@ impl<S: Step> Attempts<S> {
         // comes for the first time shows all the same whether the dependency is there: after an outage, all that come first
         // are such, and none of them would close the breaker.
         if redelivered && delivery.brings_carried && current.is_carried() && current.revision() > revision {
-            return Ok(Done::Nothing);
+            return Ok(AttemptOutcome::NothingToDo);
         }
         if is_carried && !lifecycle::is_finished(&current.order) {
             self.step.keep(&current.order).await?;
         }
-        let mut done = Done::Nothing;
+        let mut done = AttemptOutcome::NothingToDo;
         loop {
             seen.store(current.stands_since().0, Ordering::Relaxed);
             if Instant::now() > read_by {
-                return Err(Unfinished::Late(began.elapsed()));
+                return Err(AttemptError::Late(began.elapsed()));
             }
             let Some(fact) = self.next_fact(&current, acted, read_by).await? else { return Ok(done) };
             acted = true;
-            done = if matches!(fact, Detail::Rejected(_)) { Done::Rejected } else { Done::Work };
+            done = if matches!(fact, Detail::Rejected(_)) {
+                AttemptOutcome::Rejected
+            } else {
+                AttemptOutcome::Done
+            };
             let deadline = append_by.min(Instant::now() + APPEND_TIMEOUT);
             let appended = timeout_at(append_by, self.log.append(&current, fact, trace, deadline)).await;
             let no_answer = || AppendError::Unknown("no answer in time".to_owned());
@@ -205,18 +209,18 @@ impl<S: Step> Attempts<S> {
         current: &OrderState,
         acted: bool,
         read_by: Instant,
-    ) -> Result<Option<Detail>, Unfinished> {
+    ) -> Result<Option<Detail>, AttemptError> {
         let order = &current.order;
-        if lifecycle::waits_for(order, S::DOES) {
+        if lifecycle::waits_for(order, S::COMPLETES_WITH) {
             let done = self.step.act(order).await;
             return Ok(Some(done.or_else(|error| error.into_rejection(S::NAME))?));
         }
-        let owes = S::UNDOES.is_some_and(|undo| lifecycle::owes(order, undo));
+        let owes = S::COMPENSATES.is_some_and(|undo| lifecycle::owes(order, undo));
         if owes || (acted && lifecycle::is_called_off(order)) {
             let history = self.log.history_reaching(&current.id, current.revision());
             let history = in_time(read_by, history).await?;
-            let done = carrying::has_happened(S::DOES, &history);
-            let undone = self.step.undo(order, done).await?;
+            let done = carrying::has_happened(S::COMPLETES_WITH, &history);
+            let undone = self.step.compensate(order, done).await?;
             return Ok(undone.filter(|_| owes));
         }
         Ok(None)

@@ -12,7 +12,7 @@ pub struct Fulfilment;
 
 impl Step for Fulfilment {
     const NAME: &'static str = "fulfilment";
-    const DOES: EventKind = EventKind::Fulfilled;
+    const COMPLETES_WITH: EventKind = EventKind::Fulfilled;
 
     /// A shipment exists only as the event that announces it.
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
-use backbone::consumer::Terms;
+use backbone::consumer::ConsumerTerms;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use backbone::log::event::{Recorded, Undecodable};
@@ -18,11 +18,11 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::admission::Found;
-use crate::attempt::{Attempts, Done, Unfinished};
+use crate::admission::DependencySignal;
+use crate::attempt::{AttemptError, AttemptOutcome, Attempts};
 use crate::config::ProcessorConfig;
-use crate::dead_lettering::{About, Before, End, Parking, ParkingError};
-use crate::delivery::{Delivery, Fate, RETRY, acknowledge};
+use crate::dead_lettering::{BeforeAttempt, DeadLettering, DeadLetteringError, OrderContext, Outcome};
+use crate::delivery::{Delivery, Disposition, RETRY, acknowledge};
 use crate::metrics;
 use crate::spans::{about_delivery, about_event, origin, received, template};
 use crate::step::Step;
@@ -34,8 +34,8 @@ static NOT_STORED: Seldom = Seldom::every(Duration::from_secs(30));
 
 /// What has become of a message.
 struct Ended {
-    fate: Fate,
-    found: Found,
+    disposition: Disposition,
+    found: DependencySignal,
     /// The same for metrics, in one word.
     outcome: &'static str,
 }
@@ -45,7 +45,7 @@ struct Ended {
 pub(crate) struct Worker<S> {
     log: OrderLog,
     attempts: Attempts<S>,
-    parking: Parking,
+    dead_lettering: DeadLettering,
     suspects: Mutex<Suspects>,
     ack_wait: Duration,
     /// Cancelled when what still runs has to be given back.
@@ -61,8 +61,9 @@ impl<S: Step> Worker<S> {
         leave: CancellationToken,
     ) -> Self {
         let attempts = Attempts { step, log: log.clone(), timeout: config.attempt_timeout };
-        let parking = Parking::new(dead_letters, log.clone(), S::NAME, usize::from(config.max_attempts));
-        Self { log, attempts, parking, suspects: Mutex::default(), ack_wait: config.ack_wait, leave }
+        let dead_lettering =
+            DeadLettering::new(dead_letters, log.clone(), S::NAME, usize::from(config.max_attempts));
+        Self { log, attempts, dead_lettering, suspects: Mutex::default(), ack_wait: config.ack_wait, leave }
     }
 
     /// Brings one message to its end, or gives it back when it has to stop.
@@ -70,37 +71,37 @@ impl<S: Step> Worker<S> {
         &self,
         message: Message,
         subject: Subject,
-        terms: Terms,
+        terms: ConsumerTerms,
         stop: &CancellationToken,
-    ) -> Found {
+    ) -> DependencySignal {
         let delivery = match Delivery::of(&message, S::NAME, terms) {
             Ok(delivery) => delivery,
             Err(error) => {
                 error!(step = S::NAME, subject = %message.subject, error, "not a message of a consumer");
-                return Found::Nothing;
+                return DependencySignal::Unknown;
             }
         };
         let began = Instant::now();
         if delivery.is_redelivery() {
             metrics::redelivered(S::NAME);
         } else {
-            self.parking.is_first(subject.message);
+            self.dead_lettering.is_first(subject.message);
         }
         let work = self.work(&delivery, subject);
-        let Ended { fate, found, outcome } = select! {
+        let Ended { disposition, found, outcome } = select! {
             biased;
             () = stop.cancelled() => {
                 self.give_back(&delivery).await;
                 metrics::attempted(S::NAME, "given_back", began.elapsed());
-                return Found::Nothing;
+                return DependencySignal::Unknown;
             }
             ended = self.keep_alive(&message, terms.ack_wait, work) => ended,
         };
         metrics::attempted(S::NAME, outcome, began.elapsed());
-        if !matches!(fate, Fate::Again(_)) {
+        if !matches!(disposition, Disposition::Retry(_)) {
             self.suspects().forget(subject.message);
         }
-        acknowledge(S::NAME, &message, fate.ack()).await;
+        acknowledge(S::NAME, &message, disposition.ack()).await;
         found
     }
 
@@ -112,24 +113,36 @@ impl<S: Step> Worker<S> {
             Err(reason) => return self.not_decoded(delivery, &received, &reason).await,
         };
         received.set(|| about_event(&event));
-        let about = About::of(&event, received.context());
+        let about = OrderContext::of(&event, received.context());
         let mut _alone = None;
         if delivery.is_redelivery() {
-            match self.parking.before_attempt(delivery, &about).await {
-                Ok(Before::Attempt(alone)) => _alone = alone,
-                Ok(Before::Settled(fate)) => {
-                    return Ended { fate, found: Found::Nothing, outcome: fate.as_str() };
+            match self.dead_lettering.before_attempt(delivery, &about).await {
+                Ok(BeforeAttempt::Attempt(alone)) => _alone = alone,
+                Ok(BeforeAttempt::Settled(disposition)) => {
+                    return Ended {
+                        disposition,
+                        found: DependencySignal::Unknown,
+                        outcome: disposition.as_str(),
+                    };
                 }
                 Err(error) => {
                     // Where nothing can be stored, a letter cannot; others would meet the same.
-                    let found = if self.log.full().is_some() { Found::Away } else { Found::Nothing };
-                    return Ended { fate: self.or_again(delivery, Err(error)), found, outcome: "read" };
+                    let found = if self.log.full().is_some() {
+                        DependencySignal::Unavailable
+                    } else {
+                        DependencySignal::Unknown
+                    };
+                    return Ended {
+                        disposition: self.or_again(delivery, Err(error)),
+                        found,
+                        outcome: "read",
+                    };
                 }
             }
         }
 
         let span = process_span::<S>(delivery, &event, &received);
-        let about = About { trace: span.context(), ..about };
+        let about = OrderContext { trace: span.context(), ..about };
         // Sent before the attempt ends, so that of a process that dies in it this much is known.
         drop(received);
         let began = Instant::now();
@@ -138,25 +151,34 @@ impl<S: Step> Worker<S> {
         let (outcome, seen) = span.scope(attempt).await;
         match outcome {
             Ok(done) => {
-                if done != Done::Nothing {
+                if done != AttemptOutcome::NothingToDo {
                     self.suspects().served(subject, began);
                 }
-                let settled = self.parking.settle(delivery, about.trace, End::Done).await;
-                let found = if done == Done::Nothing { Found::Nothing } else { Found::Served };
-                Ended { fate: self.or_again(delivery, settled), found, outcome: done.as_str() }
+                let settled = self.dead_lettering.settle(delivery, about.trace, Outcome::Finished).await;
+                let found = if done == AttemptOutcome::NothingToDo {
+                    DependencySignal::Unknown
+                } else {
+                    DependencySignal::Served
+                };
+                Ended { disposition: self.or_again(delivery, settled), found, outcome: done.as_str() }
             }
             Err(reason) => {
                 let counts = self.failed(subject, begun, reason.is_away());
                 // A suspect fails whether the dependency is there or not.
                 let shows_outage = reason.is_away() && !self.suspects().is_suspect(subject, Instant::now());
-                let end =
-                    if counts { End::Failed { about: &about, seen, error: &reason } } else { End::Postponed };
-                let settled = self.parking.settle(delivery, about.trace, end).await;
-                let fate = self.or_again(delivery, settled);
-                self.tell_of_failure(delivery, &about, &span, &reason, counts, fate);
-                let outcome = if fate == Fate::Terminate { fate.as_str() } else { reason.kind() };
-                let found = if shows_outage { Found::Away } else { Found::Nothing };
-                Ended { fate, found, outcome }
+                let end = if counts {
+                    Outcome::Failed { about: &about, seen, error: &reason }
+                } else {
+                    Outcome::Postponed
+                };
+                let settled = self.dead_lettering.settle(delivery, about.trace, end).await;
+                let disposition = self.or_again(delivery, settled);
+                self.tell_of_failure(delivery, &about, &span, &reason, counts, disposition);
+                let outcome =
+                    if disposition == Disposition::Terminate { disposition.as_str() } else { reason.kind() };
+                let found =
+                    if shows_outage { DependencySignal::Unavailable } else { DependencySignal::Unknown };
+                Ended { disposition, found, outcome }
             }
         }
     }
@@ -165,13 +187,17 @@ impl<S: Step> Worker<S> {
     async fn not_decoded(&self, delivery: &Delivery<'_>, received: &Span, reason: &Undecodable) -> Ended {
         if delivery.lacks_payload() {
             received.fail("left_out", reason);
-            let fate = Fate::Again(delivery.pause());
-            return Ended { fate, found: Found::Nothing, outcome: "left_out" };
+            let disposition = Disposition::Retry(delivery.pause());
+            return Ended { disposition, found: DependencySignal::Unknown, outcome: "left_out" };
         }
         received.fail("undecodable", reason);
-        let end = End::Undecodable(reason);
-        let settled = self.parking.settle(delivery, received.context(), end).await;
-        Ended { fate: self.or_again(delivery, settled), found: Found::Nothing, outcome: "undecodable" }
+        let end = Outcome::Undecodable(reason);
+        let settled = self.dead_lettering.settle(delivery, received.context(), end).await;
+        Ended {
+            disposition: self.or_again(delivery, settled),
+            found: DependencySignal::Unknown,
+            outcome: "undecodable",
+        }
     }
 
     /// Leaves a message that is not finished to the next delivery.
@@ -179,17 +205,22 @@ impl<S: Step> Worker<S> {
         // One that the process leaves behind is for whoever is there next.
         let delay = if self.leave.is_cancelled() { RETRY.initial } else { delivery.pause() };
         acknowledge(S::NAME, delivery.message, AckKind::Nak(Some(delay))).await;
-        let settled = self.parking.settle(delivery, &origin(delivery.message), End::Postponed).await;
+        let settled =
+            self.dead_lettering.settle(delivery, &origin(delivery.message), Outcome::Postponed).await;
         self.or_again(delivery, settled);
     }
 
     /// What could not be stored comes again.
-    fn or_again(&self, delivery: &Delivery<'_>, settled: Result<Fate, ParkingError>) -> Fate {
+    fn or_again(
+        &self,
+        delivery: &Delivery<'_>,
+        settled: Result<Disposition, DeadLetteringError>,
+    ) -> Disposition {
         settled.unwrap_or_else(|error| {
             if let Some(left_out) = self.may_tell(&NOT_STORED) {
                 warn!(step = S::NAME, dead_letter_id = %delivery.id, %error, left_out, "dead letter or its order not stored yet");
             }
-            Fate::Again(delivery.pause())
+            Disposition::Retry(delivery.pause())
         })
     }
 
@@ -197,11 +228,11 @@ impl<S: Step> Worker<S> {
     fn tell_of_failure(
         &self,
         delivery: &Delivery<'_>,
-        about: &About<'_>,
+        about: &OrderContext<'_>,
         span: &Span,
-        reason: &Unfinished,
+        reason: &AttemptError,
         counts: bool,
-        fate: Fate,
+        disposition: Disposition,
     ) {
         span.fail(reason.kind(), reason);
         span.event("attempt failed", || {
@@ -210,7 +241,7 @@ impl<S: Step> Worker<S> {
                 KeyValue::new(attribute::ATTEMPT_COUNTS, counts),
             ]
         });
-        let Fate::Again(delay) = fate else { return };
+        let Disposition::Retry(delay) = disposition else { return };
         span.set(|| [KeyValue::new(attribute::ATTEMPT_DELAY, delay.as_secs_f64())]);
         let (order_id, deliveries, revision) =
             (about.order_id, delivery.deliveries, delivery.id.sequence().0);

@@ -12,7 +12,7 @@ use prost_types::Timestamp;
 use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};
 use proto::orders::v1::OrderFailed;
 
-use super::about::About;
+use super::order_context::OrderContext;
 use crate::delivery::Delivery;
 
 /// Reason of an order that a step has given up.
@@ -43,7 +43,7 @@ pub(super) fn undecodable(step: &str, delivery: &Delivery<'_>, reason: &Undecoda
 pub(super) fn exhausted(
     step: &str,
     delivery: &Delivery<'_>,
-    about: &About<'_>,
+    about: &OrderContext<'_>,
     record: &DeadLetter,
 ) -> DeadLetter {
     let reason = DeadLetterReason::RetriesExhausted;
@@ -96,7 +96,7 @@ pub(super) fn is_about(letter: &DeadLetter, delivery: &Delivery<'_>) -> bool {
 }
 
 /// Whether it is a record of attempts at an order, which stands as it did at `since`.
-pub(super) fn is_of_order(letter: &DeadLetter, about: &About<'_>, since: Revision) -> bool {
+pub(super) fn is_of_order(letter: &DeadLetter, about: &OrderContext<'_>, since: Revision) -> bool {
     let order = subjects::parse(&letter.subject).map(|(_, order)| order);
     order == Some(about.order_id) && letter.order_revision == since.0
 }

@@ -3,8 +3,8 @@
 //! First the dead letter is stored, then the order becomes FAILED, and only then is the message terminated. Each of
 //! these can be repeated: a message that is delivered again after a crash finds how far it had come.
 
-mod about;
 mod letter;
+mod order_context;
 mod park;
 
 use std::sync::OnceLock;
@@ -20,11 +20,11 @@ use thiserror::Error;
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::{error, warn};
 
-pub(crate) use self::about::About;
+pub(crate) use self::order_context::OrderContext;
 
 use self::letter::{is_letter, is_open};
-use crate::attempt::Unfinished;
-use crate::delivery::{Delivery, Fate, RETRY};
+use crate::attempt::AttemptError;
+use crate::delivery::{Delivery, Disposition, RETRY};
 use crate::metrics;
 
 /// Deliveries of a message of which nothing was heard before further attempts are announced: that a step is killed
@@ -35,29 +35,29 @@ const VANISHED_MAX: usize = 10;
 
 /// What is to happen to a message that has come before.
 #[derive(Debug)]
-pub(crate) enum Before<'a> {
+pub(crate) enum BeforeAttempt<'a> {
     /// An attempt. One that is announced goes on as long as it holds this.
     Attempt(Option<MutexGuard<'a, ()>>),
     /// No attempt.
-    Settled(Fate),
+    Settled(Disposition),
 }
 
 /// How the work on a message ended.
 #[derive(Debug)]
-pub(crate) enum End<'a> {
+pub(crate) enum Outcome<'a> {
     /// The order needs nothing more.
-    Done,
+    Finished,
     /// It was stopped, or failed through no fault of the order: the message comes again after its pause.
     Postponed,
     /// An attempt at the order as it stood at `seen` has failed, which counts.
-    Failed { about: &'a About<'a>, seen: Revision, error: &'a Unfinished },
+    Failed { about: &'a OrderContext<'a>, seen: Revision, error: &'a AttemptError },
     /// The message cannot be decoded. Delivering it again would change nothing.
     Undecodable(&'a Undecodable),
 }
 
 /// Not given up, or not known to be: the message has to come again.
 #[derive(Debug, Error)]
-pub(crate) enum ParkingError {
+pub(crate) enum DeadLetteringError {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
@@ -68,7 +68,7 @@ pub(crate) enum ParkingError {
 
 /// Keeps count of attempts, and gives up.
 #[derive(Debug)]
-pub(crate) struct Parking {
+pub(crate) struct DeadLettering {
     letters: DeadLetters,
     log: OrderLog,
     step: &'static str,
@@ -80,7 +80,7 @@ pub(crate) struct Parking {
     first_new: OnceLock<Revision>,
 }
 
-impl Parking {
+impl DeadLettering {
     pub(crate) fn new(letters: DeadLetters, log: OrderLog, step: &'static str, attempts_max: usize) -> Self {
         Self { letters, log, step, attempts_max, announced: Mutex::default(), first_new: OnceLock::new() }
     }
@@ -96,12 +96,12 @@ impl Parking {
     pub(crate) async fn before_attempt(
         &self,
         delivery: &Delivery<'_>,
-        about: &About<'_>,
-    ) -> Result<Before<'_>, ParkingError> {
+        about: &OrderContext<'_>,
+    ) -> Result<BeforeAttempt<'_>, DeadLetteringError> {
         let record = self.record(delivery).await?;
         match &record {
             Some(record) if is_letter(record) => {
-                return Ok(Before::Settled(self.fail(about, record.clone()).await?));
+                return Ok(BeforeAttempt::Settled(self.fail(about, record.clone()).await?));
             }
             // A letter that was withdrawn, perhaps by somebody who died before it was off the list.
             Some(record) if record.letter.attempts.is_empty() => self.letters.sweep(record).await?,
@@ -109,7 +109,7 @@ impl Parking {
         }
         let earlier = self.earlier(about, record.as_ref()).await?;
         if let Some(earlier) = earlier.as_ref().filter(|earlier| is_letter(earlier)) {
-            return Ok(Before::Settled(self.fail(about, earlier.clone()).await?));
+            return Ok(BeforeAttempt::Settled(self.fail(about, earlier.clone()).await?));
         }
         let tried = record.as_ref().or(earlier.as_ref()).map_or(&[][..], |record| &record.letter.attempts);
         let failed_count = letter::failed_of(tried).len();
@@ -120,7 +120,7 @@ impl Parking {
         let silent_count = delivery.deliveries_before().saturating_sub(failed_count);
         let announced = silent_count >= SILENT_DELIVERIES_MAX && !is_new;
         if !given_up && !announced {
-            return Ok(Before::Attempt(None));
+            return Ok(BeforeAttempt::Attempt(None));
         }
 
         let current = self.log.load_latest(&about.order_id).await?.map(|current| current.stands_since().0);
@@ -129,18 +129,20 @@ impl Parking {
             current.is_none_or(|order_revision| order_revision == record.letter.order_revision)
         });
         if let Some(before) = before.filter(|_| given_up) {
-            return Ok(Before::Settled(self.park(delivery, about, before.clone()).await?));
+            return Ok(BeforeAttempt::Settled(self.park(delivery, about, before.clone()).await?));
         }
-        let Some(order_revision) = current.filter(|_| announced) else { return Ok(Before::Attempt(None)) };
+        let Some(order_revision) = current.filter(|_| announced) else {
+            return Ok(BeforeAttempt::Attempt(None));
+        };
         // One at a time, so that none is blamed for what another has done.
         let Ok(alone) = self.announced.try_lock() else {
-            return Ok(Before::Settled(Fate::Again(delivery.pause())));
+            return Ok(BeforeAttempt::Settled(Disposition::Retry(delivery.pause())));
         };
         let mut attempts = before.map(|record| record.letter.attempts.clone()).unwrap_or_default();
         attempts.push(letter::announced());
         let letter = letter::record(delivery, order_revision, attempts);
         self.store(&delivery.id, record.as_ref(), letter, about.trace).await?;
-        Ok(Before::Attempt(Some(alone)))
+        Ok(BeforeAttempt::Attempt(Some(alone)))
     }
 
     /// Stores how the work on a message ended, as far as it has to be, and says what becomes of the message.
@@ -148,23 +150,23 @@ impl Parking {
         &self,
         delivery: &Delivery<'_>,
         trace: &TraceContext,
-        end: End<'_>,
-    ) -> Result<Fate, ParkingError> {
+        end: Outcome<'_>,
+    ) -> Result<Disposition, DeadLetteringError> {
         match end {
-            End::Done => {
+            Outcome::Finished => {
                 self.heard_of(delivery, trace).await;
-                Ok(Fate::Done)
+                Ok(Disposition::Acknowledge)
             }
-            End::Postponed => {
+            Outcome::Postponed => {
                 self.heard_of(delivery, trace).await;
-                Ok(Fate::Again(delivery.pause()))
+                Ok(Disposition::Retry(delivery.pause()))
             }
-            End::Failed { about, seen, error } => self.count(delivery, about, seen, error).await,
-            End::Undecodable(reason) => {
-                let fate = self.set_aside(delivery, reason, trace).await?;
+            Outcome::Failed { about, seen, error } => self.count(delivery, about, seen, error).await,
+            Outcome::Undecodable(reason) => {
+                let disposition = self.set_aside(delivery, reason, trace).await?;
                 let (sequence, subject) = (delivery.id.sequence().0, &delivery.message.subject);
                 error!(step = self.step, sequence, %subject, %reason, "undecodable message set aside");
-                Ok(fate)
+                Ok(disposition)
             }
         }
     }
@@ -187,7 +189,7 @@ impl Parking {
                 let letter = DeadLetter { attempts, ..record.letter.clone() };
                 self.letters.replace(&record, letter, trace).await?;
             }
-            Ok::<_, ParkingError>(())
+            Ok::<_, DeadLetteringError>(())
         };
         if let Err(error) = taken_back.await {
             warn!(step = self.step, dead_letter_id = %delivery.id, %error, "announced attempt not taken back");
@@ -198,10 +200,10 @@ impl Parking {
     async fn count(
         &self,
         delivery: &Delivery<'_>,
-        about: &About<'_>,
+        about: &OrderContext<'_>,
         seen: Revision,
-        error: &Unfinished,
-    ) -> Result<Fate, ParkingError> {
+        error: &AttemptError,
+    ) -> Result<Disposition, DeadLetteringError> {
         let record = self.record(delivery).await?;
         let earlier = self.earlier(about, record.as_ref()).await?;
         let mut attempts = match record.as_ref().or(earlier.as_ref()) {
@@ -216,7 +218,7 @@ impl Parking {
         let record = self.store(&delivery.id, record.as_ref(), letter, about.trace).await?;
         let attempts = record.letter.attempts.len();
         if attempts < self.attempts_max {
-            return Ok(Fate::Again(RETRY.after(attempts as u64)));
+            return Ok(Disposition::Retry(RETRY.after(attempts as u64)));
         }
         self.park(delivery, about, record).await
     }
@@ -227,15 +229,15 @@ impl Parking {
         delivery: &Delivery<'_>,
         reason: &Undecodable,
         trace: &TraceContext,
-    ) -> Result<Fate, ParkingError> {
+    ) -> Result<Disposition, DeadLetteringError> {
         let record = self.record(delivery).await?;
         if record.as_ref().is_some_and(is_letter) {
-            return Ok(Fate::Terminate);
+            return Ok(Disposition::Terminate);
         }
         let letter = letter::undecodable(self.step, delivery, reason);
         let stored = self.store(&delivery.id, record.as_ref(), letter, trace).await?;
         metrics::given_up(self.step, &stored.letter.fingerprint);
-        Ok(Fate::Terminate)
+        Ok(Disposition::Terminate)
     }
 
     /// What is stored about the message so far.
@@ -252,7 +254,11 @@ impl Parking {
     /// What was tried at an order before it was carried, unless the message has a record of its own by now. It is kept by
     /// the event before, which may have been carried too, or by that which the order stands by. So no attempt is forgotten,
     /// and a letter parks its order, though its message may have expired.
-    async fn earlier(&self, about: &About<'_>, record: Option<&Kept>) -> Result<Option<Kept>, ReadError> {
+    async fn earlier(
+        &self,
+        about: &OrderContext<'_>,
+        record: Option<&Kept>,
+    ) -> Result<Option<Kept>, ReadError> {
         let Some((since, before)) = about.carried.filter(|_| record.is_none()) else { return Ok(None) };
         for revision in [before, since] {
             let Ok(id) = LetterId::new(self.step, revision) else { continue };

@@ -6,7 +6,7 @@ use program::trace::TraceContext;
 
 /// What is known of a message that could be decoded.
 #[derive(Debug)]
-pub(crate) struct About<'a> {
+pub(crate) struct OrderContext<'a> {
     pub(crate) order_id: OrderId,
     pub(crate) trace: &'a TraceContext,
     /// The letter that the order was redriven from, if that is what the message says.
@@ -15,7 +15,7 @@ pub(crate) struct About<'a> {
     pub(crate) carried: Option<(Revision, Revision)>,
 }
 
-impl<'a> About<'a> {
+impl<'a> OrderContext<'a> {
     /// What the event says, as a part of the span at `trace`.
     pub(crate) fn of(event: &Recorded, trace: &'a TraceContext) -> Self {
         let stands_since = event.stands_since();

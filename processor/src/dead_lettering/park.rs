@@ -10,21 +10,21 @@ use proto::orders::v1::order_event::Detail;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::{About, Parking, ParkingError, letter};
-use crate::delivery::{Delivery, Fate, RETRY};
+use super::{DeadLettering, DeadLetteringError, OrderContext, letter};
+use crate::delivery::{Delivery, Disposition, RETRY};
 use crate::metrics;
 
 /// How long the append of `failed` may take; it is repeated when the message comes again.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-impl Parking {
+impl DeadLettering {
     /// Makes the record of all attempts a letter, and then the order FAILED.
     pub(super) async fn park(
         &self,
         delivery: &Delivery<'_>,
-        about: &About<'_>,
+        about: &OrderContext<'_>,
         record: Kept,
-    ) -> Result<Fate, ParkingError> {
+    ) -> Result<Disposition, DeadLetteringError> {
         let letter = letter::exhausted(self.step, delivery, about, &record.letter);
         let open = self.letters.replace(&record, letter, about.trace).await?;
         metrics::given_up(self.step, &open.letter.fingerprint);
@@ -32,7 +32,11 @@ impl Parking {
     }
 
     /// Makes the order FAILED that the letter is about, unless it is so already or has gone on.
-    pub(super) async fn fail(&self, about: &About<'_>, kept: Kept) -> Result<Fate, ParkingError> {
+    pub(super) async fn fail(
+        &self,
+        about: &OrderContext<'_>,
+        kept: Kept,
+    ) -> Result<Disposition, DeadLetteringError> {
         let (id, parking, dead_letter_id) = (about.order_id, &kept.letter, kept.id.to_string());
         let Some(mut current) = self.log.load_latest(&id).await? else {
             if parking.state() == DeadLetterState::Open {
@@ -41,10 +45,10 @@ impl Parking {
                     .resolve(&kept, DeadLetterState::Discarded, self.step, reason, about.trace)
                     .await?;
             }
-            return Ok(Fate::Terminate);
+            return Ok(Disposition::Terminate);
         };
         if current.order.dead_letter_id == dead_letter_id {
-            return Ok(Fate::Terminate);
+            return Ok(Disposition::Terminate);
         }
         if current.stands_since().0 != parking.order_revision {
             // Parked once, and redriven or cancelled since?
@@ -52,7 +56,7 @@ impl Parking {
             let least = current.revision().max(Revision(parking.order_revision));
             let history = self.log.history_reaching(&id, least).await?;
             let parked = history.iter().any(|event| event.parked_by() == Some(&dead_letter_id));
-            return if parked { Ok(Fate::Terminate) } else { self.withdraw(&kept, about).await };
+            return if parked { Ok(Disposition::Terminate) } else { self.withdraw(&kept, about).await };
         }
         let attempts = parking.attempts.len();
         let deadline = Instant::now() + APPEND_TIMEOUT;
@@ -71,23 +75,27 @@ impl Parking {
                 let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
                 let revision = parked.order.revision;
                 error!(step, order_id = %id, trace_id, span_id, revision, dead_letter_id, attempts, "order parked");
-                Ok(Fate::Terminate)
+                Ok(Disposition::Terminate)
             }
             Ok(Appended::Overtaken(_)) => self.withdraw(&kept, about).await,
             // It has ended, and what the step could not take back is for an operator.
             Err(AppendError::Refused(refused)) => {
                 let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
                 error!(step, order_id = %id, trace_id, span_id, dead_letter_id, %refused, "dead letter of an order that is not parked");
-                Ok(Fate::Terminate)
+                Ok(Disposition::Terminate)
             }
             Err(error) => Err(error.into()),
         }
     }
 
     /// Takes the letter back: the order is no longer as it was when the attempts at it failed, and gets new ones.
-    async fn withdraw(&self, kept: &Kept, about: &About<'_>) -> Result<Fate, ParkingError> {
+    async fn withdraw(
+        &self,
+        kept: &Kept,
+        about: &OrderContext<'_>,
+    ) -> Result<Disposition, DeadLetteringError> {
         self.letters.replace(kept, letter::withdrawn(&kept.letter), about.trace).await?;
         warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, the order has gone on");
-        Ok(Fate::Again(RETRY.initial))
+        Ok(Disposition::Retry(RETRY.initial))
     }
 }

@@ -25,7 +25,7 @@ impl Fraud {
 
 impl Step for Fraud {
     const NAME: &'static str = "fraud";
-    const DOES: EventKind = EventKind::Screened;
+    const COMPLETES_WITH: EventKind = EventKind::Screened;
 
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let (customer, _) = order
