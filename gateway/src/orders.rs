@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::debug;
 
-use crate::admission::{Caller, Place, Places};
+use crate::admission::{Caller, ConcurrencyLimit, Permit};
 use crate::auth::Principal;
 use crate::metrics::{OpenStream, WATCH_ORDER, WATCH_ORDERS};
 use crate::page_token::History;
@@ -46,7 +46,7 @@ pub(crate) struct Orders {
     log: OrderLog,
     request_timeout: Duration,
     readiness: Readiness,
-    streams: Places,
+    streams: ConcurrencyLimit,
 }
 
 impl Orders {
@@ -54,7 +54,7 @@ impl Orders {
         log: OrderLog,
         request_timeout: Duration,
         readiness: Readiness,
-        streams: Places,
+        streams: ConcurrencyLimit,
     ) -> Self {
         Self { log, request_timeout, readiness, streams }
     }
@@ -76,7 +76,7 @@ impl Orders {
             draining: self.readiness.draining(),
             losses: (lost, before, losses),
             caller_gone: deadline::of_stream(request.metadata()),
-            _place: self.streams.take(Caller::of(request.extensions()))?,
+            _permit: self.streams.acquire(Caller::of(request.extensions()))?,
             _open: OpenStream::of(method),
         })
     }
@@ -306,7 +306,7 @@ struct EndOfStream {
     draining: CancellationToken,
     losses: (watch::Receiver<LossCounts>, LossCounts, Losses),
     caller_gone: Option<Instant>,
-    _place: Place,
+    _permit: Permit,
     _open: OpenStream,
 }
 

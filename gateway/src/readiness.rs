@@ -5,7 +5,7 @@ use std::time::Duration;
 use backbone::broker::direct_get::ReadError;
 use backbone::broker::streams::{ORDERS, ProvisionError, StreamConfig, provision};
 use backbone::dead_letters::DeadLetters;
-use backbone::log::{AppendError, Extent, OrderLog};
+use backbone::log::{AppendError, LogInfo, OrderLog};
 use program::ops::Health;
 use stock::Presence;
 use tokio::select;
@@ -255,7 +255,7 @@ struct NotAsked {
 }
 
 /// How the log is, and whether a quorum of its servers takes orders: else one server's word is all that the rest is.
-async fn probe(log: &OrderLog) -> Result<(Extent, Result<(), String>), NotAsked> {
+async fn probe(log: &OrderLog) -> Result<(LogInfo, Result<(), String>), NotAsked> {
     let silent = |reason| NotAsked { reason, is_missing: false };
     if !log.connection().is_up() {
         return Err(silent("not connected to NATS".to_owned()));

@@ -1,4 +1,4 @@
-//! Places for what may be open at once: calls under way, and streams. Each costs memory for as long as its
+//! Limits on what may be open at once: calls under way, and streams. Each costs memory for as long as its
 //! client wants.
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use crate::errors;
 
 /// A bound on what one caller has open, and all of them together.
 #[derive(Clone, Debug)]
-pub(crate) struct Places {
+pub(crate) struct ConcurrencyLimit {
     open: Arc<Mutex<Open>>,
     total_max: usize,
     per_caller_max: usize,
@@ -27,20 +27,20 @@ struct Open {
     of_caller: HashMap<Caller, usize>,
 }
 
-/// One place, until it is dropped.
+/// A permit, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
-    places: Places,
+pub(crate) struct Permit {
+    limit: ConcurrencyLimit,
     caller: Caller,
 }
 
-impl Places {
+impl ConcurrencyLimit {
     pub(crate) fn new(total_max: usize, per_caller_max: usize, refusal_of_caller: Refuse) -> Self {
         Self { open: Arc::default(), total_max, per_caller_max, refusal_of_caller }
     }
 
-    /// Takes a place for `caller`, or says why there is none.
-    pub(crate) fn take(&self, caller: Caller) -> Result<Place, Status> {
+    /// Takes a permit for `caller`, or says why there is none.
+    pub(crate) fn acquire(&self, caller: Caller) -> Result<Permit, Status> {
         let mut open = self.lock();
         if open.total >= self.total_max {
             return Err(errors::overloaded());
@@ -52,7 +52,7 @@ impl Places {
         *of_caller += 1;
         open.total += 1;
         drop(open);
-        Ok(Place { places: self.clone(), caller })
+        Ok(Permit { limit: self.clone(), caller })
     }
 
     /// Nothing panics while it is held, so poison would mean nothing.
@@ -61,9 +61,9 @@ impl Places {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut open = self.places.lock();
+        let mut open = self.limit.lock();
         open.total -= 1;
         if let Some(of_caller) = open.of_caller.get_mut(&self.caller) {
             *of_caller -= 1;
@@ -81,15 +81,15 @@ mod tests {
 
     #[test]
     fn a_place_is_free_again_when_its_holder_has_ended() {
-        let places = Places::new(3, 2, errors::too_many_streams);
+        let limit = ConcurrencyLimit::new(3, 2, errors::too_many_streams);
         let caller = |last| Caller::Peer(Some([10, 0, 0, last].into()));
-        let held = [places.take(caller(1)).unwrap(), places.take(caller(1)).unwrap()];
-        assert_eq!(places.take(caller(1)).unwrap_err().code(), Code::ResourceExhausted);
-        let other = places.take(caller(2)).unwrap();
-        assert_eq!(places.take(caller(2)).unwrap_err().code(), Code::Unavailable);
+        let held = [limit.acquire(caller(1)).unwrap(), limit.acquire(caller(1)).unwrap()];
+        assert_eq!(limit.acquire(caller(1)).unwrap_err().code(), Code::ResourceExhausted);
+        let other = limit.acquire(caller(2)).unwrap();
+        assert_eq!(limit.acquire(caller(2)).unwrap_err().code(), Code::Unavailable);
         drop(held);
-        places.take(caller(1)).unwrap();
+        limit.acquire(caller(1)).unwrap();
         drop(other);
-        assert!(places.lock().of_caller.is_empty());
+        assert!(limit.lock().of_caller.is_empty());
     }
 }

@@ -29,7 +29,7 @@ use crate::gate::Gate;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
 use crate::transport::connections::Limit;
-use crate::transport::peer::Acquaint;
+use crate::transport::peer::KeepAuthenticated;
 use crate::transport::tls::Tls;
 use crate::transport::{connections, server};
 use crate::{browser, health, malformed, panics, reflection};
@@ -53,7 +53,7 @@ pub(crate) async fn serve(
     let letters = DeadLetterServiceServer::new(letters).max_decoding_message_size(REQUEST_BYTES_MAX);
     let stock = StockServiceServer::new(stock).max_decoding_message_size(REQUEST_BYTES_MAX);
     // Nobody without the role gets any further.
-    let operators = ServiceBuilder::new().layer(Gate(authentication)).layer(Gate(Acquaint));
+    let operators = ServiceBuilder::new().layer(Gate(authentication)).layer(Gate(KeepAuthenticated));
 
     let told = CancellationToken::new();
     let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
@@ -87,7 +87,7 @@ pub(crate) async fn serve(
         age_grace: config.max_connection_age_grace,
     };
     let incoming =
-        connections::accept(listener, Limit::of_acquaintances(CONNECTIONS_MAX), tls, draining.clone());
+        connections::accept(listener, Limit::with_eviction(CONNECTIONS_MAX), tls, draining.clone());
     server::serve(incoming, service, limits, draining).await;
     Ok(())
 }

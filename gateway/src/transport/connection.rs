@@ -33,7 +33,7 @@ pub(crate) struct Connection {
     peer: Peer,
     /// Until it is known that the client speaks HTTP/2, and for ever if it speaks an older one.
     opening: Option<Opening>,
-    sent_away: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    evicted: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -61,8 +61,11 @@ impl Connection {
             timeout: Box::pin(sleep(PREFACE_TIMEOUT)),
             draining: Box::pin(draining.cancelled_owned()),
         };
-        let sent_away = peer.standing.as_ref().map(|standing| Box::pin(standing.leave().cancelled_owned()));
-        Self { stream, peer, opening: Some(opening), sent_away, _place: place }
+        let evicted = peer
+            .authentication
+            .as_ref()
+            .map(|authentication| Box::pin(authentication.leave().cancelled_owned()));
+        Self { stream, peer, opening: Some(opening), evicted, _place: place }
     }
 
     /// Who is at the other end, for each call that comes on it.
@@ -78,8 +81,8 @@ impl Connection {
 
     /// Whether there is nothing more to wait for.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(sent_away) = &mut self.sent_away
-            && sent_away.as_mut().poll(cx).is_ready()
+        if let Some(evicted) = &mut self.evicted
+            && evicted.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(());
         }

@@ -17,13 +17,13 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use super::connection::Connection;
-use super::eviction::{Standing, Strangers};
+use super::eviction::{AuthenticationState, UnauthenticatedConnections};
 use super::peer::Peer;
 use super::tls::{self, Tls};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is then looked for strangers.
+/// How often unauthenticated connections are evicted while others wait for a place.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after a connection could not be accepted; for want of file descriptors, as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -32,19 +32,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Limit {
     connections_max: usize,
-    strangers: Option<Strangers>,
+    unauthenticated: Option<UnauthenticatedConnections>,
 }
 
 impl Limit {
     /// Those that are too many wait in the system's queue until another one ends.
     pub(crate) fn of(connections_max: usize) -> Self {
-        Self { connections_max, strangers: None }
+        Self { connections_max, unauthenticated: None }
     }
 
-    /// Those that are too many wait at most until a stranger's time is over: a client that [`Acquaint`](super::peer::Acquaint) has not
-    /// let pass.
-    pub(crate) fn of_acquaintances(connections_max: usize) -> Self {
-        Self { connections_max, strangers: Some(Strangers::default()) }
+    /// Those that are too many wait until an unauthenticated connection is evicted: one whose client has not come past
+    /// [`KeepAuthenticated`](super::peer::KeepAuthenticated).
+    pub(crate) fn with_eviction(connections_max: usize) -> Self {
+        Self { connections_max, unauthenticated: Some(UnauthenticatedConnections::default()) }
     }
 }
 
@@ -78,56 +78,59 @@ fn accept_tcp(
 ) -> impl Stream<Item = Accepted> {
     static FULL: Seldom = Seldom::new();
     static FAILED: Seldom = Seldom::new();
-    let Limit { connections_max, strangers } = limit;
+    let Limit { connections_max, unauthenticated } = limit;
     let places = Arc::new(Semaphore::new(connections_max));
-    unfold((listener, places, strangers, draining), async |(listener, places, strangers, draining)| {
-        if places.available_permits() == 0
-            && let Some(left_out) = FULL.may_tell()
-        {
-            warn!(left_out, "as many connections as there may be; others have to wait");
-        }
-        let place = loop {
-            select! {
-                // The semaphore is never closed.
-                place = places.clone().acquire_owned() => break place.ok()?,
-                () = sleep(LOOK_INTERVAL), if strangers.is_some() => {
-                    strangers.iter().for_each(Strangers::send_one_away);
-                }
+    unfold(
+        (listener, places, unauthenticated, draining),
+        async |(listener, places, unauthenticated, draining)| {
+            if places.available_permits() == 0
+                && let Some(left_out) = FULL.may_tell()
+            {
+                warn!(left_out, "as many connections as there may be; others have to wait");
             }
-        };
-        let stream = loop {
-            match listener.accept().await {
-                Ok((stream, _)) => break stream,
-                Err(error) => {
-                    if let Some(left_out) = FAILED.may_tell() {
-                        warn!(left_out, %error, "connection not accepted");
-                    }
-                    select! {
-                        () = sleep(ACCEPT_PAUSE) => {}
-                        () = draining.cancelled() => return None,
+            let place = loop {
+                select! {
+                    // The semaphore is never closed.
+                    place = places.clone().acquire_owned() => break place.ok()?,
+                    () = sleep(LOOK_INTERVAL), if unauthenticated.is_some() => {
+                        unauthenticated.iter().for_each(UnauthenticatedConnections::evict_one);
                     }
                 }
+            };
+            let stream = loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => break stream,
+                    Err(error) => {
+                        if let Some(left_out) = FAILED.may_tell() {
+                            warn!(left_out, %error, "connection not accepted");
+                        }
+                        select! {
+                            () = sleep(ACCEPT_PAUSE) => {}
+                            () = draining.cancelled() => return None,
+                        }
+                    }
+                }
+            };
+            // Answers are small: they must not wait for more to fill a packet.
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "connection keeps its delay");
             }
-        };
-        // Answers are small: they must not wait for more to fill a packet.
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "connection keeps its delay");
-        }
-        let standing = strangers.as_ref().map(Strangers::welcome);
-        Some((Accepted { stream, place, standing }, (listener, places, strangers, draining)))
-    })
+            let authentication = unauthenticated.as_ref().map(UnauthenticatedConnections::add);
+            Some((Accepted { stream, place, authentication }, (listener, places, unauthenticated, draining)))
+        },
+    )
 }
 
 /// A connection on which nothing was said yet.
 struct Accepted {
     stream: TcpStream,
     place: OwnedSemaphorePermit,
-    standing: Option<Arc<Standing>>,
+    authentication: Option<Arc<AuthenticationState>>,
 }
 
 impl Accepted {
     fn in_the_clear(self, draining: CancellationToken) -> Connection {
-        let peer = Peer { addr: self.addr(), certificate_names: None, standing: self.standing };
+        let peer = Peer { addr: self.addr(), certificate_names: None, authentication: self.authentication };
         Connection::new(Box::new(self.stream), peer, self.place, draining)
     }
 
@@ -145,7 +148,7 @@ impl Accepted {
         let (_, session) = stream.get_ref();
         let certificate = session.peer_certificates().and_then(<[_]>::first);
         let certificate_names = certificate.map(|certificate| tls::names(certificate).into());
-        let peer = Peer { addr, certificate_names, standing: self.standing };
+        let peer = Peer { addr, certificate_names, authentication: self.authentication };
         Some(Connection::new(Box::new(stream), peer, self.place, draining))
     }
 

@@ -7,25 +7,25 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How long a stranger keeps its place when others wait for one.
-const STRANGER_PATIENCE: Duration = Duration::from_secs(10);
+/// How old an unauthenticated connection has to be before it is evicted for another one.
+const UNAUTHENTICATED_AGE_MIN: Duration = Duration::from_secs(10);
 
 /// Connections on which nobody has shown a good credential yet, and others, the oldest first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Strangers(Arc<Mutex<Vec<Weak<Standing>>>>);
+pub(super) struct UnauthenticatedConnections(Arc<Mutex<Vec<Weak<AuthenticationState>>>>);
 
 /// Whether somebody has shown a good credential on a connection.
 #[derive(Debug)]
-pub(super) struct Standing {
+pub(super) struct AuthenticationState {
     since: Instant,
-    is_known: AtomicBool,
+    is_authenticated: AtomicBool,
     leave: CancellationToken,
 }
 
-impl Standing {
+impl AuthenticationState {
     /// Somebody has shown a good credential: the connection keeps its place.
     pub(super) fn keep(&self) {
-        self.is_known.store(true, Ordering::Relaxed);
+        self.is_authenticated.store(true, Ordering::Relaxed);
     }
 
     /// Cancelled when the connection has to make way.
@@ -34,26 +34,27 @@ impl Standing {
     }
 }
 
-impl Strangers {
-    pub(super) fn welcome(&self) -> Arc<Standing> {
-        let (is_known, leave) = (AtomicBool::new(false), CancellationToken::new());
-        let standing = Arc::new(Standing { since: Instant::now(), is_known, leave });
+impl UnauthenticatedConnections {
+    pub(super) fn add(&self) -> Arc<AuthenticationState> {
+        let (is_authenticated, leave) = (AtomicBool::new(false), CancellationToken::new());
+        let authentication = Arc::new(AuthenticationState { since: Instant::now(), is_authenticated, leave });
         // Nothing panics while it is held, so poison would mean nothing.
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that are left are as many as there are places.
         all.retain(|other| other.strong_count() > 0);
-        all.push(Arc::downgrade(&standing));
-        standing
+        all.push(Arc::downgrade(&authentication));
+        authentication
     }
 
-    pub(super) fn send_one_away(&self) {
+    pub(super) fn evict_one(&self) {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let stranger = all.iter().filter_map(Weak::upgrade).find(|other| {
-            let is_known = other.is_known.load(Ordering::Relaxed) || other.leave.is_cancelled();
-            !is_known && other.since.elapsed() >= STRANGER_PATIENCE
+        let oldest = all.iter().filter_map(Weak::upgrade).find(|other| {
+            let is_authenticated =
+                other.is_authenticated.load(Ordering::Relaxed) || other.leave.is_cancelled();
+            !is_authenticated && other.since.elapsed() >= UNAUTHENTICATED_AGE_MIN
         });
-        if let Some(stranger) = stranger {
-            stranger.leave.cancel();
+        if let Some(oldest) = oldest {
+            oldest.leave.cancel();
         }
     }
 }

@@ -7,7 +7,7 @@ use http::Request;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::eviction::Standing;
+use super::eviction::AuthenticationState;
 use crate::gate::Admit;
 
 /// Who is at the other end of a connection.
@@ -16,8 +16,8 @@ pub(crate) struct Peer {
     /// `None` of a connection that is gone already.
     pub(crate) addr: Option<IpAddr>,
     pub(super) certificate_names: Option<Arc<[String]>>,
-    /// Where strangers have to leave when there are too many.
-    pub(super) standing: Option<Arc<Standing>>,
+    /// Where unauthenticated connections are evicted when there are too many.
+    pub(super) authentication: Option<Arc<AuthenticationState>>,
 }
 
 impl Peer {
@@ -29,12 +29,14 @@ impl Peer {
 
 /// Behind authentication: whoever gets as far keeps the connection.
 #[derive(Clone, Debug)]
-pub(crate) struct Acquaint;
+pub(crate) struct KeepAuthenticated;
 
-impl Admit for Acquaint {
+impl Admit for KeepAuthenticated {
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
-        if let Some(standing) = request.extensions().get::<Peer>().and_then(|peer| peer.standing.as_ref()) {
-            standing.keep();
+        if let Some(authentication) =
+            request.extensions().get::<Peer>().and_then(|peer| peer.authentication.as_ref())
+        {
+            authentication.keep();
         }
         Ok(())
     }
