@@ -14,9 +14,9 @@ use tonic::transport::{self, Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
-use crate::called::called;
 use crate::credential::Credential;
 use crate::operators::Operators;
+use crate::program_path::program_path;
 use crate::tls::Tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,7 +94,7 @@ fn advice(error: &transport::Error, flag: &str) -> String {
             return advice.to_owned();
         }
     }
-    format!("start one with `{} dev`, or name another with {flag}", called())
+    format!("start one with `{} dev`, or name another with {flag}", program_path())
 }
 
 /// The order service at the end of a channel.

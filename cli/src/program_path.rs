@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 /// The path by which this program was started, as a shell takes it; relative if below the working directory.
-pub(crate) fn called() -> String {
+pub(crate) fn program_path() -> String {
     let path = env::args_os().next().filter(|path| !path.is_empty()).map(PathBuf::from);
     let path = path.unwrap_or_else(|| PathBuf::from("waybill"));
     match env::current_dir() {

@@ -16,7 +16,7 @@ use crate::ledger::{Charge, Ledger, Record, Refusal};
 const QUEUE_MAX: usize = 1024;
 const BATCH_MAX: usize = 1024;
 
-/// Asks the keeper. Cheap to clone.
+/// Asks the task. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Records {
     requests: mpsc::Sender<Request>,
@@ -24,7 +24,7 @@ pub(super) struct Records {
 
 /// Owns the ledger and its journal.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct LedgerTask {
     journal: Journal,
     ledger: Ledger,
     requests: mpsc::Receiver<Request>,
@@ -66,10 +66,10 @@ enum Request {
 type Answer = Box<dyn FnOnce()>;
 
 /// Opens the journal at `path`.
-pub(super) fn open(path: &Path) -> Result<(Records, Keeper), OpenError> {
+pub(super) fn open(path: &Path) -> Result<(Records, LedgerTask), OpenError> {
     let (journal, ledger) = Journal::open(path)?;
     let (sender, requests) = mpsc::channel(QUEUE_MAX);
-    Ok((Records { requests: sender }, Keeper { journal, ledger, requests }))
+    Ok((Records { requests: sender }, LedgerTask { journal, ledger, requests }))
 }
 
 impl Records {
@@ -106,7 +106,7 @@ impl Records {
     }
 }
 
-impl Keeper {
+impl LedgerTask {
     /// Answers until nobody is left to ask. Blocks its thread. After an error it is not known what the disk has,
     /// and only reading it anew tells.
     pub(super) fn run(mut self) -> io::Result<()> {

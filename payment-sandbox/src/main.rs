@@ -2,8 +2,8 @@
 
 mod behaviour;
 mod journal;
-mod keeper;
 mod ledger;
+mod ledger_task;
 mod sandbox;
 mod service;
 

@@ -18,7 +18,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
 use crate::journal::OpenError;
-use crate::keeper::{self, Keeper, Records};
+use crate::ledger_task::{self, LedgerTask, Records};
 use crate::service::Service;
 
 /// A request names an order, a customer and an amount.
@@ -32,14 +32,14 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct PaymentSandbox {
     records: Records,
-    keeper: Keeper,
+    task: LedgerTask,
 }
 
 impl PaymentSandbox {
     /// Reads the record at `path`, and makes the file if need be.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
-        let (records, keeper) = keeper::open(path)?;
-        Ok(Self { records, keeper })
+        let (records, task) = ledger_task::open(path)?;
+        Ok(Self { records, task })
     }
 
     /// Serves until `stopping` is cancelled and the last call has ended, or the record cannot be written.
@@ -48,9 +48,9 @@ impl PaymentSandbox {
         listener: TcpListener,
         stopping: CancellationToken,
     ) -> anyhow::Result<()> {
-        let Self { records, keeper } = self;
+        let Self { records, task } = self;
         // Its last asker goes with the server.
-        let keeping = spawn_blocking(|| keeper.run());
+        let keeping = spawn_blocking(|| task.run());
         let keeping = async { keeping.await?.context("PAYMENT_SANDBOX_DATA cannot be written") };
         try_join!(serve(records, listener, stopping), keeping)?;
         Ok(())

@@ -20,8 +20,8 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::behaviour::{Behaviour, Behaviours};
-use crate::keeper::{RecordError, Records};
 use crate::ledger::{Charge, Refusal, is_declined};
+use crate::ledger_task::{RecordError, Records};
 
 const KEY_BYTES_MAX: usize = 128;
 const ID_BYTES_MAX: usize = 256;
