@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, Event, ReconnectToServer, Server, ServerAddr, ServerError};
+use async_nats::{Client, Event, ReconnectToServer, ServerAddr, ServerError};
 use program::backoff::Backoff;
 use program::metrics;
 use program::telemetry::Seldom;
@@ -19,12 +19,11 @@ use tracing::{debug, error, info, warn};
 
 use crate::broker::credentials::BrokerConfig;
 use crate::broker::permissions::DeniedPermissions;
+use crate::broker::servers::{Leaving, reasons, reconnect_delay};
 use crate::broker::storage::Storage;
 
-const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A broker that answers no ping for two of these is taken for dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long, at the end, the broker may take to accept what is buffered.
@@ -299,55 +298,6 @@ impl Connection {
     }
 }
 
-/// The way from server to server while none of those tried is good.
-#[derive(Debug)]
-struct Leaving {
-    /// Where in the list the last attempt was.
-    place: usize,
-    attempts: usize,
-    /// How many there are to try.
-    servers: usize,
-    /// The id of the server that was left last, and how often there had been a connection by then.
-    left: Option<(String, u64)>,
-}
-
-impl Leaving {
-    /// Begins anywhere, so that not all clients come to the same server.
-    fn begin() -> Self {
-        Self { place: usize::from(rand::random::<u8>()), attempts: 0, servers: 0, left: None }
-    }
-
-    /// The server to try now: each of them in turn.
-    fn next(&mut self, servers: &[Server]) -> Option<ServerAddr> {
-        self.place = self.place.checked_add(1)?.checked_rem(servers.len())?;
-        (self.attempts, self.servers) = (self.attempts + 1, servers.len());
-        servers.get(self.place).map(|server| server.addr.clone())
-    }
-}
-
-/// Waits while attempts fail. The very first has nothing to wait for; one after a loss does, so that clients do
-/// not come back all at once.
-fn reconnect_delay(attempts: usize, connects: u64) -> Duration {
-    if attempts <= 1 && connects == 0 { Duration::ZERO } else { RECONNECT.after(attempts as u64) }
-}
-
-/// What each server lacks.
-async fn reasons(servers: Vec<Server>) -> String {
-    let mut reasons = Vec::with_capacity(servers.len());
-    for Server { addr, last_error, .. } in &servers {
-        // The client keeps no record of a name that it could not resolve.
-        let resolved = timeout(RESOLVE_TIMEOUT, addr.socket_addrs()).await;
-        let reason = match resolved {
-            Ok(Ok(_)) => last_error.clone().unwrap_or_else(|| "no answer yet".to_owned()),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "its name is not resolved in time".to_owned(),
-        };
-        // Not the whole URL, which may hold a password.
-        reasons.push(format!("{}:{}: {reason}", addr.host(), addr.port()));
-    }
-    reasons.join("; ")
-}
-
 /// Connects anew whenever the broker says that this user may not hear its answers, after a while that grows: the right may
 /// have been given back by then.
 async fn listen_anew(client: Client, refusals: Arc<Mutex<DeniedPermissions>>, unheard: Arc<Notify>) {
@@ -391,18 +341,5 @@ fn log(event: &Event) {
         }
         // A failed attempt to connect, of which the next one speaks.
         Event::ClientError(_) => debug!(%event, "connection to the broker"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_very_first_attempt_waits_for_nothing() {
-        assert_eq!(reconnect_delay(1, 0), Duration::ZERO);
-        for (attempts, connects) in [(2, 0), (1, 1), (2, 1)] {
-            assert!(reconnect_delay(attempts, connects) > Duration::ZERO);
-        }
     }
 }

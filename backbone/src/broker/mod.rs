@@ -13,3 +13,4 @@ pub mod unanswered;
 
 mod permissions;
 pub(crate) mod publish;
+mod servers;

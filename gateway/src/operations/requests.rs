@@ -63,15 +63,7 @@ pub(super) fn letter_id(text: &str) -> Result<LetterId, Status> {
 pub(super) fn page(request: ListDeadLettersRequest) -> Result<PageRequest, Status> {
     let mut violations = Violations::default();
     let filter = check_filter(&mut violations, request.filter.unwrap_or_default());
-    let size = match usize::try_from(request.page_size) {
-        Ok(0) => PAGE_SIZE_DEFAULT,
-        Ok(size) if size <= PAGE_SIZE_MAX => size,
-        Ok(_) | Err(_) => {
-            let rule = format!("must be 1-{PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}");
-            violations.add("page_size", format!("{rule}, not {}", request.page_size));
-            PAGE_SIZE_DEFAULT
-        }
-    };
+    let size = violations.page_size(request.page_size, PAGE_SIZE_MAX, PAGE_SIZE_DEFAULT);
     let mut from = None;
     if !request.page_token.is_empty() {
         from = filter.parse(&request.page_token);

@@ -50,19 +50,13 @@ fn parse_token(token: &str) -> Option<String> {
 /// Checks a ListStockRequest.
 pub(super) fn page(request: &ListStockRequest) -> Result<Page, Status> {
     let mut violations = Violations::default();
-    let size = usize::try_from(request.page_size).ok().filter(|size| *size <= PAGE_SIZE_MAX);
-    if size.is_none() {
-        let rule =
-            format!("must be 1-{PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}, not {}", request.page_size);
-        violations.add("page_size", rule);
-    }
+    let size = violations.page_size(request.page_size, PAGE_SIZE_MAX, PAGE_SIZE_DEFAULT);
     let after =
         if request.page_token.is_empty() { Some(String::new()) } else { parse_token(&request.page_token) };
     if after.is_none() {
         violations.add("page_token", "must be the next_page_token of an answer, or empty");
     }
     violations.into_result()?;
-    let size = size.filter(|size| *size > 0).unwrap_or(PAGE_SIZE_DEFAULT);
     Ok(Page { size, after: after.unwrap_or_default() })
 }
 

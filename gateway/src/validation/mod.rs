@@ -1,28 +1,22 @@
 //! The rules of every request field. All that a request breaks is reported at once.
 
-use std::fmt::Display;
+mod items;
+mod violations;
+
+pub(crate) use violations::Violations;
 
 use backbone::log::ids::{CustomerKey, OrderId, OrderKey, Revision};
-use backbone::log::lifecycle::{self, TotalError};
 use proto::orders::v1::{
-    CancelOrderRequest, CreateOrderRequest, ListOrderEventsRequest, ListOrdersRequest, Money, OrderCancelled,
-    OrderCreated, OrderItem, OrderStatus,
+    CancelOrderRequest, CreateOrderRequest, ListOrderEventsRequest, ListOrdersRequest, OrderCancelled,
+    OrderCreated, OrderStatus,
 };
 use tonic::Status;
-use tonic_types::FieldViolation;
 
-use crate::errors::{self, VIOLATIONS_MAX};
+use crate::errors;
 use crate::page_token::{History, List};
 
 /// Longest customer_id and request_id, in characters.
 const ID_CHARS_MAX: usize = 128;
-/// Longest sku, in characters.
-const SKU_CHARS_MAX: usize = 64;
-/// Most items of one order.
-const ITEMS_MAX: usize = 100;
-/// Most units of one item.
-const QUANTITY_MAX: i32 = 1_000_000;
-
 /// Longest message of a cancel, in characters.
 const MESSAGE_CHARS_MAX: usize = 256;
 /// Most orders of one page, and how many there are if the client does not say.
@@ -175,151 +169,12 @@ pub(crate) fn events(request: &ListOrderEventsRequest) -> Result<EventsRequest, 
     Ok(EventsRequest { id, after, size })
 }
 
-/// What a request breaks. A request can break a million rules at once, so those beyond what is told are only
-/// counted.
-#[derive(Default)]
-pub(crate) struct Violations {
-    told: Vec<FieldViolation>,
-    left_out: usize,
-}
-
-impl Violations {
-    /// Most entries of one page.
-    fn page_size(&mut self, page_size: i32, size_max: usize, size_default: usize) -> usize {
-        match usize::try_from(page_size) {
-            Ok(0) => size_default,
-            Ok(size) if size <= size_max => size,
-            Ok(_) | Err(_) => {
-                let rule = format_args!("must be 1-{size_max}, or 0 for {size_default}, not {page_size}");
-                self.add("page_size", rule);
-                size_default
-            }
-        }
-    }
-
-    pub(crate) fn add(&mut self, field: impl Display, description: impl Display) {
-        if self.told.len() < VIOLATIONS_MAX {
-            self.told.push(FieldViolation::new(field.to_string(), description.to_string()));
-        } else {
-            self.left_out += 1;
-        }
-    }
-
-    pub(crate) fn into_result(self) -> Result<(), Status> {
-        if self.told.is_empty() { Ok(()) } else { Err(errors::invalid(self.told, self.left_out)) }
-    }
-
-    fn check_order_id(&mut self, text: &str) -> Option<OrderId> {
-        match text.parse() {
-            Ok(id) => Some(id),
-            Err(error) => {
-                let problem = if text.is_empty() { "is required" } else { "is malformed" };
-                self.add("order_id", format_args!("{problem}: {error}"));
-                None
-            }
-        }
-    }
-
-    fn check_text(&mut self, field: impl Display, text: &str, chars_max: usize, punctuation: &str) {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || punctuation.contains(c);
-        if text.is_empty() {
-            self.add(field, "is required");
-        } else if text.chars().count() > chars_max || !text.chars().all(allowed) {
-            self.add(
-                field,
-                format_args!("must be 1-{chars_max} characters of A-Z, a-z, 0-9 and \"{punctuation}\""),
-            );
-        }
-    }
-
-    fn check_items(&mut self, items: &[OrderItem]) {
-        if items.is_empty() || items.len() > ITEMS_MAX {
-            self.add("items", format_args!("must be 1-{ITEMS_MAX} items, not {}", items.len()));
-        }
-        for (i, item) in items.iter().enumerate().take(ITEMS_MAX) {
-            self.check_text(format_args!("items[{i}].sku"), &item.sku, SKU_CHARS_MAX, "-_");
-            if !(1..=QUANTITY_MAX).contains(&item.quantity) {
-                self.add(
-                    format_args!("items[{i}].quantity"),
-                    format_args!("must be 1-{QUANTITY_MAX}, not {}", item.quantity),
-                );
-            }
-            match &item.unit_price {
-                Some(price) => self.check_price(i, price),
-                None => self.add(format_args!("items[{i}].unit_price"), "is required"),
-            }
-        }
-        self.check_currencies(items);
-        self.check_total(items);
-    }
-
-    fn check_price(&mut self, i: usize, price: &Money) {
-        if !is_currency(&price.currency_code) {
-            self.add(
-                format_args!("items[{i}].unit_price.currency_code"),
-                "must be an ISO 4217 code: three upper-case letters, such as EUR",
-            );
-        }
-        if price.minor_units < 0 {
-            self.add(
-                format_args!("items[{i}].unit_price.minor_units"),
-                format_args!("must be 0 or more, not {}", price.minor_units),
-            );
-        }
-    }
-
-    /// The first well-formed currency is the order's.
-    fn check_currencies(&mut self, items: &[OrderItem]) {
-        let Some((first, of_order)) =
-            items.iter().enumerate().find_map(|(i, item)| Some((i, currency(item)?)))
-        else {
-            return;
-        };
-        for (i, item) in items.iter().enumerate().take(ITEMS_MAX) {
-            if let Some(own) = currency(item).filter(|own| *own != of_order) {
-                self.add(
-                    format_args!("items[{i}].unit_price.currency_code"),
-                    format_args!("must be {of_order} like that of items[{first}], not {own}"),
-                );
-            }
-        }
-    }
-
-    /// Of an order that breaks a rule, what can be counted is: more would only make it more.
-    fn check_total(&mut self, items: &[OrderItem]) {
-        let total = if self.told.is_empty() {
-            lifecycle::total(items)
-        } else {
-            let of_order = items.iter().find_map(currency);
-            let countable = |item: &&OrderItem| {
-                item.quantity > 0
-                    && currency(item) == of_order
-                    && item.unit_price.as_ref().is_some_and(|price| price.minor_units >= 0)
-            };
-            lifecycle::total(&items.iter().take(ITEMS_MAX).filter(countable).cloned().collect::<Vec<_>>())
-        };
-        match total {
-            Err(error @ TotalError::Overflow) => self.add("items", error),
-            // Said of the items one by one.
-            Ok(_) | Err(TotalError::MixedCurrencies | TotalError::Unpriced) => {}
-        }
-    }
-}
-
-/// The item's currency, if it is well-formed.
-fn currency(item: &OrderItem) -> Option<&str> {
-    let code = item.unit_price.as_ref()?.currency_code.as_str();
-    is_currency(code).then_some(code)
-}
-
-fn is_currency(code: &str) -> bool {
-    code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backbone::log::lifecycle;
     use proptest::prelude::*;
+    use proto::orders::v1::{Money, OrderItem};
     use tonic::Code;
     use tonic_types::StatusExt;
 
