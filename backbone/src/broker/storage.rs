@@ -12,7 +12,7 @@ use program::telemetry::Seldom;
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use crate::broker::streams::{DEAD_LETTERS, ORDERS};
+use crate::broker::streams::names::{DEAD_LETTERS, ORDERS};
 
 /// Pauses between two writes that find out whether there is space again. Freed space is noticed that late.
 const PROBE: Backoff = Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(5) };

@@ -6,7 +6,7 @@
 
 mod fingerprint;
 mod fit;
-mod id;
+pub(crate) mod id;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};

@@ -9,7 +9,7 @@ use program::config::DAY;
 
 use super::config::{RETENTION_DEFAULT, StreamConfig};
 use super::names::{DEAD_LETTERS, ORDERS};
-use crate::dead_letters::ALL_DEAD_LETTERS;
+use crate::dead_letters::id::ALL_DEAD_LETTERS;
 use crate::log::event::BYTES_MAX;
 use crate::log::subjects::{ALL_ORDERS, LIVE_PREFIX};
 

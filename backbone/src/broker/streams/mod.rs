@@ -3,7 +3,7 @@
 
 mod config;
 mod layout;
-mod names;
+pub(crate) mod names;
 mod state;
 
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub use state::StreamState;
 use crate::broker::connection::Connection;
 use crate::broker::direct_get::ReadError;
 use crate::broker::meaning::{Meaning, meaning};
-use crate::log::mark_of_successor;
+use crate::log::known_losses::mark_of_successor;
 use layout::Layout;
 
 const CLUSTER_REPLICAS: usize = 3;
