@@ -4,7 +4,7 @@ use backbone::broker::direct_get::ReadError;
 use backbone::dead_letters::{LetterId, PutError};
 use backbone::log::AppendError;
 use backbone::log::ids::OrderId;
-use program::telemetry::Seldom;
+use program::telemetry::LogThrottle;
 use program::trace::TraceContext;
 use stock::ChangeError;
 use tonic::Status;
@@ -13,34 +13,34 @@ use tracing::{error, warn};
 use crate::errors;
 
 // Lines that each call brings about while the broker is away, full or out of order.
-static NOT_STORED: Seldom = Seldom::new();
-static TOO_LARGE: Seldom = Seldom::new();
-static REFUSED: Seldom = Seldom::new();
-static UNKNOWN: Seldom = Seldom::new();
-static NOT_READ: Seldom = Seldom::new();
-static UNREADABLE: Seldom = Seldom::new();
+static NOT_STORED: LogThrottle = LogThrottle::new();
+static TOO_LARGE: LogThrottle = LogThrottle::new();
+static REFUSED: LogThrottle = LogThrottle::new();
+static UNKNOWN: LogThrottle = LogThrottle::new();
+static NOT_READ: LogThrottle = LogThrottle::new();
+static UNREADABLE: LogThrottle = LogThrottle::new();
 
 /// An event was not appended, or may not have been.
 pub(crate) fn append(id: &OrderId, trace: &TraceContext, append_error: &AppendError) -> Status {
     let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
     match append_error {
         AppendError::Unavailable(_) => {
-            if let Some(left_out) = NOT_STORED.may_tell() {
+            if let Some(left_out) = NOT_STORED.allow() {
                 warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
             }
         }
         AppendError::TooLarge(_) => {
-            if let Some(left_out) = TOO_LARGE.may_tell() {
+            if let Some(left_out) = TOO_LARGE.allow() {
                 warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
             }
         }
         AppendError::Permanent(_) => {
-            if let Some(left_out) = REFUSED.may_tell() {
+            if let Some(left_out) = REFUSED.allow() {
                 error!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
             }
         }
         AppendError::Unknown(_) => {
-            if let Some(left_out) = UNKNOWN.may_tell() {
+            if let Some(left_out) = UNKNOWN.allow() {
                 warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "outcome of an append unknown");
             }
         }
@@ -57,12 +57,12 @@ pub(crate) fn append(id: &OrderId, trace: &TraceContext, append_error: &AppendEr
 pub(crate) fn read(read_error: &ReadError) -> Status {
     match read_error {
         ReadError::NoAnswer(_) => {
-            if let Some(left_out) = NOT_READ.may_tell() {
+            if let Some(left_out) = NOT_READ.allow() {
                 warn!(left_out, error = %read_error, "order log not read");
             }
         }
         ReadError::Broker(_) => {
-            if let Some(left_out) = UNREADABLE.may_tell() {
+            if let Some(left_out) = UNREADABLE.allow() {
                 error!(left_out, error = %read_error, "order log not read");
             }
         }

@@ -12,7 +12,7 @@ use backbone::log::OrderLog;
 use backbone::log::ids::Revision;
 use backbone::log::subjects;
 use program::backoff::Backoff;
-use program::telemetry::Seldom;
+use program::telemetry::LogThrottle;
 use tokio::select;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -33,7 +33,7 @@ const REOPEN: Backoff = Backoff { initial: Duration::from_millis(100), max: Dura
 /// How long giving back may take what is not finished when the time to drain is over.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
 
-static PAUSED: Seldom = Seldom::every(Duration::from_secs(30));
+static PAUSED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// Works for `step` until `drain` is cancelled, and what runs then is finished or given back.
 pub(crate) async fn process<S: Step>(
@@ -192,7 +192,7 @@ impl<S: Step> Pool<S> {
         match change {
             Change::None => {}
             Change::Opened(pause) => {
-                if let Some(left_out) = PAUSED.may_tell() {
+                if let Some(left_out) = PAUSED.allow() {
                     warn!(step = S::NAME, ?pause, left_out, "a dependency is away, paused");
                 }
             }

@@ -11,7 +11,7 @@ use backbone::consumer::ConsumerTerms;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use backbone::log::event::{Recorded, Undecodable};
-use program::telemetry::Seldom;
+use program::telemetry::LogThrottle;
 use program::trace::{KeyValue, Span, SpanKind, attribute};
 use tokio::select;
 use tokio::time::{Instant, sleep};
@@ -29,8 +29,8 @@ use crate::step::Step;
 use crate::suspects::{Begun, Subject, Suspects};
 
 // Lines that each order brings about while the broker has no space.
-static POSTPONED: Seldom = Seldom::every(Duration::from_secs(30));
-static NOT_STORED: Seldom = Seldom::every(Duration::from_secs(30));
+static POSTPONED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
+static NOT_STORED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// What has become of a message.
 struct Ended {
@@ -217,7 +217,7 @@ impl<S: Step> Worker<S> {
         settled: Result<Disposition, DeadLetteringError>,
     ) -> Disposition {
         settled.unwrap_or_else(|error| {
-            if let Some(left_out) = self.may_tell(&NOT_STORED) {
+            if let Some(left_out) = self.allow(&NOT_STORED) {
                 warn!(step = S::NAME, dead_letter_id = %delivery.id, %error, left_out, "dead letter or its order not stored yet");
             }
             Disposition::Retry(delivery.pause())
@@ -246,14 +246,14 @@ impl<S: Step> Worker<S> {
         let (order_id, deliveries, revision) =
             (about.order_id, delivery.deliveries, delivery.id.sequence().0);
         let (trace_id, span_id) = (about.trace.trace_id(), about.trace.span_id());
-        if let Some(left_out) = self.may_tell(&POSTPONED) {
+        if let Some(left_out) = self.allow(&POSTPONED) {
             warn!(step = S::NAME, %order_id, trace_id, span_id, revision, deliveries, counts, %reason, ?delay, left_out, "order tried again later");
         }
     }
 
     /// Whether a line about one order may be written. While the broker has no space, it is the same for all of them.
-    fn may_tell(&self, seldom: &Seldom) -> Option<u64> {
-        if self.log.connection().storage().is_any_full() { seldom.may_tell() } else { Some(0) }
+    fn allow(&self, throttle: &LogThrottle) -> Option<u64> {
+        if self.log.connection().storage().is_any_full() { throttle.allow() } else { Some(0) }
     }
 
     /// Takes note of an order that failed. Tells whether that uses up an attempt.

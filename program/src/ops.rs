@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use tracing::{debug, error, warn};
 
 use crate::metrics;
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 
 /// Connections at a time. A further one takes the place of the oldest: a probe is answered as soon as it is there,
 /// and needs its connection no longer.
@@ -51,12 +51,12 @@ pub async fn serve<H: Health>(listener: TcpListener, health: H) -> Infallible {
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let mut connections = JoinSet::new();
     let mut by_age = VecDeque::new();
-    static FAILED: Seldom = Seldom::new();
+    static FAILED: LogThrottle = LogThrottle::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                if let Some(left_out) = FAILED.may_tell() {
+                if let Some(left_out) = FAILED.allow() {
                     warn!(left_out, %error, "connection of a probe not accepted");
                 }
                 sleep(ACCEPT_PAUSE).await;

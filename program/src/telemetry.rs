@@ -22,7 +22,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long, at the end, the last lines may take to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between two lines of a kind that callers can bring about as often as they like.
-const SELDOM_INTERVAL: Duration = Duration::from_secs(1);
+const THROTTLE_INTERVAL: Duration = Duration::from_secs(1);
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
@@ -127,7 +127,7 @@ fn tell_of_dropped_lines(dropped: &ErrorCounter, stopped: &mpsc::Receiver<()>) {
 
 /// For lines that callers can bring about as often as they like: lets one through in an interval.
 #[derive(Debug)]
-pub struct Seldom {
+pub struct LogThrottle {
     interval: Duration,
     left: Mutex<Left>,
 }
@@ -138,10 +138,10 @@ struct Left {
     out: u64,
 }
 
-impl Seldom {
+impl LogThrottle {
     /// One a second. None has been let through yet.
     pub const fn new() -> Self {
-        Self::every(SELDOM_INTERVAL)
+        Self::every(THROTTLE_INTERVAL)
     }
 
     /// One in such an interval.
@@ -150,7 +150,7 @@ impl Seldom {
     }
 
     /// Whether a line may be written now, and then how many like it were left out since the last one.
-    pub fn may_tell(&self) -> Option<u64> {
+    pub fn allow(&self) -> Option<u64> {
         self.at(Instant::now())
     }
 
@@ -166,7 +166,7 @@ impl Seldom {
     }
 }
 
-impl Default for Seldom {
+impl Default for LogThrottle {
     fn default() -> Self {
         Self::new()
     }
@@ -206,14 +206,14 @@ mod tests {
 
     #[test]
     fn of_many_lines_one_a_second_is_told_with_the_number_of_the_others() {
-        let seldom = Seldom::new();
+        let throttle = LogThrottle::new();
         let start = Instant::now();
-        assert_eq!(seldom.at(start), Some(0));
+        assert_eq!(throttle.at(start), Some(0));
         for ms in [0, 1, 500, 999] {
-            assert_eq!(seldom.at(start + Duration::from_millis(ms)), None);
+            assert_eq!(throttle.at(start + Duration::from_millis(ms)), None);
         }
-        assert_eq!(seldom.at(start + SELDOM_INTERVAL), Some(4));
-        assert_eq!(seldom.at(start + 3 * SELDOM_INTERVAL), Some(0));
+        assert_eq!(throttle.at(start + THROTTLE_INTERVAL), Some(4));
+        assert_eq!(throttle.at(start + 3 * THROTTLE_INTERVAL), Some(0));
     }
 
     #[test]

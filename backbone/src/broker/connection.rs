@@ -10,7 +10,7 @@ use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{Client, Event, ReconnectToServer, ServerAddr, ServerError};
 use program::backoff::Backoff;
 use program::metrics;
-use program::telemetry::Seldom;
+use program::telemetry::LogThrottle;
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -324,7 +324,7 @@ fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-static COMPLAINTS: Seldom = Seldom::new();
+static COMPLAINTS: LogThrottle = LogThrottle::new();
 
 fn log(event: &Event) {
     match event {
@@ -335,7 +335,7 @@ fn log(event: &Event) {
         Event::SlowConsumer(_) => warn!(%event, "messages dropped, to be read from the log"),
         // One for each message that a user may not publish, and callers bring such messages about.
         Event::ServerError(_) => {
-            if let Some(left_out) = COMPLAINTS.may_tell() {
+            if let Some(left_out) = COMPLAINTS.allow() {
                 error!(%event, left_out, "broker");
             }
         }

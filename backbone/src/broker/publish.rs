@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use program::telemetry::Seldom;
+use program::telemetry::LogThrottle;
 use tokio::time::{Instant, timeout_at};
 use tracing::error;
 
@@ -21,7 +21,7 @@ const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a publish goes unanswered before that says something about the broker, and not about its caller's haste.
 const SUSPICIOUS: Duration = Duration::from_millis(500);
 
-static PERMANENT: Seldom = Seldom::every(Duration::from_secs(15));
+static PERMANENT: LogThrottle = LogThrottle::every(Duration::from_secs(15));
 
 /// What one publish brought.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ pub(crate) async fn publish(
             Outcome::TooLarge(format!("a message of {bytes} bytes is larger than the broker takes: {error}"))
         }
         Unpublished::Refused(Meaning::Permanent) => {
-            if let Some(left_out) = PERMANENT.may_tell() {
+            if let Some(left_out) = PERMANENT.allow() {
                 error!(stream, left_out, %error, "the broker refuses a message for good");
             }
             Outcome::Permanent(error.to_string())

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use program::backoff::Backoff;
 use program::metrics::{self, KeyValue};
-use program::telemetry::Seldom;
+use program::telemetry::LogThrottle;
 use tokio::time::Instant;
 use tracing::{error, info};
 
@@ -48,7 +48,7 @@ struct Full {
     probe_at: Instant,
     /// Whether a write is on its way that finds out.
     is_probed: bool,
-    said: Seldom,
+    said: LogThrottle,
 }
 
 impl Full {
@@ -75,7 +75,7 @@ impl Storage {
             full.is_probed = true;
             return Ok(());
         }
-        if let Some(left_out) = full.said.may_tell() {
+        if let Some(left_out) = full.said.allow() {
             error!(stream, reason = full.reason, left_out, "no storage space; writes are refused");
         }
         Err(full.reason.clone())
@@ -95,7 +95,7 @@ impl Storage {
             probes: 0,
             probe_at: now,
             is_probed: true,
-            said: Seldom::every(SAID_INTERVAL),
+            said: LogThrottle::every(SAID_INTERVAL),
         });
         // Many that were under way find the same at once.
         if std::mem::take(&mut full.is_probed) {
@@ -104,7 +104,7 @@ impl Storage {
         }
         full.seen = now;
         reason.clone_into(&mut full.reason);
-        if let Some(left_out) = full.said.may_tell() {
+        if let Some(left_out) = full.said.allow() {
             error!(stream, reason, left_out, "no storage space; writes are refused");
         }
         self.0.is_any_full.store(true, Ordering::Relaxed);

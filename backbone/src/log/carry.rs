@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
-use program::telemetry::Seldom;
+use program::telemetry::LogThrottle;
 use program::trace::TraceContext;
 use proto::orders::v1::OrderCarried;
 use proto::orders::v1::order_event::Detail;
@@ -34,7 +34,7 @@ const READ_ORDERS_MAX: usize = 64;
 /// Orders that are carried in a second, so that a million of them leave room for others.
 const CARRIES_PER_SECOND_MAX: u32 = 1000;
 // Whatever is wrong, it is perhaps the same with many orders.
-static NOT_CARRIED: Seldom = Seldom::every(Duration::from_secs(1));
+static NOT_CARRIED: LogThrottle = LogThrottle::every(Duration::from_secs(1));
 
 const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -214,14 +214,14 @@ impl OrderLog {
                 Err(
                     error @ (AppendError::TooLarge(_) | AppendError::Permanent(_) | AppendError::Refused(_)),
                 ) => {
-                    if let Some(left_out) = NOT_CARRIED.may_tell() {
+                    if let Some(left_out) = NOT_CARRIED.allow() {
                         let revision = current.order.revision;
                         error!(order_id = %id, revision, %error, left_out, "order not carried, it will expire");
                     }
                     return Ok(Outcome::Refused);
                 }
                 Err(AppendError::Gone) => {
-                    if let Some(left_out) = NOT_CARRIED.may_tell() {
+                    if let Some(left_out) = NOT_CARRIED.allow() {
                         let revision = current.order.revision;
                         error!(order_id = %id, revision, left_out, "order expired before it was carried");
                     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
-use program::telemetry::Seldom;
+use program::telemetry::LogThrottle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::select;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -76,15 +76,15 @@ fn accept_tcp(
     limit: Limit,
     draining: CancellationToken,
 ) -> impl Stream<Item = Accepted> {
-    static FULL: Seldom = Seldom::new();
-    static FAILED: Seldom = Seldom::new();
+    static FULL: LogThrottle = LogThrottle::new();
+    static FAILED: LogThrottle = LogThrottle::new();
     let Limit { connections_max, unauthenticated } = limit;
     let places = Arc::new(Semaphore::new(connections_max));
     unfold(
         (listener, places, unauthenticated, draining),
         async |(listener, places, unauthenticated, draining)| {
             if places.available_permits() == 0
-                && let Some(left_out) = FULL.may_tell()
+                && let Some(left_out) = FULL.allow()
             {
                 warn!(left_out, "as many connections as there may be; others have to wait");
             }
@@ -101,7 +101,7 @@ fn accept_tcp(
                 match listener.accept().await {
                     Ok((stream, _)) => break stream,
                     Err(error) => {
-                        if let Some(left_out) = FAILED.may_tell() {
+                        if let Some(left_out) = FAILED.allow() {
                             warn!(left_out, %error, "connection not accepted");
                         }
                         select! {

@@ -9,7 +9,7 @@ use backbone::broker::connection::Connection;
 use backbone::broker::streams::ORDERS;
 use backbone::log::ids::Revision;
 use program::backoff::Backoff;
-use program::telemetry::Seldom;
+use program::telemetry::LogThrottle;
 use stock::{BUCKET, Batch, CommitError, Presence, STREAM, Seen, Store, StoreError, is_known, stock_key};
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -28,14 +28,14 @@ pub(super) async fn open(
     config: &InventoryConfig,
     consumer: &str,
 ) -> Result<Store, StoreError> {
-    let (mut attempts, said) = (0, Seldom::every(SAID_INTERVAL));
+    let (mut attempts, said) = (0, LogThrottle::every(SAID_INTERVAL));
     loop {
         connection.up().await;
         match set_up(presence, &connection, config, consumer).await {
             Ok(opened) => return opened,
             Err(error) => {
                 attempts += 1;
-                if let Some(left_out) = said.may_tell() {
+                if let Some(left_out) = said.allow() {
                     warn!(error, attempts, left_out, "bucket {BUCKET} not ready, waiting for it");
                 }
                 sleep(RETRY.after(attempts)).await;

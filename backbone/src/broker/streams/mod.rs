@@ -12,7 +12,7 @@ use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamError, GetS
 use async_nats::jetstream::stream::Info;
 use async_nats::jetstream::{self, ErrorCode};
 use program::backoff::Backoff;
-use program::telemetry::Seldom;
+use program::telemetry::LogThrottle;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
@@ -112,7 +112,7 @@ async fn provision_one(
     waiting: impl Fn(String),
 ) -> Result<usize, ProvisionError> {
     let stream = layout.name;
-    let (mut attempts, said) = (0, Seldom::every(SAID_INTERVAL));
+    let (mut attempts, said) = (0, LogThrottle::every(SAID_INTERVAL));
     loop {
         if !connection.is_up() {
             waiting("not connected to NATS".to_owned());
@@ -122,7 +122,7 @@ async fn provision_one(
             Ok(Attempt::Done(replicas)) => return Ok(replicas),
             Ok(Attempt::Again(error)) => {
                 attempts += 1;
-                if let Some(left_out) = said.may_tell() {
+                if let Some(left_out) = said.allow() {
                     warn!(stream, error, attempts, left_out, "stream not ready, waiting for it");
                 }
                 waiting(format!("stream {stream} cannot be set up yet: {error}"));
