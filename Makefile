@@ -8,9 +8,9 @@ can_have = [ "$$CI" = true ] || { command -v $(1) || command -v go; } >/dev/null
 # Scenarios that cannot be run with least privilege, as arguments of the test binary.
 LEAST_PRIVILEGE_SKIPS := $$(sed -n 's/^\([a-z_:]*\) .*/--skip \1/p' tests/least-privilege.skip)
 # All but the tests.
-PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor
+PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor -p waybill-payment-sandbox
 
-.PHONY: help run observe test least-privilege soak upgrade golden lint breaking version rules lint-deploy bench release
+.PHONY: help run observe test least-privilege soak upgrade golden lint prose breaking version rules lint-deploy bench release
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -62,10 +62,11 @@ golden: ## write what this version stores into tests/golden, once for each versi
 	cargo build --workspace --locked && \
 	cargo test --workspace --locked --test scenarios -- --include-ignored --exact golden::write::write
 
-lint: version rules breaking ## check format, code, contract, dependencies, version, rules and all of lint-deploy
+lint: version prose rules breaking ## check format, prose, code, contract, dependencies, version, rules and all of lint-deploy
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	rustfmt --check --edition 2024 tests/fourth-step/fraud/src/main.rs
+	@tools/check-imports
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@buf=$$(tools/install buf) && set -x && "$$buf" lint
 	@deny=$$(tools/install cargo-deny) && set -x && "$$deny" --locked check --hide-inclusion-graph bans licenses sources
@@ -88,6 +89,10 @@ breaking: ## check that the contract breaks nobody who uses that of the last rel
 	fi; \
 	buf=$$(tools/install buf) && set -x && \
 	git archive "$$tag" buf.yaml proto | "$$buf" breaking --against '-#format=tar'
+
+prose: ## check the English of documentation and of doc comments
+	@tools/prose --self-test
+	@tools/prose
 
 version: ## check that everything has the version of Cargo.toml
 	@tools/check-version

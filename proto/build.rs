@@ -1,10 +1,10 @@
 //! Compiles the protos with protox (no protoc) into message types, clients, servers, and the descriptor sets that
-//! gRPC reflection serves: one for each address that serves a part of them.
+//! gRPC reflection serves, one for each address.
 
 use std::error::Error;
 use std::path::PathBuf;
 
-/// Descriptor sets, and what is in them.
+/// Descriptor sets and their protos.
 const SETS: [(&str, &[&str]); 3] = [
     ("orders.bin", &["orders/v1/order_service.proto"]),
     ("operations.bin", &["operations/v1/dead_letter_service.proto", "inventory/v1/stock_service.proto"]),

@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use backbone::config::parse_addr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use processor::inventory::Stock;
+use program::config::parse_addr;
 use proto::orders::v1::OrderStatus;
 use tonic::transport::Uri;
 
@@ -19,25 +19,9 @@ use crate::provision::ProvisionArgs;
 use crate::render;
 use crate::stock::StockArgs;
 use crate::tls::Tls;
-use crate::usage::parse_timeout;
+use crate::usage::{CONNECTION, parse_timeout};
 
-/// Where `--help` shows the options that each command has.
-pub(crate) const CONNECTION: &str = "Connection";
-
-/// How a gateway's service for operators is reached.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Operators {
-    /// The gateway's address for operators.
-    #[arg(long, env = "WAYBILL_OPERATIONS", default_value = "http://127.0.0.1:50053", global = true,
-          value_name = "URL", value_parser = parse_address, help_heading = CONNECTION)]
-    pub(crate) operations: Uri,
-    #[command(flatten)]
-    pub(crate) tls: Tls,
-    #[command(flatten)]
-    pub(crate) credential: Credential,
-}
-
-/// Orders that never get lost: run Waybill on this machine, place orders and watch them.
+/// Order processing that loses nothing: run Waybill on this machine, place orders and watch them.
 #[derive(Debug, Parser)]
 #[command(name = "waybill", version)]
 pub(crate) struct Args {
@@ -49,24 +33,23 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Run broker, gateway, processors and a payment sandbox on this machine, and place sample orders.
     ///
-    /// The programs take the settings that are not listed here from the environment. Not so those that follow from
-    /// how they are run: NATS_URL, LOG_FORMAT (their logs are read), DRAIN_TIMEOUT and PAYMENT_SANDBOX_DATA are set,
-    /// and NATS_CREDS, NATS_TLS_CA, NATS_TLS_CERT, NATS_TLS_KEY, ORDERS_REPLICAS, TLS_CERT, TLS_KEY, TLS_CLIENT_CA,
-    /// TLS_CLIENT_OPTIONAL and TLS_CLIENTS_FILE unset. Whatever RUST_LOG says, they log that they have started.
-    /// With --observe OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_PROTOCOL and OTEL_METRICS_EXPORTER are set too,
-    /// and if they are not there OTEL_TRACES_SAMPLER and OTEL_BSP_SCHEDULE_DELAY; OTEL_SDK_DISABLED,
-    /// OTEL_TRACES_EXPORTER, OTEL_EXPORTER_OTLP_HEADERS and OTEL_EXPORTER_OTLP_TRACES_* are unset. The processors' own
-    /// OPS_ADDR is a free port of 127.0.0.1.
+    /// The programs take other settings from the environment. This command sets NATS_URL, LOG_FORMAT, DRAIN_TIMEOUT
+    /// and PAYMENT_SANDBOX_DATA. It unsets NATS_CREDS, NATS_TLS_CA, NATS_TLS_CERT, NATS_TLS_KEY, ORDERS_REPLICAS,
+    /// TLS_CERT, TLS_KEY, TLS_CLIENT_CA, TLS_CLIENT_OPTIONAL and TLS_CLIENTS_FILE. The programs always log that they
+    /// have started. --observe also sets OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_PROTOCOL and
+    /// OTEL_METRICS_EXPORTER, and as defaults OTEL_TRACES_SAMPLER and OTEL_BSP_SCHEDULE_DELAY. It unsets
+    /// OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER, OTEL_EXPORTER_OTLP_HEADERS and OTEL_EXPORTER_OTLP_TRACES_*. The
+    /// OPS_ADDR of each processor is a free port of 127.0.0.1.
     Dev(DevArgs),
     /// Place, read, list, watch and cancel orders.
     Order(OrderArgs),
-    /// List, show, redrive and discard what the steps have given up: for operators.
+    /// List, show, redrive and discard dead letters: for operators.
     DeadLetter(DeadLetterArgs),
-    /// List the stock, put units in, take units out, set them, and release what lost orders hold: for operators.
+    /// List, add, remove and set stock, and release reservations of lost orders: for operators.
     Stock(StockArgs),
-    /// Make the streams, the bucket and the consumers at the broker, so that the programs need no right to.
+    /// Create the streams, the bucket and the consumers at the broker, so that the programs need no right to.
     Provision(Box<ProvisionArgs>),
-    /// Ask a gateway, a processor or the payment sandbox whether it is well. The exit code is 0 only if it is.
+    /// Check a gateway, a processor or the payment sandbox. The exit code is 0 only if it is healthy.
     Health(HealthArgs),
     /// Become a program that dies with its parent.
     #[command(hide = true)]
@@ -75,17 +58,17 @@ pub(crate) enum Command {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct DevArgs {
-    /// How many sample orders to place.
+    /// Number of sample orders.
     #[arg(long, env = "WAYBILL_ORDERS", default_value = "10", value_name = "N",
           value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub(crate) orders: u32,
-    /// Stop everything once the sample orders are finished. The exit code is 0 only if all of them are.
+    /// Stop once the sample orders have finished. The exit code is 0 only if all of them have.
     #[arg(long)]
     pub(crate) exit: bool,
-    /// How long the sample orders may take, 1ms-1d.
+    /// Deadline of the sample orders, 1ms-1d.
     #[arg(long, env = "WAYBILL_TIMEOUT", default_value = "60s", value_parser = parse_timeout)]
     pub(crate) timeout: humantime::Duration,
-    /// Where the broker's data, the payment sandbox's and all logs are kept, also between runs.
+    /// Folder of the broker's and payment sandbox's data and of all logs, kept between runs.
     #[arg(long, env = "WAYBILL_DATA_DIR", default_value = ".waybill")]
     pub(crate) data_dir: PathBuf,
     /// The nats-server to run, 2.12 or newer: a path, or a name on PATH.
@@ -94,22 +77,22 @@ pub(crate) struct DevArgs {
     /// The broker's port on 127.0.0.1. 0 takes a free one.
     #[arg(long, env = "WAYBILL_NATS_PORT", default_value = "4222", value_name = "PORT")]
     pub(crate) nats_port: u16,
-    /// Where the gateway serves gRPC. Port 0 takes a free one.
+    /// Address of the gateway's gRPC port. Port 0 takes a free one.
     #[arg(long, env = "GRPC_ADDR", default_value = "127.0.0.1:50051", value_parser = parse_addr)]
     pub(crate) grpc_addr: SocketAddr,
-    /// Where the gateway serves its health over HTTP. Port 0 takes a free one.
+    /// Address of the gateway's HTTP port. Port 0 takes a free one.
     #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464", value_parser = parse_addr)]
     pub(crate) ops_addr: SocketAddr,
-    /// Where the gateway serves operators. Port 0 takes a free one.
+    /// Address of the gateway for operators. Port 0 takes a free one.
     #[arg(long, env = "OPERATIONS_ADDR", default_value = "127.0.0.1:50053", value_parser = parse_addr)]
     pub(crate) operations_addr: SocketAddr,
-    /// Where the payment sandbox serves gRPC. Port 0 takes a free one.
+    /// Address of the payment sandbox. Port 0 takes a free one.
     #[arg(long, env = "PAYMENT_SANDBOX_ADDR", default_value = "127.0.0.1:50052", value_parser = parse_addr)]
     pub(crate) payment_sandbox_addr: SocketAddr,
     /// The payment service to use instead of a payment sandbox.
     #[arg(long, env = "PAYMENT_URL", value_name = "URL")]
     pub(crate) payment_url: Option<String>,
-    /// Run Jaeger and Prometheus too, and have them see all programs.
+    /// Run Jaeger and Prometheus too, for all programs.
     #[arg(long)]
     pub(crate) observe: bool,
     /// The Jaeger 2 to run with --observe: a path, or a name on PATH or in .tools/bin.
@@ -124,7 +107,7 @@ pub(crate) struct DevArgs {
     /// The port of Prometheus on 127.0.0.1. 0 takes a free one.
     #[arg(long, env = "WAYBILL_PROMETHEUS_PORT", default_value = "9090", value_name = "PORT")]
     pub(crate) prometheus_port: u16,
-    /// The stock to begin with. SKUs that exist keep the count they have. Unset: that of the sample orders.
+    /// Initial stock. Existing SKUs keep their count. Unset: that of the sample orders.
     #[arg(long, env = "STOCK", value_name = "SKU=COUNT,...", value_parser = parse_stock)]
     pub(crate) stock: Option<String>,
     #[command(flatten)]
@@ -154,25 +137,25 @@ pub(crate) enum OrderCommand {
         /// The order's id, as `place` shows it.
         order_id: String,
     },
-    /// Follow an order until it is finished.
+    /// Watch an order until it is finished.
     Watch {
         /// The order's id, as `place` shows it.
         order_id: String,
-        /// Show only what happened after this revision.
+        /// Show only events after this revision.
         #[arg(long, default_value = "0", value_name = "REVISION")]
         after_revision: u64,
     },
-    /// Cancel an order that has not ended, and have undone what was done for it.
+    /// Cancel an order that has not ended; its stock is released and its payment refunded.
     Cancel {
         /// The order's id, as `place` shows it.
         order_id: String,
-        /// Why, for the record.
+        /// The reason, for the record.
         #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
         message: String,
     },
-    /// List a customer's orders, newest first: when each was created, its id, and where it stands.
+    /// List a customer's orders, newest first: creation time, id and status.
     List(ListArgs),
-    /// List what happened to an order, oldest first.
+    /// List an order's events, oldest first.
     Events {
         /// The order's id, as `place` shows it.
         order_id: String,
@@ -186,31 +169,31 @@ pub(crate) enum OrderCommand {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct PlaceArgs {
-    /// Who orders.
+    /// The customer's id.
     #[arg(long, value_name = "ID")]
     pub(crate) customer: String,
-    /// What is ordered: SKU, quantity, and the price of one unit in minor units (cents). Repeat it for more.
+    /// An item: SKU, quantity, and the price of one unit in minor units (cents). Several are allowed.
     #[arg(long = "item", required = true, value_name = "SKU:QUANTITY:PRICE", value_parser = parse_item)]
     pub(crate) items: Vec<Item>,
     /// The currency of all prices.
     #[arg(long, default_value = "EUR")]
     pub(crate) currency: String,
-    /// Names this request: repeated with the same name and items it answers with the same order.
+    /// Identifies this request: a retry with the same id and items returns the same order.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "ID")]
     pub(crate) request_id: String,
-    /// Then follow the order until it is finished.
+    /// Watch the order until it is finished.
     #[arg(long)]
     pub(crate) watch: bool,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ListArgs {
-    /// Whose orders.
+    /// The customer's id.
     pub(crate) customer_id: String,
-    /// Only orders that stand here. Repeat it for more.
+    /// Only orders with this status. Several are allowed.
     #[arg(long = "status", value_name = "STATUS", ignore_case = true, value_parser = status_parser())]
     pub(crate) statuses: Vec<OrderStatus>,
-    /// At most so many orders.
+    /// Maximum number of orders.
     #[arg(long, default_value = "50", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
 }

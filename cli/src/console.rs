@@ -2,29 +2,29 @@
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
+use program::plain_text::is_plain;
+
 /// Text from elsewhere as it may be shown in a line: what would do something to the terminal, or to the line, instead
 /// of being read is escaped.
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                plain.extend(c.escape_unicode());
-            }
+            c if is_plain(c) => plain.push(c),
             c if c.is_control() => plain.extend(c.escape_default()),
-            c => plain.push(c),
+            c => plain.extend(c.escape_unicode()),
         }
     }
     plain
 }
 
-/// Lines of ours, in each of which all is plain.
+/// Lines without terminal control characters.
 fn plain_lines(lines: &str) -> String {
     lines.split('\n').map(plain).collect::<Vec<_>>().join("\n")
 }
 
-/// Writes lines of an answer. The error is the caller's to return: whoever read may have gone (`| head`), and
-/// then there is no point in going on.
+/// Writes lines of an answer. The caller returns the error: the reader may be gone (`| head`), and then the command
+/// ends.
 pub(crate) fn answer(lines: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{}", plain_lines(lines))?;
@@ -41,7 +41,7 @@ pub(crate) fn reader_is_gone(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
-/// Writes lines about what is under way. `dev` goes on when nobody reads them any more.
+/// Writes progress lines. `dev` continues without a reader.
 pub(crate) fn tell(lines: &str) {
     drop(answer(lines));
 }

@@ -1,10 +1,10 @@
-//! Who calls: the API key or the token that goes with every call. It is never shown, not even when it is no good.
+//! The credential: the API key or token of every call. It is never shown, even if it is invalid.
 
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
-use crate::args::CONNECTION;
+use crate::usage::CONNECTION;
 
 /// Metadata that carries an API key.
 const API_KEY: &str = "x-api-key";
@@ -14,12 +14,11 @@ const TOKEN: &str = "authorization";
 /// What the gateway is shown, if it asks for something.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Credential {
-    /// The API key, for a gateway that asks for one. Other users of this machine can read a flag, but not the
-    /// variable.
+    /// API key. Other users of this machine can read a flag, but not the variable.
     #[arg(long, env = "WAYBILL_API_KEY", hide_env_values = true, global = true, value_name = "KEY", help_heading = CONNECTION,
           value_parser = secret(""))]
     api_key: Option<AsciiMetadataValue>,
-    /// The token (JWT), for a gateway that asks for one. The same goes for it.
+    /// Token (JWT). Other users of this machine can read a flag, but not the variable.
     #[arg(long, env = "WAYBILL_TOKEN", hide_env_values = true, global = true, value_name = "TOKEN", help_heading = CONNECTION,
           value_parser = secret("Bearer "))]
     token: Option<AsciiMetadataValue>,

@@ -21,15 +21,15 @@ use crate::usage::{Unusable, parse_timeout};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct HealthArgs {
-    /// Whom to ask: with a path over HTTP, as in http://127.0.0.1:9464/readyz, where 200 is well; without one over gRPC
-    /// (grpc.health.v1).
+    /// The address to check: with a path over HTTP, such as http://127.0.0.1:9464/readyz, where 200 is healthy;
+    /// without one over gRPC (grpc.health.v1).
     #[arg(env = "WAYBILL_HEALTH", default_value = "http://127.0.0.1:50051", value_name = "URL",
           value_parser = parse_address)]
     url: Uri,
     /// The gRPC service to ask about, such as orders.v1.OrderService. Unset: the server as a whole.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     service: String,
-    /// How long the answer may take, 1ms-1d.
+    /// Deadline, 1ms-1d.
     #[arg(long, default_value = "2s", value_name = "TIME", value_parser = parse_timeout)]
     timeout: humantime::Duration,
     #[command(flatten)]

@@ -4,20 +4,20 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use backbone::access::BrokerConfig;
-use backbone::config::duration;
-use backbone::connection::Connection;
+use backbone::broker::connection::Connection;
+use backbone::broker::credentials::BrokerConfig;
+use backbone::broker::streams::StreamConfig;
 use backbone::log::acknowledge_loss;
-use backbone::stream::StreamConfig;
-use backbone::telemetry::{self, TelemetryConfig};
 use processor::config::ACK_WAIT;
 use processor::provision::provision;
+use program::config::duration;
+use program::telemetry::{self, TelemetryConfig};
 use tokio::time::timeout;
 
 use crate::console;
 use crate::usage::parse_timeout;
 
-/// Who makes it, as the broker's operator sees it; also part of the inbox that this user needs.
+/// The name of the provisioner at the broker; also part of the inbox that this user needs.
 const NAME: &str = "provisioner";
 
 #[derive(Debug, clap::Args)]
@@ -26,14 +26,14 @@ pub(crate) struct ProvisionArgs {
     broker: BrokerConfig,
     #[command(flatten)]
     stream: StreamConfig,
-    /// How long the broker waits for a sign of life about an order before it gives it to another worker: what the
-    /// processors have. 100ms-1d.
+    /// How long the broker waits for an acknowledgement or a sign of progress before it redelivers a message, as for
+    /// the processors, 100ms-1d.
     #[arg(long, env = "ACK_WAIT", default_value = "10s", value_name = "TIME", value_parser = duration(ACK_WAIT))]
     ack_wait: Duration,
-    /// How long all of it may take, 1ms-1d.
+    /// Deadline, 1ms-1d.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = parse_timeout)]
     timeout: humantime::Duration,
-    /// Also acknowledge that the order log has lost events: the alert WaybillLogLost ends, in every program.
+    /// Also acknowledge lost events of the order log, which ends the alert WaybillLogLost.
     #[arg(long)]
     acknowledge_loss: bool,
     #[command(flatten)]
@@ -63,7 +63,7 @@ pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
     )?)
 }
 
-/// The one line that somebody reads: what could not be done, the cause as far as it is known, and what to do about it.
+/// The one line for the operator: the failure, its cause as far as known, and the fix.
 fn not_done(connection: &Connection, timeout: humantime::Duration, why: &str) -> anyhow::Error {
     if !connection.is_up() {
         return anyhow!("not done within {timeout}: {}", connection.away());

@@ -1,21 +1,21 @@
-//! Whom a connection trusts, and what it shows of itself, where the gateway speaks TLS.
+//! The authorities that a connection trusts, and its client certificate, for gateways with TLS.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use backbone::config::read_file;
+use program::config::read_file;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Uri};
 
-use crate::args::CONNECTION;
+use crate::usage::CONNECTION;
 use crate::usage::Unusable;
 
 /// The files.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Tls {
-    /// Certificate authorities to trust (PEM), in place of the system's own.
+    /// Certificate authorities to trust (PEM), instead of the system's.
     #[arg(long, env = "WAYBILL_CA", global = true, value_name = "PATH", help_heading = CONNECTION)]
     ca: Option<PathBuf>,
-    /// Client certificate (PEM), for a gateway that asks for one.
+    /// Client certificate (PEM).
     #[arg(long, env = "WAYBILL_CERT", global = true, value_name = "PATH", help_heading = CONNECTION)]
     cert: Option<PathBuf>,
     /// Key of the client certificate (PEM).
@@ -44,7 +44,7 @@ impl Tls {
         endpoint.tls_config(tls).context("the certificates cannot be used")
     }
 
-    /// Whoever names certificates does not expect to talk in the clear.
+    /// Certificates are rejected for an address without TLS.
     pub(crate) fn check_unused(&self, address: &Uri) -> Result<(), Unusable> {
         if self.ca.is_some() || self.cert.is_some() || self.key.is_some() {
             return Err(Unusable(format!(

@@ -1,43 +1,44 @@
 //! How safely the broker keeps what it has acknowledged, and whether that is enough.
 //!
-//! STREAM.INFO says on how many servers the order log is, and whether on disk. Whether a server writes each message
-//! through to its disk before it acknowledges it (`sync_interval: always`) it tells at its monitoring port alone, so
-//! that is asked where NATS_MONITOR_URL names it. What is not known counts as no.
+//! STREAM.INFO reports on how many servers the order log is, and whether on disk. Only a server's monitoring port shows
+//! whether it syncs each message before it acknowledges it (`sync_interval: always`), so NATS_MONITOR_URL is read. An
+//! unknown value counts as no.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
-use backbone::config::has_usable_port;
-use backbone::otlp::Http;
-use backbone::stream::StreamState;
-use bytes::Bytes;
+use backbone::broker::streams::StreamState;
 use clap::ValueEnum;
 use futures::future::join_all;
-use http::{Request, Uri};
+use http::Uri;
+use program::config::has_usable_port;
 use serde::Deserialize;
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::transport::http_client::HttpClient;
+
 /// Copies of the log of which a majority survives the loss of a server, its disk and its power.
 const REPLICAS_SAFE: usize = 3;
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest answer: a server's `/varz`.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// What is asked of the broker.
+/// Requests to the broker.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DurabilityConfig {
-    /// What the broker has to guarantee: `strict` takes orders only while the order log is on three servers at least,
-    /// or each write goes through to the disk. `any` takes them in any case, and says what is guaranteed.
+    /// Required durability. `strict` accepts orders only while the order log is on at least three servers, or each
+    /// write is synced to the disk. `any` always accepts them, and reports the durability.
     #[arg(long, env = "DURABILITY", default_value = "any")]
     pub(crate) durability: Wanted,
-    /// Monitoring ports of the broker's servers, such as `http://nats:8222`, separated by commas: they alone tell
-    /// whether each write goes through to the disk. Needs all servers that hold the order log. Unset: it is taken not
-    /// to.
+    /// Monitoring ports of all servers with the order log, such as `http://nats:8222`, separated by commas. Only they
+    /// show whether each write is synced. Unset: it counts as not synced.
     #[arg(long, env = "NATS_MONITOR_URL", hide_env_values = true, value_delimiter = ',', value_parser = monitor)]
     pub(crate) nats_monitor_url: Vec<Uri>,
 }
 
-/// How much is asked for.
+/// The required durability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Wanted {
     Any,
@@ -107,11 +108,11 @@ impl fmt::Display for Level {
 /// Asks the monitoring ports.
 #[derive(Debug)]
 pub(crate) struct Monitors {
-    http: Http,
+    http: HttpClient,
     urls: Vec<Uri>,
 }
 
-/// What a server says of itself, as far as it matters.
+/// The relevant part of a server's `/varz`.
 #[derive(Deserialize)]
 struct Varz {
     server_name: String,
@@ -135,7 +136,11 @@ impl Monitors {
     /// Fails if the system's certificates cannot be read.
     pub(crate) fn new(config: &DurabilityConfig) -> std::io::Result<Option<Self>> {
         let urls = config.nats_monitor_url.clone();
-        if urls.is_empty() { Ok(None) } else { Ok(Some(Self { http: Http::new()?, urls })) }
+        if urls.is_empty() {
+            Ok(None)
+        } else {
+            Ok(Some(Self { http: HttpClient::new(ANSWER_BYTES_MAX)?, urls }))
+        }
     }
 
     /// The names of the servers that answer, and whether each of them writes through.
@@ -150,14 +155,11 @@ impl Monitors {
     }
 
     async fn ask_one(&self, url: &Uri) -> Result<(String, bool), String> {
-        let path = format!("{}/varz", url.to_string().trim_end_matches('/'));
-        let request = Request::get(path).body(Bytes::new()).map_err(|error| error.to_string())?;
-        let answer = self.http.send(request).await.map_err(|error| error.to_string())?;
+        let uri = format!("{}/varz", url.to_string().trim_end_matches('/'));
+        let uri = uri.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
         // An error's page, or another address, says nothing of this server.
-        if !answer.status().is_success() {
-            return Err(format!("answered {}", answer.status()));
-        }
-        let varz: Varz = serde_json::from_slice(answer.body()).map_err(|error| error.to_string())?;
+        let answer = self.http.get(uri).await.map_err(|error| format!("{error:#}"))?;
+        let varz: Varz = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
         Ok((varz.server_name, varz.jetstream.config.sync_always))
     }
 }

@@ -1,4 +1,4 @@
-//! A panic is a fault of ours: one call is answered with INTERNAL, and the others go on.
+//! A panic is an internal error: one call is answered with INTERNAL, and the others continue.
 
 use std::any::Any;
 
@@ -7,8 +7,7 @@ use tonic::body::Body;
 use tower_http::catch_panic::{CatchPanicLayer, ResponseForPanic};
 use tracing::error;
 
-use crate::errors;
-use crate::fault::Refusal;
+use crate::errors::{self, Refusal};
 
 /// Answers for a handler that panicked.
 #[derive(Clone, Copy, Debug)]

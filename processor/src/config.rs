@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use backbone::access::BrokerConfig;
-use backbone::config::{DAY, duration, parse_addr};
-use backbone::stream::StreamConfig;
-use backbone::telemetry::TelemetryConfig;
+use backbone::broker::credentials::BrokerConfig;
+use backbone::broker::streams::StreamConfig;
 use clap::Parser;
+use program::config::{DAY, duration, parse_addr};
+use program::telemetry::TelemetryConfig;
 
 /// What ACK_WAIT may be. A third of it is how often a worker gives its sign of life.
 pub const ACK_WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=DAY;
@@ -18,28 +18,27 @@ const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// Settings that every processor has.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ProcessorConfig {
-    /// Orders that this process works on at the same time, 1-1000, a probe apart. With 1, an order that fails alone has
-    /// a place of its own beside it. Unset: what suits the step, which is 10, and for inventory, whose workers share
-    /// their commits, 128.
+    /// Orders that this process works on at once, 1-1000, plus one probe. With 1, an order that fails alone has a
+    /// worker of its own. Unset: 10, and 128 for inventory, whose workers share their commits.
     #[arg(long, env = "WORKER_POOL_SIZE", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub worker_pool_size: Option<u16>,
-    /// How long the broker waits for a sign of life about an order before it gives it to another worker,
+    /// How long the broker waits for an acknowledgement or a sign of progress before it redelivers a message,
     /// 100ms-1d.
     #[arg(long, env = "ACK_WAIT", default_value = "10s", value_parser = duration(ACK_WAIT))]
     pub ack_wait: Duration,
-    /// How long one attempt at an order may take, 1s-1d.
+    /// Deadline of one attempt at an order, 1s-1d.
     #[arg(long, env = "ATTEMPT_TIMEOUT", default_value = "30s",
           value_parser = duration(ATTEMPT_TIMEOUT_MIN..=DAY))]
     pub attempt_timeout: Duration,
-    /// Attempts at an order that may fail before it is parked as a dead letter, 1-100. One that fails because what
-    /// the step depends on is away for every order does not count.
+    /// Failed attempts after which an order is parked as a dead letter, 1-100. Attempts during an outage of the
+    /// dependency do not count.
     #[arg(long, env = "MAX_ATTEMPTS", default_value = "10", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub max_attempts: u8,
-    /// Where to serve /livez, /readyz, /health and /metrics over HTTP. Port 0 takes a free one, which is logged. Unset:
-    /// nowhere.
+    /// Address of the HTTP port with /livez, /readyz, /health and /metrics. Port 0 takes a free one, which is logged.
+    /// Unset: not served.
     #[arg(long, env = "OPS_ADDR", value_parser = parse_addr)]
     pub ops_addr: Option<SocketAddr>,
-    /// How long running work may take to end after SIGTERM, 0s-1d.
+    /// How long running work may take after SIGTERM, 0s-1d.
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_parser = duration(Duration::ZERO..=DAY))]
     pub drain_timeout: Duration,
     #[allow(missing_docs, reason = "documented at its type")]

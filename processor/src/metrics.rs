@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use backbone::consumer::Lost;
-use backbone::metrics::{self, Counter, Histogram, KeyValue, seconds};
+use backbone::consumer::ConsumerError;
+use program::metrics::{self, Counter, Histogram, KeyValue, seconds};
 
-/// Fingerprints that are told apart; the letters of others are counted together.
+/// Fingerprints counted one by one; the dead letters of others are counted together.
 const FINGERPRINTS_MAX: usize = 100;
 const OTHER: &str = "other";
 const STEP_DOWN_OUTCOMES: [&str; 3] = ["done", "not_allowed", "failed"];
@@ -83,7 +83,7 @@ pub(crate) fn postponed(step: &'static str, reason: &'static str) {
     POSTPONED.add(1, &[of(step), KeyValue::new("reason", reason)]);
 }
 
-/// How many orders are known to fail alone, whenever somebody looks.
+/// How many orders are known to fail alone, at each collection.
 pub(crate) fn alone(step: &'static str, count: impl Fn() -> usize + Send + Sync + 'static) {
     metrics::gauge(
         "waybill.step.alone",
@@ -93,19 +93,19 @@ pub(crate) fn alone(step: &'static str, count: impl Fn() -> usize + Send + Sync 
 }
 
 /// The consumer is lost.
-pub(crate) fn reopened(step: &'static str, lost: &Lost) {
+pub(crate) fn reopened(step: &'static str, lost: &ConsumerError) {
     let cause = match lost {
-        Lost::Stuck { .. } => "stuck",
-        Lost::Silent => "silent",
-        Lost::Edited { .. } => "edited",
-        Lost::Led => "leader",
-        Lost::Refused(_) => "refused",
-        Lost::Closed => "closed",
+        ConsumerError::Stuck { .. } => "stuck",
+        ConsumerError::Silent => "silent",
+        ConsumerError::Edited { .. } => "edited",
+        ConsumerError::Led => "leader",
+        ConsumerError::Refused(_) => "refused",
+        ConsumerError::Closed => "closed",
     };
     REOPENED.add(1, &[of(step), KeyValue::new("cause", cause)]);
 }
 
-/// The consumer's leader was asked to step down.
+/// A step-down of the consumer's leader was requested.
 pub(crate) fn stepped_down(step: &'static str, outcome: &'static str) {
     STEP_DOWNS.add(1, &[of(step), KeyValue::new("outcome", outcome)]);
 }

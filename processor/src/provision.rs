@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use backbone::backoff::Backoff;
-use backbone::connection::Connection;
+use backbone::broker::connection::Connection;
+use backbone::broker::streams::{self, StreamConfig};
 use backbone::consumer::Consumer;
-use backbone::stream::{self, StreamConfig};
+use program::backoff::Backoff;
 use thiserror::Error;
 use tokio::time::sleep;
 
@@ -22,21 +22,21 @@ const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Durati
 pub enum ProvisionError {
     /// One of the streams.
     #[error(transparent)]
-    Stream(#[from] stream::ProvisionError),
+    Stream(#[from] streams::ProvisionError),
     /// The bucket.
     #[error(transparent)]
     Bucket(#[from] StoreError),
 }
 
-/// Makes sure that everything is there, waiting for the broker as long as it takes. `waiting` is told what for. May be
-/// repeated at any time: what is there already is left as it is, or completed.
+/// Ensures that everything exists, and waits for the broker without a deadline. `waiting` receives the cause. Safe to
+/// run at any time: existing parts are left as they are, or completed.
 pub async fn provision(
     connection: &Connection,
     config: &StreamConfig,
     ack_wait: Duration,
     waiting: impl Fn(String),
 ) -> Result<(), ProvisionError> {
-    stream::provision(connection, config, &waiting).await?;
+    streams::provision(connection, config, &waiting).await?;
     inventory::provision(connection, &waiting).await?;
     let consumers = [
         step::consumer::<Inventory>(ack_wait),

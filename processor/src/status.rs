@@ -1,16 +1,16 @@
-//! How a processor is: for probes, and for what is measured when somebody looks.
+//! The state of a processor, for probes and metrics.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use backbone::connection::Connection;
-use backbone::lag::{Behind, Lag};
+use backbone::broker::connection::Connection;
+use backbone::broker::streams::PROVISION;
+use backbone::consumer::lag::{Behind, Lag};
 use backbone::log::{Backlog, OrderLog};
-use backbone::metrics::{age, gauge, seconds};
-use backbone::ops::Health;
-use backbone::stream::PROVISION;
+use program::metrics::{age, gauge, seconds};
+use program::ops::Health;
 use tokio::join;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
@@ -48,7 +48,7 @@ struct Known {
     in_flight: AtomicUsize,
     breaker: AtomicU8,
     last_delivery: Mutex<Instant>,
-    /// `None` while it cannot be asked: nothing is said then rather than something old.
+    /// `None` while it cannot be read: missing rather than old.
     backlog: Mutex<Option<Backlog>>,
     /// How far the consumer's leader lags behind the log. `None` as above.
     lag: Mutex<Option<Lagging>>,

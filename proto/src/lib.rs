@@ -1,5 +1,7 @@
-//! The contract: message types, clients and servers made of the `.proto` files beside this crate.
-//! What a field means, and its limits, is said there.
+//! The contract: message types, clients and servers generated from the `.proto` files beside this crate, which document each
+//! field and its limits.
+
+use tonic::Code;
 
 /// Orders: the public service, the order and its stored events.
 pub mod orders {
@@ -15,9 +17,9 @@ pub mod orders {
     }
 }
 
-/// Payments: what the payment step calls, and how the sandbox that stands in for it is told what to do.
+/// Payments: the service that the payment step calls, and the controls of the sandbox.
 pub mod payments {
-    /// Version 1 of what the payment step calls.
+    /// Version 1 of the payment service.
     #[allow(
         missing_docs,
         clippy::all,
@@ -27,9 +29,12 @@ pub mod payments {
     pub mod v1 {
         tonic::include_proto!("payments.v1");
     }
+
+    /// What the ids of customers begin with whom a sandbox declines, so that a declined payment can be tried out.
+    pub const DECLINED_PREFIX: &str = "declined";
 }
 
-/// Operations: dead letters, and what operators do about them.
+/// Operations: dead letters and their redrive.
 pub mod operations {
     /// Version 1 of the operators' API.
     #[allow(
@@ -63,3 +68,26 @@ pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/orde
 pub const OPERATIONS_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/operations.bin"));
 /// The compiled `FileDescriptorSet` of what the payment sandbox serves, for gRPC reflection.
 pub const PAYMENTS_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/payments.bin"));
+
+/// A gRPC status code as the specification spells it.
+pub fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
-use backbone::backoff::Backoff;
-use backbone::connection::Connection;
-use backbone::direct_get::ReadError;
-use backbone::leader_get;
+use backbone::broker::connection::Connection;
+use backbone::broker::direct_get::ReadError;
+use backbone::broker::leader_get;
+use backbone::broker::meaning::{Meaning, meaning};
+use backbone::broker::streams::{self, ORDERS, PROVISION};
 use backbone::log::has_ever_lost_events;
-use backbone::meaning::{Meaning, meaning};
-use backbone::stream::{self, ORDERS, PROVISION};
-use backbone::subjects::{self, EventKind};
+use backbone::log::subjects::{self, EventKind};
+use program::backoff::Backoff;
 use thiserror::Error;
 use tokio::time::sleep;
 use tracing::info;
@@ -47,8 +47,8 @@ pub(crate) async fn has_reserved(connection: &Connection) -> Result<bool, ReadEr
     Ok(reserved.is_some())
 }
 
-/// Makes sure that the bucket is there, waiting for the broker and for the order log as long as it takes. `waiting` is told
-/// what for.
+/// Ensures that the bucket exists, and waits for the broker and the order log without a deadline. `waiting` receives
+/// the cause.
 pub async fn provision(connection: &Connection, waiting: impl Fn(String)) -> Result<(), StoreError> {
     let mut attempts = 0;
     loop {
@@ -72,7 +72,7 @@ pub async fn provision(connection: &Connection, waiting: impl Fn(String)) -> Res
     }
 }
 
-/// Takes from a bucket that an earlier version made what we do not use: that one message of whoever may write to it can
+/// Removes a feature that Waybill does not use from a bucket of an earlier version: one message of a writer could
 /// remove all others.
 async fn forbid_rollup(connection: &Connection) -> Result<(), String> {
     let jetstream = connection.jetstream();
@@ -153,9 +153,9 @@ fn first_revision() -> u64 {
 
 /// How a bucket that is `present` could lose stock, or not do what the inventory asks of it.
 fn harm(present: &Config) -> Vec<String> {
-    let mut harm = stream::harm(present, &bucket(present.num_replicas));
+    let mut harm = streams::harm(present, &bucket(present.num_replicas));
     if !present.max_age.is_zero() {
-        let age = stream::age(present.max_age);
+        let age = streams::age(present.max_age);
         harm.push(format!("max_age is {age}, needed is unlimited"));
     }
     let features = [

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use backbone::barrier::Barrier;
-use backbone::connection::Connection;
-use backbone::direct_get::{self, ReadError, Stored};
-use backbone::ids::Revision;
-use backbone::stream::ORDERS;
+use backbone::broker::barrier::Barrier;
+use backbone::broker::connection::Connection;
+use backbone::broker::direct_get::{self, ReadError, Stored};
+use backbone::broker::streams::ORDERS;
+use backbone::log::ids::Revision;
 use prost_types::Timestamp;
 use tokio::time::{Instant, timeout};
 
@@ -21,7 +21,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Keys asked for in one read.
 const KEYS_PER_READ_MAX: usize = 256;
-/// Where barriers lie ([`backbone::barrier`]).
+/// Where barriers lie ([`backbone::broker::barrier`]).
 const BARRIER_KEY: &str = "barrier";
 
 /// A record and the revision that the next write to it has to expect.
@@ -36,9 +36,6 @@ pub struct Versioned<T> {
 /// Records as they were at one moment. A key that is not there has revision [`Revision::NONE`].
 pub type Records = HashMap<String, Versioned<Vec<u8>>>;
 
-/// Header of a record that is not kept for ever, in whole seconds.
-pub(crate) const TTL: &str = "Nats-TTL";
-
 /// The bucket.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -49,8 +46,8 @@ pub struct Store {
     look_at: Instant,
 }
 
-/// How long a reservation is kept after it was written, by how long the order log keeps events; zero is for ever. It is
-/// written anew when its order is carried, at half of the retention or earlier.
+/// How long a reservation is kept after it was written, by the retention of the order log; zero is forever. It is
+/// written again when its order is carried, at half of the retention or earlier.
 pub fn reservation_ttl(retention: Duration) -> Option<Duration> {
     (!retention.is_zero()).then(|| retention + RESERVATION_GRACE)
 }
@@ -68,7 +65,7 @@ impl Store {
         Self { connection, barrier, reservation_ttl, look_at: Instant::now() + LOOK_INTERVAL }
     }
 
-    /// Looks now and then whether the retention was changed while the program runs. What cannot be asked is as it was.
+    /// Checks now and then whether the retention was changed while the program runs. If that fails, the value stays.
     pub async fn look(&mut self) {
         if Instant::now() < self.look_at {
             return;
@@ -124,7 +121,7 @@ impl Store {
         Write { ttl: self.reservation_ttl, ..self.write(&reservation_key(order_id), value, expected) }
     }
 
-    /// Has the bucket say that it stands in for one that was lost, so that nobody who starts later applies STOCK.
+    /// Marks the bucket as the replacement of a lost one, so that no later start applies STOCK.
     pub async fn mark_as_remade(&self) -> Result<(), CommitError> {
         let now = Timestamp::from(SystemTime::now()).to_string();
         let mut batch = Batch::default();

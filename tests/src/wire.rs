@@ -1,8 +1,8 @@
-//! The wire of one program: a proxy before the broker and before the payment service, that reads what passes message
-//! by message, and kills the program at the one it was told to.
+//! The wire of one program: a proxy before the broker and the payment service that reads each message, and kills the
+//! program at a chosen one.
 //!
-//! A program that dies loses its memory and keeps what it has sent. So the points at which its death can make a
-//! difference are those before and behind each message by which it changes something, and all of them are on its wire.
+//! A program that dies loses its memory and keeps what it has sent. So a crash matters only before or after a message
+//! that changes something, and all of them are on its wire.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -103,7 +103,7 @@ impl Wire {
         self.state().writes.clear();
     }
 
-    /// What has been noted, each once, in the order in which it was sent first.
+    /// The recorded messages, each once, in the order in which they were first sent.
     pub fn writes(&self) -> Vec<String> {
         self.state().writes.clone()
     }
@@ -123,7 +123,7 @@ impl Wire {
         state.sprung = Some(tripped);
     }
 
-    /// Kills nobody any more.
+    /// Stops killing the program.
     pub fn disarm(&self) {
         self.state().trip = None;
     }
@@ -353,8 +353,8 @@ fn write_name(subject: &str, payload: &[u8]) -> Option<String> {
         ["$KV", "INVENTORY", record, ..] => format!("write {record}"),
         // How far carrying has come is a sign of life; an older record leads farther back.
         ["DEAD_LETTER", "carrier"] => return None,
-        ["DEAD_LETTER", state, ..] => format!("letter {state}"),
-        ["$JS", "API", "STREAM", "MSG", "DELETE", "DEAD_LETTERS"] => "unlist letter".to_owned(),
+        ["DEAD_LETTER", state, ..] => format!("dead letter {state}"),
+        ["$JS", "API", "STREAM", "MSG", "DELETE", "DEAD_LETTERS"] => "unlist dead letter".to_owned(),
         ["$JS", "API", "CONSUMER", "DELETE", ..] => "delete consumer".to_owned(),
         // An empty one only asks whether it may.
         ["$JS", "API", "CONSUMER", "CREATE", ..] if !payload.is_empty() => "make consumer".to_owned(),

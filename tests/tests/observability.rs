@@ -244,7 +244,7 @@ fn each_alert_has_its_section_in_the_runbook_and_each_section_its_alert() {
         let said = sections[alert].lines().nth(1).unwrap_or_default();
         let told: BTreeSet<_> = words(said).filter(|word| ["page", "ticket"].contains(word)).collect();
         assert_eq!(told, severities.iter().map(String::as_str).collect(), "{alert}: {said:?}");
-        for part in ["**Means:**", "**Hurt:**", "**First look:**", "**Mend:**"] {
+        for part in ["**Means:**", "**Hurt:**", "**First look:**", "**Fix:**"] {
             assert!(sections[alert].contains(part), "{alert} lacks {part}");
         }
     }

@@ -1,12 +1,13 @@
-//! Carrying unfinished orders: reading the log as far as it is due, and writing anew the orders in it that have not ended.
+//! Carrying unfinished orders: reads the log as far as it is due, and appends again the orders that have not ended.
 //!
-//! The log is read by sequence, so a message costs as little as it can, and only orders whose end is not in the same piece
-//! are looked at one by one. Several programs may do this at a time: the compare-and-set lets each order be carried once.
+//! The log is read by sequence, so a message costs little, and only orders that do not end within the same piece are
+//! examined one by one. Several programs may carry at once: the compare-and-set carries each order once.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
+use program::telemetry::LogThrottle;
 use proto::orders::v1::OrderCarried;
 use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
@@ -15,16 +16,14 @@ use tracing::{debug, error};
 
 use super::read::decode_all;
 use super::{AppendError, Appended, OrderLog, OrderState};
-use crate::carrying::{Candidate, Schedule, Window, happened, has_to_be_carried};
-use crate::direct_get::{self, ReadError, Stored, batch_from};
-use crate::event::stored;
-use crate::ids::{OrderId, Revision};
-use crate::stream::ORDERS;
-use crate::subjects::{self, ALL_ORDERS};
-use crate::telemetry::Seldom;
-use crate::trace::TraceContext;
+use crate::broker::direct_get::{self, ReadError, Stored, batch_from};
+use crate::broker::streams::ORDERS;
+use crate::log::carrying::{Candidate, Schedule, Window, happened, has_to_be_carried};
+use crate::log::event::stored;
+use crate::log::ids::{OrderId, Revision};
+use crate::log::subjects::{self, ALL_ORDERS};
 
-/// Messages read before the orders among them are looked at.
+/// Messages read before their orders are examined.
 const WINDOW_MESSAGES_MAX: usize = 2048;
 const READ_MESSAGES_MAX: u32 = 256;
 /// Orders that are carried side by side.
@@ -34,20 +33,20 @@ const READ_ORDERS_MAX: usize = 64;
 /// Orders that are carried in a second, so that a million of them leave room for others.
 const CARRIES_PER_SECOND_MAX: u32 = 1000;
 // Whatever is wrong, it is perhaps the same with many orders.
-static NOT_CARRIED: Seldom = Seldom::every(Duration::from_secs(1));
+static NOT_CARRIED: LogThrottle = LogThrottle::every(Duration::from_secs(1));
 
 const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What has come of one piece of the log.
+/// The result for one piece of the log.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Walked {
     /// Where the next piece begins.
     pub next: Revision,
-    /// When the last message before it was stored, or up to when everything is looked at.
+    /// When the last message before it was stored, or the time up to which all is examined.
     pub until: Option<SystemTime>,
     /// Whether nothing more is due now.
     pub caught_up: bool,
-    /// Orders that were looked at by themselves.
+    /// Orders examined one by one.
     pub looked_at: u64,
     /// Orders that were carried.
     pub carried: u64,
@@ -60,9 +59,9 @@ pub struct Walked {
 pub struct Kept {
     /// When the stream was made.
     pub created: SystemTime,
-    /// How long it keeps messages; zero is for ever.
+    /// Retention of its messages; zero is forever.
     pub retention: Duration,
-    /// Its first sequence; what was before is gone.
+    /// Its first sequence; earlier messages are gone.
     pub first: Revision,
     /// Its last sequence.
     pub last: Revision,
@@ -154,8 +153,8 @@ impl OrderLog {
         Ok(())
     }
 
-    /// The last event of each kind of these orders. Any replica may answer: one that is behind is found out by the append,
-    /// and what has ended stays so.
+    /// The last event of each kind of these orders. Any replica may answer: the append detects a stale one, and an
+    /// ended order stays ended.
     async fn last_events(
         &self,
         candidates: &[Candidate],
@@ -189,7 +188,6 @@ impl OrderLog {
         Candidate { id, created, due }: Candidate,
         mut stored: Vec<Stored>,
     ) -> Result<Outcome, CarryError> {
-        let trace = TraceContext::root();
         loop {
             let head = stored.last().map_or(Revision::NONE, |last| last.sequence);
             let events = decode_all(stored);
@@ -204,7 +202,7 @@ impl OrderLog {
                 since_revision: current.stands_since().0,
                 happened: happened(&events),
             });
-            match self.append(&current, detail, &trace, Instant::now() + APPEND_TIMEOUT).await {
+            match self.append(&current, detail, Instant::now() + APPEND_TIMEOUT).await {
                 Ok(Appended::Stored(now)) => {
                     debug!(order_id = %id, revision = now.order.revision, "order carried");
                     return Ok(Outcome::Carried);
@@ -214,14 +212,14 @@ impl OrderLog {
                 Err(
                     error @ (AppendError::TooLarge(_) | AppendError::Permanent(_) | AppendError::Refused(_)),
                 ) => {
-                    if let Some(left_out) = NOT_CARRIED.may_tell() {
+                    if let Some(left_out) = NOT_CARRIED.allow() {
                         let revision = current.order.revision;
                         error!(order_id = %id, revision, %error, left_out, "order not carried, it will expire");
                     }
                     return Ok(Outcome::Refused);
                 }
                 Err(AppendError::Gone) => {
-                    if let Some(left_out) = NOT_CARRIED.may_tell() {
+                    if let Some(left_out) = NOT_CARRIED.allow() {
                         let revision = current.order.revision;
                         error!(order_id = %id, revision, left_out, "order expired before it was carried");
                     }

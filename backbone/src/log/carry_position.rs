@@ -9,12 +9,12 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::OrderLog;
-use crate::carrying::Schedule;
-use crate::direct_get::ReadError;
-use crate::ids::Revision;
-use crate::leader_get;
-use crate::publish::{Outcome, publish};
-use crate::stream::DEAD_LETTERS;
+use crate::broker::direct_get::ReadError;
+use crate::broker::leader_get;
+use crate::broker::publish::{Outcome, publish};
+use crate::broker::streams::DEAD_LETTERS;
+use crate::log::carrying::Schedule;
+use crate::log::ids::Revision;
 
 /// Beside the floors of the consumers, in the stream that keeps one message a subject.
 const SUBJECT: &str = "DEAD_LETTER.carrier";
@@ -25,9 +25,9 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct CarryPosition {
     /// When the log was made: of another one the record says nothing.
     pub log_created: SystemTime,
-    /// The first message that was not looked at.
+    /// The first message that was not examined.
     pub next: u64,
-    /// All that was stored before was looked at.
+    /// The time up to which all stored messages were examined.
     pub until: SystemTime,
     /// The schedule that holds.
     pub schedule: Schedule,
@@ -36,7 +36,7 @@ pub struct CarryPosition {
 }
 
 impl OrderLog {
-    /// What is recorded, and where the record is.
+    /// The record and its position.
     pub async fn carry_position(&self) -> Result<(Option<CarryPosition>, Revision), ReadError> {
         let record = leader_get::last(&self.connection, DEAD_LETTERS, SUBJECT).await?;
         let Some(record) = record else { return Ok((None, Revision::NONE)) };

@@ -1,4 +1,4 @@
-//! Whether the server that leads a step's consumer lags behind the log. One that does can be asked to step down.
+//! Whether the server that leads a step's consumer lags behind the log, and requests that it step down.
 
 use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::response::Response;
@@ -8,12 +8,12 @@ use tokio::time::Instant;
 
 use super::OrderLog;
 use super::backlog::filters;
-use crate::direct_get::{self, ReadError};
-use crate::lag::{Behind, Lag, Unseen};
-use crate::leader_get;
-use crate::stream::ORDERS;
+use crate::broker::direct_get::{self, ReadError};
+use crate::broker::leader_get;
+use crate::broker::streams::ORDERS;
+use crate::consumer::lag::{Behind, Lag, Unseen};
 
-/// What comes of asking a consumer's leader to step down.
+/// The result of a request that a consumer's leader step down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StepDown {
     /// It does.

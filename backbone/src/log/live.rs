@@ -11,15 +11,15 @@ use tokio::sync::broadcast::{self, Receiver, Sender};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use crate::direct_get::ReadError;
-use crate::event::Recorded;
-use crate::ids::Revision;
-use crate::subjects::LIVE_PREFIX;
+use crate::broker::direct_get::ReadError;
+use crate::log::event::Recorded;
+use crate::log::ids::Revision;
+use crate::log::subjects::LIVE_PREFIX;
 
 /// Events held for the slowest watcher of a subject. One that falls further behind reads the log.
 const EVENTS_HELD_MAX: usize = 16;
 
-/// The subjects that somebody watches.
+/// The watched subjects.
 #[derive(Debug, Default)]
 pub(super) struct Live {
     subjects: Mutex<HashMap<String, Weak<Topic>>>,
@@ -34,23 +34,23 @@ struct Topic {
     _receiving: AbortOnDropHandle<()>,
 }
 
-/// What one watcher hears of a subject.
+/// The messages that one watcher receives on a subject.
 #[derive(Debug)]
 pub(super) struct Listener {
     events: Receiver<Arc<Recorded>>,
     _topic: Arc<Topic>,
 }
 
-/// What is to be heard.
+/// A received message.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum LiveEvent {
     Event(Arc<Recorded>),
     /// Some events, which the listener was too slow for.
     Missed,
 }
 
 impl Live {
-    /// Listens to `subject`. What is stored after this returned is heard, unless the connection is lost.
+    /// Subscribes to `subject`. Receives what is stored after this returns, unless the connection is lost.
     pub(super) async fn listen(
         self: &Arc<Self>,
         client: &Client,
@@ -103,27 +103,27 @@ impl Listener {
         Self { events: topic.events.subscribe(), _topic: topic }
     }
 
-    /// What is heard next. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Heard {
+    /// The next message. Cancel-safe.
+    pub(super) async fn next(&mut self) -> LiveEvent {
         match self.events.recv().await {
-            Ok(event) => Heard::Event(event),
-            Err(RecvError::Lagged(_)) => Heard::Missed,
+            Ok(event) => LiveEvent::Event(event),
+            Err(RecvError::Lagged(_)) => LiveEvent::Missed,
             // The topic, which we hold, has a sender.
             Err(RecvError::Closed) => std::future::pending().await,
         }
     }
 
-    /// What has already been heard.
-    pub(super) fn try_next(&mut self) -> Option<Heard> {
+    /// Messages already received.
+    pub(super) fn try_next(&mut self) -> Option<LiveEvent> {
         match self.events.try_recv() {
-            Ok(event) => Some(Heard::Event(event)),
-            Err(TryRecvError::Lagged(_)) => Some(Heard::Missed),
+            Ok(event) => Some(LiveEvent::Event(event)),
+            Err(TryRecvError::Lagged(_)) => Some(LiveEvent::Missed),
             Err(TryRecvError::Empty | TryRecvError::Closed) => None,
         }
     }
 }
 
-/// Passes on what comes, to whoever listens at that moment. Ends with the topic.
+/// Forwards messages to the current receivers. Ends with the topic.
 async fn receive(mut subscriber: Subscriber, events: Sender<Arc<Recorded>>) {
     while let Some(message) = subscriber.next().await {
         let subject = message.subject.clone();

@@ -3,16 +3,16 @@
 
 use std::time::Duration;
 
+use program::backoff::Backoff;
 use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::OrderLog;
-use crate::backoff::Backoff;
-use crate::direct_get::ReadError;
-use crate::stream::{ORDERS, StreamState};
+use crate::broker::direct_get::ReadError;
+use crate::broker::streams::{ORDERS, StreamState};
 
-/// How often it is looked at.
+/// How often the quorum is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a commit is a sign.
 const COMMIT_AGE_MAX: Duration = Duration::from_secs(1);

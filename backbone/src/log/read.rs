@@ -9,12 +9,12 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::{OrderLog, OrderState};
-use crate::direct_get::{self, ReadError, Stored};
-use crate::event::Recorded;
-use crate::ids::{OrderId, Revision};
-use crate::leader_get::{found, knows_no_leader};
-use crate::stream::{ORDERS, StreamState, info};
-use crate::subjects;
+use crate::broker::direct_get::{self, ReadError, Stored};
+use crate::broker::leader_get::{found, knows_no_leader};
+use crate::broker::streams::{ORDERS, StreamState, info};
+use crate::log::event::Recorded;
+use crate::log::ids::{OrderId, Revision};
+use crate::log::subjects;
 
 /// Looks at a replica that is behind, before giving up.
 const REPLICA_LOOKS_MAX: u32 = 5;
@@ -22,8 +22,8 @@ const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 
 /// How far the log goes, and which log it is.
 #[derive(Clone, Debug)]
-pub struct Extent {
-    /// When the stream was made. One that was lost and made anew has another time, and counts from 1 again.
+pub struct LogInfo {
+    /// When the stream was created. One that was lost and recreated has another time, and starts again at 1.
     pub created: SystemTime,
     /// The last revision of any order.
     pub last: Revision,
@@ -50,7 +50,7 @@ impl Latest {
 
 impl OrderLog {
     /// The order as it stands, or `None` if there is none. Any replica may answer, so the order may be a moment old;
-    /// that there is none is proved ([`Barrier::last_of_each`](crate::barrier::Barrier::last_of_each)).
+    /// that there is none is proved ([`Barrier::last_of_each`](crate::broker::barrier::Barrier::last_of_each)).
     pub async fn load(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         match self.stream.direct_get_last_for_subject(subjects::order(id)).await {
@@ -144,7 +144,8 @@ impl OrderLog {
         Ok(events)
     }
 
-    /// The order's events, up to the one at `least` at the least: what is not among them did not happen before that.
+    /// The order's events, at least up to the one at `least`: an event that is missing here did not happen before that
+    /// one.
     pub async fn history_reaching(&self, id: &OrderId, least: Revision) -> Result<Vec<Recorded>, ReadError> {
         for looks in 1..=REPLICA_LOOKS_MAX {
             let history = self.history(id, Revision::NONE).await?;
@@ -164,11 +165,11 @@ impl OrderLog {
     }
 
     /// Asks what there is. [`ReadError::Broker`] if there is no stream.
-    pub async fn extent(&self) -> Result<Extent, ReadError> {
+    pub async fn extent(&self) -> Result<LogInfo, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let info = info(&self.connection, ORDERS).await?;
         let (created, last) = (info.created.into(), Revision(info.state.last_sequence));
-        Ok(Extent { created, last, state: StreamState::from(&info) })
+        Ok(LogInfo { created, last, state: StreamState::from(&info) })
     }
 
     async fn state(
@@ -190,7 +191,7 @@ impl OrderLog {
     }
 }
 
-/// Decodes what can be; what cannot is logged and passed over.
+/// Decodes the events; logs and skips those that cannot be decoded.
 pub(super) fn decode_all(stored: Vec<Stored>) -> Vec<Recorded> {
     let decode = |stored: Stored| {
         Recorded::decode(&stored.subject, stored.sequence, Some(&stored.headers), stored.payload)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use crate::args::Operators;
+use crate::operators::Operators;
 use crate::usage::Unusable;
 
 #[derive(Debug, ClapArgs)]
@@ -17,73 +17,73 @@ pub(crate) struct DeadLetterArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLetterCommand {
-    /// Count open letters by their cause, and list them, oldest first.
+    /// Count open dead letters by cause, and list them, oldest first.
     List {
         #[command(flatten)]
         filter: FilterArgs,
-        /// At most so many letters.
+        /// Maximum number of dead letters.
         #[arg(long, default_value = "50", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
-    /// Show one letter with everything that was tried.
+    /// Show one dead letter with every attempt.
     Get {
-        /// The letter's id, as `list` shows it.
+        /// The id of the dead letter, as `list` shows it.
         dead_letter_id: String,
         /// Write the original message's payload to this file, byte for byte.
         #[arg(long, value_name = "PATH")]
         payload: Option<PathBuf>,
     },
-    /// Send parked orders on their way again.
+    /// Redrive parked orders.
     Redrive(RedriveArgs),
-    /// Close a letter for good; it stays readable, and its order FAILED.
+    /// Close a dead letter for good; it stays readable, and its order FAILED.
     Discard {
-        /// The letter's id, as `list` shows it.
+        /// The id of the dead letter, as `list` shows it.
         dead_letter_id: String,
-        /// Why, for the record.
+        /// The reason, for the record.
         #[arg(long, value_name = "TEXT")]
         reason: String,
     },
 }
 
-/// Which letters.
+/// Selects dead letters.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct FilterArgs {
-    /// Only letters of this step.
+    /// Only dead letters of this step.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "STEP")]
     pub(crate) step: String,
-    /// Only letters with this fingerprint.
+    /// Only dead letters with this fingerprint.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "HEX")]
     pub(crate) fingerprint: String,
-    /// Only letters that are at least so old, such as 2h.
+    /// Only dead letters of at least this age, such as 2h.
     #[arg(long, value_name = "TIME")]
     pub(crate) older_than: Option<humantime::Duration>,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct RedriveArgs {
-    /// The letters' ids, as `list` shows them. Without any, a filter or --all says which.
+    /// The ids of the dead letters, as `list` shows them. Without any, use a filter or --all.
     pub(crate) dead_letter_ids: Vec<String>,
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
-    /// All open letters.
+    /// All open dead letters.
     #[arg(long, conflicts_with_all = ["dead_letter_ids", "step", "fingerprint", "older_than"])]
     pub(crate) all: bool,
-    /// Say what would be done, and do nothing.
+    /// Report what would be done, and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// At most so many orders in a second, 1-1000.
+    /// Maximum number of orders a second, 1-1000.
     #[arg(long, default_value = "10", value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1000))]
     pub(crate) rate: i32,
-    /// At most so many letters, the oldest first, 1-20000.
+    /// Maximum number of dead letters, oldest first, 1-20000.
     #[arg(long, default_value = "20000", value_name = "N", value_parser = clap::value_parser!(i32).range(1..=20_000))]
     pub(crate) limit: i32,
-    /// Redrive one order first, and the others only once that one is finished.
+    /// Redrive one order, and the others only once that one has finished.
     #[arg(long)]
     pub(crate) canary: bool,
 }
 
 impl RedriveArgs {
-    /// Nothing is redriven unless it is said what.
+    /// A redrive requires a selection.
     pub(crate) fn check(&self) -> Result<(), Unusable> {
         let named = !self.dead_letter_ids.is_empty();
         if !named && !self.all && !self.filter.is_set() {

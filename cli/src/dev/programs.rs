@@ -13,7 +13,7 @@ use tokio::process::Command;
 use super::children::STOP_TIMEOUT;
 use super::observe::Observers;
 use crate::args::DevArgs;
-use crate::tether;
+use crate::die_with_parent;
 use crate::usage::Unusable;
 
 /// What our own programs get for their drain: a little less than the time after which they are killed.
@@ -66,9 +66,9 @@ impl Programs {
         })
     }
 
-    /// The command for one of our own programs, whose log is read here. What is set here stands in the help of `dev`.
+    /// The command for a Waybill program whose log is read here. The help of `dev` lists the variables set here.
     pub(super) fn command_of_ours(&self, program: &Path) -> io::Result<Command> {
-        let mut command = tether::command(program)?;
+        let mut command = die_with_parent::command(program)?;
         command
             .env("LOG_FORMAT", "json")
             .env("DRAIN_TIMEOUT", humantime::format_duration(DRAIN_TIMEOUT).to_string());
@@ -118,7 +118,7 @@ fn ours(name: &str, here: &Path) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// As a shell looks programs up: what has a slash is taken as it is.
+/// Looks up a program as a shell does: a name with a slash is a path.
 fn on_path(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         return is_program(program).then(|| program.to_owned());

@@ -2,7 +2,7 @@
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use crate::args::Operators;
+use crate::operators::Operators;
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct StockArgs {
@@ -14,36 +14,36 @@ pub(crate) struct StockArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StockCommand {
-    /// List all SKUs: units available, units that unfinished orders hold, and the revision.
+    /// List all SKUs: available units, reserved units, and the revision.
     List,
     /// Show one SKU.
     Get {
         /// The SKU.
         sku: String,
     },
-    /// Put units in. A SKU that does not exist is created.
+    /// Add units. Creates a SKU that does not exist.
     Add {
         /// The SKU.
         sku: String,
-        /// How many units.
+        /// Number of units.
         units: i64,
         #[command(flatten)]
         request: RequestArgs,
     },
-    /// Take units out, all or none.
+    /// Remove units, all or none.
     Remove {
         /// The SKU.
         sku: String,
-        /// How many units.
+        /// Number of units.
         units: i64,
         #[command(flatten)]
         request: RequestArgs,
     },
-    /// Set the available units, if nothing has changed since they were read.
+    /// Set the available units, if they have not changed since that revision.
     Set {
         /// The SKU.
         sku: String,
-        /// How many units there are to be.
+        /// The new number of available units.
         units: i64,
         /// The revision that `get` shows; 0 if the SKU does not exist.
         #[arg(long, value_name = "REVISION")]
@@ -51,19 +51,19 @@ pub(crate) enum StockCommand {
         #[command(flatten)]
         request: RequestArgs,
     },
-    /// Release what orders hold that the order log has lost. An order may have been fulfilled before it was lost: look
-    /// with --dry-run first.
+    /// Release the reservations of orders that the order log has lost. An order may have been fulfilled before it was
+    /// lost: use --dry-run first.
     Reconcile {
-        /// Only say what would be released.
+        /// Report what would be released, and change nothing.
         #[arg(long)]
         dry_run: bool,
-        /// Only reservations that were made so long ago.
+        /// Only reservations of at least this age.
         #[arg(long, default_value = "10m", value_name = "TIME")]
         older_than: humantime::Duration,
-        /// Only those of this order. Repeat it for more.
+        /// Only those of this order. Several are allowed.
         #[arg(long = "order", value_name = "ORDER_ID")]
         orders: Vec<String>,
-        /// All of them. The log cannot tell whether a lost order was fulfilled: see them with --dry-run first.
+        /// All of them. The log cannot tell whether a lost order was fulfilled: use --dry-run first.
         #[arg(long, conflicts_with = "orders")]
         all: bool,
     },
@@ -71,7 +71,7 @@ pub(crate) enum StockCommand {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct RequestArgs {
-    /// Names this change for 7 days: repeated, it changes nothing and answers as it did first. Unset: a new name.
+    /// Identifies this change for 7 days: a retry changes nothing and returns the first answer. Unset: a new id.
     #[arg(long, value_name = "ID")]
     pub(crate) request_id: Option<String>,
 }

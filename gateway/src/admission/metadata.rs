@@ -1,12 +1,12 @@
-//! How large the metadata of a call may be. The protocol's library reads more than that and refuses what is larger still,
-//! but by HTTP's means, which a client of gRPC reads as UNKNOWN or as the end of its connection.
+//! The size of a call's metadata. The protocol's library reads more than that and rejects even larger metadata at the
+//! level of HTTP, which a gRPC client reports as UNKNOWN or as a broken connection.
 
 use http::Request;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::Admit;
 use crate::errors;
+use crate::gate::Admit;
 
 /// Names and values of a request's headers, each with the overhead that HTTP/2 counts.
 const BYTES_MAX: usize = 16 * 1024;

@@ -5,28 +5,23 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use backbone::config::has_usable_port;
-use bytes::Bytes;
-use http::{StatusCode, Uri};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use anyhow::Context;
+use http::Uri;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
+use program::config::has_usable_port;
 use serde::Deserialize;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_util::sync::CancellationToken;
+
+use crate::transport::http_client::HttpClient;
 
 /// Largest set of keys.
 const SET_BYTES_MAX: usize = 1024 * 1024;
 /// How long a URL may take to answer.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// A set is not asked for again before it is this old, whatever keys tokens name.
+/// Minimum age of a set before it is fetched again, for any unknown key.
 pub(super) const FETCH_INTERVAL_MIN: Duration = Duration::from_secs(10);
 
 /// Where keys come from.
@@ -39,7 +34,7 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// Reads a path or a URL. Keys that came in the clear could be anybody's, so `http` is for this machine only.
+    /// Reads a path or a URL. Plaintext keys could be forged, so `http` is for this machine only.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         if !text.contains("://") {
             return if text.is_empty() { Err("is empty".to_owned()) } else { Ok(Self::File(text.into())) };
@@ -76,8 +71,7 @@ pub(super) struct Key {
 }
 
 impl KeySet {
-    /// Reads a set. Keys that cannot be used for any of `algorithms`, or have no id, are left out, as RFC 7517
-    /// (section 5) wishes.
+    /// Reads a set. Keys that fit none of `algorithms`, or have no id, are skipped, as RFC 7517 (section 5) asks.
     pub(super) fn parse(text: &str, algorithms: &[Algorithm]) -> Result<Self, serde_json::Error> {
         #[derive(Deserialize)]
         struct Set {
@@ -101,8 +95,8 @@ impl KeySet {
         self.text == other.text
     }
 
-    /// Goes on with the keys that were in the set before. What was signed with the others is no longer good
-    /// once [`KeySet::withdraw_what_is_not_in`] was called.
+    /// Keeps the keys that were in the previous set. Signatures of the others are invalid once
+    /// [`KeySet::withdraw_what_is_not_in`] was called.
     pub(super) fn continue_from(&mut self, before: &Self) {
         for (id, key) in &mut self.keys {
             if let Some(same) = before.keys.get(id).filter(|before| before.jwk == key.jwk) {
@@ -154,47 +148,33 @@ fn algorithms_of(parameters: &AlgorithmParameters) -> &'static [Algorithm] {
     }
 }
 
-/// A URL that keys are asked from.
+/// A URL that keys are fetched from.
 #[derive(Debug)]
 pub(super) struct Remote {
     uri: Uri,
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
-    /// When the set in use was asked for.
+    client: HttpClient,
+    /// When the set in use was requested.
     fetched: Mutex<Option<Instant>>,
     /// Told when a token names a key that is not in the set.
     pub(super) wanted: Notify,
 }
 
 impl Remote {
-    /// Nothing is asked yet.
+    /// No request has been sent yet.
     pub(super) fn new(uri: Uri) -> Result<Self, String> {
-        let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_native_roots(aws_lc_rs::default_provider())
-            .map_err(|error| format!("no certificate authorities to trust: {error}"))?
-            .https_or_http()
-            .enable_http1()
-            .build();
-        // A set is asked for so rarely that no connection is worth keeping.
-        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+        let client = HttpClient::new(SET_BYTES_MAX)
+            .map_err(|error| format!("no certificate authorities to trust: {error}"))?;
         Ok(Self { uri, client, fetched: Mutex::default(), wanted: Notify::new() })
     }
 
     /// Asks for the set. Redirects are not followed.
     pub(super) async fn fetch(&self) -> anyhow::Result<String> {
-        timeout(FETCH_TIMEOUT, async {
-            let answer = self.client.get(self.uri.clone()).await?;
-            if answer.status() != StatusCode::OK {
-                bail!("answered {}", answer.status());
-            }
-            let body = Limited::new(answer.into_body(), SET_BYTES_MAX).collect().await;
-            let body = body.map_err(anyhow::Error::from_boxed)?.to_bytes();
-            String::from_utf8(body.to_vec()).context("is no text")
-        })
-        .await
-        .with_context(|| format!("no answer within {FETCH_TIMEOUT:?}"))?
+        let set = timeout(FETCH_TIMEOUT, self.client.get(self.uri.clone())).await;
+        let set = set.with_context(|| format!("no answer within {FETCH_TIMEOUT:?}"))??;
+        String::from_utf8(set.to_vec()).context("is no text")
     }
 
-    /// Notes that a set that was asked for at `asked` is in use.
+    /// Notes that a set that was requested at `asked` is in use.
     pub(super) fn has_fetched(&self, asked: Instant) {
         *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
     }

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use backbone::backoff::Backoff;
 use clap::builder::NonEmptyStringValueParser;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, Validation, decode, decode_header};
+use program::backoff::Backoff;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -18,13 +18,13 @@ use tonic::Status;
 use tracing::{debug, error, info, warn};
 
 use super::jwks::{FETCH_INTERVAL_MIN, Key, KeySet, Remote, Source};
-use super::{Principal, Role, is_tenant};
+use super::principal::{Principal, Role, is_tenant};
 use crate::errors;
-use crate::files::{self, Watched};
+use crate::transport::files::{self, Current, Watched};
 
 /// How much the clocks of issuer and gateway may differ.
 const LEEWAY: Duration = Duration::from_secs(30);
-/// How often a URL is asked for its keys.
+/// How often the keys of a URL are fetched.
 const FETCH_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// Pauses while it does not answer.
 const FETCH_BACKOFF: Backoff = Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(30) };
@@ -34,17 +34,17 @@ const VERIFIED_MAX: usize = 10_000;
 /// Which tokens are good.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TokenConfig {
-    /// Public keys (JWKS) of whoever issues tokens (JWT): a file, read again when it changes, or an https:// URL,
-    /// asked again every 5 minutes, and when a token names another key. Unset: no token is taken.
+    /// Public keys (JWKS) of the issuer of tokens (JWT). A file, reloaded when it changes, or an https:// URL,
+    /// fetched every 5 minutes and when a token names another key. Unset: tokens are not accepted.
     #[arg(long, env = "JWT_JWKS", requires_all = ["jwt_issuer", "jwt_audience"], value_parser = Source::parse)]
     pub(crate) jwt_jwks: Option<Source>,
-    /// Who issues tokens, as they say it (`iss`).
+    /// Issuer of the tokens (`iss`).
     #[arg(long, env = "JWT_ISSUER", requires = "jwt_jwks", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) jwt_issuer: Option<String>,
-    /// Whom tokens are for, as they say it (`aud`).
+    /// Audience of the tokens (`aud`).
     #[arg(long, env = "JWT_AUDIENCE", requires = "jwt_jwks", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) jwt_audience: Option<String>,
-    /// How tokens may be signed, separated by commas: of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384,
+    /// Signature algorithms of tokens, separated by commas: RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384,
     /// EdDSA.
     #[arg(long, env = "JWT_ALGORITHMS", default_value = "RS256,ES256", value_delimiter = ',',
           value_parser = algorithm)]
@@ -67,7 +67,7 @@ fn algorithm(text: &str) -> Result<Algorithm, String> {
 pub(crate) struct Tokens {
     rules: Arc<Rules>,
     source: Following,
-    state: Arc<RwLock<Arc<State>>>,
+    state: Current<State>,
 }
 
 /// How keys are kept up to date.
@@ -93,7 +93,7 @@ struct State {
     verified: Mutex<HashMap<[u8; 32], Arc<Principal>>>,
 }
 
-/// Why a token is not taken. Only the log is told all of it.
+/// Why a token is invalid. Only the log has the details.
 #[derive(Debug, Error)]
 enum Refusal {
     #[error("it has expired")]
@@ -115,7 +115,7 @@ impl From<Refusal> for Status {
 }
 
 impl Tokens {
-    /// Reads a file of keys; a URL is asked later. `None` if no tokens are configured.
+    /// Reads a file of keys; a URL is fetched later. `None` if tokens are not configured.
     pub(crate) fn read(config: &TokenConfig) -> Result<Option<Self>, String> {
         let (Some(source), Some(issuer), Some(audience)) =
             (&config.jwt_jwks, &config.jwt_issuer, &config.jwt_audience)
@@ -135,7 +135,7 @@ impl Tokens {
             }
             Source::Url(uri) => (Following::Url(Arc::new(Remote::new(uri.clone())?)), KeySet::default()),
         };
-        let state = Arc::new(RwLock::new(Arc::new(State { keys, ..State::default() })));
+        let state = Current::new(State { keys, ..State::default() });
         Ok(Some(Self { rules: Arc::new(rules), source, state }))
     }
 
@@ -151,14 +151,14 @@ impl Tokens {
         };
         let keys = KeySet::parse(keys, &rules.algorithms).ok()?;
         let source = Following::File(PathBuf::new(), Watched::new(Vec::new()));
-        let state = Arc::new(RwLock::new(Arc::new(State { keys, ..State::default() })));
+        let state = Current::new(State { keys, ..State::default() });
         Some(Self { rules: Arc::new(rules), source, state })
     }
 
-    /// Who would call with these claims, if the key `id` had signed them.
+    /// The caller with these claims, if the key `id` had signed them.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn claimed(&self, id: &str, claims: &Map<String, Value>) -> Option<Principal> {
-        self.rules.principal(claims, self.current().keys.get(id)?).ok()
+        self.rules.principal(claims, self.state.get().keys.get(id)?).ok()
     }
 
     /// Whose token it is.
@@ -170,7 +170,7 @@ impl Tokens {
     }
 
     fn principal(&self, token: &str) -> Result<Arc<Principal>, Refusal> {
-        let state = self.current();
+        let state = self.state.get();
         let hash = Sha256::digest(token).into();
         let principal = match state.known(&hash) {
             Some(principal) => principal,
@@ -206,10 +206,6 @@ impl Tokens {
             }
             Following::Url(_) | Following::File(..) => Refusal::Invalid(format!("no key has the id {id:?}")),
         }
-    }
-
-    fn current(&self) -> Arc<State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Keeps the keys up to date; those from before stay in use while there are no new ones. Runs for as long
@@ -258,14 +254,13 @@ impl Tokens {
     }
 
     fn replace(&self, mut keys: KeySet) {
-        let before = self.current();
+        let before = self.state.get();
         if keys.is_same(&before.keys) {
             return;
         }
         info!(keys = keys.len(), "keys of tokens read");
         keys.continue_from(&before.keys);
-        let state = Arc::new(State { keys, ..State::default() });
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state.clone();
+        let state = self.state.set(State { keys, ..State::default() });
         before.keys.withdraw_what_is_not_in(&state.keys);
     }
 }
@@ -282,8 +277,8 @@ impl Rules {
         validation
     }
 
-    /// What checked claims say of who calls. Roles come from `scope` (RFC 8693, section 4.2) and `roles` (RFC
-    /// 9068, section 2.2.3); those that are not ours are for somebody else.
+    /// The principal of checked claims. Roles come from `scope` (RFC 8693, section 4.2) and `roles` (RFC 9068, section
+    /// 2.2.3); unknown ones are ignored.
     fn principal(&self, claims: &Map<String, Value>, key: &Key) -> Result<Principal, Refusal> {
         let invalid = |problem: String| Refusal::Invalid(problem);
         let tenant = claims.get(&self.tenant_claim).and_then(Value::as_str).filter(|text| is_tenant(text));

@@ -2,31 +2,32 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use backbone::ids::Revision;
+use backbone::log::ids::Revision;
 
 use stock::{
-    Records, Reservation, ReservationState, Units, parse_count, parse_reservation, reservation_key, stock_key,
+    BUCKET, Records, Reservation, ReservationState, Units, parse_count, parse_reservation, reservation_key,
+    stock_key,
 };
 
 use crate::incarnation::Incarnation;
 
-/// What is wanted for an order.
+/// A request for an order.
 #[derive(Clone, Debug)]
-pub(super) enum Wish {
+pub(super) enum ReservationRequest {
     /// To hold these units, all or none.
     Reserve(Units),
-    /// To hold nothing, from now on for ever.
+    /// To hold nothing from now on.
     Release,
     /// To have what is on record live as long from now on as it would have when it was written.
     Keep,
 }
 
-/// What becomes of a wish.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The order holds its units.
     Held,
-    /// What is on record, if anything, lives on.
+    /// The record, if any, is renewed.
     Kept,
     /// There is not enough.
     OutOfStock(String),
@@ -42,7 +43,7 @@ impl Answer {
     }
 }
 
-/// The wish depends on a record that the ledger does not know for certain.
+/// The request depends on a record that the ledger does not know for certain.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unsure;
 
@@ -61,8 +62,8 @@ pub(super) struct Ledger {
     pub(super) reservations: HashMap<String, Entry<Option<Reservation>>>,
     /// Keys whose value cannot be read.
     damaged: BTreeSet<String>,
-    /// Whether all records were read for these very wishes. If not, stock is remembered from earlier, and a
-    /// new order is taken to have no reservation; the commit's expectations find out if that is wrong.
+    /// Whether all records were read for these very requests. If not, stock comes from the cache, and a new order is
+    /// assumed to have no reservation; the commit's expectations fail if that is wrong.
     certain: bool,
 }
 
@@ -72,7 +73,7 @@ impl Ledger {
         Self { stock, ..Self::default() }
     }
 
-    /// A ledger of records just read. What is not among them does not exist.
+    /// A ledger of records just read. A record that is missing does not exist.
     pub(super) fn read(records: &Records) -> Self {
         let mut ledger = Self { certain: true, ..Self::default() };
         for (key, record) in records {
@@ -102,12 +103,12 @@ impl Ledger {
         ledger
     }
 
-    /// Decides on a wish and notes what changes by it.
+    /// Decides on a request and notes its changes.
     pub(super) fn decide(
         &mut self,
         order_id: &str,
         incarnation: Incarnation,
-        wish: &Wish,
+        wish: &ReservationRequest,
     ) -> Result<Answer, Unsure> {
         if self.damaged.contains(&reservation_key(order_id)) {
             return Ok(damaged(&reservation_key(order_id)));
@@ -120,23 +121,24 @@ impl Ledger {
         let own = present.filter(|present| present.incarnation == incarnation).cloned();
         let own = own.map(|own| (own.state, own.units));
         match (wish, own) {
-            (Wish::Keep, _) if !self.certain => Err(Unsure),
-            (Wish::Keep, Some((state, units))) => {
+            (ReservationRequest::Keep, _) if !self.certain => Err(Unsure),
+            (ReservationRequest::Keep, Some((state, units))) => {
                 self.record(order_id, Reservation { incarnation, state, units });
                 Ok(Answer::Kept)
             }
-            (Wish::Keep, None) => Ok(Answer::Kept),
-            (Wish::Reserve(_), Some((ReservationState::Held, _))) => Ok(Answer::Held),
-            (Wish::Reserve(_) | Wish::Release, Some((ReservationState::Released, units))) => {
-                Ok(Answer::Released(units))
-            }
-            (Wish::Reserve(units), None) => self.reserve(order_id, incarnation, units),
-            (Wish::Release, _) if !self.certain => Err(Unsure),
-            (Wish::Release, Some((ReservationState::Held, units))) => {
+            (ReservationRequest::Keep, None) => Ok(Answer::Kept),
+            (ReservationRequest::Reserve(_), Some((ReservationState::Held, _))) => Ok(Answer::Held),
+            (
+                ReservationRequest::Reserve(_) | ReservationRequest::Release,
+                Some((ReservationState::Released, units)),
+            ) => Ok(Answer::Released(units)),
+            (ReservationRequest::Reserve(units), None) => self.reserve(order_id, incarnation, units),
+            (ReservationRequest::Release, _) if !self.certain => Err(Unsure),
+            (ReservationRequest::Release, Some((ReservationState::Held, units))) => {
                 Ok(self.release(order_id, incarnation, units))
             }
             // Remembered, so that a reservation that comes too late is refused.
-            (Wish::Release, None) => Ok(self.release(order_id, incarnation, Units::new())),
+            (ReservationRequest::Release, None) => Ok(self.release(order_id, incarnation, Units::new())),
         }
     }
 
@@ -189,7 +191,7 @@ impl Ledger {
 }
 
 fn damaged(key: &str) -> Answer {
-    Answer::Refused(format!("the value of {key} in bucket {} cannot be read; put a right one", super::BUCKET))
+    Answer::Refused(format!("the value of {key} in bucket {} cannot be read; put a right one", BUCKET))
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! Reserving for many orders at once. The broker commits some hundred batches a second, whatever their size;
-//! so the wishes that wait while one batch is under way make up the next. Nobody waits for a timer.
+//! Reserves for many orders at once. The broker commits some hundred batches a second of any size, so the requests that
+//! wait during one batch form the next one. There is no timer.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use backbone::backoff::Backoff;
-use backbone::direct_get::ReadError;
-use backbone::trace::{KeyValue, Span, SpanKind, attribute};
+use backbone::broker::direct_get::ReadError;
+use program::backoff::Backoff;
+use program::trace;
 use proto::orders::v1::Order;
 use stock::{
     BUCKET, Batch, CommitError, ORDER_SKUS_MAX, Records, ReservationState, Store, WRITES_MAX,
@@ -16,17 +16,17 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::debug;
+use tracing::{Instrument, Span, debug, info_span};
 
-use super::ledger::{Answer, Entry, Ledger, Unsure, Wish};
+use super::ledger::{Answer, Entry, Ledger, ReservationRequest, Unsure};
 use crate::incarnation::Incarnation;
 use crate::step::StepError;
 
-/// Wishes that wait for the next batch; further ones wait for a place.
+/// Requests that wait for the next batch; further ones wait for a slot.
 const QUEUE_WISHES_MAX: usize = 1000;
-/// Most writes that one wish can lead to: each SKU's stock and the reservation.
+/// Maximum number of writes of one request: each SKU's stock and the reservation.
 const WISH_WRITES_MAX: usize = ORDER_SKUS_MAX + 1;
-/// After this long without a commit the orders are given back, to be tried again later.
+/// After this long without a commit the requests fail, and the orders are retried later.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_secs(1) };
 
@@ -35,30 +35,30 @@ const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Durati
 pub(super) struct Reservations {
     queue: mpsc::Sender<Request>,
     answer_timeout: Duration,
-    _clerk: AbortOnDropHandle<()>,
+    _batching: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug)]
 struct Request {
     order_id: String,
     incarnation: Incarnation,
-    wish: Wish,
+    wish: ReservationRequest,
     reply: oneshot::Sender<Result<Answer, StepError>>,
 }
 
 impl Reservations {
-    /// Whoever asks has an answer within `answer_timeout`.
+    /// A caller has an answer within `answer_timeout`.
     pub(super) fn start(store: Store, answer_timeout: Duration) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE_WISHES_MAX);
         // A wish may wait for the batch before its own.
         let commit_timeout = COMMIT_TIMEOUT.min(answer_timeout / 2);
-        let clerk = Clerk { store, stock: HashMap::new(), commit_timeout };
-        let _clerk = AbortOnDropHandle::new(tokio::spawn(clerk.serve(requests)));
-        Self { queue, answer_timeout, _clerk }
+        let batcher = ReservationBatcher { store, stock: HashMap::new(), commit_timeout };
+        let _batching = AbortOnDropHandle::new(tokio::spawn(batcher.serve(requests)));
+        Self { queue, answer_timeout, _batching }
     }
 
-    /// What becomes of the order's wish, once that is durable. A repeat changes nothing more.
-    pub(super) async fn ask(&self, order: &Order, wish: Wish) -> Result<Answer, StepError> {
+    /// The outcome of the order's request, once it is durable. A retry changes nothing more.
+    pub(super) async fn ask(&self, order: &Order, wish: ReservationRequest) -> Result<Answer, StepError> {
         let closed = || StepError::Unavailable("the inventory is closed".to_owned());
         let span = asking(order, &wish);
         let (reply, answer) = oneshot::channel();
@@ -69,37 +69,37 @@ impl Reservations {
             answer.await.map_err(|_| closed())?
         };
         let late = |_| Err(StepError::Unavailable("inventory: no commit in time".to_owned()));
-        let answer = timeout(self.answer_timeout, answered).await.unwrap_or_else(late);
+        let answer =
+            timeout(self.answer_timeout, answered).instrument(span.clone()).await.unwrap_or_else(late);
         match &answer {
             Ok(Answer::Held | Answer::Kept | Answer::Released(_) | Answer::OutOfStock(_)) => {}
-            Ok(Answer::Refused(reason)) => span.fail("refused", reason),
-            Err(error) => span.fail("unavailable", error),
+            Ok(Answer::Refused(reason)) => trace::fail(&span, "refused", reason),
+            Err(error) => trace::fail(&span, "unavailable", error),
         }
         answer
     }
 }
 
-/// The span of one order's wish: from its place in the queue to the commit of the batch that it was in.
-fn asking(order: &Order, wish: &Wish) -> Span {
+/// The span of one order's request: from the queue to the commit of its batch.
+fn asking(order: &Order, wish: &ReservationRequest) -> Span {
     let operation = match wish {
-        Wish::Reserve(_) => "reserve",
-        Wish::Release => "release",
-        Wish::Keep => "keep",
+        ReservationRequest::Reserve(_) => "reserve",
+        ReservationRequest::Release => "release",
+        ReservationRequest::Keep => "keep",
     };
-    let span = Span::current().child(SpanKind::Client, || format!("{operation} {BUCKET}").into());
-    span.set(|| {
-        [
-            KeyValue::new(attribute::DB_SYSTEM_NAME, attribute::NATS),
-            KeyValue::new(attribute::DB_OPERATION_NAME, operation),
-            KeyValue::new(attribute::DB_COLLECTION_NAME, BUCKET),
-            KeyValue::new(attribute::ORDER_ID, order.order_id.clone()),
-        ]
-    });
-    span
+    info_span!(
+        "ask",
+        otel.name = format!("{operation} {BUCKET}"),
+        otel.kind = "client",
+        db.system.name = "nats",
+        db.operation.name = operation,
+        db.collection.name = BUCKET,
+        waybill.order.id = order.order_id,
+    )
 }
 
 /// Serves the queue, a batch at a time.
-struct Clerk {
+struct ReservationBatcher {
     store: Store,
     /// Stock as last seen. Another replica or an operator may have changed it since; then the commit fails.
     stock: HashMap<String, Entry<u64>>,
@@ -123,7 +123,7 @@ impl From<Unsure> for Failure {
     }
 }
 
-impl Clerk {
+impl ReservationBatcher {
     async fn serve(mut self, mut queue: mpsc::Receiver<Request>) {
         while let Some(first) = queue.recv().await {
             let mut requests = vec![first];
@@ -196,8 +196,8 @@ impl Clerk {
         Ok(answers)
     }
 
-    /// A commit finds out that a record was old, and a refusal commits nothing. So whoever would be refused is decided on
-    /// again by what is proved to be the latest.
+    /// A commit fails if a record was stale, but a rejection commits nothing. So a request that would be rejected is
+    /// decided again by records that are proved to be the latest.
     async fn decide_by_records(&self, requests: &[Request]) -> Result<(Ledger, Vec<Answer>), Failure> {
         let mut records = self.read(requests).await?;
         let mut latest = HashSet::new();
@@ -214,11 +214,11 @@ impl Clerk {
         }
     }
 
-    /// What is remembered of the stock that the requests want.
+    /// The cached stock of the requested SKUs.
     fn remember(&self, requests: &[Request]) -> Ledger {
         let wanted = requests.iter().flat_map(|request| match &request.wish {
-            Wish::Reserve(units) => units.keys().collect(),
-            Wish::Release | Wish::Keep => Vec::new(),
+            ReservationRequest::Reserve(units) => units.keys().collect(),
+            ReservationRequest::Release | ReservationRequest::Keep => Vec::new(),
         });
         Ledger::remembered(
             wanted.filter_map(|sku| Some((sku.clone(), self.stock.get(sku)?.clone()))).collect(),
@@ -282,8 +282,8 @@ fn decide(mut ledger: Ledger, requests: &[Request]) -> Result<(Ledger, Vec<Answe
 /// The records that a request is about.
 fn keys(request: &Request) -> Vec<String> {
     let wanted = match &request.wish {
-        Wish::Reserve(units) => units.keys().map(|sku| stock_key(sku)).collect(),
-        Wish::Release | Wish::Keep => Vec::new(),
+        ReservationRequest::Reserve(units) => units.keys().map(|sku| stock_key(sku)).collect(),
+        ReservationRequest::Release | ReservationRequest::Keep => Vec::new(),
     };
     [vec![reservation_key(&request.order_id)], wanted].concat()
 }
@@ -291,9 +291,9 @@ fn keys(request: &Request) -> Vec<String> {
 /// How many writes the requests may lead to.
 fn writes(requests: &[Request]) -> usize {
     let writes = |request: &Request| match &request.wish {
-        Wish::Reserve(units) => units.len() + 1,
-        Wish::Release => WISH_WRITES_MAX,
-        Wish::Keep => 1,
+        ReservationRequest::Reserve(units) => units.len() + 1,
+        ReservationRequest::Release => WISH_WRITES_MAX,
+        ReservationRequest::Keep => 1,
     };
     requests.iter().map(writes).sum()
 }

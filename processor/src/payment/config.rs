@@ -1,10 +1,10 @@
-//! Who moves the money: the service at PAYMENT_URL, or the sandbox in this process.
+//! The payment provider: the service at PAYMENT_URL, or the sandbox in this process.
 
 use std::error::Error;
 use std::time::Duration;
 
-use backbone::config::DAY;
-use backbone::config::duration;
+use program::config::DAY;
+use program::config::duration;
 use tonic::transport::{Endpoint, Uri};
 use tracing::{info, warn};
 
@@ -16,13 +16,13 @@ const TIMEOUT_MIN: Duration = Duration::from_millis(10);
 /// Settings of the payment step.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PaymentConfig {
-    /// Where payments.v1.PaymentService is served, as http://HOST:PORT or https://HOST:PORT; with https the system's
-    /// certificate authorities are trusted. Unset: a sandbox in this process, which moves no money, and remembers
-    /// what it captured only until the process ends.
+    /// Address of payments.v1.PaymentService, as http://HOST:PORT or https://HOST:PORT; https trusts the system's
+    /// certificate authorities. Unset: a sandbox in this process, which moves no money and keeps its payments in
+    /// memory.
     #[arg(long, env = "PAYMENT_URL", hide_env_values = true, value_name = "URL", value_parser = endpoint)]
     pub payment_url: Option<Endpoint>,
-    /// How long one call to the payment service may take, 10ms-1d. A call without an answer is repeated twice at
-    /// most, within half of ATTEMPT_TIMEOUT; then the order waits for its next attempt.
+    /// Deadline of one call to the payment service, 10ms-1d. A call without an answer is retried at most twice,
+    /// within half of ATTEMPT_TIMEOUT; then the order waits for its next attempt.
     #[arg(long, env = "PAYMENT_TIMEOUT", default_value = "5s", value_parser = duration(TIMEOUT_MIN..=DAY))]
     pub payment_timeout: Duration,
 }
@@ -95,8 +95,8 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
     })
 }
 
-/// Whether it is scheme, host and port alone. gRPC has its own paths, and credentials in a URL would be ignored:
-/// neither may look as if it had an effect.
+/// Whether it is scheme, host and port alone. gRPC has its own paths, and credentials in a URL would be ignored without
+/// notice.
 fn is_address(uri: &Uri) -> bool {
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return false };
     let host_and_port = match authority.port_u16() {

@@ -9,10 +9,10 @@
 use std::fmt;
 
 use async_nats::jetstream::consumer::PriorityPolicy;
-use backbone::subjects::EventKind::{
+use backbone::log::subjects::EventKind::{
     Cancelled, Carried, Created, Failed, Fulfilled, Paid, Redriven, Refunded, Rejected, Released, Reserved,
 };
-use backbone::subjects::{self, EventKind};
+use backbone::log::subjects::{self, EventKind};
 use harness::{DELIVERY, Deployment, Moment, Options, eventually, every_one, item, order_of, these};
 use processor::inventory::ReservationState;
 use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest, RedriveOutcome};
@@ -43,12 +43,12 @@ const CAPTURE_TOO_LATE: &[&str] = &["append paid", "call refund", "append refund
 const SHIP: &[&str] = &[DELIVERY, "append fulfilled", "ack"];
 const SHIP_TOO_LATE: &[&str] = &["append fulfilled", "ack"];
 // Any step that gives up.
-const PARK: &[&str] = &[DELIVERY, "letter attempts", "nak", "letter open", "append failed", "term"];
-const SET_ASIDE: &[&str] = &[DELIVERY, "letter open", "term"];
+const PARK: &[&str] = &[DELIVERY, "dead letter attempts", "nak", "dead letter open", "append failed", "term"];
+const SET_ASIDE: &[&str] = &[DELIVERY, "dead letter open", "term"];
 const WITHDRAW: &[&str] = &[
     "append failed",
-    "letter attempts",
-    "unlist letter",
+    "dead letter attempts",
+    "unlist dead letter",
     "nak",
     "write reservation",
     "append released",
@@ -59,9 +59,9 @@ const MAKE_ANEW: &[&str] = &["delete consumer", "make consumer", DELIVERY, "appe
 // The gateway.
 const CREATE: &[&str] = &["append created"];
 const CANCEL: &[&str] = &["append cancelled"];
-const REDRIVE: &[&str] = &["append redriven", "letter redriven", "unlist letter"];
+const REDRIVE: &[&str] = &["append redriven", "dead letter redriven", "unlist dead letter"];
 const CARRY: &[&str] = &["append carried"];
-const DISCARD: &[&str] = &["letter discarded", "unlist letter"];
+const DISCARD: &[&str] = &["dead letter discarded", "unlist dead letter"];
 
 const CHANGE_STOCK: &[&str] = &["write stock", "write change"];
 
@@ -286,8 +286,8 @@ fn ended(status: OrderStatus, kinds: impl Into<Vec<EventKind>>) -> (OrderStatus,
 
 #[test]
 fn the_table_of_crash_points_lists_the_same() {
-    let architecture = include_str!("../../../ARCHITECTURE.md");
-    let (_, table) = architecture.split_once("| who does what |").expect("the table");
+    let page = include_str!("../../../docs/crash-points.md");
+    let (_, table) = page.split_once("| operation |").expect("the table");
     let (table, _) = table.split_once("\n\n").expect("its end");
     let cells = table.lines().skip(2).filter_map(|line| line.split(" | ").nth(1));
     assert_eq!(cells.collect::<Vec<_>>(), LISTS.map(|list| list.join(", ")));

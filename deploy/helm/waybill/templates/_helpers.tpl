@@ -89,7 +89,7 @@ capabilities:
 {{- end -}}
 
 {{- define "waybill.probes" -}}
-# Alive is whoever answers: a broker that is away is no reason to start a program anew.
+# Liveness ignores the broker: an unreachable broker must not restart programs.
 livenessProbe:
   httpGet: {path: /livez, port: ops}
   periodSeconds: 10
