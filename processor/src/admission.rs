@@ -46,8 +46,8 @@ const LOOKED_AT_DOUBLES: Duration = Duration::from_millis(150);
 /// Postponed messages come back so far apart, however many they are, and no sooner than this.
 const POSTPONED_INTERVAL: Duration = Duration::from_millis(5);
 const POSTPONED_MIN: Duration = Duration::from_millis(200);
-/// Messages examined for a probe return after four times as long as the pool has been without a success, so that others are
-/// examined meanwhile and a short stall delays few. No sooner than this, and no later unless there are many.
+/// Messages examined for a probe return after four times as long as the pool has stalled, within these bounds. So other
+/// messages are examined meanwhile, and a short stall delays few. Many of them return later.
 const LOOKED_PAST_MIN: Duration = Duration::from_millis(500);
 const LOOKED_PAST_USUAL: Duration = Duration::from_secs(2);
 const LOOKED_PAST_FACTOR: u32 = 4;

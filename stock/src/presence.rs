@@ -18,7 +18,7 @@ use crate::records::{BUCKET, STREAM};
 use crate::store::Store;
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Until the first look that is answered: what is lost before that cannot be told from a bucket that was never there.
+/// Until the broker answers for the first time. An earlier loss looks like a bucket that never existed.
 const FIRST_LOOK: Backoff = Backoff { initial: Duration::from_millis(100), max: LOOK_INTERVAL };
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 const MISSING: &str = "bucket INVENTORY is missing: the stock that it held is not known any more; make it anew \
