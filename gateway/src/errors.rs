@@ -9,7 +9,6 @@ use backbone::ids::{OrderId, Revision};
 use backbone::log::AppendError;
 use governor::Jitter;
 use program::telemetry::Seldom;
-use program::trace::TraceContext;
 use proto::orders::v1::OrderStatus;
 use stock::{ChangeError, UNITS_MAX};
 use tonic::metadata::{Ascii, MetadataValue};
@@ -392,12 +391,11 @@ pub(crate) fn timed_out() -> Status {
 }
 
 /// A status for an event that was not appended, or may not have been.
-pub(crate) fn append(id: &OrderId, trace: &TraceContext, append_error: &AppendError) -> Status {
-    let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
+pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
     match append_error {
         AppendError::Unavailable(_) => {
             if let Some(left_out) = NOT_STORED.may_tell() {
-                warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
+                warn!(left_out, order_id = %id, error = %append_error, "event not stored");
             }
             come_back(Reason::BrokerUnavailable, "nothing was accepted; try again", RETRY_DELAY)
         }
@@ -408,27 +406,27 @@ pub(crate) fn append(id: &OrderId, trace: &TraceContext, append_error: &AppendEr
         }
         AppendError::TooLarge(_) => {
             if let Some(left_out) = TOO_LARGE.may_tell() {
-                warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
+                warn!(left_out, order_id = %id, error = %append_error, "event not stored");
             }
             message_too_large(id)
         }
         AppendError::Gone => not_found(id),
         AppendError::Permanent(_) => {
             if let Some(left_out) = REFUSED.may_tell() {
-                error!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
+                error!(left_out, order_id = %id, error = %append_error, "event not stored");
             }
             internal()
         }
         AppendError::Unknown(_) => {
             if let Some(left_out) = UNKNOWN.may_tell() {
-                warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "outcome of an append unknown");
+                warn!(left_out, order_id = %id, error = %append_error, "outcome of an append unknown");
             }
             let message = "it is not known whether this was accepted; repeat it (a CreateOrder with the same \
                            request_id), or get the order_id";
             status(Reason::OutcomeUnknown, message, of_order(id), ErrorDetails::new())
         }
         AppendError::Refused(_) => {
-            error!(order_id = %id, trace_id, span_id, error = %append_error, "the lifecycle refused a checked request");
+            error!(order_id = %id, error = %append_error, "the lifecycle refused a checked request");
             internal()
         }
     }

@@ -15,7 +15,7 @@ use backbone::log::{AppendError, Appended, OrderLog};
 use backbone::subjects;
 use backbone::trace_headers;
 use program::backoff::Backoff;
-use program::trace::TraceContext;
+use program::trace;
 use prost_types::Timestamp;
 use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};
 use proto::orders::v1::OrderFailed;
@@ -99,9 +99,8 @@ pub(crate) struct Delivery<'a> {
 
 /// What is known of a message that could be decoded.
 #[derive(Debug)]
-pub(crate) struct About<'a> {
+pub(crate) struct About {
     pub(crate) order_id: OrderId,
-    pub(crate) trace: &'a TraceContext,
     /// The letter that the order was redriven from, if that is what the message says.
     pub(crate) redriven_from: String,
     /// If the message says that the order is carried: since when it stands as it does, and its event before.
@@ -129,7 +128,7 @@ impl Parking {
     pub(crate) async fn before_attempt(
         &self,
         delivery: &Delivery<'_>,
-        about: &About<'_>,
+        about: &About,
     ) -> Result<Before<'_>, ParkingError> {
         let record = self.record(delivery).await?;
         match &record {
@@ -172,7 +171,7 @@ impl Parking {
         let mut attempts = before.map(|record| record.letter.attempts.clone()).unwrap_or_default();
         attempts.push(Attempt { time: Some(now()), error: String::new() });
         let letter = DeadLetter { order_revision, attempts, ..self.of_message(delivery) };
-        self.store(&delivery.id, record.as_ref(), letter, about.trace).await?;
+        self.store(&delivery.id, record.as_ref(), letter).await?;
         Ok(Before::Attempt(Some(alone)))
     }
 
@@ -183,7 +182,7 @@ impl Parking {
 
     /// After an attempt that came to an end and does not count: whatever was announced is taken back. What cannot be
     /// taken back counts as vanished, unless the next attempt has an end.
-    pub(crate) async fn heard_of(&self, delivery: &Delivery<'_>, trace: &TraceContext) {
+    pub(crate) async fn heard_of(&self, delivery: &Delivery<'_>) {
         if deliveries_before(delivery) < SILENT_DELIVERIES_MAX {
             return;
         }
@@ -198,7 +197,7 @@ impl Parking {
                 self.letters.forget(&record).await;
             } else {
                 let letter = DeadLetter { attempts, ..letter.clone() };
-                self.letters.replace(&record, letter, trace).await?;
+                self.letters.replace(&record, letter).await?;
             }
             Ok::<_, ParkingError>(())
         };
@@ -211,7 +210,7 @@ impl Parking {
     pub(crate) async fn after_attempt(
         &self,
         delivery: &Delivery<'_>,
-        about: &About<'_>,
+        about: &About,
         seen: Revision,
         error: &impl ToString,
     ) -> Result<Fate, ParkingError> {
@@ -224,7 +223,7 @@ impl Parking {
         };
         attempts.push(Attempt { time: Some(now()), error: error_text(error) });
         let letter = DeadLetter { order_revision: seen.0, attempts, ..self.of_message(delivery) };
-        let record = self.store(&delivery.id, record.as_ref(), letter, about.trace).await?;
+        let record = self.store(&delivery.id, record.as_ref(), letter).await?;
         let attempts = record.letter.attempts.len();
         if attempts < self.attempts_max {
             return Ok(Fate::Again(RETRY.after(attempts as u64)));
@@ -237,7 +236,6 @@ impl Parking {
         &self,
         delivery: &Delivery<'_>,
         reason: &Undecodable,
-        trace: &TraceContext,
     ) -> Result<Fate, ParkingError> {
         let record = self.record(delivery).await?;
         let state = record.as_ref().map_or(DeadLetterState::Unspecified, |record| record.letter.state());
@@ -254,7 +252,7 @@ impl Parking {
             attempts: vec![Attempt { time: Some(now()), error }],
             ..self.open(delivery, DeadLetterReason::Undecodable)
         };
-        let stored = self.store(&delivery.id, record.as_ref(), letter, trace).await?;
+        let stored = self.store(&delivery.id, record.as_ref(), letter).await?;
         metrics::given_up(self.step, &stored.letter.fingerprint);
         Ok(Fate::Terminate)
     }
@@ -276,7 +274,7 @@ impl Parking {
     /// What was tried at an order before it was carried, unless the message has a record of its own by now. It is kept by
     /// the event before, which may have been carried too, or by that which the order stands by. So no attempt is forgotten,
     /// and a letter parks its order, though its message may have expired.
-    async fn earlier(&self, about: &About<'_>, record: Option<&Kept>) -> Result<Option<Kept>, ReadError> {
+    async fn earlier(&self, about: &About, record: Option<&Kept>) -> Result<Option<Kept>, ReadError> {
         let Some((since, before)) = about.carried.filter(|_| record.is_none()) else { return Ok(None) };
         for revision in [before, since] {
             let Ok(id) = LetterId::new(self.step, revision) else { continue };
@@ -296,21 +294,15 @@ impl Parking {
         id: &LetterId,
         record: Option<&Kept>,
         letter: DeadLetter,
-        trace: &TraceContext,
     ) -> Result<Kept, PutError> {
         match record {
-            Some(record) => self.letters.replace(record, letter, trace).await,
-            None => self.letters.put(id, letter, trace).await,
+            Some(record) => self.letters.replace(record, letter).await,
+            None => self.letters.put(id, letter).await,
         }
     }
 
     /// Makes the record of all attempts a letter, and then the order FAILED.
-    async fn park(
-        &self,
-        delivery: &Delivery<'_>,
-        about: &About<'_>,
-        record: Kept,
-    ) -> Result<Fate, ParkingError> {
+    async fn park(&self, delivery: &Delivery<'_>, about: &About, record: Kept) -> Result<Fate, ParkingError> {
         let reason = DeadLetterReason::RetriesExhausted;
         let mut attempts = record.letter.attempts.clone();
         for attempt in attempts.iter_mut().filter(|attempt| is_open(attempt)) {
@@ -322,24 +314,22 @@ impl Parking {
             order_id: about.order_id.to_string(),
             order_revision: record.letter.order_revision,
             attempts,
-            trace_id: about.trace.trace_id(),
+            trace_id: trace::current_trace_id(),
             previous_dead_letter_id: about.redriven_from.clone(),
             ..self.open(delivery, reason)
         };
-        let open = self.letters.replace(&record, letter, about.trace).await?;
+        let open = self.letters.replace(&record, letter).await?;
         metrics::given_up(self.step, &open.letter.fingerprint);
         self.fail(about, open).await
     }
 
     /// Makes the order FAILED that the letter is about, unless it is so already or has gone on.
-    async fn fail(&self, about: &About<'_>, kept: Kept) -> Result<Fate, ParkingError> {
+    async fn fail(&self, about: &About, kept: Kept) -> Result<Fate, ParkingError> {
         let (id, letter, dead_letter_id) = (about.order_id, &kept.letter, kept.id.to_string());
         let Some(mut current) = self.log.load_latest(&id).await? else {
             if letter.state() == DeadLetterState::Open {
                 let reason = "the order is no longer kept";
-                self.letters
-                    .resolve(&kept, DeadLetterState::Discarded, self.step, reason, about.trace)
-                    .await?;
+                self.letters.resolve(&kept, DeadLetterState::Discarded, self.step, reason).await?;
             }
             return Ok(Fate::Terminate);
         };
@@ -352,7 +342,7 @@ impl Parking {
             let least = current.revision().max(Revision(letter.order_revision));
             let history = self.log.history_reaching(&id, least).await?;
             let parked = history.iter().any(|event| event.parked_by() == Some(&dead_letter_id));
-            return if parked { Ok(Fate::Terminate) } else { self.withdraw(&kept, about).await };
+            return if parked { Ok(Fate::Terminate) } else { self.withdraw(&kept).await };
         }
         let failed = OrderFailed {
             reason: RETRIES_EXHAUSTED.to_owned(),
@@ -365,7 +355,7 @@ impl Parking {
         let deadline = Instant::now() + APPEND_TIMEOUT;
         let detail = Detail::Failed(failed);
         let appended = loop {
-            match self.log.append(&current, detail.clone(), about.trace, deadline).await {
+            match self.log.append(&current, detail.clone(), deadline).await {
                 // It is only carried, and stands as it did.
                 Ok(Appended::Overtaken(now)) if now.stands_since().0 == letter.order_revision => {
                     current = now
@@ -375,16 +365,14 @@ impl Parking {
         };
         match appended {
             Ok(Appended::Stored(parked)) => {
-                let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
-                let revision = parked.order.revision;
-                error!(step, order_id = %id, trace_id, span_id, revision, dead_letter_id, attempts, "order parked");
+                let (step, revision) = (self.step, parked.order.revision);
+                error!(step, order_id = %id, revision, dead_letter_id, attempts, "order parked");
                 Ok(Fate::Terminate)
             }
-            Ok(Appended::Overtaken(_)) => self.withdraw(&kept, about).await,
+            Ok(Appended::Overtaken(_)) => self.withdraw(&kept).await,
             // It has ended, and what the step could not take back is for an operator.
             Err(AppendError::Refused(refused)) => {
-                let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
-                error!(step, order_id = %id, trace_id, span_id, dead_letter_id, %refused, "dead letter of an order that is not parked");
+                error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter of an order that is not parked");
                 Ok(Fate::Terminate)
             }
             Err(error) => Err(error.into()),
@@ -392,10 +380,10 @@ impl Parking {
     }
 
     /// Takes the letter back: the order is no longer as it was when the attempts at it failed, and gets new ones.
-    async fn withdraw(&self, kept: &Kept, about: &About<'_>) -> Result<Fate, ParkingError> {
+    async fn withdraw(&self, kept: &Kept) -> Result<Fate, ParkingError> {
         let DeadLetter { subject, publish_time, .. } = kept.letter.clone();
         let record = DeadLetter { subject, publish_time, ..DeadLetter::default() };
-        self.letters.replace(kept, record, about.trace).await?;
+        self.letters.replace(kept, record).await?;
         warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, the order has gone on");
         Ok(Fate::Again(RETRY.initial))
     }
@@ -447,7 +435,7 @@ fn failed(attempts: &[Attempt]) -> Vec<Attempt> {
 }
 
 fn trace_of(message: &Message) -> Option<String> {
-    Some(trace_headers::read(message.headers.as_ref()?)?.trace_id())
+    Some(trace_headers::read(message.headers.as_ref()?)?.trace_id().to_string())
 }
 
 fn last_error(letter: &DeadLetter) -> &str {

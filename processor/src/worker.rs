@@ -19,22 +19,23 @@ use backbone::ids::{OrderId, Revision};
 use backbone::lifecycle;
 use backbone::log::{AppendError, Appended, OrderLog, OrderState};
 use backbone::subjects::EventKind;
+use backbone::trace_headers;
 use futures::FutureExt;
 use program::telemetry::Seldom;
-use program::trace::{KeyValue, SpanKind, TraceContext, attribute};
+use program::trace::{self, FutureExt as _, KeyValue, OpenTelemetrySpanExt, attribute};
 use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
 use tokio::select;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{Instrument, Span, debug, error, warn};
 
 use crate::admission::Found;
 use crate::config::ProcessorConfig;
 use crate::metrics;
 use crate::parking::{About, Before, Delivery, Fate, Parking, ParkingError, RETRY, pause};
-use crate::spans::{about_delivery, about_event, origin, received, template};
+use crate::spans;
 use crate::step::{Step, StepError};
 use crate::suspects::{Begun, Subject, Suspects};
 
@@ -190,7 +191,8 @@ impl<S: Step> Worker<S> {
                 // One that the process leaves behind is for whoever is there next.
                 let delay = if self.leave.is_cancelled() { RETRY.initial } else { pause(&delivery) };
                 acknowledge::<S>(&message, AckKind::Nak(Some(delay))).await;
-                self.parking.heard_of(&delivery, &origin(&message)).await;
+                let origin = message.headers.as_ref().and_then(trace_headers::read).unwrap_or_else(trace::root);
+                self.parking.heard_of(&delivery).with_context(trace::remote(origin)).await;
                 metrics::attempted(S::NAME, "given_back", began.elapsed());
                 return Found::Nothing;
             }
@@ -211,65 +213,91 @@ impl<S: Step> Worker<S> {
 
     /// What becomes of the message, and what was found out on the way.
     async fn work(&self, delivery: &Delivery<'_>, subject: Subject) -> Ended {
-        let ended = |fate, found, outcome| Ended { fate, found, outcome };
+        let (received, context) = spans::received::<S>(delivery);
+        let admitted = self.admit(delivery, &received);
+        let (event, about, _alone) =
+            match admitted.instrument(received.clone()).with_context(context.clone()).await {
+                Ok(admitted) => admitted,
+                Err(ended) => return ended,
+            };
+        let (span, context) = spans::processed::<S>(delivery, &context);
+        drop(received);
+        spans::about(&span, &event);
+        let tried = self.try_order(event, about, delivery, subject, &span);
+        tried.instrument(span.clone()).with_context(context).await
+    }
+
+    /// What there is to do for the message; or what becomes of it without an attempt.
+    async fn admit(
+        &self,
+        delivery: &Delivery<'_>,
+        received: &Span,
+    ) -> Result<(Recorded, About, Option<tokio::sync::MutexGuard<'_, ()>>), Ended> {
+        let ended = |fate, found, outcome| Err(Ended { fate, found, outcome });
         let (message, sequence) = (delivery.message, delivery.id.sequence());
-        let received = received::<S>(delivery);
         let decoded =
             Recorded::decode(&message.subject, sequence, message.headers.as_ref(), message.payload.clone());
         let event = match decoded {
             Ok(event) => event,
             Err(reason) if is_left_out(message) && delivery.deliveries <= LEFT_OUT_DELIVERIES_MAX => {
-                received.fail("left_out", &reason);
+                trace::fail(received, "left_out", &reason);
                 return ended(Some(Fate::Again(pause(delivery))), Found::Nothing, "left_out");
             }
             Err(reason) => {
                 // Redelivering it would change nothing.
-                received.fail("undecodable", &reason);
-                let fate = self.parking.set_aside(delivery, &reason, received.context()).await;
+                trace::fail(received, "undecodable", &reason);
+                let fate = self.parking.set_aside(delivery, &reason).await;
                 if fate.is_ok() {
                     error!(step = S::NAME, sequence = sequence.0, subject = %message.subject, %reason, "undecodable message set aside");
                 }
                 return ended(Some(self.or_again(delivery, fate)), Found::Nothing, "undecodable");
             }
         };
-        received.set(|| about_event(&event));
+        spans::about(received, &event);
         let redriven_from = event.redriven_from().unwrap_or_default().to_owned();
         let stands_since = event.stands_since();
         let carried = (stands_since < event.revision).then_some((stands_since, event.previous));
-        let about = About { order_id: event.id, trace: received.context(), redriven_from, carried };
-        let mut _alone = None;
-        if delivery.deliveries > 1 {
-            match self.parking.before_attempt(delivery, &about).await {
-                Ok(Before::Attempt(alone)) => _alone = alone,
-                Ok(Before::Settled(fate)) => return ended(Some(fate), Found::Nothing, fate.as_str()),
-                Err(error) => {
-                    // Where nothing can be stored, a letter cannot; others would meet the same.
-                    let found = if self.log.full().is_some() { Found::Away } else { Found::Nothing };
-                    return ended(Some(self.or_again(delivery, Err(error))), found, "read");
-                }
+        let about = About { order_id: event.id, redriven_from, carried };
+        if delivery.deliveries <= 1 {
+            return Ok((event, about, None));
+        }
+        match self.parking.before_attempt(delivery, &about).await {
+            Ok(Before::Attempt(alone)) => Ok((event, about, alone)),
+            Ok(Before::Settled(fate)) => ended(Some(fate), Found::Nothing, fate.as_str()),
+            Err(error) => {
+                // Where nothing can be stored, a letter cannot; others would meet the same.
+                let found = if self.log.full().is_some() { Found::Away } else { Found::Nothing };
+                ended(Some(self.or_again(delivery, Err(error))), found, "read")
             }
         }
+    }
 
-        let span = received.child(SpanKind::Consumer, || format!("process {}", template(message)).into());
-        let about = About { trace: span.context(), ..about };
-        // Sent before the attempt ends, so that of a process that dies in it this much is known.
-        drop(received);
-        span.set(|| about_delivery::<S>(delivery, "process"));
-        span.set(|| about_event(&event));
-        span.event("attempt", || [KeyValue::new(attribute::DELIVERIES, delivery.deliveries)]);
-        let trace = span.context();
+    /// An attempt at the order, and what becomes of the message after it.
+    async fn try_order(
+        &self,
+        event: Recorded,
+        about: About,
+        delivery: &Delivery<'_>,
+        subject: Subject,
+        span: &Span,
+    ) -> Ended {
+        let ended = |fate, found, outcome| Ended { fate, found, outcome };
+        let (sequence, stands_since) = (delivery.id.sequence(), event.stands_since());
+        if !span.is_disabled() {
+            let deliveries = KeyValue::new(attribute::DELIVERIES, delivery.deliveries);
+            span.add_event("attempt", vec![deliveries]);
+        }
         let (seen, began) = (AtomicU64::new(stands_since.0), Instant::now());
         let begun = self.suspects().begin(subject, began);
         // A step that panics has failed with this order, and goes on with others.
-        let attempt = span.scope(self.attempt(event, delivery, trace, &seen));
-        let attempt = AssertUnwindSafe(attempt).catch_unwind();
+        let attempt = AssertUnwindSafe(self.attempt(event, delivery, &seen)).catch_unwind();
         let outcome = match timeout(self.attempt_timeout, attempt).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Unfinished::Panicked),
             Err(_) => Err(Unfinished::TimedOut(self.attempt_timeout)),
         };
         if outcome.is_ok() {
-            self.parking.heard_of(delivery, trace).await;
+            self.parking.heard_of(delivery).await;
         }
         let reason = match outcome {
             Ok(Done::Nothing) => return ended(None, Found::Nothing, "nothing_to_do"),
@@ -288,24 +316,21 @@ impl<S: Step> Worker<S> {
             let seen = Revision(seen.into_inner());
             self.parking.after_attempt(delivery, &about, seen, &reason).await
         } else {
-            self.parking.heard_of(delivery, trace).await;
+            self.parking.heard_of(delivery).await;
             Ok(Fate::Again(pause(delivery)))
         };
         let fate = self.or_again(delivery, fate);
-        span.fail(reason.kind(), &reason);
-        span.event("attempt failed", || {
-            [
-                KeyValue::new(attribute::ATTEMPT_ERROR, reason.to_string()),
-                KeyValue::new(attribute::ATTEMPT_COUNTS, counts),
-            ]
-        });
+        trace::fail(span, reason.kind(), &reason);
+        if !span.is_disabled() {
+            let error = KeyValue::new(attribute::ATTEMPT_ERROR, reason.to_string());
+            span.add_event("attempt failed", vec![error, KeyValue::new(attribute::ATTEMPT_COUNTS, counts)]);
+        }
         if let Fate::Again(delay) = fate {
-            span.set(|| [KeyValue::new(attribute::ATTEMPT_DELAY, delay.as_secs_f64())]);
+            span.record("waybill.attempt.delay", delay.as_secs_f64());
             let (order_id, deliveries) = (about.order_id, delivery.deliveries);
-            let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
             let revision = sequence.0;
             if let Some(left_out) = self.may_tell(&POSTPONED) {
-                warn!(step = S::NAME, %order_id, trace_id, span_id, revision, deliveries, counts, %reason, ?delay, left_out, "order tried again later");
+                warn!(step = S::NAME, %order_id, revision, deliveries, counts, %reason, ?delay, left_out, "order tried again later");
             }
         }
         let outcome = if fate == Fate::Terminate { fate.as_str() } else { reason.kind() };
@@ -390,7 +415,6 @@ impl<S: Step> Worker<S> {
         &self,
         event: Recorded,
         delivery: &Delivery<'_>,
-        trace: &TraceContext,
         seen: &AtomicU64,
     ) -> Result<Done, Unfinished> {
         let began = Instant::now();
@@ -433,14 +457,13 @@ impl<S: Step> Worker<S> {
             acted = true;
             done = if matches!(fact, Detail::Rejected(_)) { Done::Rejected } else { Done::Work };
             let deadline = append_by.min(Instant::now() + APPEND_TIMEOUT);
-            let appended = timeout_at(append_by, self.log.append(&current, fact, trace, deadline)).await;
+            let appended = timeout_at(append_by, self.log.append(&current, fact, deadline)).await;
             let no_answer = || AppendError::Unknown("no answer in time".to_owned());
             match appended.unwrap_or_else(|_| Err(no_answer()))? {
                 Appended::Stored(order) => {
                     let (order_id, revision) = (order.id, order.order.revision);
                     let status = order.order.status().as_str_name();
-                    let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
-                    debug!(step = S::NAME, %order_id, trace_id, span_id, revision, status, "done");
+                    debug!(step = S::NAME, %order_id, revision, status, "done");
                     return Ok(done);
                 }
                 Appended::Overtaken(now) => current = now,

@@ -44,13 +44,14 @@ where
         Ok(prepared) => prepared,
         Err(reason) => return config::refuse(&reason),
     };
-    let _telemetry = telemetry::start(&telemetry);
     let command = C::command();
     let program = command.get_name();
     let traces = match Traces::start(program) {
         Ok(traces) => traces,
         Err(reason) => return config::refuse(&reason),
     };
+    let _telemetry = telemetry::start_with(&telemetry, traces.layer());
+    traces.announce();
     let metrics = match has_metrics.then(|| Metrics::start(program)).transpose() {
         Ok(metrics) => metrics,
         Err(reason) => return config::refuse(&reason),

@@ -8,6 +8,8 @@ pub use opentelemetry_semantic_conventions::attribute::{
     SERVICE_NAME, SERVICE_VERSION,
 };
 
+/// Marks a span that is exported even if its trace is not sampled.
+pub const KEEP: &str = "waybill.keep";
 /// Whose order it is about.
 pub const ORDER_ID: &str = "waybill.order.id";
 /// The order's revision: the sequence of its latest event.
