@@ -9,6 +9,7 @@ use tracing::{error, info};
 
 use crate::config;
 use crate::metrics::Metrics;
+use crate::otlp;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{self, TelemetryConfig};
 use crate::trace::export::Traces;
@@ -56,6 +57,7 @@ where
         Ok(metrics) => metrics,
         Err(reason) => return config::refuse(&reason),
     };
+    otlp::warn_of_resource();
     let ended = match Shutdown::listen() {
         Ok(shutdown) => Box::pin(work(settings, shutdown)).await,
         Err(error) => Err(error.into()),

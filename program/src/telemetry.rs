@@ -88,7 +88,9 @@ pub(crate) fn start_with(
     };
     let is_written =
         |metadata: &Metadata<'_>| metadata.is_event() && !shows_secrets(metadata) && !repeats(metadata);
-    let lines = lines.with_filter(EnvFilter::new(&config.log).and(filter_fn(is_written)));
+    // With a hint, so that lines of lower levels cost nothing.
+    let is_written = filter_fn(is_written).with_max_level_hint(LevelFilter::TRACE);
+    let lines = lines.with_filter(EnvFilter::new(&config.log).and(is_written));
     tracing_subscriber::registry().with(spans).with(lines).init();
     let (stop, stopped) = mpsc::channel();
     let telling = thread::Builder::new().name("log-dropped".to_owned());

@@ -24,7 +24,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::attribute;
-use crate::otlp::{self, FLUSH_TIMEOUT, Protocol, Signal, TIME_MS_MAX, Way};
+use crate::otlp::{self, FLUSH_TIMEOUT, Protocol, Signal, TIME_MS, Way, number};
 
 /// Share of new traces that is sampled unless OTEL_TRACES_SAMPLER says otherwise.
 const RATIO: f64 = 0.1;
@@ -91,7 +91,10 @@ impl Traces {
 
     /// Says in the log that there is an export.
     pub(crate) fn announce(&self) {
-        if let Some(Export { settings: Settings { way, ratio, parent_based, .. }, .. }) = &self.0 {
+        if let Some(Export { settings: Settings { way, ratio, parent_based, warnings, .. }, .. }) = &self.0 {
+            for warning in warnings {
+                warn!("{warning}");
+            }
             info!(protocol = ?way.protocol, sample_ratio = ratio, parent_based, "traces are exported");
         }
     }
@@ -149,6 +152,8 @@ struct Settings {
     batch_spans: usize,
     delay: Duration,
     export_timeout: Duration,
+    /// Variables that are not used as they are set.
+    warnings: Vec<String>,
 }
 
 /// Bounded by [`QUEUE_SPANS_MAX`].
@@ -159,23 +164,18 @@ fn spans(number: u64) -> usize {
 impl Settings {
     /// `None` if no traces are wanted.
     fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
-        let Some(way) = Way::read(TRACES, &variable)? else { return Ok(None) };
-        let (parent_based, ratio) = sampler(&variable)?;
-        let whole = |name: &str, default: u64, max: u64| match variable(name) {
-            None => Ok(default),
-            Some(text) => {
-                let number = text.parse().ok().filter(|number| (1..=max).contains(number));
-                number.ok_or_else(|| format!("{name}: must be a whole number of 1-{max}"))
-            }
-        };
-        let queue_spans = whole("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS, QUEUE_SPANS_MAX)?;
-        let batch_spans = whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS.min(queue_spans), queue_spans)?;
-        // In milliseconds, as the next. With none at all the sender would never rest.
-        let delay = whole("OTEL_BSP_SCHEDULE_DELAY", DELAY_MS, TIME_MS_MAX)?;
-        let timeout = whole("OTEL_BSP_EXPORT_TIMEOUT", EXPORT_TIMEOUT_MS, TIME_MS_MAX)?;
-        let (delay, export_timeout) = (Duration::from_millis(delay), Duration::from_millis(timeout));
+        let mut warnings = Vec::new();
+        let Some(way) = Way::read(TRACES, &variable, &mut warnings)? else { return Ok(None) };
+        let (parent_based, ratio) = sampler(&variable, &mut warnings);
+        let mut whole = |name: &str, default, range| number(&variable, name, default, range, &mut warnings);
+        let queue_spans = whole("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS, 1..=QUEUE_SPANS_MAX);
+        let batch_spans =
+            whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS.min(queue_spans), 1..=queue_spans);
+        let delay = Duration::from_millis(whole("OTEL_BSP_SCHEDULE_DELAY", DELAY_MS, TIME_MS));
+        let export_timeout =
+            Duration::from_millis(whole("OTEL_BSP_EXPORT_TIMEOUT", EXPORT_TIMEOUT_MS, TIME_MS));
         let (queue_spans, batch_spans) = (spans(queue_spans), spans(batch_spans));
-        Ok(Some(Self { way, ratio, parent_based, queue_spans, batch_spans, delay, export_timeout }))
+        Ok(Some(Self { way, ratio, parent_based, queue_spans, batch_spans, delay, export_timeout, warnings }))
     }
 
     fn exporter(&self, program: &str) -> Result<SpanExporter, String> {
@@ -189,28 +189,31 @@ impl Settings {
     }
 }
 
-/// Whether a parent's decision counts, and the share of the other traces.
-fn sampler(variable: impl Fn(&str) -> Option<String>) -> Result<(bool, f64), String> {
-    let ratio = |default| match variable("OTEL_TRACES_SAMPLER_ARG") {
-        None => Ok(default),
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|ratio| (0.0..=1.0).contains(ratio))
-            .ok_or_else(|| format!("OTEL_TRACES_SAMPLER_ARG: `{text}` is no number of 0-1")),
+/// Whether a parent's decision counts, and the share of the other traces. What cannot be used counts as unset.
+fn sampler(variable: impl Fn(&str) -> Option<String>, warnings: &mut Vec<String>) -> (bool, f64) {
+    let mut ratio = |default: f64| {
+        let Some(text) = variable("OTEL_TRACES_SAMPLER_ARG") else { return default };
+        text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio)).unwrap_or_else(|| {
+            warnings.push(format!("OTEL_TRACES_SAMPLER_ARG is not a number of 0-1, {default} is used"));
+            default
+        })
     };
     match variable("OTEL_TRACES_SAMPLER").as_deref() {
-        None => Ok((true, ratio(RATIO)?)),
-        Some("parentbased_traceidratio") => Ok((true, ratio(1.0)?)),
-        Some("parentbased_always_on") => Ok((true, 1.0)),
-        Some("parentbased_always_off") => Ok((true, 0.0)),
-        Some("traceidratio") => Ok((false, ratio(1.0)?)),
-        Some("always_on") => Ok((false, 1.0)),
-        Some("always_off") => Ok((false, 0.0)),
-        Some(other) => Err(format!(
-            "OTEL_TRACES_SAMPLER: `{other}` is none of always_on, always_off, traceidratio, parentbased_always_on, \
-             parentbased_always_off, parentbased_traceidratio"
-        )),
+        None => (true, ratio(RATIO)),
+        Some("parentbased_traceidratio") => (true, ratio(1.0)),
+        Some("parentbased_always_on") => (true, 1.0),
+        Some("parentbased_always_off") => (true, 0.0),
+        Some("traceidratio") => (false, ratio(1.0)),
+        Some("always_on") => (false, 1.0),
+        Some("always_off") => (false, 0.0),
+        Some(_) => {
+            let ratio = ratio(RATIO);
+            warnings.push(format!(
+                "OTEL_TRACES_SAMPLER is none of always_on, always_off, traceidratio, parentbased_always_on, \
+                 parentbased_always_off, parentbased_traceidratio; parentbased_traceidratio with {ratio} is used"
+            ));
+            (true, ratio)
+        }
     }
 }
 
@@ -403,6 +406,16 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
             ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "udp"),
             ("OTEL_EXPORTER_OTLP_CERTIFICATE", "ca.pem"),
+        ] {
+            let refused = read(&[ENDPOINT, (name, text)]).unwrap_err();
+            assert!(refused.starts_with(name), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_the_default_with_a_warning() {
+        let defaults = read(&[ENDPOINT]).unwrap().unwrap();
+        for (name, text) in [
             ("OTEL_TRACES_SAMPLER", "sometimes"),
             ("OTEL_TRACES_SAMPLER_ARG", "2"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
@@ -410,8 +423,10 @@ mod tests {
             ("OTEL_BSP_SCHEDULE_DELAY", "0"),
             ("OTEL_BSP_EXPORT_TIMEOUT", "1s"),
         ] {
-            let refused = read(&[ENDPOINT, (name, text)]).unwrap_err();
-            assert!(refused.starts_with(name), "{refused}");
+            let mut settings = read(&[ENDPOINT, (name, text)]).unwrap().unwrap();
+            let warnings = std::mem::take(&mut settings.warnings);
+            assert_eq!(settings, defaults, "{name}");
+            assert!(warnings[0].starts_with(name) && warnings.len() == 1, "{warnings:?}");
         }
     }
 }

@@ -367,10 +367,10 @@ async fn a_variable_that_cannot_be_used_ends_the_program_with_its_name() {
             .args(arguments)
             .env_clear()
             .envs(collector.environment())
-            .env("OTEL_TRACES_SAMPLER", "sometimes");
+            .env("OTEL_TRACES_EXPORTER", "zipkin");
         let output = command.kill_on_drop(true).output().await.unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(64), "{said}");
-        assert!(said.contains("OTEL_TRACES_SAMPLER"), "{said}");
+        assert!(said.contains("OTEL_TRACES_EXPORTER"), "{said}");
     }
 }
