@@ -100,7 +100,8 @@ impl Traced {
     }
 
     fn within<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _context = self.context.clone().attach();
+        // That of a span is attached with the span.
+        let _context = self.span.is_disabled().then(|| self.context.clone().attach());
         self.span.in_scope(work)
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tracing::{Level, Metadata, warn};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
-use tracing_subscriber::layer::{Identity, SubscriberExt};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
@@ -66,13 +66,13 @@ pub struct Telemetry {
 /// the end of the program.
 #[must_use = "the last lines are written when it is dropped"]
 pub fn start(config: &TelemetryConfig) -> Telemetry {
-    start_with(config, None::<Identity>)
+    start_with(config, None)
 }
 
 /// The same with a layer that makes spans.
 pub(crate) fn start_with(
     config: &TelemetryConfig,
-    spans: Option<impl Layer<Registry> + Send + Sync>,
+    spans: Option<Box<dyn Layer<Registry> + Send + Sync>>,
 ) -> Telemetry {
     // Colours are for terminals, not for files.
     let ansi = std::io::stdout().is_terminal();
@@ -91,7 +91,9 @@ pub(crate) fn start_with(
     // With a hint, so that lines of lower levels cost nothing.
     let is_written = filter_fn(is_written).with_max_level_hint(LevelFilter::TRACE);
     let lines = lines.with_filter(EnvFilter::new(&config.log).and(is_written));
-    tracing_subscriber::registry().with(spans).with(lines).init();
+    // Not an Option of a layer: beside a `None` no disabled line or span is known to be one.
+    let layers: Vec<_> = [lines.boxed()].into_iter().chain(spans).collect();
+    tracing_subscriber::registry().with(layers).init();
     let (stop, stopped) = mpsc::channel();
     let telling = thread::Builder::new().name("log-dropped".to_owned());
     let telling = telling.spawn(move || tell_of_dropped_lines(&dropped, &stopped));

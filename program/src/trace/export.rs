@@ -18,10 +18,9 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
-use tracing::{Metadata, Subscriber, info, warn};
-use tracing_subscriber::Layer;
+use tracing::{Metadata, info, warn};
 use tracing_subscriber::filter::filter_fn;
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Layer, Registry};
 
 use super::attribute;
 use crate::otlp::{self, FLUSH_TIMEOUT, Protocol, Signal, TIME_MS, Way, number};
@@ -70,10 +69,7 @@ impl Traces {
     }
 
     /// The layer that makes spans, if there is an export.
-    pub(crate) fn layer<S>(&self) -> Option<impl Layer<S> + use<S>>
-    where
-        S: Subscriber + for<'span> LookupSpan<'span>,
-    {
+    pub(crate) fn layer(&self) -> Option<Box<dyn Layer<Registry> + Send + Sync>> {
         let tracer = self.0.as_ref()?.provider.tracer_with_scope(
             InstrumentationScope::builder("waybill").with_version(env!("CARGO_PKG_VERSION")).build(),
         );
@@ -86,7 +82,7 @@ impl Traces {
         // Lines of the log are not events of spans, and spans of libraries do not say their kind.
         let is_ours =
             |metadata: &Metadata<'_>| metadata.is_span() && metadata.fields().field("otel.kind").is_some();
-        Some(layer.with_filter(filter_fn(is_ours).with_max_level_hint(LevelFilter::INFO)))
+        Some(layer.with_filter(filter_fn(is_ours).with_max_level_hint(LevelFilter::INFO)).boxed())
     }
 
     /// Says in the log that there is an export.
