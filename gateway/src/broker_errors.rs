@@ -5,7 +5,6 @@ use backbone::dead_letters::{LetterId, PutError};
 use backbone::log::AppendError;
 use backbone::log::ids::OrderId;
 use program::telemetry::LogThrottle;
-use program::trace::TraceContext;
 use stock::ChangeError;
 use tonic::Status;
 use tracing::{error, warn};
@@ -21,31 +20,30 @@ static NOT_READ: LogThrottle = LogThrottle::new();
 static UNREADABLE: LogThrottle = LogThrottle::new();
 
 /// An event was not appended, or may not have been.
-pub(crate) fn append(id: &OrderId, trace: &TraceContext, append_error: &AppendError) -> Status {
-    let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
+pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
     match append_error {
         AppendError::Unavailable(_) => {
             if let Some(left_out) = NOT_STORED.allow() {
-                warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
+                warn!(left_out, order_id = %id, error = %append_error, "event not stored");
             }
         }
         AppendError::TooLarge(_) => {
             if let Some(left_out) = TOO_LARGE.allow() {
-                warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
+                warn!(left_out, order_id = %id, error = %append_error, "event not stored");
             }
         }
         AppendError::Permanent(_) => {
             if let Some(left_out) = REFUSED.allow() {
-                error!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "event not stored");
+                error!(left_out, order_id = %id, error = %append_error, "event not stored");
             }
         }
         AppendError::Unknown(_) => {
             if let Some(left_out) = UNKNOWN.allow() {
-                warn!(left_out, order_id = %id, trace_id, span_id, error = %append_error, "outcome of an append unknown");
+                warn!(left_out, order_id = %id, error = %append_error, "outcome of an append unknown");
             }
         }
         AppendError::Refused(_) => {
-            error!(order_id = %id, trace_id, span_id, error = %append_error, "the lifecycle refused a checked request");
+            error!(order_id = %id, error = %append_error, "the lifecycle refused a checked request");
         }
         // The backbone has a line in a while about storage that is full. An order that is gone is no fault.
         AppendError::Full(_) | AppendError::Gone => {}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use program::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
+use program::trace::{self, Context, FutureExt, TRACEPARENT, TRACESTATE, attribute};
 use proto::payments::v1::payment_service_server::PaymentService;
 use proto::payments::v1::sandbox_control_service_server::SandboxControlService;
 use proto::payments::v1::{
@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info_span};
 
 use crate::behaviour::{Behaviour, Behaviours};
 use crate::ledger::{Charge, Refusal, is_declined};
@@ -83,10 +85,10 @@ impl Service {
 impl PaymentService for Service {
     async fn capture(&self, request: Request<CaptureRequest>) -> Result<Response<CaptureResponse>, Status> {
         self.calls.captures.fetch_add(1, Ordering::Relaxed);
-        let span = serving(request.metadata(), "payments.v1.PaymentService/Capture");
+        let (span, context) = serving(request.metadata(), "payments.v1.PaymentService/Capture");
         let answer = async {
             let (key, charge) = charge_in(request.into_inner())?;
-            span.set(|| [KeyValue::new(attribute::ORDER_ID, charge.order_id.clone())]);
+            Span::current().record("waybill.order.id", &*charge.order_id);
             let behaviour = self.behaviours.next(&charge.customer_id);
             if is_nonsense(behaviour, &charge.customer_id) {
                 let outcome = self.behave(behaviour, async { Ok(None) }).await?;
@@ -96,12 +98,13 @@ impl PaymentService for Service {
             let outcome = self.behave(behaviour, self.records.capture(key, charge, decline)).await?;
             Ok(Response::new(CaptureResponse { outcome: Some(outcome) }))
         };
-        served(&span, answer.await)
+        let answer = answer.instrument(span.clone()).with_context(context).await;
+        served(&span, answer)
     }
 
     async fn refund(&self, request: Request<RefundRequest>) -> Result<Response<RefundResponse>, Status> {
         self.calls.refunds.fetch_add(1, Ordering::Relaxed);
-        let span = serving(request.metadata(), "payments.v1.PaymentService/Refund");
+        let (span, context) = serving(request.metadata(), "payments.v1.PaymentService/Refund");
         let answer = async {
             let key = checked_key(request.into_inner().idempotency_key)?;
             let customer_id = self.records.customer_of(&key).await.map_err(|error| refused(&error))?;
@@ -114,7 +117,8 @@ impl PaymentService for Service {
             let outcome = self.behave(behaviour, self.records.refund(key)).await?;
             Ok(Response::new(RefundResponse { outcome: Some(outcome) }))
         };
-        served(&span, answer.await)
+        let answer = answer.instrument(span.clone()).with_context(context).await;
+        served(&span, answer)
     }
 }
 
@@ -170,26 +174,28 @@ fn is_nonsense(behaviour: Behaviour, customer_id: &str) -> bool {
 }
 
 /// The span of a call, in its caller's trace.
-fn serving(metadata: &MetadataMap, name: &'static str) -> Span {
+fn serving(metadata: &MetadataMap, name: &'static str) -> (Span, Context) {
     let all = |key| metadata.get_all(key).into_iter().map(|value| value.as_encoded_bytes());
-    let caller = TraceContext::of_values(all(TRACEPARENT), all(TRACESTATE));
-    let span = Span::from_remote(caller.as_ref(), SpanKind::Server, || name.into());
-    span.set(|| {
-        [
-            KeyValue::new(attribute::RPC_SYSTEM_NAME, attribute::GRPC),
-            KeyValue::new(attribute::RPC_METHOD, name),
-        ]
-    });
-    span
+    let span = info_span!(
+        "call",
+        otel.name = name,
+        otel.kind = "server",
+        rpc.system.name = "grpc",
+        rpc.method = name,
+        rpc.response.status_code = Empty,
+        waybill.order.id = Empty,
+    );
+    let context = trace::continue_in(&span, trace::extract(all(TRACEPARENT), all(TRACESTATE)));
+    (span, context)
 }
 
 fn served<T>(span: &Span, answer: Result<T, Status>) -> Result<T, Status> {
     let code = proto::code_name(answer.as_ref().err().map_or(Code::Ok, Status::code));
-    span.set(|| [KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, code)]);
+    span.record("rpc.response.status_code", code);
     if let Err(status) = &answer
         && attribute::is_server_error(code)
     {
-        span.fail(code, &status.message());
+        trace::fail(span, code, &status.message());
     }
     answer
 }

@@ -16,7 +16,6 @@ use backbone::log::lifecycle;
 use backbone::log::subjects::EventKind;
 use backbone::log::{AppendError, Appended, OrderLog, OrderState};
 use futures::FutureExt;
-use program::trace::TraceContext;
 use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -120,11 +119,10 @@ impl<S: Step> Attempts<S> {
         &self,
         event: Recorded,
         delivery: &Delivery<'_>,
-        trace: &TraceContext,
     ) -> (Result<AttemptOutcome, AttemptError>, Revision) {
         let seen = AtomicU64::new(event.stands_since().0);
         // A step that panics has failed with this order, and goes on with others.
-        let attempt = AssertUnwindSafe(self.attempt(event, delivery, trace, &seen)).catch_unwind();
+        let attempt = AssertUnwindSafe(self.attempt(event, delivery, &seen)).catch_unwind();
         let outcome = match timeout(self.timeout, attempt).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(AttemptError::Panicked),
@@ -140,7 +138,6 @@ impl<S: Step> Attempts<S> {
         &self,
         event: Recorded,
         delivery: &Delivery<'_>,
-        trace: &TraceContext,
         seen: &AtomicU64,
     ) -> Result<AttemptOutcome, AttemptError> {
         let began = Instant::now();
@@ -187,14 +184,13 @@ impl<S: Step> Attempts<S> {
                 AttemptOutcome::Done
             };
             let deadline = append_by.min(Instant::now() + APPEND_TIMEOUT);
-            let appended = timeout_at(append_by, self.log.append(&current, fact, trace, deadline)).await;
+            let appended = timeout_at(append_by, self.log.append(&current, fact, deadline)).await;
             let no_answer = || AppendError::Unknown("no answer in time".to_owned());
             match appended.unwrap_or_else(|_| Err(no_answer()))? {
                 Appended::Stored(order) => {
                     let (order_id, revision) = (order.id, order.order.revision);
                     let status = order.order.status().as_str_name();
-                    let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
-                    debug!(step = S::NAME, %order_id, trace_id, span_id, revision, status, "done");
+                    debug!(step = S::NAME, %order_id, revision, status, "done");
                     return Ok(done);
                 }
                 Appended::Overtaken(now) => current = now,

@@ -7,16 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
+use backbone::broker::trace_headers;
 use backbone::consumer::ConsumerTerms;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use backbone::log::event::{Recorded, Undecodable};
 use program::telemetry::LogThrottle;
-use program::trace::{KeyValue, Span, SpanKind, attribute};
+use program::trace::{self, FutureExt, KeyValue, OpenTelemetrySpanExt, attribute};
 use tokio::select;
+use tokio::sync::MutexGuard as AsyncMutexGuard;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{Instrument, Span, error, warn};
 
 use crate::admission::DependencySignal;
 use crate::attempt::{AttemptError, AttemptOutcome, Attempts};
@@ -24,7 +26,7 @@ use crate::config::ProcessorConfig;
 use crate::dead_lettering::{BeforeAttempt, DeadLettering, DeadLetteringError, OrderContext, Outcome};
 use crate::delivery::{Delivery, Disposition, RETRY, acknowledge};
 use crate::metrics;
-use crate::spans::{about_delivery, about_event, origin, received, template};
+use crate::spans;
 use crate::step::Step;
 use crate::suspects::{Begun, Subject, Suspects};
 
@@ -38,6 +40,14 @@ struct Ended {
     found: DependencySignal,
     /// The same for metrics, in one word.
     outcome: &'static str,
+}
+
+/// A message that an attempt is to be made at.
+struct Admitted<'a> {
+    event: Recorded,
+    about: OrderContext,
+    /// Held during an announced attempt.
+    _alone: Option<AsyncMutexGuard<'a, ()>>,
 }
 
 /// Works on messages for a step.
@@ -107,59 +117,69 @@ impl<S: Step> Worker<S> {
 
     /// What becomes of the message, and what was found out on the way.
     async fn work(&self, delivery: &Delivery<'_>, subject: Subject) -> Ended {
-        let received = received::<S>(delivery);
-        let event = match delivery.decode() {
-            Ok(event) => event,
-            Err(reason) => return self.not_decoded(delivery, &received, &reason).await,
+        let (received, context) = spans::received::<S>(delivery);
+        let admitted = self.admit(delivery, &received);
+        let admitted = admitted.instrument(received.clone()).with_context(context.clone()).await;
+        let Admitted { event, about, _alone } = match admitted {
+            Ok(admitted) => admitted,
+            Err(ended) => return ended,
         };
-        received.set(|| about_event(&event));
-        let about = OrderContext::of(&event, received.context());
-        let mut _alone = None;
-        if delivery.is_redelivery() {
-            match self.dead_lettering.before_attempt(delivery, &about).await {
-                Ok(BeforeAttempt::Attempt(alone)) => _alone = alone,
-                Ok(BeforeAttempt::Settled(disposition)) => {
-                    return Ended {
-                        disposition,
-                        found: DependencySignal::Unknown,
-                        outcome: disposition.as_str(),
-                    };
-                }
-                Err(error) => {
-                    // Where nothing can be stored, a letter cannot; others would meet the same.
-                    let found = if self.log.full().is_some() {
-                        DependencySignal::Unavailable
-                    } else {
-                        DependencySignal::Unknown
-                    };
-                    return Ended {
-                        disposition: self.or_again(delivery, Err(error)),
-                        found,
-                        outcome: "read",
-                    };
-                }
-            }
-        }
-
-        let span = process_span::<S>(delivery, &event, &received);
-        let about = OrderContext { trace: span.context(), ..about };
+        let (span, context) = spans::processed::<S>(delivery, &context);
         // Sent before the attempt ends, so that of a process that dies in it this much is known.
         drop(received);
+        spans::about(&span, &event);
+        let tried = self.try_order(event, about, delivery, subject, &span);
+        tried.instrument(span.clone()).with_context(context).await
+    }
+
+    /// What there is to do for the message; or what becomes of it without an attempt.
+    async fn admit(&self, delivery: &Delivery<'_>, received: &Span) -> Result<Admitted<'_>, Ended> {
+        let event = match delivery.decode() {
+            Ok(event) => event,
+            Err(reason) => return Err(self.not_decoded(delivery, received, &reason).await),
+        };
+        spans::about(received, &event);
+        let about = OrderContext::of(&event);
+        if !delivery.is_redelivery() {
+            return Ok(Admitted { event, about, _alone: None });
+        }
+        match self.dead_lettering.before_attempt(delivery, &about).await {
+            Ok(BeforeAttempt::Attempt(alone)) => Ok(Admitted { event, about, _alone: alone }),
+            Ok(BeforeAttempt::Settled(disposition)) => {
+                Err(Ended { disposition, found: DependencySignal::Unknown, outcome: disposition.as_str() })
+            }
+            Err(error) => {
+                // Where nothing can be stored, a letter cannot; others would meet the same.
+                let is_full = self.log.full().is_some();
+                let found = if is_full { DependencySignal::Unavailable } else { DependencySignal::Unknown };
+                Err(Ended { disposition: self.or_again(delivery, Err(error)), found, outcome: "read" })
+            }
+        }
+    }
+
+    /// An attempt at the order, and what becomes of the message after it.
+    async fn try_order(
+        &self,
+        event: Recorded,
+        about: OrderContext,
+        delivery: &Delivery<'_>,
+        subject: Subject,
+        span: &Span,
+    ) -> Ended {
+        if !span.is_disabled() {
+            span.add_event("attempt", vec![KeyValue::new(attribute::DELIVERIES, delivery.deliveries)]);
+        }
         let began = Instant::now();
         let begun = self.suspects().begin(subject, began);
-        let attempt = self.attempts.run(event, delivery, about.trace);
-        let (outcome, seen) = span.scope(attempt).await;
+        let (outcome, seen) = self.attempts.run(event, delivery).await;
         match outcome {
             Ok(done) => {
-                if done != AttemptOutcome::NothingToDo {
+                let served = done != AttemptOutcome::NothingToDo;
+                if served {
                     self.suspects().served(subject, began);
                 }
-                let settled = self.dead_lettering.settle(delivery, about.trace, Outcome::Finished).await;
-                let found = if done == AttemptOutcome::NothingToDo {
-                    DependencySignal::Unknown
-                } else {
-                    DependencySignal::Served
-                };
+                let settled = self.dead_lettering.settle(delivery, Outcome::Finished).await;
+                let found = if served { DependencySignal::Served } else { DependencySignal::Unknown };
                 Ended { disposition: self.or_again(delivery, settled), found, outcome: done.as_str() }
             }
             Err(reason) => {
@@ -171,9 +191,9 @@ impl<S: Step> Worker<S> {
                 } else {
                     Outcome::Postponed
                 };
-                let settled = self.dead_lettering.settle(delivery, about.trace, end).await;
+                let settled = self.dead_lettering.settle(delivery, end).await;
                 let disposition = self.or_again(delivery, settled);
-                self.tell_of_failure(delivery, &about, &span, &reason, counts, disposition);
+                self.tell_of_failure(delivery, &about, span, &reason, counts, disposition);
                 let outcome =
                     if disposition == Disposition::Terminate { disposition.as_str() } else { reason.kind() };
                 let found =
@@ -186,13 +206,13 @@ impl<S: Step> Worker<S> {
     /// What becomes of a message that cannot be decoded.
     async fn not_decoded(&self, delivery: &Delivery<'_>, received: &Span, reason: &Undecodable) -> Ended {
         if delivery.lacks_payload() {
-            received.fail("left_out", reason);
+            trace::fail(received, "left_out", reason);
             let disposition = Disposition::Retry(delivery.pause());
             return Ended { disposition, found: DependencySignal::Unknown, outcome: "left_out" };
         }
-        received.fail("undecodable", reason);
+        trace::fail(received, "undecodable", reason);
         let end = Outcome::Undecodable(reason);
-        let settled = self.dead_lettering.settle(delivery, received.context(), end).await;
+        let settled = self.dead_lettering.settle(delivery, end).await;
         Ended {
             disposition: self.or_again(delivery, settled),
             found: DependencySignal::Unknown,
@@ -205,8 +225,9 @@ impl<S: Step> Worker<S> {
         // One that the process leaves behind is for whoever is there next.
         let delay = if self.leave.is_cancelled() { RETRY.initial } else { delivery.pause() };
         acknowledge(S::NAME, delivery.message, AckKind::Nak(Some(delay))).await;
-        let settled =
-            self.dead_lettering.settle(delivery, &origin(delivery.message), Outcome::Postponed).await;
+        let origin = delivery.message.headers.as_ref().and_then(trace_headers::read);
+        let context = trace::remote(origin.unwrap_or_else(trace::root));
+        let settled = self.dead_lettering.settle(delivery, Outcome::Postponed).with_context(context).await;
         self.or_again(delivery, settled);
     }
 
@@ -228,26 +249,23 @@ impl<S: Step> Worker<S> {
     fn tell_of_failure(
         &self,
         delivery: &Delivery<'_>,
-        about: &OrderContext<'_>,
+        about: &OrderContext,
         span: &Span,
         reason: &AttemptError,
         counts: bool,
         disposition: Disposition,
     ) {
-        span.fail(reason.kind(), reason);
-        span.event("attempt failed", || {
-            [
-                KeyValue::new(attribute::ATTEMPT_ERROR, reason.to_string()),
-                KeyValue::new(attribute::ATTEMPT_COUNTS, counts),
-            ]
-        });
+        trace::fail(span, reason.kind(), reason);
+        if !span.is_disabled() {
+            let error = KeyValue::new(attribute::ATTEMPT_ERROR, reason.to_string());
+            span.add_event("attempt failed", vec![error, KeyValue::new(attribute::ATTEMPT_COUNTS, counts)]);
+        }
         let Disposition::Retry(delay) = disposition else { return };
-        span.set(|| [KeyValue::new(attribute::ATTEMPT_DELAY, delay.as_secs_f64())]);
+        span.record("waybill.attempt.delay", delay.as_secs_f64());
         let (order_id, deliveries, revision) =
             (about.order_id, delivery.deliveries, delivery.id.sequence().0);
-        let (trace_id, span_id) = (about.trace.trace_id(), about.trace.span_id());
         if let Some(left_out) = self.allow(&POSTPONED) {
-            warn!(step = S::NAME, %order_id, trace_id, span_id, revision, deliveries, counts, %reason, ?delay, left_out, "order tried again later");
+            warn!(step = S::NAME, %order_id, revision, deliveries, counts, %reason, ?delay, left_out, "order tried again later");
         }
     }
 
@@ -287,16 +305,6 @@ impl<S: Step> Worker<S> {
             }
         }
     }
-}
-
-/// The span of an attempt.
-fn process_span<S: Step>(delivery: &Delivery<'_>, event: &Recorded, received: &Span) -> Span {
-    let span =
-        received.child(SpanKind::Consumer, || format!("process {}", template(delivery.message)).into());
-    span.set(|| about_delivery::<S>(delivery, "process"));
-    span.set(|| about_event(event));
-    span.event("attempt", || [KeyValue::new(attribute::DELIVERIES, delivery.deliveries)]);
-    span
 }
 
 /// Leaves a message that nobody works on to whoever is there when it comes again.

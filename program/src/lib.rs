@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod config;
+mod in_trace;
 pub mod metrics;
 pub mod ops;
 pub mod otlp;

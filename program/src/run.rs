@@ -9,6 +9,7 @@ use tracing::{error, info};
 
 use crate::config;
 use crate::metrics::Metrics;
+use crate::otlp;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{self, TelemetryConfig};
 use crate::trace::export::Traces;
@@ -44,17 +45,19 @@ where
         Ok(prepared) => prepared,
         Err(reason) => return config::refuse(&reason),
     };
-    let _telemetry = telemetry::start(&telemetry);
     let command = C::command();
     let program = command.get_name();
     let traces = match Traces::start(program) {
         Ok(traces) => traces,
         Err(reason) => return config::refuse(&reason),
     };
+    let _telemetry = telemetry::start_with(&telemetry, traces.layer());
+    traces.announce();
     let metrics = match has_metrics.then(|| Metrics::start(program)).transpose() {
         Ok(metrics) => metrics,
         Err(reason) => return config::refuse(&reason),
     };
+    otlp::warn_of_resource();
     let ended = match Shutdown::listen() {
         Ok(shutdown) => Box::pin(work(settings, shutdown)).await,
         Err(error) => Err(error.into()),

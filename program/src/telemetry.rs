@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use tracing::{Level, Metadata, warn};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+
+use crate::in_trace::InTrace;
 
 /// Lines that wait to be written; further ones are dropped, and counted.
 const LINES_MAX: usize = 16_384;
@@ -64,6 +66,14 @@ pub struct Telemetry {
 /// the end of the program.
 #[must_use = "the last lines are written when it is dropped"]
 pub fn start(config: &TelemetryConfig) -> Telemetry {
+    start_with(config, None)
+}
+
+/// The same with a layer that makes spans.
+pub(crate) fn start_with(
+    config: &TelemetryConfig,
+    spans: Option<Box<dyn Layer<Registry> + Send + Sync>>,
+) -> Telemetry {
     // Colours are for terminals, not for files.
     let ansi = std::io::stdout().is_terminal();
     let builder =
@@ -71,15 +81,19 @@ pub fn start(config: &TelemetryConfig) -> Telemetry {
     let (writer, writing) = builder.finish(std::io::stdout());
     let dropped = writer.error_counter();
     DROPPED.get_or_init(|| dropped.clone());
-    let text = (config.log_format == LogFormat::Text)
-        .then(|| fmt::layer().with_ansi(ansi).with_writer(writer.clone()));
-    let json = (config.log_format == LogFormat::Json).then(|| fmt::layer().json().with_writer(writer));
-    tracing_subscriber::registry()
-        .with(EnvFilter::new(&config.log))
-        .with(filter_fn(|metadata| !shows_secrets(metadata) && !repeats(metadata)))
-        .with(text)
-        .with(json)
-        .init();
+    let lines = fmt::layer().with_ansi(ansi).with_writer(writer);
+    let lines = match config.log_format {
+        LogFormat::Text => lines.map_event_format(|format| InTrace::text(format.with_ansi(ansi))).boxed(),
+        LogFormat::Json => lines.json().map_event_format(InTrace::json).boxed(),
+    };
+    let is_written =
+        |metadata: &Metadata<'_>| metadata.is_event() && !shows_secrets(metadata) && !repeats(metadata);
+    // With a hint, so that lines of lower levels cost nothing.
+    let is_written = filter_fn(is_written).with_max_level_hint(LevelFilter::TRACE);
+    let lines = lines.with_filter(EnvFilter::new(&config.log).and(is_written));
+    // Not an Option of a layer: beside a `None` no disabled line or span is known to be one.
+    let layers: Vec<_> = [lines.boxed()].into_iter().chain(spans).collect();
+    tracing_subscriber::registry().with(layers).init();
     let (stop, stopped) = mpsc::channel();
     let telling = thread::Builder::new().name("log-dropped".to_owned());
     let telling = telling.spawn(move || tell_of_dropped_lines(&dropped, &stopped));

@@ -1,20 +1,17 @@
 //! Trace context in the headers of NATS messages, by W3C Trace Context.
 
 use async_nats::HeaderMap;
-use program::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+use program::trace::{self, SpanContext, TRACEPARENT, TRACESTATE};
 
 /// Reads the trace context of the message with these headers; `None` if it has none that is valid.
-pub fn read(headers: &HeaderMap) -> Option<TraceContext> {
+pub fn read(headers: &HeaderMap) -> Option<SpanContext> {
     let all = |name| headers.get_all(name).map(|value| value.as_str().as_bytes());
-    TraceContext::of_values(all(TRACEPARENT), all(TRACESTATE))
+    trace::extract(all(TRACEPARENT), all(TRACESTATE))
 }
 
-/// Writes a trace context to the headers of a message.
-pub(crate) fn write(trace: &TraceContext, headers: &mut HeaderMap) {
-    headers.insert(TRACEPARENT, trace.to_string());
-    if let Some(state) = trace.tracestate() {
-        headers.insert(TRACESTATE, state);
-    }
+/// Writes the current trace context to the headers of a message.
+pub(crate) fn write(headers: &mut HeaderMap) {
+    trace::inject(|key, value| headers.insert(key, value));
 }
 
 #[cfg(test)]
@@ -30,7 +27,7 @@ mod tests {
         for state in ["a=1", " ", "b=2,c=3", ""] {
             headers.append(TRACESTATE, state);
         }
-        assert_eq!(read(&headers).unwrap().tracestate(), Some("a=1,b=2,c=3"));
+        assert_eq!(read(&headers).unwrap().trace_state().header(), "a=1,b=2,c=3");
         headers.append(TRACEPARENT, text);
         assert_eq!(read(&headers), None);
     }

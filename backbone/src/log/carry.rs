@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use program::telemetry::LogThrottle;
-use program::trace::TraceContext;
 use proto::orders::v1::OrderCarried;
 use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
@@ -189,7 +188,6 @@ impl OrderLog {
         Candidate { id, created, due }: Candidate,
         mut stored: Vec<Stored>,
     ) -> Result<Outcome, CarryError> {
-        let trace = TraceContext::root();
         loop {
             let head = stored.last().map_or(Revision::NONE, |last| last.sequence);
             let events = decode_all(stored);
@@ -204,7 +202,7 @@ impl OrderLog {
                 since_revision: current.stands_since().0,
                 happened: happened(&events),
             });
-            match self.append(&current, detail, &trace, Instant::now() + APPEND_TIMEOUT).await {
+            match self.append(&current, detail, Instant::now() + APPEND_TIMEOUT).await {
                 Ok(Appended::Stored(now)) => {
                     debug!(order_id = %id, revision = now.order.revision, "order carried");
                     return Ok(Outcome::Carried);

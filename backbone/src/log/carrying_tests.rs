@@ -1,7 +1,6 @@
 use super::*;
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use program::trace::TraceContext;
 use proptest::prelude::*;
 use proptest::sample::select;
 use prost_types::Timestamp;
@@ -91,9 +90,8 @@ struct Life {
 fn log(tried: Vec<(usize, EventKind)>) -> (Vec<Stored>, Vec<Life>) {
     let now = Timestamp { seconds: 1_000, nanos: 0 };
     let (mut log, mut lives) = (Vec::new(), Vec::<Life>::new());
-    let trace = TraceContext::root();
     let mut store = |id: &OrderId, mut order: Order, detail: Detail| {
-        let draft = Draft::new(id, Revision(1), &mut order, &Bytes::new(), detail, &trace, "test");
+        let draft = Draft::new(id, Revision(1), &mut order, &Bytes::new(), detail, "test");
         let sequence = Revision(log.len() as u64 + 1);
         let (subject, payload) = (draft.subject.clone().into(), draft.payload.clone());
         log.push(Stored { subject, sequence, headers: HeaderMap::new(), payload });

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use program::trace::TraceContext;
+use program::trace::SpanContext;
 use prost::Message;
 use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
@@ -29,17 +29,16 @@ pub const BYTES_MAX: usize = 24 * 1024;
 
 /// An event on its way into the log.
 #[derive(Debug)]
-pub(crate) struct Draft<'a> {
+pub(crate) struct Draft {
     pub(crate) event_id: String,
     pub(crate) subject: String,
     pub(crate) payload: Bytes,
     kind: EventKind,
     time: Option<Timestamp>,
-    trace: &'a TraceContext,
     source: &'static str,
 }
 
-impl<'a> Draft<'a> {
+impl Draft {
     /// Encodes the event that makes `order` what it is. The order's revision is left out: it is the sequence
     /// that the stream will give the event. `unknown_fields` of a newer version are preserved.
     pub(crate) fn new(
@@ -48,7 +47,6 @@ impl<'a> Draft<'a> {
         order: &mut Order,
         unknown_fields: &Bytes,
         detail: Detail,
-        trace: &'a TraceContext,
         source: &'static str,
     ) -> Self {
         let kind = EventKind::of(&detail);
@@ -65,10 +63,10 @@ impl<'a> Draft<'a> {
         let subject = subjects::event(kind, id);
         // An order that is only carried keeps its time.
         let time = if kind == EventKind::Carried { Some(now()) } else { order.update_time };
-        Self { event_id: event.event_id, subject, payload, kind, time, trace, source }
+        Self { event_id: event.event_id, subject, payload, kind, time, source }
     }
 
-    /// The headers of one publish; the client takes them for good.
+    /// The headers of one publish, within the current trace; the client takes them for good.
     pub(crate) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert("ce-specversion", CE_SPEC_VERSION);
@@ -79,7 +77,7 @@ impl<'a> Draft<'a> {
             headers.insert("ce-time", time.to_string());
         }
         headers.insert("content-type", CONTENT_TYPE);
-        trace_headers::write(self.trace, &mut headers);
+        trace_headers::write(&mut headers);
         headers
     }
 }
@@ -100,7 +98,7 @@ pub struct Recorded {
     /// What happened.
     pub detail: Detail,
     /// The trace that it belongs to, if its headers tell.
-    pub trace: Option<TraceContext>,
+    pub trace: Option<SpanContext>,
     /// When the broker stored it, by its clock, if its headers tell.
     pub stored: Option<SystemTime>,
     /// The order as it lies there, if a newer version has said more of it than is known here; else empty.
@@ -199,7 +197,7 @@ impl Recorded {
             event_id: self.event_id,
             previous_revision: self.previous.0,
             order: Some(self.order),
-            trace_id: self.trace.map(|trace| trace.trace_id()).unwrap_or_default(),
+            trace_id: self.trace.map(|trace| trace.trace_id().to_string()).unwrap_or_default(),
             detail: Some(self.detail),
         }
     }
@@ -214,14 +212,15 @@ pub(crate) fn now() -> Timestamp {
 mod tests {
     use super::*;
     use crate::log::ids::{CustomerKey, OrderKey};
+    use program::trace;
     use proptest::prelude::*;
     use proto::orders::v1::OrderCreated;
 
-    fn draft<'a>(id: &OrderId, trace: &'a TraceContext) -> Draft<'a> {
+    fn draft(id: &OrderId) -> Draft {
         let mut order = Order { order_id: id.to_string(), revision: 7, ..Order::default() };
         order.set_status(OrderStatus::Accepted);
         let detail = Detail::Created(OrderCreated::default());
-        Draft::new(id, Revision(3), &mut order, &Bytes::new(), detail, trace, "test")
+        Draft::new(id, Revision(3), &mut order, &Bytes::new(), detail, "test")
     }
 
     fn id() -> OrderId {
@@ -230,8 +229,9 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read_back() {
-        let (id, trace) = (id(), TraceContext::root());
-        let draft = draft(&id, &trace);
+        let (id, trace) = (id(), trace::root());
+        let draft = draft(&id);
+        let _current = trace::remote(trace.clone()).attach();
         let read =
             Recorded::decode(&draft.subject, Revision(9), Some(&draft.headers()), draft.payload).unwrap();
         assert_eq!((read.id, read.revision, read.previous), (id, Revision(9), Revision(3)));
@@ -242,8 +242,7 @@ mod tests {
 
     #[test]
     fn an_event_on_another_orders_subject_is_refused() {
-        let trace = TraceContext::root();
-        let draft = draft(&id(), &trace);
+        let draft = draft(&id());
         let elsewhere = subjects::event(EventKind::Created, &id());
         let read = Recorded::decode(&elsewhere, Revision(9), None, draft.payload);
         assert!(matches!(read, Err(Undecodable::Mismatch("order ids"))), "{read:?}");
@@ -258,8 +257,7 @@ mod tests {
 
         #[test]
         fn a_damaged_event_never_panics(at: prop::sample::Index, byte: u8) {
-            let trace = TraceContext::root();
-        let draft = draft(&id(), &trace);
+            let draft = draft(&id());
             let mut payload = draft.payload.to_vec();
             let at = at.index(payload.len());
             payload[at] = byte;

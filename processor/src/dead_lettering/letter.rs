@@ -8,6 +8,7 @@ use backbone::dead_letters::{Kept, error_text, fingerprint, headers_of};
 use backbone::log::event::Undecodable;
 use backbone::log::ids::Revision;
 use backbone::log::subjects;
+use program::trace;
 use prost_types::Timestamp;
 use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};
 use proto::orders::v1::OrderFailed;
@@ -43,7 +44,7 @@ pub(super) fn undecodable(step: &str, delivery: &Delivery<'_>, reason: &Undecoda
 pub(super) fn exhausted(
     step: &str,
     delivery: &Delivery<'_>,
-    about: &OrderContext<'_>,
+    about: &OrderContext,
     record: &DeadLetter,
 ) -> DeadLetter {
     let reason = DeadLetterReason::RetriesExhausted;
@@ -57,7 +58,7 @@ pub(super) fn exhausted(
         order_id: about.order_id.to_string(),
         order_revision: record.order_revision,
         attempts,
-        trace_id: about.trace.trace_id(),
+        trace_id: trace::current_trace_id(),
         previous_dead_letter_id: about.redriven_from.clone(),
         ..open(delivery, reason)
     }
@@ -96,7 +97,7 @@ pub(super) fn is_about(letter: &DeadLetter, delivery: &Delivery<'_>) -> bool {
 }
 
 /// Whether it is a record of attempts at an order, which stands as it did at `since`.
-pub(super) fn is_of_order(letter: &DeadLetter, about: &OrderContext<'_>, since: Revision) -> bool {
+pub(super) fn is_of_order(letter: &DeadLetter, about: &OrderContext, since: Revision) -> bool {
     let order = subjects::parse(&letter.subject).map(|(_, order)| order);
     order == Some(about.order_id) && letter.order_revision == since.0
 }
@@ -138,7 +139,7 @@ fn open(delivery: &Delivery<'_>, reason: DeadLetterReason) -> DeadLetter {
 }
 
 fn trace_of(message: &Message) -> Option<String> {
-    Some(trace_headers::read(message.headers.as_ref()?)?.trace_id())
+    Some(trace_headers::read(message.headers.as_ref()?)?.trace_id().to_string())
 }
 
 fn now() -> Timestamp {

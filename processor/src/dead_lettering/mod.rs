@@ -14,7 +14,6 @@ use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
 use backbone::log::event::Undecodable;
 use backbone::log::ids::Revision;
 use backbone::log::{AppendError, OrderLog};
-use program::trace::TraceContext;
 use proto::operations::v1::DeadLetter;
 use thiserror::Error;
 use tokio::sync::{Mutex, MutexGuard};
@@ -50,7 +49,7 @@ pub(crate) enum Outcome<'a> {
     /// It was stopped, or failed through no fault of the order: the message comes again after its pause.
     Postponed,
     /// An attempt at the order as it stood at `seen` has failed, which counts.
-    Failed { about: &'a OrderContext<'a>, seen: Revision, error: &'a AttemptError },
+    Failed { about: &'a OrderContext, seen: Revision, error: &'a AttemptError },
     /// The message cannot be decoded. Delivering it again would change nothing.
     Undecodable(&'a Undecodable),
 }
@@ -96,7 +95,7 @@ impl DeadLettering {
     pub(crate) async fn before_attempt(
         &self,
         delivery: &Delivery<'_>,
-        about: &OrderContext<'_>,
+        about: &OrderContext,
     ) -> Result<BeforeAttempt<'_>, DeadLetteringError> {
         let record = self.record(delivery).await?;
         match &record {
@@ -141,7 +140,7 @@ impl DeadLettering {
         let mut attempts = before.map(|record| record.letter.attempts.clone()).unwrap_or_default();
         attempts.push(letter::announced());
         let letter = letter::record(delivery, order_revision, attempts);
-        self.store(&delivery.id, record.as_ref(), letter, about.trace).await?;
+        self.store(&delivery.id, record.as_ref(), letter).await?;
         Ok(BeforeAttempt::Attempt(Some(alone)))
     }
 
@@ -149,21 +148,20 @@ impl DeadLettering {
     pub(crate) async fn settle(
         &self,
         delivery: &Delivery<'_>,
-        trace: &TraceContext,
         end: Outcome<'_>,
     ) -> Result<Disposition, DeadLetteringError> {
         match end {
             Outcome::Finished => {
-                self.heard_of(delivery, trace).await;
+                self.heard_of(delivery).await;
                 Ok(Disposition::Acknowledge)
             }
             Outcome::Postponed => {
-                self.heard_of(delivery, trace).await;
+                self.heard_of(delivery).await;
                 Ok(Disposition::Retry(delivery.pause()))
             }
             Outcome::Failed { about, seen, error } => self.count(delivery, about, seen, error).await,
             Outcome::Undecodable(reason) => {
-                let disposition = self.set_aside(delivery, reason, trace).await?;
+                let disposition = self.set_aside(delivery, reason).await?;
                 let (sequence, subject) = (delivery.id.sequence().0, &delivery.message.subject);
                 error!(step = self.step, sequence, %subject, %reason, "undecodable message set aside");
                 Ok(disposition)
@@ -173,7 +171,7 @@ impl DeadLettering {
 
     /// After an attempt that came to an end and does not count: whatever was announced is taken back. What cannot be
     /// taken back counts as vanished, unless the next attempt has an end.
-    async fn heard_of(&self, delivery: &Delivery<'_>, trace: &TraceContext) {
+    async fn heard_of(&self, delivery: &Delivery<'_>) {
         if delivery.deliveries_before() < SILENT_DELIVERIES_MAX {
             return;
         }
@@ -187,7 +185,7 @@ impl DeadLettering {
                 self.letters.forget(&record).await;
             } else {
                 let letter = DeadLetter { attempts, ..record.letter.clone() };
-                self.letters.replace(&record, letter, trace).await?;
+                self.letters.replace(&record, letter).await?;
             }
             Ok::<_, DeadLetteringError>(())
         };
@@ -200,7 +198,7 @@ impl DeadLettering {
     async fn count(
         &self,
         delivery: &Delivery<'_>,
-        about: &OrderContext<'_>,
+        about: &OrderContext,
         seen: Revision,
         error: &AttemptError,
     ) -> Result<Disposition, DeadLetteringError> {
@@ -215,7 +213,7 @@ impl DeadLettering {
         };
         attempts.push(letter::failed(error));
         let letter = letter::record(delivery, seen.0, attempts);
-        let record = self.store(&delivery.id, record.as_ref(), letter, about.trace).await?;
+        let record = self.store(&delivery.id, record.as_ref(), letter).await?;
         let attempts = record.letter.attempts.len();
         if attempts < self.attempts_max {
             return Ok(Disposition::Retry(RETRY.after(attempts as u64)));
@@ -228,14 +226,13 @@ impl DeadLettering {
         &self,
         delivery: &Delivery<'_>,
         reason: &Undecodable,
-        trace: &TraceContext,
     ) -> Result<Disposition, DeadLetteringError> {
         let record = self.record(delivery).await?;
         if record.as_ref().is_some_and(is_letter) {
             return Ok(Disposition::Terminate);
         }
         let letter = letter::undecodable(self.step, delivery, reason);
-        let stored = self.store(&delivery.id, record.as_ref(), letter, trace).await?;
+        let stored = self.store(&delivery.id, record.as_ref(), letter).await?;
         metrics::given_up(self.step, &stored.letter.fingerprint);
         Ok(Disposition::Terminate)
     }
@@ -254,11 +251,7 @@ impl DeadLettering {
     /// What was tried at an order before it was carried, unless the message has a record of its own by now. It is kept by
     /// the event before, which may have been carried too, or by that which the order stands by. So no attempt is forgotten,
     /// and a letter parks its order, though its message may have expired.
-    async fn earlier(
-        &self,
-        about: &OrderContext<'_>,
-        record: Option<&Kept>,
-    ) -> Result<Option<Kept>, ReadError> {
+    async fn earlier(&self, about: &OrderContext, record: Option<&Kept>) -> Result<Option<Kept>, ReadError> {
         let Some((since, before)) = about.carried.filter(|_| record.is_none()) else { return Ok(None) };
         for revision in [before, since] {
             let Ok(id) = LetterId::new(self.step, revision) else { continue };
@@ -276,11 +269,10 @@ impl DeadLettering {
         id: &LetterId,
         record: Option<&Kept>,
         letter: DeadLetter,
-        trace: &TraceContext,
     ) -> Result<Kept, PutError> {
         match record {
-            Some(record) => self.letters.replace(record, letter, trace).await,
-            None => self.letters.put(id, letter, trace).await,
+            Some(record) => self.letters.replace(record, letter).await,
+            None => self.letters.put(id, letter).await,
         }
     }
 }

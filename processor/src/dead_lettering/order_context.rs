@@ -2,26 +2,23 @@
 
 use backbone::log::event::Recorded;
 use backbone::log::ids::{OrderId, Revision};
-use program::trace::TraceContext;
 
 /// What is known of a message that could be decoded.
 #[derive(Debug)]
-pub(crate) struct OrderContext<'a> {
+pub(crate) struct OrderContext {
     pub(crate) order_id: OrderId,
-    pub(crate) trace: &'a TraceContext,
     /// The letter that the order was redriven from, if that is what the message says.
     pub(crate) redriven_from: String,
     /// If the message says that the order is carried: since when it stands as it does, and its event before.
     pub(crate) carried: Option<(Revision, Revision)>,
 }
 
-impl<'a> OrderContext<'a> {
-    /// What the event says, as a part of the span at `trace`.
-    pub(crate) fn of(event: &Recorded, trace: &'a TraceContext) -> Self {
+impl OrderContext {
+    /// What the event says.
+    pub(crate) fn of(event: &Recorded) -> Self {
         let stands_since = event.stands_since();
         Self {
             order_id: event.id,
-            trace,
             redriven_from: event.redriven_from().unwrap_or_default().to_owned(),
             carried: (stands_since < event.revision).then_some((stands_since, event.previous)),
         }

@@ -22,11 +22,11 @@ impl DeadLettering {
     pub(super) async fn park(
         &self,
         delivery: &Delivery<'_>,
-        about: &OrderContext<'_>,
+        about: &OrderContext,
         record: Kept,
     ) -> Result<Disposition, DeadLetteringError> {
         let letter = letter::exhausted(self.step, delivery, about, &record.letter);
-        let open = self.letters.replace(&record, letter, about.trace).await?;
+        let open = self.letters.replace(&record, letter).await?;
         metrics::given_up(self.step, &open.letter.fingerprint);
         self.fail(about, open).await
     }
@@ -34,16 +34,14 @@ impl DeadLettering {
     /// Makes the order FAILED that the letter is about, unless it is so already or has gone on.
     pub(super) async fn fail(
         &self,
-        about: &OrderContext<'_>,
+        about: &OrderContext,
         kept: Kept,
     ) -> Result<Disposition, DeadLetteringError> {
         let (id, parking, dead_letter_id) = (about.order_id, &kept.letter, kept.id.to_string());
         let Some(mut current) = self.log.load_latest(&id).await? else {
             if parking.state() == DeadLetterState::Open {
                 let reason = "the order is no longer kept";
-                self.letters
-                    .resolve(&kept, DeadLetterState::Discarded, self.step, reason, about.trace)
-                    .await?;
+                self.letters.resolve(&kept, DeadLetterState::Discarded, self.step, reason).await?;
             }
             return Ok(Disposition::Terminate);
         };
@@ -56,13 +54,13 @@ impl DeadLettering {
             let least = current.revision().max(Revision(parking.order_revision));
             let history = self.log.history_reaching(&id, least).await?;
             let parked = history.iter().any(|event| event.parked_by() == Some(&dead_letter_id));
-            return if parked { Ok(Disposition::Terminate) } else { self.withdraw(&kept, about).await };
+            return if parked { Ok(Disposition::Terminate) } else { self.withdraw(&kept).await };
         }
         let attempts = parking.attempts.len();
         let deadline = Instant::now() + APPEND_TIMEOUT;
         let detail = Detail::Failed(letter::order_failed(self.step, &kept));
         let appended = loop {
-            match self.log.append(&current, detail.clone(), about.trace, deadline).await {
+            match self.log.append(&current, detail.clone(), deadline).await {
                 // It is only carried, and stands as it did.
                 Ok(Appended::Overtaken(now)) if now.stands_since().0 == parking.order_revision => {
                     current = now
@@ -72,16 +70,14 @@ impl DeadLettering {
         };
         match appended {
             Ok(Appended::Stored(parked)) => {
-                let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
-                let revision = parked.order.revision;
-                error!(step, order_id = %id, trace_id, span_id, revision, dead_letter_id, attempts, "order parked");
+                let (step, revision) = (self.step, parked.order.revision);
+                error!(step, order_id = %id, revision, dead_letter_id, attempts, "order parked");
                 Ok(Disposition::Terminate)
             }
-            Ok(Appended::Overtaken(_)) => self.withdraw(&kept, about).await,
+            Ok(Appended::Overtaken(_)) => self.withdraw(&kept).await,
             // It has ended, and what the step could not take back is for an operator.
             Err(AppendError::Refused(refused)) => {
-                let (step, trace_id, span_id) = (self.step, about.trace.trace_id(), about.trace.span_id());
-                error!(step, order_id = %id, trace_id, span_id, dead_letter_id, %refused, "dead letter of an order that is not parked");
+                error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter of an order that is not parked");
                 Ok(Disposition::Terminate)
             }
             Err(error) => Err(error.into()),
@@ -89,12 +85,8 @@ impl DeadLettering {
     }
 
     /// Takes the letter back: the order is no longer as it was when the attempts at it failed, and gets new ones.
-    async fn withdraw(
-        &self,
-        kept: &Kept,
-        about: &OrderContext<'_>,
-    ) -> Result<Disposition, DeadLetteringError> {
-        self.letters.replace(kept, letter::withdrawn(&kept.letter), about.trace).await?;
+    async fn withdraw(&self, kept: &Kept) -> Result<Disposition, DeadLetteringError> {
+        self.letters.replace(kept, letter::withdrawn(&kept.letter)).await?;
         warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, the order has gone on");
         Ok(Disposition::Retry(RETRY.initial))
     }

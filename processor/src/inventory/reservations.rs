@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backbone::broker::direct_get::ReadError;
 use program::backoff::Backoff;
-use program::trace::{KeyValue, Span, SpanKind, attribute};
+use program::trace;
 use proto::orders::v1::Order;
 use stock::{
     BUCKET, Batch, CommitError, ORDER_SKUS_MAX, Records, ReservationState, Store, WRITES_MAX,
@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::debug;
+use tracing::{Instrument, Span, debug, info_span};
 
 use super::ledger::{Answer, Entry, Ledger, ReservationRequest, Unsure};
 use crate::incarnation::Incarnation;
@@ -69,11 +69,12 @@ impl Reservations {
             answer.await.map_err(|_| closed())?
         };
         let late = |_| Err(StepError::Unavailable("inventory: no commit in time".to_owned()));
-        let answer = timeout(self.answer_timeout, answered).await.unwrap_or_else(late);
+        let answer =
+            timeout(self.answer_timeout, answered).instrument(span.clone()).await.unwrap_or_else(late);
         match &answer {
             Ok(Answer::Held | Answer::Kept | Answer::Released(_) | Answer::OutOfStock(_)) => {}
-            Ok(Answer::Refused(reason)) => span.fail("refused", reason),
-            Err(error) => span.fail("unavailable", error),
+            Ok(Answer::Refused(reason)) => trace::fail(&span, "refused", reason),
+            Err(error) => trace::fail(&span, "unavailable", error),
         }
         answer
     }
@@ -86,16 +87,15 @@ fn asking(order: &Order, wish: &ReservationRequest) -> Span {
         ReservationRequest::Release => "release",
         ReservationRequest::Keep => "keep",
     };
-    let span = Span::current().child(SpanKind::Client, || format!("{operation} {BUCKET}").into());
-    span.set(|| {
-        [
-            KeyValue::new(attribute::DB_SYSTEM_NAME, attribute::NATS),
-            KeyValue::new(attribute::DB_OPERATION_NAME, operation),
-            KeyValue::new(attribute::DB_COLLECTION_NAME, BUCKET),
-            KeyValue::new(attribute::ORDER_ID, order.order_id.clone()),
-        ]
-    });
-    span
+    info_span!(
+        "ask",
+        otel.name = format!("{operation} {BUCKET}"),
+        otel.kind = "client",
+        db.system.name = "nats",
+        db.operation.name = operation,
+        db.collection.name = BUCKET,
+        waybill.order.id = order.order_id,
+    )
 }
 
 /// Serves the queue, a batch at a time.

@@ -14,36 +14,34 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::otlp::{Protocol, Signal, TIME_MS_MAX, Way};
+use crate::otlp::{Protocol, Signal, TIME_MS, Way, number};
 
 const METRICS: Signal = Signal { exporter: "OTEL_METRICS_EXPORTER", infix: "METRICS" };
 /// How often metrics are sent unless OTEL_METRIC_EXPORT_INTERVAL says otherwise: the default of the specification.
-const INTERVAL: Duration = Duration::from_secs(60);
+const INTERVAL_MS: u64 = 60_000;
 /// How long that may take unless OTEL_METRIC_EXPORT_TIMEOUT says otherwise.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT_MS: u64 = 30_000;
 
 #[derive(Debug, PartialEq)]
 pub(super) struct Settings {
     pub(super) way: Way,
     pub(super) interval: Duration,
     timeout: Duration,
+    /// Variables that are not used as they are set.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Settings {
     /// `None` if no metrics are to be sent.
     pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
-        let Some(way) = Way::read(METRICS, &variable)? else { return Ok(None) };
-        let milliseconds = |name: &str, default: Duration| match variable(name) {
-            None => Ok(default),
-            Some(text) => {
-                let time = text.parse().ok().filter(|time| (1..=TIME_MS_MAX).contains(time));
-                let time = time.map(Duration::from_millis);
-                time.ok_or_else(|| format!("{name}: must be a whole number of 1-{TIME_MS_MAX} milliseconds"))
-            }
+        let mut warnings = Vec::new();
+        let Some(way) = Way::read(METRICS, &variable, &mut warnings)? else { return Ok(None) };
+        let mut time = |name: &str, default_ms: u64| {
+            Duration::from_millis(number(&variable, name, default_ms, TIME_MS, &mut warnings))
         };
-        let interval = milliseconds("OTEL_METRIC_EXPORT_INTERVAL", INTERVAL)?;
-        let timeout = milliseconds("OTEL_METRIC_EXPORT_TIMEOUT", TIMEOUT)?;
-        Ok(Some(Self { way, interval, timeout }))
+        let interval = time("OTEL_METRIC_EXPORT_INTERVAL", INTERVAL_MS);
+        let timeout = time("OTEL_METRIC_EXPORT_TIMEOUT", TIMEOUT_MS);
+        Ok(Some(Self { way, interval, timeout, warnings }))
     }
 
     fn exporter(&self) -> Result<MetricExporter, String> {
@@ -144,20 +142,26 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "https://c"),
             ("OTEL_METRICS_EXPORTER", "otlp"),
         ] {
-            assert_eq!(read(&[wanted]).unwrap().unwrap().interval, INTERVAL, "{wanted:?}");
+            assert!(read(&[wanted]).unwrap().is_some(), "{wanted:?}");
         }
     }
 
     #[test]
     fn a_variable_that_cannot_be_used_is_named() {
-        for (name, text) in [
-            ("OTEL_METRICS_EXPORTER", "prometheus"),
-            ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "udp"),
-            ("OTEL_METRIC_EXPORT_INTERVAL", "0"),
-            ("OTEL_METRIC_EXPORT_TIMEOUT", "1s"),
-        ] {
+        for (name, text) in
+            [("OTEL_METRICS_EXPORTER", "prometheus"), ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "udp")]
+        {
             let refused = read(&[ENDPOINT, (name, text)]).unwrap_err();
             assert!(refused.starts_with(name), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_time_out_of_range_is_the_default_with_a_warning() {
+        for (name, text) in [("OTEL_METRIC_EXPORT_INTERVAL", "0"), ("OTEL_METRIC_EXPORT_TIMEOUT", "1s")] {
+            let settings = read(&[ENDPOINT, (name, text)]).unwrap().unwrap();
+            assert_eq!((settings.interval.as_secs(), settings.timeout.as_secs()), (60, 30));
+            assert!(settings.warnings[0].starts_with(name), "{:?}", settings.warnings);
         }
     }
 }

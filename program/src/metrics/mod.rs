@@ -73,6 +73,9 @@ impl Metrics {
         let over = CancellationToken::new();
         if let Some(settings) = &settings {
             provider = provider.with_reader(Sender::start(settings, over.clone())?);
+            for warning in &settings.warnings {
+                warn!("{warning}");
+            }
             info!(protocol = ?settings.way.protocol, interval = ?settings.interval, "metrics are exported");
         }
         let provider = provider.build();

@@ -5,6 +5,7 @@
 mod http;
 
 use std::env;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -26,8 +27,11 @@ use crate::trace::attribute;
 /// How long the last spans and metrics may take to be sent when the program ends.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest time that a variable may name: a day.
-pub(crate) const TIME_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+/// What a variable may name as a time, in milliseconds: up to a day. With none at all an exporter would never rest.
+pub(crate) const TIME_MS: RangeInclusive<u64> = 1..=24 * 60 * 60 * 1000;
+
+/// How long one export may take, with its repeats, unless OTEL_EXPORTER_OTLP_TIMEOUT says otherwise.
+const TIMEOUT_MS: u64 = 10_000;
 
 /// Headers that say what a request is, and how it is sent: the exporters' own.
 const RESERVED_HEADERS: [&str; 11] = [
@@ -66,6 +70,7 @@ pub(crate) struct Way {
     pub(crate) protocol: Protocol,
     /// Whether the connection is to be encrypted.
     tls: bool,
+    timeout: Duration,
 }
 
 /// The environment, in which an empty variable is one that is not set. What is no text becomes one that is refused.
@@ -73,11 +78,29 @@ pub(crate) fn variable(name: &str) -> Option<String> {
     env::var_os(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty())
 }
 
+/// The number that a variable sets, or the default. One that is out of range counts as unset and is worth a warning, as the
+/// specification says.
+pub(crate) fn number(
+    variable: impl Fn(&str) -> Option<String>,
+    name: &str,
+    default: u64,
+    range: RangeInclusive<u64>,
+    warnings: &mut Vec<String>,
+) -> u64 {
+    let Some(text) = variable(name) else { return default };
+    text.parse().ok().filter(|number| range.contains(number)).unwrap_or_else(|| {
+        let [least, most] = [range.start(), range.end()];
+        warnings.push(format!("{name} is not a whole number of {least}-{most}, {default} is used"));
+        default
+    })
+}
+
 impl Way {
     /// `None` if the signal is not to be exported. Fails with the name of a variable that cannot be used.
     pub(crate) fn read(
         signal: Signal,
         variable: impl Fn(&str) -> Option<String>,
+        warnings: &mut Vec<String>,
     ) -> Result<Option<Self>, String> {
         let own_or_all = |name: &str| {
             let own = format!("OTEL_EXPORTER_OTLP_{}_{name}", signal.infix);
@@ -112,11 +135,10 @@ impl Way {
         if let Some((name, _)) = own_or_all("COMPRESSION").filter(|(_, text)| text != "none") {
             return Err(format!("{name}: compression is not supported"));
         }
-        if let Some((name, text)) = own_or_all("TIMEOUT")
-            && !text.parse().is_ok_and(|milliseconds| (1..=TIME_MS_MAX).contains(&milliseconds))
-        {
-            return Err(format!("{name}: must be a whole number of 1-{TIME_MS_MAX} milliseconds"));
-        }
+        let timeout = own_or_all("TIMEOUT").map_or(TIMEOUT_MS, |(name, text)| {
+            number(|_| Some(text.clone()), &name, TIMEOUT_MS, TIME_MS, warnings)
+        });
+        let timeout = Duration::from_millis(timeout);
         if let Some((name, _)) = own_or_all("HEADERS").filter(|(_, text)| !text.split(',').all(is_header)) {
             // The exporters would leave out what they cannot read, and the collector refuse everything.
             return Err(format!(
@@ -124,21 +146,22 @@ impl Way {
                  HTTP's or gRPC's own"
             ));
         }
-        let Some((name, url)) = endpoint else { return Ok(Some(Self { protocol, tls: false })) };
+        let Some((name, url)) = endpoint else { return Ok(Some(Self { protocol, tls: false, timeout })) };
         // It may hold a password, so it is not shown.
         let url: Uri = url.parse().map_err(|_| not_an_address(&name))?;
         if !url.authority().is_some_and(has_usable_port) {
             return Err(not_an_address(&name));
         }
         match url.scheme_str() {
-            Some("http") => Ok(Some(Self { protocol, tls: false })),
-            Some("https") => Ok(Some(Self { protocol, tls: true })),
+            Some("http") => Ok(Some(Self { protocol, tls: false, timeout })),
+            Some("https") => Ok(Some(Self { protocol, tls: true, timeout })),
             Some(_) | None => Err(not_an_address(&name)),
         }
     }
 
     /// Has an exporter speak gRPC.
-    pub(crate) fn over_grpc<B: WithTonicConfig>(self, exporter: B) -> B {
+    pub(crate) fn over_grpc<B: WithTonicConfig + WithExportConfig>(self, exporter: B) -> B {
+        let exporter = exporter.with_timeout(self.timeout);
         if self.tls {
             exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots())
         } else {
@@ -149,6 +172,7 @@ impl Way {
     /// Has an exporter speak HTTP.
     pub(crate) fn over_http<B: WithHttpConfig + WithExportConfig>(self, exporter: B) -> Result<B, String> {
         let client = Http::new().map_err(|error| format!("the system's certificates: {error}"))?;
+        let exporter = exporter.with_timeout(self.timeout);
         Ok(exporter.with_protocol(opentelemetry_otlp::Protocol::HttpBinary).with_http_client(client))
     }
 }
@@ -170,23 +194,26 @@ fn not_an_address(name: &str) -> String {
     format!("{name}: must be an address such as http://collector:4318")
 }
 
+static RESOURCE: OnceLock<(Resource, usize)> = OnceLock::new();
+
 /// Who sends: the same in all signals of a process.
 pub(crate) fn resource(program: &str) -> Resource {
-    static RESOURCE: OnceLock<Resource> = OnceLock::new();
-    RESOURCE.get_or_init(|| resource_of(program)).clone()
+    RESOURCE.get_or_init(|| resource_of(program)).0.clone()
 }
 
-fn resource_of(program: &str) -> Resource {
+/// Says in the log what is missing in the resource.
+pub(crate) fn warn_of_resource() {
+    if let Some(count @ 1..) = RESOURCE.get().map(|(_, left_out)| *left_out) {
+        warn!(count, "OTEL_RESOURCE_ATTRIBUTES: attributes whose names cannot be labels are left out");
+    }
+}
+
+/// The resource, and how many attributes it does not have. Prometheus would take nothing at all of a process that has one
+/// whose name cannot be a label.
+fn resource_of(program: &str) -> (Resource, usize) {
     // The SDK has its say from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
     let resource = Resource::builder().build();
     let (usable, others): (Vec<_>, Vec<_>) = resource.iter().partition(|(name, _)| is_name(name.as_str()));
-    if !others.is_empty() {
-        // Prometheus would take nothing at all of a process that has one.
-        warn!(
-            count = others.len(),
-            "OTEL_RESOURCE_ATTRIBUTES: attributes whose names cannot be labels are left out"
-        );
-    }
     let unnamed = |name: &opentelemetry::Value| name.as_str().starts_with("unknown_service");
     let is_unnamed = resource.get(&Key::new(attribute::SERVICE_NAME)).is_none_or(|name| unnamed(&name));
     let usable = usable.into_iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
@@ -202,7 +229,7 @@ fn resource_of(program: &str) -> Resource {
             builder = builder.with_attribute(KeyValue::new(name, value));
         }
     }
-    builder.build()
+    (builder.build(), others.len())
 }
 
 /// Whether an attribute can be a label of Prometheus', to which its dots become underscores.
@@ -231,11 +258,12 @@ mod tests {
     fn headers_that_cannot_be_sent_are_named_and_not_shown() {
         let signal = Signal { exporter: "OTEL_TRACES_EXPORTER", infix: "TRACES" };
         let read = |headers: &'static str| {
-            Way::read(signal, move |name: &str| match name {
+            let variable = |name: &str| match name {
                 "OTEL_EXPORTER_OTLP_ENDPOINT" => Some("http://localhost:4318".to_owned()),
                 "OTEL_EXPORTER_OTLP_HEADERS" => Some(headers.to_owned()),
                 _ => None,
-            })
+            };
+            Way::read(signal, variable, &mut Vec::new())
         };
         for headers in ["authorization=Bearer%20s3cr3t", "api-key=s3cr3t, x-tenant=a=b"] {
             assert!(read(headers).is_ok(), "{headers}");
@@ -264,21 +292,23 @@ mod tests {
     }
 
     #[test]
-    fn a_time_to_send_is_a_number_above_none() {
+    fn a_time_out_of_range_is_the_default_with_a_warning() {
         let signal = Signal { exporter: "OTEL_METRICS_EXPORTER", infix: "METRICS" };
-        let read = |timeout: &'static str| {
-            Way::read(signal, move |name: &str| match name {
+        let read = |timeout: &str| {
+            let variable = |name: &str| match name {
                 "OTEL_EXPORTER_OTLP_ENDPOINT" => Some("http://localhost:4318".to_owned()),
                 "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT" => Some(timeout.to_owned()),
                 _ => None,
-            })
+            };
+            let mut warnings = Vec::new();
+            let way = Way::read(signal, variable, &mut warnings).unwrap().unwrap();
+            (way.timeout.as_millis(), warnings)
         };
-        assert!(read("1").is_ok() && read("86400000").is_ok());
+        assert_eq!((read("1"), read("86400000")), ((1, Vec::new()), (86_400_000, Vec::new())));
         for timeout in ["abc", "0", "-1", "10s", "1.5", "86400001"] {
-            assert!(
-                read(timeout).unwrap_err().starts_with("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT"),
-                "{timeout}"
-            );
+            let (ms, warnings) = read(timeout);
+            assert_eq!(ms, 10_000, "{timeout}");
+            assert!(warnings[0].starts_with("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT"), "{warnings:?}");
         }
     }
 
@@ -295,7 +325,7 @@ mod tests {
             "https://localhost:",
         ] {
             let read = |name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| url.to_owned());
-            let refused = Way::read(signal, read).unwrap_err();
+            let refused = Way::read(signal, read, &mut Vec::new()).unwrap_err();
             assert!(
                 refused.starts_with("OTEL_EXPORTER_OTLP_ENDPOINT") && !refused.contains("s3cr3t"),
                 "{refused}"

@@ -1,25 +1,29 @@
 //! Sending spans to a collector, by OTLP. Nothing waits for it: spans lie in a bounded queue until a thread of the SDK
 //! sends them, and what finds no room there is dropped and counted.
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use opentelemetry::InstrumentationScope;
-use opentelemetry::trace::SpanKind;
+use opentelemetry::trace::{Link, SpanContext, SpanKind, Status, TraceContextExt, TraceId, TracerProvider};
+use opentelemetry::{Context, InstrumentationScope, KeyValue};
 use opentelemetry_otlp::SpanExporter;
+use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingDecision, ShouldSample, SpanData, SpanProcessor,
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingDecision, SamplingResult, SdkTracerProvider,
+    ShouldSample, Span, SpanData, SpanProcessor,
 };
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::level_filters::LevelFilter;
+use tracing::{Metadata, info, warn};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::{Layer, Registry};
 
-use super::TraceContext;
-use crate::otlp::{self, FLUSH_TIMEOUT, Protocol, Signal, TIME_MS_MAX, Way};
+use super::attribute;
+use crate::otlp::{self, FLUSH_TIMEOUT, Protocol, Signal, TIME_MS, Way, number};
 
 /// Share of new traces that is sampled unless OTEL_TRACES_SAMPLER says otherwise.
 const RATIO: f64 = 0.1;
@@ -37,40 +41,65 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 const TRACES: Signal = Signal { exporter: "OTEL_TRACES_EXPORTER", infix: "TRACES" };
 
-static RUNNING: OnceLock<Export> = OnceLock::new();
-
-/// The export, if there is one.
-pub(super) fn running() -> Option<&'static Export> {
-    RUNNING.get()
-}
+static COUNTS: OnceLock<Arc<Counts>> = OnceLock::new();
 
 /// Spans that were not exported, since the start.
 pub(crate) fn dropped_spans() -> u64 {
-    running().map_or(0, |export| export.counts.dropped.load(Ordering::Relaxed))
+    COUNTS.get().map_or(0, |counts| counts.dropped.load(Ordering::Relaxed))
 }
 
-/// The export of this program's traces, as its `main` holds it.
+/// The export of this program's traces, as long as the program runs.
 #[derive(Debug)]
 #[must_use = "the last spans are sent by flush"]
-pub struct Traces(Option<&'static Export>);
+pub(crate) struct Traces(Option<Export>);
+
+#[derive(Debug)]
+struct Export {
+    provider: SdkTracerProvider,
+    counts: Arc<Counts>,
+    settings: Settings,
+}
 
 impl Traces {
-    /// Starts to export if the variables say so; called once, within the runtime, when the log is there. Fails with
-    /// the name of a variable that cannot be used.
-    pub fn start(program: &str) -> Result<Self, String> {
-        let Some(settings) = Settings::read(otlp::variable)? else { return Ok(Self(None)) };
-        let export = Export::start(&settings, program)?;
-        let Settings { way, ratio, parent_based, .. } = settings;
-        info!(protocol = ?way.protocol, sample_ratio = ratio, parent_based, "traces are exported");
-        Ok(Self(Some(RUNNING.get_or_init(|| export))))
+    /// Starts to export if the variables say so; called once, within the runtime, before the log is there. Fails with the
+    /// name of a variable that cannot be used.
+    pub(crate) fn start(program: &str) -> Result<Self, String> {
+        let settings = Settings::read(otlp::variable)?;
+        Ok(Self(settings.map(|settings| Export::start(settings, program)).transpose()?))
+    }
+
+    /// The layer that makes spans, if there is an export.
+    pub(crate) fn layer(&self) -> Option<Box<dyn Layer<Registry> + Send + Sync>> {
+        let tracer = self.0.as_ref()?.provider.tracer_with_scope(
+            InstrumentationScope::builder("waybill").with_version(env!("CARGO_PKG_VERSION")).build(),
+        );
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            .with_location(false)
+            .with_target(false)
+            .with_threads(false)
+            .with_tracked_inactivity(false);
+        // Lines of the log are not events of spans, and spans of libraries do not say their kind.
+        let is_ours =
+            |metadata: &Metadata<'_>| metadata.is_span() && metadata.fields().field("otel.kind").is_some();
+        Some(layer.with_filter(filter_fn(is_ours).with_max_level_hint(LevelFilter::INFO)).boxed())
+    }
+
+    /// Says in the log that there is an export.
+    pub(crate) fn announce(&self) {
+        if let Some(Export { settings: Settings { way, ratio, parent_based, warnings, .. }, .. }) = &self.0 {
+            for warning in warnings {
+                warn!("{warning}");
+            }
+            info!(protocol = ?way.protocol, sample_ratio = ratio, parent_based, "traces are exported");
+        }
     }
 
     /// Sends the last spans, if that is possible within [`FLUSH_TIMEOUT`].
-    pub async fn flush(self) {
-        let Some(export) = self.0 else { return };
-        let flushed = spawn_blocking(|| export.processor.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
-        let dropped_spans = export.counts.dropped.load(Ordering::Relaxed);
-        let counts = &export.counts;
+    pub(crate) async fn flush(self) {
+        let Some(Export { provider, counts, .. }) = self.0 else { return };
+        let flushed = spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
+        let dropped_spans = counts.dropped.load(Ordering::Relaxed);
         let unsent_spans = counts.queued.load(Ordering::Relaxed) + counts.sending.load(Ordering::Relaxed);
         match flushed {
             Ok(Ok(())) if dropped_spans == 0 => {}
@@ -78,6 +107,35 @@ impl Traces {
             Ok(Err(error)) => warn!(%error, dropped_spans, unsent_spans, "the last spans were not sent"),
             Err(error) => warn!(%error, dropped_spans, unsent_spans, "the last spans were not sent"),
         }
+    }
+}
+
+impl Export {
+    fn start(settings: Settings, program: &str) -> Result<Self, String> {
+        let counts = COUNTS.get_or_init(Arc::default).clone();
+        let sender = Sender {
+            exporter: Arc::new(settings.exporter(program)?),
+            timeout: settings.export_timeout,
+            runtime: Handle::current(),
+            counts: counts.clone(),
+        };
+        let batches = BatchConfigBuilder::default()
+            .with_max_queue_size(settings.queue_spans)
+            .with_max_export_batch_size(settings.batch_spans)
+            .with_scheduled_delay(settings.delay)
+            .build();
+        let queue = Queue {
+            processor: BatchSpanProcessor::new(sender, batches),
+            counts: counts.clone(),
+            spans_max: settings.queue_spans,
+        };
+        let ratio = Sampler::TraceIdRatioBased(settings.ratio);
+        let provider = SdkTracerProvider::builder()
+            .with_resource(otlp::resource(program))
+            .with_sampler(Sampling { parent_based: settings.parent_based, ratio })
+            .with_span_processor(queue)
+            .build();
+        Ok(Self { provider, counts, settings })
     }
 }
 
@@ -90,6 +148,8 @@ struct Settings {
     batch_spans: usize,
     delay: Duration,
     export_timeout: Duration,
+    /// Variables that are not used as they are set.
+    warnings: Vec<String>,
 }
 
 /// Bounded by [`QUEUE_SPANS_MAX`].
@@ -100,120 +160,125 @@ fn spans(number: u64) -> usize {
 impl Settings {
     /// `None` if no traces are wanted.
     fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
-        let Some(way) = Way::read(TRACES, &variable)? else { return Ok(None) };
-        let (parent_based, ratio) = sampler(&variable)?;
-        let whole = |name: &str, default: u64, max: u64| match variable(name) {
-            None => Ok(default),
-            Some(text) => {
-                let number = text.parse().ok().filter(|number| (1..=max).contains(number));
-                number.ok_or_else(|| format!("{name}: must be a whole number of 1-{max}"))
-            }
-        };
-        let queue_spans = whole("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS, QUEUE_SPANS_MAX)?;
-        let batch_spans = whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS.min(queue_spans), queue_spans)?;
-        // In milliseconds, as the next. With none at all the sender would never rest.
-        let delay = whole("OTEL_BSP_SCHEDULE_DELAY", DELAY_MS, TIME_MS_MAX)?;
-        let timeout = whole("OTEL_BSP_EXPORT_TIMEOUT", EXPORT_TIMEOUT_MS, TIME_MS_MAX)?;
-        let (delay, export_timeout) = (Duration::from_millis(delay), Duration::from_millis(timeout));
+        let mut warnings = Vec::new();
+        let Some(way) = Way::read(TRACES, &variable, &mut warnings)? else { return Ok(None) };
+        let (parent_based, ratio) = sampler(&variable, &mut warnings);
+        let mut whole = |name: &str, default, range| number(&variable, name, default, range, &mut warnings);
+        let queue_spans = whole("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS, 1..=QUEUE_SPANS_MAX);
+        let batch_spans =
+            whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS.min(queue_spans), 1..=queue_spans);
+        let delay = Duration::from_millis(whole("OTEL_BSP_SCHEDULE_DELAY", DELAY_MS, TIME_MS));
+        let export_timeout =
+            Duration::from_millis(whole("OTEL_BSP_EXPORT_TIMEOUT", EXPORT_TIMEOUT_MS, TIME_MS));
         let (queue_spans, batch_spans) = (spans(queue_spans), spans(batch_spans));
-        Ok(Some(Self { way, ratio, parent_based, queue_spans, batch_spans, delay, export_timeout }))
+        Ok(Some(Self { way, ratio, parent_based, queue_spans, batch_spans, delay, export_timeout, warnings }))
     }
 
-    fn exporter(&self) -> Result<SpanExporter, String> {
+    fn exporter(&self, program: &str) -> Result<SpanExporter, String> {
         let exporter = match self.way.protocol {
             Protocol::Grpc => self.way.over_grpc(SpanExporter::builder().with_tonic()).build(),
             Protocol::Http => self.way.over_http(SpanExporter::builder().with_http())?.build(),
         };
-        exporter.map_err(|error| format!("OTEL_EXPORTER_OTLP_*: {error}"))
+        let mut exporter = exporter.map_err(|error| format!("OTEL_EXPORTER_OTLP_*: {error}"))?;
+        opentelemetry_sdk::trace::SpanExporter::set_resource(&mut exporter, &otlp::resource(program));
+        Ok(exporter)
     }
 }
 
-/// Whether a parent's decision counts, and the share of the other traces.
-fn sampler(variable: impl Fn(&str) -> Option<String>) -> Result<(bool, f64), String> {
-    let ratio = |default| match variable("OTEL_TRACES_SAMPLER_ARG") {
-        None => Ok(default),
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|ratio| (0.0..=1.0).contains(ratio))
-            .ok_or_else(|| format!("OTEL_TRACES_SAMPLER_ARG: `{text}` is no number of 0-1")),
+/// Whether a parent's decision counts, and the share of the other traces. What cannot be used counts as unset.
+fn sampler(variable: impl Fn(&str) -> Option<String>, warnings: &mut Vec<String>) -> (bool, f64) {
+    let mut ratio = |default: f64| {
+        let Some(text) = variable("OTEL_TRACES_SAMPLER_ARG") else { return default };
+        text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio)).unwrap_or_else(|| {
+            warnings.push(format!("OTEL_TRACES_SAMPLER_ARG is not a number of 0-1, {default} is used"));
+            default
+        })
     };
     match variable("OTEL_TRACES_SAMPLER").as_deref() {
-        None => Ok((true, ratio(RATIO)?)),
-        Some("parentbased_traceidratio") => Ok((true, ratio(1.0)?)),
-        Some("parentbased_always_on") => Ok((true, 1.0)),
-        Some("parentbased_always_off") => Ok((true, 0.0)),
-        Some("traceidratio") => Ok((false, ratio(1.0)?)),
-        Some("always_on") => Ok((false, 1.0)),
-        Some("always_off") => Ok((false, 0.0)),
-        Some(other) => Err(format!(
-            "OTEL_TRACES_SAMPLER: `{other}` is none of always_on, always_off, traceidratio, parentbased_always_on, \
-             parentbased_always_off, parentbased_traceidratio"
-        )),
+        None => (true, ratio(RATIO)),
+        Some("parentbased_traceidratio") => (true, ratio(1.0)),
+        Some("parentbased_always_on") => (true, 1.0),
+        Some("parentbased_always_off") => (true, 0.0),
+        Some("traceidratio") => (false, ratio(1.0)),
+        Some("always_on") => (false, 1.0),
+        Some("always_off") => (false, 0.0),
+        Some(_) => {
+            let ratio = ratio(RATIO);
+            warnings.push(format!(
+                "OTEL_TRACES_SAMPLER is none of always_on, always_off, traceidratio, parentbased_always_on, \
+                 parentbased_always_off, parentbased_traceidratio; parentbased_traceidratio with {ratio} is used"
+            ));
+            (true, ratio)
+        }
     }
 }
 
-/// A running export.
-pub(super) struct Export {
-    pub(super) scope: InstrumentationScope,
+/// Samples as its settings say, and has every other span recorded too, because it may yet fail.
+#[derive(Clone, Debug)]
+struct Sampling {
+    parent_based: bool,
+    ratio: Sampler,
+}
+
+impl ShouldSample for Sampling {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace_id: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        let mut sampled = self.ratio.should_sample(parent, trace_id, name, kind, attributes, links);
+        let parent = parent.filter(|_| self.parent_based).map(|parent| parent.span().span_context().clone());
+        if let Some(parent) = parent.filter(SpanContext::is_valid) {
+            let decision = [SamplingDecision::RecordOnly, SamplingDecision::RecordAndSample];
+            sampled.decision = decision[usize::from(parent.is_sampled())].clone();
+        }
+        if sampled.decision == SamplingDecision::Drop {
+            sampled.decision = SamplingDecision::RecordOnly;
+        }
+        sampled
+    }
+}
+
+/// Queues the spans that are to be exported: those of sampled traces, and of others those that failed or are marked by
+/// [`attribute::KEEP`]. The SDK's processor would queue all, and counts what finds no room for itself only.
+#[derive(Debug)]
+struct Queue {
     processor: BatchSpanProcessor,
     counts: Arc<Counts>,
-    queue_spans: usize,
-    parent_based: bool,
-    sampler: Sampler,
+    spans_max: usize,
 }
 
-impl fmt::Debug for Export {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Export").field("sampler", &self.sampler).finish_non_exhaustive()
-    }
-}
+impl SpanProcessor for Queue {
+    fn on_start(&self, _: &mut Span, _: &Context) {}
 
-impl Export {
-    fn start(settings: &Settings, program: &str) -> Result<Self, String> {
-        let counts = Arc::new(Counts::default());
-        let mut exporter = settings.exporter()?;
-        opentelemetry_sdk::trace::SpanExporter::set_resource(&mut exporter, &otlp::resource(program));
-        let exporter = Sender {
-            exporter: Arc::new(exporter),
-            timeout: settings.export_timeout,
-            runtime: Handle::current(),
-            counts: counts.clone(),
-        };
-        let batches = BatchConfigBuilder::default()
-            .with_max_queue_size(settings.queue_spans)
-            .with_max_export_batch_size(settings.batch_spans)
-            .with_scheduled_delay(settings.delay)
-            .build();
-        let scope = InstrumentationScope::builder("waybill").with_version(env!("CARGO_PKG_VERSION")).build();
-        Ok(Self {
-            scope,
-            processor: BatchSpanProcessor::new(exporter, batches),
-            counts,
-            queue_spans: settings.queue_spans,
-            parent_based: settings.parent_based,
-            sampler: Sampler::TraceIdRatioBased(settings.ratio),
-        })
-    }
-
-    /// Whether a span is to be sampled.
-    pub(super) fn samples(&self, span: &TraceContext, parent: Option<&TraceContext>) -> bool {
-        if let Some(parent) = parent.filter(|_| self.parent_based) {
-            return parent.is_sampled();
+    fn on_end(&self, span: SpanData) {
+        let failed = matches!(span.status, Status::Error { .. });
+        let is_marked = || span.attributes.iter().any(|attribute| attribute.key.as_str() == attribute::KEEP);
+        if !(span.span_context.is_sampled() || failed || is_marked()) {
+            return;
         }
-        let id = span.span_context(false).trace_id();
-        let sampled = self.sampler.should_sample(None, id, "", &SpanKind::Internal, &[], &[]);
-        matches!(sampled.decision, SamplingDecision::RecordAndSample)
-    }
-
-    /// Takes a span that has ended.
-    pub(super) fn end(&self, span: SpanData) {
-        if self.counts.queued.fetch_add(1, Ordering::Relaxed) >= self.queue_spans {
+        if self.counts.queued.fetch_add(1, Ordering::Relaxed) >= self.spans_max {
             self.counts.queued.fetch_sub(1, Ordering::Relaxed);
             self.counts.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
         self.processor.on_end(span);
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.processor.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.processor.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.processor.set_resource(resource);
     }
 }
 
@@ -337,6 +402,16 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
             ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "udp"),
             ("OTEL_EXPORTER_OTLP_CERTIFICATE", "ca.pem"),
+        ] {
+            let refused = read(&[ENDPOINT, (name, text)]).unwrap_err();
+            assert!(refused.starts_with(name), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_the_default_with_a_warning() {
+        let defaults = read(&[ENDPOINT]).unwrap().unwrap();
+        for (name, text) in [
             ("OTEL_TRACES_SAMPLER", "sometimes"),
             ("OTEL_TRACES_SAMPLER_ARG", "2"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
@@ -344,8 +419,10 @@ mod tests {
             ("OTEL_BSP_SCHEDULE_DELAY", "0"),
             ("OTEL_BSP_EXPORT_TIMEOUT", "1s"),
         ] {
-            let refused = read(&[ENDPOINT, (name, text)]).unwrap_err();
-            assert!(refused.starts_with(name), "{refused}");
+            let mut settings = read(&[ENDPOINT, (name, text)]).unwrap().unwrap();
+            let warnings = std::mem::take(&mut settings.warnings);
+            assert_eq!(settings, defaults, "{name}");
+            assert!(warnings[0].starts_with(name) && warnings.len() == 1, "{warnings:?}");
         }
     }
 }

@@ -1,20 +1,24 @@
-//! W3C Trace Context (<https://www.w3.org/TR/trace-context/>): what ties a client's call to every event
-//! that came of it. Carried in gRPC metadata and in the headers of every message; while traces are exported, every
-//! context but those from outside is that of a [`Span`].
+//! Traces: spans of the crate tracing, which tracing-opentelemetry hands to the exporter, and W3C Trace Context
+//! (<https://www.w3.org/TR/trace-context/>), which ties a client's call to every event that came of it.
+//!
+//! Each task works in an OpenTelemetry [`Context`]. While traces are exported, that is the context of its innermost span. While
+//! none are, there are no spans, and the context is the caller's: it passes through unchanged.
 
 pub mod attribute;
 pub mod export;
-mod span;
 
-pub use opentelemetry::KeyValue;
-pub use opentelemetry::trace::SpanKind;
-pub use span::Span;
+use std::borrow::Cow;
+use std::fmt::Display;
 
-use std::fmt;
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
+use opentelemetry::trace::{SpanId, Status, TraceContextExt, TraceFlags, TraceId, TraceState};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tracing::Span;
 
-use data_encoding::HEXLOWER;
-use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
-use sha2::{Digest, Sha256};
+pub use opentelemetry::context::{Context, FutureExt};
+pub use opentelemetry::trace::SpanContext;
+pub use opentelemetry::{ContextGuard, KeyValue};
+pub use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Header and metadata key of the trace and span ids.
 pub const TRACEPARENT: &str = "traceparent";
@@ -24,126 +28,113 @@ pub const TRACESTATE: &str = "tracestate";
 /// Longest tracestate that is passed on; a longer one is dropped, as the specification allows.
 const TRACESTATE_BYTES_MAX: usize = 512;
 
-/// The flag that says that a trace is sampled.
-const SAMPLED: u8 = 1;
-
-/// One place in one trace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TraceContext {
-    trace_id: [u8; 16],
-    span_id: [u8; 8],
-    flags: u8,
-    state: String,
+/// Reads the trace context of a call or message from all its `traceparent` and `tracestate` values. Several of the former
+/// are none; several of the latter are one list (<https://www.w3.org/TR/trace-context/#combined-header-value>).
+pub fn extract<'a>(
+    traceparents: impl IntoIterator<Item = &'a [u8]>,
+    tracestates: impl IntoIterator<Item = &'a [u8]>,
+) -> Option<SpanContext> {
+    let mut traceparents = traceparents.into_iter();
+    let (Some(traceparent), None) = (traceparents.next(), traceparents.next()) else { return None };
+    let headers = Headers { traceparent: str::from_utf8(traceparent).ok()?, tracestate: joined(tracestates) };
+    let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);
+    of(&context)
 }
 
-impl TraceContext {
-    /// Starts a new trace, sampled.
-    pub fn root() -> Self {
-        Self { trace_id: rand::random(), span_id: rand::random(), flags: SAMPLED, state: String::new() }
-    }
+/// One list of all the values. One that cannot be read makes the whole list unreadable.
+fn joined<'a>(tracestates: impl IntoIterator<Item = &'a [u8]>) -> Cow<'a, str> {
+    let states: Result<Vec<_>, _> = tracestates.into_iter().map(str::from_utf8).collect();
+    let mut states = states.unwrap_or_default();
+    states.retain(|state| !state.trim().is_empty());
+    let list = match states[..] {
+        [] => return Cow::default(),
+        [only] => Cow::from(only),
+        [..] => Cow::from(states.join(",")),
+    };
+    let is_printable = list.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if is_printable && list.len() <= TRACESTATE_BYTES_MAX { list } else { Cow::default() }
+}
 
-    /// A new span within the same trace.
-    pub fn child(&self) -> Self {
-        Self { span_id: rand::random(), ..self.clone() }
-    }
+struct Headers<'a> {
+    traceparent: &'a str,
+    tracestate: Cow<'a, str>,
+}
 
-    /// A new span within the same trace, whose id follows from the trace and from `what` it is about.
-    pub fn child_about(&self, what: &str) -> Self {
-        let digest = Sha256::new().chain_update(self.trace_id).chain_update(what).finalize();
-        let mut span_id = [0; 8];
-        span_id.copy_from_slice(&digest[..8]);
-        Self { span_id, ..self.clone() }
-    }
-
-    /// Reads a `traceparent` and its `tracestate`; `None` if the former is not valid.
-    pub fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
-        let mut fields = traceparent.trim().split('-');
-        let version = lower_hex::<1>(fields.next()?)?;
-        let trace_id = lower_hex::<16>(fields.next()?)?;
-        let span_id = lower_hex::<8>(fields.next()?)?;
-        let [flags] = lower_hex::<1>(fields.next()?)?;
-        // Later versions may append fields; version 00 may not, and ff is forbidden.
-        let known_form = version != [0xff] && (version != [0] || fields.next().is_none());
-        if !known_form || trace_id == [0; 16] || span_id == [0; 8] {
-            return None;
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        match key {
+            TRACEPARENT => Some(self.traceparent),
+            TRACESTATE => Some(&self.tracestate),
+            _ => None,
         }
-        let state = tracestate.filter(|state| state.len() <= TRACESTATE_BYTES_MAX && is_header_text(state));
-        Some(Self { trace_id, span_id, flags, state: state.unwrap_or_default().to_owned() })
     }
 
-    /// Reads every `traceparent` and `tracestate` of a call or message. Several of the former are none; several of the
-    /// latter are one list (<https://www.w3.org/TR/trace-context/#combined-header-value>).
-    pub fn of_values<'a>(
-        traceparents: impl IntoIterator<Item = &'a [u8]>,
-        tracestates: impl IntoIterator<Item = &'a [u8]>,
-    ) -> Option<Self> {
-        let mut traceparents = traceparents.into_iter();
-        let (Some(traceparent), None) = (traceparents.next(), traceparents.next()) else { return None };
-        let states: Result<Vec<_>, _> = tracestates.into_iter().map(str::from_utf8).collect();
-        // One that cannot be read makes the whole list unreadable.
-        let mut states = states.unwrap_or_default();
-        states.retain(|state| !state.trim().is_empty());
-        Self::parse(str::from_utf8(traceparent).ok()?, Some(&states.join(",")))
-    }
-
-    /// The trace id: 32 lower-case hex digits.
-    pub fn trace_id(&self) -> String {
-        HEXLOWER.encode(&self.trace_id)
-    }
-
-    /// The span id: 16 lower-case hex digits.
-    pub fn span_id(&self) -> String {
-        HEXLOWER.encode(&self.span_id)
-    }
-
-    /// Whether somebody has decided to keep the trace.
-    pub fn is_sampled(&self) -> bool {
-        self.flags & SAMPLED != 0
-    }
-
-    fn sampled(mut self, is_sampled: bool) -> Self {
-        self.flags = self.flags & !SAMPLED | u8::from(is_sampled);
-        self
-    }
-
-    fn otel_span_id(&self) -> SpanId {
-        SpanId::from_bytes(self.span_id)
-    }
-
-    /// The same as the exporter takes it.
-    fn span_context(&self, is_remote: bool) -> SpanContext {
-        let (trace_id, flags) = (TraceId::from_bytes(self.trace_id), TraceFlags::new(self.flags));
-        // What is passed on as it came may not be what the SDK takes.
-        let state = self.state.parse().unwrap_or(TraceState::NONE);
-        SpanContext::new(trace_id, self.otel_span_id(), flags, is_remote, state)
-    }
-
-    /// The `tracestate` to pass on, if there is one.
-    pub fn tracestate(&self) -> Option<&str> {
-        (!self.state.is_empty()).then_some(&self.state)
+    fn keys(&self) -> Vec<&str> {
+        vec![TRACEPARENT, TRACESTATE]
     }
 }
 
-/// Formats the `traceparent`.
-impl fmt::Display for TraceContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (trace_id, span_id) = (&self.trace_id, &self.span_id);
-        write!(
-            f,
-            "00-{}-{}-{:02x}",
-            HEXLOWER.encode_display(trace_id),
-            HEXLOWER.encode_display(span_id),
-            self.flags
-        )
+/// Gives `set` the headers that pass on the current context. Outside of every trace that is a new one.
+pub fn inject(set: impl FnMut(&str, String)) {
+    struct Each<F>(F);
+    impl<F: FnMut(&str, String)> Injector for Each<F> {
+        fn set(&mut self, key: &str, value: String) {
+            if !value.is_empty() {
+                (self.0)(key, value);
+            }
+        }
     }
+    let context = if current().is_some() { Context::current() } else { remote(root()) };
+    TraceContextPropagator::new().inject_context(&context, &mut Each(set));
 }
 
-fn lower_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()
+/// Where in which trace the current task works.
+pub fn current() -> Option<SpanContext> {
+    Context::map_current(of)
 }
 
-fn is_header_text(text: &str) -> bool {
-    text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+/// Where in which trace work in this context is.
+pub fn of(context: &Context) -> Option<SpanContext> {
+    Some(context.span().span_context().clone()).filter(SpanContext::is_valid)
+}
+
+/// The current trace's id: 32 lower-case hex digits, or nothing outside of every trace.
+pub fn current_trace_id() -> String {
+    current().map(|context| context.trace_id().to_string()).unwrap_or_default()
+}
+
+/// The first context of a new trace. It is sampled, so that every program that exports may keep it.
+pub fn root() -> SpanContext {
+    let (trace_id, span_id) = (TraceId::from_bytes(rand::random()), SpanId::from_bytes(rand::random()));
+    SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::NONE)
+}
+
+/// The context of work that goes on with another process' trace.
+pub fn remote(parent: SpanContext) -> Context {
+    Context::new().with_remote_span_context(parent)
+}
+
+/// Makes `span`, which has not begun, go on with the trace that came from another process, or begin one. Returns the context
+/// that the work has to be done in, whether there is a span or not.
+pub fn continue_in(span: &Span, parent: Option<SpanContext>) -> Context {
+    if span.is_disabled() {
+        return remote(parent.unwrap_or_else(root));
+    }
+    let context = parent.map_or_else(Context::new, remote);
+    // Nothing but the layer makes spans, so it is there.
+    if let Err(error) = span.set_parent(context) {
+        tracing::debug!(%error, "span without its parent");
+    }
+    span.context()
+}
+
+/// The span failed: `kind` is one of a few words, `reason` is for people. It is exported even if its trace is not sampled.
+pub fn fail(span: &Span, kind: &'static str, reason: &dyn Display) {
+    if span.is_disabled() {
+        return;
+    }
+    span.set_attribute(attribute::ERROR_TYPE, kind);
+    span.set_status(Status::error(reason.to_string()));
 }
 
 #[cfg(test)]
@@ -151,13 +142,24 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    fn read(parent: &str, states: &[&str]) -> Option<SpanContext> {
+        extract([parent.as_bytes()], states.iter().map(|state| state.as_bytes()))
+    }
+
+    fn written(context: SpanContext) -> Vec<(String, String)> {
+        let _current = remote(context).attach();
+        let mut headers = Vec::new();
+        inject(|key, value| headers.push((key.to_owned(), value)));
+        headers
+    }
+
     #[test]
     fn reads_and_writes_the_specifications_example() {
-        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let context = TraceContext::parse(text, Some("congo=t61rcWkgMzE")).unwrap();
-        assert_eq!(context.to_string(), text);
-        assert_eq!(context.tracestate(), Some("congo=t61rcWkgMzE"));
-        assert_eq!(context.trace_id(), "0af7651916cd43dd8448eb211c80319c");
+        let context = read(PARENT, &["congo=t61rcWkgMzE"]).unwrap();
+        let headers = [(TRACEPARENT, PARENT), (TRACESTATE, "congo=t61rcWkgMzE")];
+        assert_eq!(written(context), headers.map(|(key, value)| (key.to_owned(), value.to_owned())));
     }
 
     #[test]
@@ -171,57 +173,39 @@ mod tests {
             "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-extra",
         ] {
-            assert_eq!(TraceContext::parse(text, None), None, "{text}");
+            assert_eq!(read(text, &[]), None, "{text}");
         }
     }
 
     #[test]
     fn several_tracestates_are_one_list_and_several_traceparents_are_none() {
-        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let text = text.as_bytes();
-        let context = TraceContext::of_values([text], [&b"a=1"[..], b" ", b"b=2,c=3", b""]).unwrap();
-        assert_eq!(context.tracestate(), Some("a=1,b=2,c=3"));
-        assert_eq!(TraceContext::of_values([text, text], []), None);
+        let state = |states: &[&str]| read(PARENT, states).unwrap().trace_state().header();
+        assert_eq!(state(&["a=1", " ", "b=2,c=3", ""]), "a=1,b=2,c=3");
+        assert_eq!(state(&[&format!("a={}", "x".repeat(TRACESTATE_BYTES_MAX))]), "");
+        let parent = PARENT.as_bytes();
+        assert_eq!(extract([parent, parent], []), None);
 
         let unreadable: [&[u8]; 2] = [b"a=1", b"\xff"];
-        let context = TraceContext::of_values([text], unreadable).unwrap();
-        assert_eq!(context.tracestate(), None);
-        assert_eq!(TraceContext::of_values([&b"\xff"[..]], []), None);
+        assert_eq!(extract([parent], unreadable).unwrap().trace_state().header(), "");
+        assert_eq!(extract([&b"\xff"[..]], []), None);
     }
 
     #[test]
-    fn a_child_stays_in_the_trace_with_a_span_of_its_own() {
-        let root = TraceContext::root();
-        let child = root.child();
-        assert_eq!(child.trace_id(), root.trace_id());
-        assert_ne!(child.to_string(), root.to_string());
-    }
-
-    #[test]
-    fn a_span_about_the_same_has_the_same_id_in_every_process() {
-        let parent = TraceContext::root();
-        let first = parent.child_about("payment 7");
-        assert_eq!(first, parent.child().child_about("payment 7"), "whoever its parent is");
-        assert_ne!(first, parent.child_about("payment 8"));
-        assert_ne!(first.span_id(), TraceContext::root().child_about("payment 7").span_id());
-        assert_eq!(first.trace_id(), parent.trace_id());
-    }
-
-    #[test]
-    fn sampling_changes_no_other_flag() {
-        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-02";
-        let context = TraceContext::parse(text, None).unwrap();
-        assert!(!context.is_sampled());
-        assert_eq!(context.clone().sampled(true).to_string(), text.replace("-02", "-03"));
-        assert_eq!(context.sampled(true).sampled(false).to_string(), text);
+    fn outside_of_every_trace_a_new_one_is_passed_on() {
+        let mut headers = Vec::new();
+        inject(|key, value| headers.push((key.to_owned(), value)));
+        let [(key, parent)] = &headers[..] else { panic!("{headers:?}") };
+        assert_eq!(key, TRACEPARENT);
+        assert!(read(parent, &[]).unwrap().is_sampled());
     }
 
     proptest! {
         #[test]
         fn no_text_breaks_a_header(parent in "\\PC{0,80}", state in "(?s).{0,80}") {
-            if let Some(context) = TraceContext::parse(&parent, Some(&state)) {
-                prop_assert!(is_header_text(&context.to_string()));
-                prop_assert!(context.tracestate().is_none_or(is_header_text));
+            for parent in [&parent, PARENT] {
+                for (_, text) in read(parent, &[&state]).map(written).unwrap_or_default() {
+                    prop_assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{text:?}");
+                }
             }
         }
     }

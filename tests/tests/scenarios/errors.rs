@@ -13,7 +13,6 @@ use harness::{Deployment, Options, Shows, eventually, item, order_of, these};
 use http::uri::PathAndQuery;
 use nix::sys::signal::Signal;
 use processor::inventory::{BUCKET, stock_key};
-use program::trace::TraceContext;
 use proto::inventory::v1::stock_service_client::StockServiceClient;
 use proto::inventory::v1::{AddStockRequest, ListStockRequest, RemoveStockRequest, SetStockRequest};
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
@@ -129,10 +128,9 @@ async fn operators_refusals(waybill: &Deployment) -> [Result<(), Status>; 5] {
     let redriven = LetterId::new("inventory", Revision(1_000_002)).unwrap();
     let state = DeadLetterState::Open.into();
     let reason = DeadLetterReason::Undecodable.into();
-    let trace = TraceContext::root();
-    letters.put(&undecodable, DeadLetter { state, reason, ..DeadLetter::default() }, &trace).await.unwrap();
-    let open = letters.put(&redriven, DeadLetter { state, ..DeadLetter::default() }, &trace).await.unwrap();
-    letters.resolve(&open, DeadLetterState::Redriven, "us", "redriven", &trace).await.unwrap();
+    letters.put(&undecodable, DeadLetter { state, reason, ..DeadLetter::default() }).await.unwrap();
+    let open = letters.put(&redriven, DeadLetter { state, ..DeadLetter::default() }).await.unwrap();
+    letters.resolve(&open, DeadLetterState::Redriven, "us", "redriven").await.unwrap();
     let discard = DiscardDeadLetterRequest { dead_letter_id: redriven.to_string(), reason: "x".to_owned() };
     [
         operations.redrive_dead_letters(these(&[&undecodable.to_string()])).await.map(drop),

@@ -13,7 +13,6 @@ use backbone::log::subjects::EventKind;
 use harness::certificates::{Authority, replace};
 use harness::{Deployment, Load, Options, PATIENCE, PaymentSandbox, Process, eventually, item, order_of};
 use nix::sys::signal::Signal;
-use program::trace::TraceContext;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderStatus, PaymentRefunded, Undo};
 use proto::payments::v1::payment_service_server::{PaymentService, PaymentServiceServer};
@@ -314,7 +313,7 @@ async fn a_refund_that_is_in_the_log_is_not_asked_for_again() {
     let log = waybill.order_log().await;
     let current = log.load(&current.order_id.parse().unwrap()).await.unwrap().unwrap();
     let (refunded, deadline) = (Detail::Refunded(PaymentRefunded::default()), Instant::now() + PATIENCE);
-    log.append(&current, refunded, &TraceContext::root(), deadline).await.unwrap();
+    log.append(&current, refunded, deadline).await.unwrap();
 
     waybill.start_processor("payment");
     waybill.idle("payment").await;

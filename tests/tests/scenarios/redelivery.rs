@@ -11,7 +11,6 @@ use futures::StreamExt;
 use harness::{Deployment, Options, PATIENCE, eventually, item, order_of};
 use processor::incarnation::Incarnation;
 use processor::inventory::{Reservation, ReservationState, reservation_key, stock_key};
-use program::trace::TraceContext;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderRejected, OrderStatus};
 use tokio::time::{Instant, timeout};
@@ -55,7 +54,7 @@ async fn reject(waybill: &Deployment, order_id: &str) {
         step: "inventory".to_owned(),
     });
     let deadline = Instant::now() + PATIENCE;
-    let appended = log.append(&order, rejected, &TraceContext::root(), deadline).await.unwrap();
+    let appended = log.append(&order, rejected, deadline).await.unwrap();
     assert!(matches!(appended, Appended::Stored(_)), "{appended:?}");
 }
 

@@ -4,7 +4,6 @@ use backbone::broker::streams::ORDERS;
 use backbone::log::subjects::EventKind;
 use backbone::log::{Appended, OrderLog, OrderState};
 use harness::{Deployment, Options, PATIENCE, item, order_of};
-use program::trace::TraceContext;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{OrderFulfilled, OrderStatus, PaymentCaptured, StockReserved};
 use tokio::time::Instant;
@@ -167,7 +166,7 @@ async fn republish(waybill: &Deployment, on: bool) {
 
 async fn append(log: &OrderLog, order: OrderState, detail: Detail) -> OrderState {
     let deadline = Instant::now() + PATIENCE;
-    match log.append(&order, detail, &TraceContext::root(), deadline).await.unwrap() {
+    match log.append(&order, detail, deadline).await.unwrap() {
         Appended::Stored(order) => order,
         Appended::Overtaken(order) => panic!("overtaken: {order:?}"),
     }

@@ -5,14 +5,15 @@ mod answers;
 use std::time::Duration;
 
 use program::backoff::Backoff;
-use program::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
+use program::trace;
 use proto::payments::v1::payment_service_client::PaymentServiceClient;
 use proto::payments::v1::{CaptureRequest, RefundRequest, capture_response, refund_response};
 use tokio::time::{Instant, sleep, timeout};
-use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::metadata::{AsciiMetadataKey, MetadataMap};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
-use tracing::debug;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, debug, info_span};
 
 use self::answers::{from_payments, may_pass, no_answer, reference, shortened, to_payments, unusable};
 use super::provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
@@ -78,8 +79,9 @@ impl Remote {
             // So that the service need not finish what nobody waits for.
             request.set_timeout(time);
             let span = self.calling(name, order_id);
-            pass_on(span.context(), request.metadata_mut());
-            let status = match timeout(time, method(self.client.clone(), request)).await {
+            span.in_scope(|| pass_on(request.metadata_mut()));
+            let called = timeout(time, method(self.client.clone(), request));
+            let status = match called.instrument(span.clone()).await {
                 Ok(Ok(response)) => {
                     answered(&span, Code::Ok);
                     return Ok(response.into_inner());
@@ -88,7 +90,7 @@ impl Remote {
                 Err(_) => Status::deadline_exceeded(format!("not within {time:?}")),
             };
             answered(&span, status.code());
-            span.fail(proto::code_name(status.code()), &shortened(status.message()));
+            trace::fail(&span, proto::code_name(status.code()), &shortened(status.message()));
             drop(span);
             calls += 1;
             let pause = RETRY.after(calls);
@@ -104,34 +106,32 @@ impl Remote {
 impl Remote {
     /// The span of one call.
     fn calling(&self, name: &'static str, order_id: &str) -> Span {
-        let span = Span::current().child(SpanKind::Client, || name.into());
-        span.set(|| {
-            [
-                KeyValue::new(attribute::RPC_SYSTEM_NAME, attribute::GRPC),
-                KeyValue::new(attribute::RPC_METHOD, name),
-                KeyValue::new(attribute::SERVER_ADDRESS, self.host.clone()),
-                KeyValue::new(attribute::SERVER_PORT, self.port),
-                KeyValue::new(attribute::ORDER_ID, order_id.to_owned()),
-            ]
-        });
-        span
+        info_span!(
+            "call",
+            otel.name = name,
+            otel.kind = "client",
+            rpc.system.name = "grpc",
+            rpc.method = name,
+            rpc.response.status_code = Empty,
+            server.address = self.host,
+            server.port = self.port,
+            waybill.order.id = order_id,
+        )
     }
 }
 
 /// Tells the service which trace the call belongs to.
-fn pass_on(trace: &TraceContext, metadata: &mut MetadataMap) {
-    // Both are made of what a header may hold.
-    let text = |text: &str| text.parse::<AsciiMetadataValue>().ok();
-    if let Some(parent) = text(&trace.to_string()) {
-        metadata.insert(TRACEPARENT, parent);
-    }
-    if let Some(state) = trace.tracestate().and_then(text) {
-        metadata.insert(TRACESTATE, state);
-    }
+fn pass_on(metadata: &mut MetadataMap) {
+    trace::inject(|key, value| {
+        // Both are made of what a header may hold.
+        if let (Ok(key), Ok(value)) = (key.parse::<AsciiMetadataKey>(), value.parse()) {
+            metadata.insert(key, value);
+        }
+    });
 }
 
 fn answered(span: &Span, code: Code) {
-    span.set(|| [KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, proto::code_name(code))]);
+    span.record("rpc.response.status_code", proto::code_name(code));
 }
 
 impl PaymentProvider for Remote {
