@@ -8,7 +8,7 @@ can_have = [ "$$CI" = true ] || { command -v $(1) || command -v go; } >/dev/null
 # Scenarios that cannot be run with least privilege, as arguments of the test binary.
 LEAST_PRIVILEGE_SKIPS := $$(sed -n 's/^\([a-z_:]*\) .*/--skip \1/p' tests/least-privilege.skip)
 # All but the tests.
-PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor
+PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor -p waybill-payment-sandbox
 
 .PHONY: help run observe test least-privilege soak upgrade golden lint prose breaking version rules lint-deploy bench release
 
@@ -66,6 +66,7 @@ lint: version prose rules breaking ## check format, prose, code, contract, depen
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	rustfmt --check --edition 2024 tests/fourth-step/fraud/src/main.rs
+	@tools/check-imports
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@buf=$$(tools/install buf) && set -x && "$$buf" lint
 	@deny=$$(tools/install cargo-deny) && set -x && "$$deny" --locked check --hide-inclusion-graph bans licenses sources

@@ -62,7 +62,7 @@ def against_schema(thing, kubernetes, customs):
 
 def known_variables():
     """Every environment variable that a program of the workspace reads."""
-    sources = [path for room in ("backbone", "stock", "gateway", "processor", "cli") for path in ROOT.glob(f"{room}/src/**/*.rs")]
+    sources = [path for room in ("program", "backbone", "stock", "gateway", "processor", "payment-sandbox", "cli") for path in ROOT.glob(f"{room}/src/**/*.rs")]
     return {name for path in sources for name in re.findall(r'env = "([A-Z0-9_]+)"', path.read_text())}
 
 

@@ -5,16 +5,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "it tells by panicking")]
 
 use async_nats::HeaderMap;
+use program::trace::{self, TRACEPARENT, TRACESTATE};
 use prost::Message;
 use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderEvent, OrderStatus};
 
-use crate::event::{Draft, Recorded};
-use crate::ids::{OrderId, Revision};
-use crate::lifecycle::{self, is_finished};
-use crate::subjects::{self, EventKind};
-use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+use crate::log::event::{Draft, Recorded};
+use crate::log::ids::{OrderId, Revision};
+use crate::log::lifecycle::{self, is_finished};
+use crate::log::subjects::{self, EventKind};
 
 /// A text is the id of one order or of none, and so is a subject.
 pub fn order_id(bytes: &[u8]) {
@@ -75,28 +75,30 @@ fn check(event: &Recorded) {
     let shown = event.clone().into_proto();
     assert_eq!(OrderEvent::decode(shown.encode_to_vec().as_slice()), Ok(shown.clone()));
     let trace = event.trace.clone();
-    assert_eq!(shown.trace_id, trace.as_ref().map(TraceContext::trace_id).unwrap_or_default());
+    assert_eq!(shown.trace_id, trace.as_ref().map(|trace| trace.trace_id().to_string()).unwrap_or_default());
 
-    let trace = trace.unwrap_or_else(TraceContext::root);
+    let trace = trace.unwrap_or_else(trace::root);
+    let _current = trace::remote(trace.clone()).attach();
     for next in [event.detail.clone()].into_iter().chain(details()) {
         let now = Timestamp { seconds: 1_800_000_000, nanos: 0 };
         let Ok(after) = lifecycle::apply(&event.order, &next, now) else { continue };
         assert!(!is_finished(&event.order), "{next:?} after {event:?}");
-        read_back(event, after, next, &trace);
+        let read = read_back(event, after, next);
+        assert_eq!(read.trace.as_ref(), Some(&trace));
     }
 }
 
 /// What this program would append is an event for every reader.
-fn read_back(before: &Recorded, mut order: Order, detail: Detail, trace: &TraceContext) {
+fn read_back(before: &Recorded, mut order: Order, detail: Detail) -> Recorded {
     let id = &before.id;
-    let draft =
-        Draft::new(id, Revision(9), &mut order, &before.unknown_fields, detail.clone(), trace, "fuzzing");
+    let draft = Draft::new(id, Revision(9), &mut order, &before.unknown_fields, detail.clone(), "fuzzing");
     let headers = draft.headers();
     let read = Recorded::decode(&draft.subject, Revision(10), Some(&headers), draft.payload.clone());
     let read = read.unwrap();
-    assert_eq!((read.id, read.previous, read.trace.as_ref()), (*id, Revision(9), Some(trace)));
+    assert_eq!((read.id, read.previous), (*id, Revision(9)));
     assert_eq!((&read.event_id, &read.detail), (&draft.event_id, &detail));
     assert_eq!(read.order, Order { revision: 10, ..order });
+    read
 }
 
 /// One event of each kind.

@@ -2,37 +2,9 @@
 //!
 //! Knows NATS; knows no gRPC server and no business step.
 
-pub mod access;
-pub mod backoff;
-pub mod barrier;
-pub mod carrying;
-pub mod config;
-pub mod connection;
+pub mod broker;
 pub mod consumer;
 pub mod dead_letters;
-pub mod direct_get;
-pub mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
-pub mod ids;
-pub mod incarnation;
-pub mod lag;
-pub mod leader_get;
-pub mod lifecycle;
 pub mod log;
-pub mod meaning;
-pub mod metrics;
-pub mod ops;
-pub mod otlp;
-pub mod shutdown;
-pub mod storage;
-pub mod stream;
-pub mod subjects;
-pub mod telemetry;
-pub mod trace;
-
-mod durable;
-mod floor;
-mod publish;
-mod refusals;
-mod unknown_fields;

@@ -1,6 +1,6 @@
 //! Where a gateway is, or whoever else is asked.
 
-use backbone::config::has_usable_port;
+use program::config::has_usable_port;
 use tonic::transport::Uri;
 
 /// Reads an address, in which a password would end up in logs.

@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use backbone::config::parse_addr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use processor::inventory::Stock;
+use program::config::parse_addr;
 use proto::orders::v1::OrderStatus;
 use tonic::transport::Uri;
 
@@ -19,23 +19,7 @@ use crate::provision::ProvisionArgs;
 use crate::render;
 use crate::stock::StockArgs;
 use crate::tls::Tls;
-use crate::usage::parse_timeout;
-
-/// Where `--help` shows the options that each command has.
-pub(crate) const CONNECTION: &str = "Connection";
-
-/// How a gateway's service for operators is reached.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Operators {
-    /// The gateway's address for operators.
-    #[arg(long, env = "WAYBILL_OPERATIONS", default_value = "http://127.0.0.1:50053", global = true,
-          value_name = "URL", value_parser = parse_address, help_heading = CONNECTION)]
-    pub(crate) operations: Uri,
-    #[command(flatten)]
-    pub(crate) tls: Tls,
-    #[command(flatten)]
-    pub(crate) credential: Credential,
-}
+use crate::usage::{CONNECTION, parse_timeout};
 
 /// Order processing that loses nothing: run Waybill on this machine, place orders and watch them.
 #[derive(Debug, Parser)]

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use program::backoff::Backoff;
 use proto::inventory::v1::stock_service_client::StockServiceClient;
 use proto::operations::v1::dead_letter_service_client::DeadLetterServiceClient;
 use proto::orders::v1::order_service_client::OrderServiceClient;
@@ -13,9 +14,9 @@ use tonic::transport::{self, Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
-use crate::args::Operators;
-use crate::called::called;
 use crate::credential::Credential;
+use crate::operators::Operators;
+use crate::program_path::program_path;
 use crate::tls::Tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,8 +24,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A stream may be silent for days; pings tell a quiet gateway from a dead one.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
-const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+const RETRY: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(5) };
 
 /// A client of the order service. Cheap to clone; clones share one connection.
 pub(crate) type Orders = OrderServiceClient<InterceptedService<Channel, Credential>>;
@@ -94,7 +94,7 @@ fn advice(error: &transport::Error, flag: &str) -> String {
             return advice.to_owned();
         }
     }
-    format!("start one with `{} dev`, or name another with {flag}", called())
+    format!("start one with `{} dev`, or name another with {flag}", program_path())
 }
 
 /// The order service at the end of a channel.
@@ -114,12 +114,10 @@ pub(crate) async fn answer<T>(call: impl Future<Output = Result<Response<T>, Sta
 /// would be the same.
 pub(crate) fn pause_before_retry(status: &Status, tries: u32) -> Option<Duration> {
     let wanted_by_server = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
-    let backoff = RETRY_PAUSE_MIN.saturating_mul(2_u32.saturating_pow(tries));
-    let pause = match wanted_by_server {
-        Some(delay) => Some(delay),
-        None => may_pass(status).then_some(backoff),
-    };
-    pause.map(|pause| pause.min(RETRY_PAUSE_MAX))
+    match wanted_by_server {
+        Some(delay) => Some(delay.min(RETRY.max)),
+        None => may_pass(status).then(|| RETRY.after(u64::from(tries) + 1)),
+    }
 }
 
 /// Whether the failure came about on the way, not as a considered answer. A status has a source only when the
@@ -143,9 +141,9 @@ mod tests {
     #[test]
     fn pauses_grow_up_to_a_bound() {
         let status = Status::unavailable("away");
-        assert_eq!(pause_before_retry(&status, 0), Some(RETRY_PAUSE_MIN));
-        assert_eq!(pause_before_retry(&status, 1), Some(RETRY_PAUSE_MIN * 2));
-        assert_eq!(pause_before_retry(&status, u32::MAX), Some(RETRY_PAUSE_MAX));
+        assert!(pause_before_retry(&status, 0).unwrap() <= RETRY.initial);
+        assert!(pause_before_retry(&status, 2).unwrap() >= RETRY.initial * 2);
+        assert!(pause_before_retry(&status, u32::MAX).unwrap() <= RETRY.max);
     }
 
     #[test]

@@ -2,17 +2,17 @@
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
+use program::plain_text::is_plain;
+
 /// Text from elsewhere as it may be shown in a line: what would do something to the terminal, or to the line, instead
 /// of being read is escaped.
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                plain.extend(c.escape_unicode());
-            }
+            c if is_plain(c) => plain.push(c),
             c if c.is_control() => plain.extend(c.escape_default()),
-            c => plain.push(c),
+            c => plain.extend(c.escape_unicode()),
         }
     }
     plain

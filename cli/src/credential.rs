@@ -4,7 +4,7 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
-use crate::args::CONNECTION;
+use crate::usage::CONNECTION;
 
 /// Metadata that carries an API key.
 const API_KEY: &str = "x-api-key";

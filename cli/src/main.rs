@@ -3,19 +3,20 @@
 
 mod address;
 mod args;
-mod called;
 mod client;
 mod console;
 mod credential;
 mod dead_letter;
 mod dev;
-mod fault;
+mod die_with_parent;
+mod error_report;
 mod health;
+mod operators;
 mod order;
+mod program_path;
 mod provision;
 mod render;
 mod stock;
-mod tether;
 mod timeline;
 mod tls;
 mod usage;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     match run(args.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            console::warn(&format!("error: {}", fault::explain(&error)));
+            console::warn(&format!("error: {}", error_report::explain(&error)));
             usage::exit_code(&error)
         }
     }
@@ -49,11 +50,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Stock(args) => block_on(stock::run(args)),
         Command::Provision(args) => block_on(provision::run(*args)),
         Command::Health(args) => block_on(health::run(args)),
-        Command::Tether(args) => Err(tether::become_program(&args)),
+        Command::Tether(args) => Err(die_with_parent::become_program(&args)),
     }
 }
 
-/// One thread for everything: the kernel ties a child's life to the thread that started it (see [`tether`]),
+/// One thread for everything: the kernel ties a child's life to the thread that started it (see [`die_with_parent`]),
 /// and this thread is the last to go.
 fn block_on(story: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()

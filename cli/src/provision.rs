@@ -4,14 +4,14 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use backbone::access::BrokerConfig;
-use backbone::config::duration;
-use backbone::connection::Connection;
+use backbone::broker::connection::Connection;
+use backbone::broker::credentials::BrokerConfig;
+use backbone::broker::streams::StreamConfig;
 use backbone::log::acknowledge_loss;
-use backbone::stream::StreamConfig;
-use backbone::telemetry::{self, TelemetryConfig};
 use processor::config::ACK_WAIT;
 use processor::provision::provision;
+use program::config::duration;
+use program::telemetry::{self, TelemetryConfig};
 use tokio::time::timeout;
 
 use crate::console;

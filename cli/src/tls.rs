@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use backbone::config::read_file;
+use program::config::read_file;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Uri};
 
-use crate::args::CONNECTION;
+use crate::usage::CONNECTION;
 use crate::usage::Unusable;
 
 /// The files.

@@ -6,11 +6,14 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use backbone::config::{DAY, duration, hide_secret, settings_at_fault};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, Parser};
+use program::config::{DAY, duration, hide_secret, settings_at_fault};
 
 use crate::console;
+
+/// Where `--help` shows the options that each command has.
+pub(crate) const CONNECTION: &str = "Connection";
 
 /// Exit code for flags and variables that cannot be used (`EX_USAGE` of sysexits.h).
 const EXIT_USAGE: u8 = 64;

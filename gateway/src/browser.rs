@@ -8,8 +8,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use crate::admission::Admit;
 use crate::errors;
+use crate::gate::Admit;
 
 /// How long a browser may remember what it was told.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(60 * 60);

@@ -7,10 +7,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use backbone::carrying::Schedule;
-use backbone::ids::Revision;
+use backbone::log::carrying::Schedule;
+use backbone::log::ids::Revision;
 use backbone::log::{CarryError, CarryPosition, Kept, OrderLog};
-use backbone::telemetry::Seldom;
+use program::telemetry::LogThrottle;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
@@ -23,9 +23,9 @@ const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(10);
 const STANDSTILL_LOOKS: u32 = 4;
 const STANDSTILL_MIN: Duration = Duration::from_secs(2);
 
-static SAID: Seldom = Seldom::every(Duration::from_secs(30));
-static FAILED: Seldom = Seldom::every(Duration::from_secs(30));
-static MISSED: Seldom = Seldom::every(Duration::from_secs(30));
+static SAID: LogThrottle = LogThrottle::every(Duration::from_secs(30));
+static FAILED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
+static MISSED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// The carrier of one gateway.
 #[derive(Debug)]
@@ -63,7 +63,8 @@ impl Progress {
 impl Carrier {
     pub(crate) fn new(log: OrderLog, carry_after: Option<Duration>) -> Self {
         let progress = Progress::default();
-        metrics::carrying(progress.clone());
+        let known = progress.clone();
+        metrics::carrying(move || known.now());
         Self {
             log,
             name: format!("{:032x}", rand::random::<u128>()),
@@ -81,7 +82,7 @@ impl Carrier {
                 Ok(pause) => pause,
                 Err(error) => {
                     if self.log.connection().is_up()
-                        && let Some(left_out) = FAILED.may_tell()
+                        && let Some(left_out) = FAILED.allow()
                     {
                         warn!(%error, left_out, "unfinished orders not carried, tried again");
                     }
@@ -143,7 +144,7 @@ impl Carrier {
         };
         say_missed(missed);
         if carried > 0
-            && let Some(left_out) = SAID.may_tell()
+            && let Some(left_out) = SAID.allow()
         {
             info!(carried, left_out, "unfinished orders carried, so that they do not expire");
         }
@@ -165,7 +166,7 @@ fn missed(position: &CarryPosition, kept: &Kept, now: SystemTime) -> u64 {
 fn say_missed(events: u64) {
     metrics::missed(events);
     if events > 0
-        && let Some(left_out) = MISSED.may_tell()
+        && let Some(left_out) = MISSED.allow()
     {
         error!(
             events,

@@ -5,18 +5,18 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use backbone::access::BrokerConfig;
-use backbone::config::{DAY, duration, parse_addr};
-use backbone::stream::{RETENTION_MAX, RETENTION_MIN, StreamConfig};
-use backbone::telemetry::TelemetryConfig;
+use backbone::broker::credentials::BrokerConfig;
+use backbone::broker::streams::{RETENTION_MAX, RETENTION_MIN, StreamConfig};
 use clap::{ArgAction, Parser};
 use governor::Quota;
 use http::HeaderValue;
+use program::config::{DAY, duration, parse_addr};
+use program::telemetry::TelemetryConfig;
 
 use crate::admission::{COST_MAX, RateLimits};
 use crate::auth::{Authentication, Directory, TokenConfig, Tokens};
 use crate::durability::DurabilityConfig;
-use crate::tls::TlsConfig;
+use crate::transport::tls::TlsConfig;
 
 const COUNT_MAX: usize = 1_000_000_000;
 

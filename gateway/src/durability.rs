@@ -8,20 +8,22 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
-use backbone::config::has_usable_port;
-use backbone::otlp::Http;
-use backbone::stream::StreamState;
-use bytes::Bytes;
+use backbone::broker::streams::StreamState;
 use clap::ValueEnum;
 use futures::future::join_all;
-use http::{Request, Uri};
+use http::Uri;
+use program::config::has_usable_port;
 use serde::Deserialize;
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::transport::http_client::HttpClient;
+
 /// Copies of the log of which a majority survives the loss of a server, its disk and its power.
 const REPLICAS_SAFE: usize = 3;
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest answer: what a server says of itself.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// What is asked of the broker.
 #[derive(Clone, Debug, clap::Args)]
@@ -106,7 +108,7 @@ impl fmt::Display for Level {
 /// Asks the monitoring ports.
 #[derive(Debug)]
 pub(crate) struct Monitors {
-    http: Http,
+    http: HttpClient,
     urls: Vec<Uri>,
 }
 
@@ -134,7 +136,11 @@ impl Monitors {
     /// Fails if the system's certificates cannot be read.
     pub(crate) fn new(config: &DurabilityConfig) -> std::io::Result<Option<Self>> {
         let urls = config.nats_monitor_url.clone();
-        if urls.is_empty() { Ok(None) } else { Ok(Some(Self { http: Http::new()?, urls })) }
+        if urls.is_empty() {
+            Ok(None)
+        } else {
+            Ok(Some(Self { http: HttpClient::new(ANSWER_BYTES_MAX)?, urls }))
+        }
     }
 
     /// The names of the servers that answer, and whether each of them writes through.
@@ -149,14 +155,11 @@ impl Monitors {
     }
 
     async fn ask_one(&self, url: &Uri) -> Result<(String, bool), String> {
-        let path = format!("{}/varz", url.to_string().trim_end_matches('/'));
-        let request = Request::get(path).body(Bytes::new()).map_err(|error| error.to_string())?;
-        let answer = self.http.send(request).await.map_err(|error| error.to_string())?;
+        let uri = format!("{}/varz", url.to_string().trim_end_matches('/'));
+        let uri = uri.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
         // An error's page, or another address, says nothing of this server.
-        if !answer.status().is_success() {
-            return Err(format!("answered {}", answer.status()));
-        }
-        let varz: Varz = serde_json::from_slice(answer.body()).map_err(|error| error.to_string())?;
+        let answer = self.http.get(uri).await.map_err(|error| format!("{error:#}"))?;
+        let varz: Varz = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
         Ok((varz.server_name, varz.jetstream.config.sync_always))
     }
 }

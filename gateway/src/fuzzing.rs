@@ -6,8 +6,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "it tells by panicking")]
 
-use backbone::ids::{CustomerKey, OrderId, OrderKey, Revision};
-use backbone::lifecycle;
+use backbone::log::ids::{CustomerKey, OrderId, OrderKey, Revision};
+use backbone::log::lifecycle;
 use data_encoding::HEXLOWER;
 use http::HeaderMap;
 use prost::Message;

@@ -11,16 +11,18 @@ use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
 
-use crate::admission::{Calls, Gate, Metadata, Places, Probes, RateLimit};
+use crate::admission::{Calls, ConcurrencyLimit, Metadata, Probes, RateLimit};
 use crate::auth::Authentication;
 use crate::config::Config;
-use crate::connections::Limit;
 use crate::deadline::CallerDeadline;
+use crate::gate::Gate;
 use crate::orders::Orders;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
-use crate::tls::Tls;
-use crate::{browser, connections, errors, health, malformed, panics, reflection, server};
+use crate::transport::connections::Limit;
+use crate::transport::tls::Tls;
+use crate::transport::{connections, server};
+use crate::{browser, errors, health, malformed, panics, reflection};
 
 /// Largest request; the contract says so in `OrderService`.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
@@ -39,7 +41,8 @@ pub(crate) async fn serve(
     config: Config,
 ) -> anyhow::Result<()> {
     let draining = readiness.draining();
-    let streams = Places::new(config.max_streams, config.max_streams_per_caller, errors::too_many_streams);
+    let streams =
+        ConcurrencyLimit::new(config.max_streams, config.max_streams_per_caller, errors::too_many_streams);
     let orders = Orders::new(log, config.request_timeout, readiness.clone(), streams);
     let orders = OrderServiceServer::new(orders).max_decoding_message_size(REQUEST_BYTES_MAX);
     let rate_limit = RateLimit::new(config.rate_limits());
@@ -48,7 +51,7 @@ pub(crate) async fn serve(
     let _forgetting = AbortOnDropHandle::new(tokio::spawn(rate_limit.clone().forget_idle_callers()));
 
     let calls = Calls {
-        places: Places::new(
+        limit: ConcurrencyLimit::new(
             config.max_concurrent_requests,
             config.max_concurrent_requests_per_caller,
             errors::too_many_calls,

@@ -4,17 +4,16 @@
 
 mod admission;
 mod auth;
+mod broker_errors;
 mod browser;
 mod carrier;
 mod config;
-mod connections;
 mod deadline;
 mod durability;
 mod errors;
-mod fault;
-mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod gate;
 mod grpc;
 mod health;
 mod losses;
@@ -22,35 +21,30 @@ mod lost_letters;
 mod malformed;
 mod methods;
 mod metrics;
-mod open_files;
 mod operations;
 mod orders;
 mod page_token;
 mod panics;
 mod readiness;
 mod reflection;
-mod server;
 mod spans;
 mod streams;
-mod tls;
+mod transport;
 mod validation;
 
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
-use backbone::connection::Connection;
+use backbone::broker::connection::Connection;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
-use backbone::metrics::Metrics;
-use backbone::ops;
-use backbone::shutdown::Shutdown;
-use backbone::telemetry;
-use backbone::trace::export::Traces;
+use program::shutdown::{self, Shutdown};
+use program::{Prepared, ops};
 use stock::Presence;
 use tokio::net::TcpListener;
-use tokio::time::{sleep, timeout};
-use tokio::{join, select};
-use tracing::{error, info, warn};
+use tokio::select;
+use tokio::time::sleep;
+use tracing::info;
 
 use crate::auth::Authentication;
 use crate::carrier::Carrier;
@@ -59,46 +53,26 @@ use crate::durability::Monitors;
 use crate::operations::{Operations, StockKeeping};
 use crate::readiness::Readiness;
 use crate::streams::Streams;
-use crate::tls::Tls;
+use crate::transport::open_files;
+use crate::transport::tls::Tls;
 
 /// The whole program: reads its settings, and serves until it is told to stop.
 #[tokio::main]
 pub async fn main() -> ExitCode {
-    let config: Config = match backbone::config::parse() {
-        Ok(config) => config,
-        Err(code) => return code,
+    let prepare = |config: Config| {
+        let tls = Tls::read(&config.tls)?;
+        let authentication = config.authentication()?;
+        let telemetry = config.telemetry.clone();
+        Ok(Prepared { telemetry, has_metrics: true, settings: (config, tls, authentication) })
     };
-    let tls = match Tls::read(&config.tls) {
-        Ok(tls) => tls,
-        Err(reason) => return backbone::config::refuse(&reason),
-    };
-    let authentication = match config.authentication() {
-        Ok(authentication) => authentication,
-        Err(reason) => return backbone::config::refuse(&reason),
-    };
-    let _telemetry = telemetry::start(&config.telemetry);
-    open_files::allow(config.max_connections);
-    let traces = match Traces::start("waybill-gateway") {
-        Ok(traces) => traces,
-        Err(reason) => return backbone::config::refuse(&reason),
-    };
-    let metrics = match Metrics::start("waybill-gateway") {
-        Ok(metrics) => metrics,
-        Err(reason) => return backbone::config::refuse(&reason),
-    };
-    let code = match run(config, tls, authentication).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error!(error = format!("{error:#}"), "gateway stopped");
-            ExitCode::FAILURE
-        }
-    };
-    join!(traces.flush(), metrics.flush());
-    code
+    program::run(prepare, serve).await
 }
 
-async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -> anyhow::Result<()> {
-    let mut shutdown = Shutdown::listen()?;
+async fn serve(
+    (config, tls, authentication): (Config, Option<Tls>, Authentication),
+    mut shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    open_files::allow(config.max_connections);
     let connection = Connection::open(&config.broker, "waybill-gateway").await?;
     let log = OrderLog::new(connection.clone(), "waybill-gateway").await?;
     let letters = DeadLetters::new(connection.clone()).await?;
@@ -166,8 +140,7 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
     let mut answering = tokio::spawn(ops::serve(ops_listener, readiness.clone()));
 
     let outcome = select! {
-        signal = shutdown.requested() => {
-            info!(signal, drain_delay = ?config.drain_delay, "leaving");
+        () = shutdown.requested() => {
             readiness.leave();
             // Until load balancers and clients know, calls that come are still answered.
             sleep(config.drain_delay).await;
@@ -189,13 +162,10 @@ async fn run(config: Config, tls: Option<Tls>, authentication: Authentication) -
             }
         }
     };
-    if timeout(config.drain_timeout, last_calls).await.is_err() {
-        warn!(drain_timeout = ?config.drain_timeout, "calls were still open at the end of the drain");
-    }
+    shutdown::drain(config.drain_timeout, last_calls).await;
     answering.abort();
     watching.abort();
     carrying.abort();
     connection.flush().await;
-    info!("stopped");
     outcome
 }

@@ -4,11 +4,11 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::time::{Duration, SystemTime};
 
+use backbone::broker::direct_get::ReadError;
 use backbone::consumer::Floor;
 use backbone::dead_letters::DeadLetters;
-use backbone::direct_get::ReadError;
-use backbone::ids::Revision;
 use backbone::log::OrderLog;
+use backbone::log::ids::Revision;
 use tokio::time::sleep;
 use tracing::debug;
 

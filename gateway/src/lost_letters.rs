@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
+use backbone::broker::streams::DEAD_LETTERS;
 use backbone::log::loss_acknowledged;
-use backbone::stream::DEAD_LETTERS;
 use tracing::error;
 
 /// What is known of the letters. Kept while they cannot be looked at.

@@ -5,8 +5,7 @@ use http::Response;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::errors;
-use crate::fault::Refusal;
+use crate::errors::{self, Refusal};
 
 /// Puts INVALID_ARGUMENT in the place of what tonic says of a request that it cannot read.
 pub(crate) fn answer(answer: Response<Body>) -> Response<Body> {

@@ -4,12 +4,11 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use backbone::log::Walked;
-use backbone::metrics::{self, Counter, Histogram, KeyValue, UpDownCounter, seconds};
-use backbone::trace::attribute;
+use program::metrics::{self, Counter, Histogram, KeyValue, UpDownCounter, seconds};
+use program::trace::attribute;
 
-use crate::carrier::Progress;
-use crate::errors::Reason;
-use crate::fault::{Fault, Refusal};
+use crate::errors::{Fault, Reason, Refusal};
+
 use crate::readiness::{Readiness, State};
 
 /// Methods whose answer is a watch.
@@ -65,8 +64,8 @@ pub(crate) fn start(readiness: &Readiness) {
     });
 }
 
-/// How far carrying has come.
-pub(crate) fn carrying(progress: Progress) {
+/// How far carrying has come, whenever somebody looks: the age of the oldest event that was not looked at, and the retention.
+pub(crate) fn carrying(progress: impl Fn() -> Option<(Duration, Duration)> + Clone + Send + Sync + 'static) {
     carried(&Walked::default());
     missed(0);
     let known = progress.clone();
@@ -74,13 +73,13 @@ pub(crate) fn carrying(progress: Progress) {
         "waybill.carry.age",
         "Age of the oldest event of which it was not looked at yet whether its order is finished.",
         move |gauge| {
-            if let Some((age, _)) = known.now() {
+            if let Some((age, _)) = known() {
                 gauge.observe(seconds(age), &[]);
             }
         },
     );
     metrics::age("waybill.orders.retention", "How long the order log keeps events.", move |gauge| {
-        if let Some((_, retention)) = progress.now() {
+        if let Some((_, retention)) = progress() {
             gauge.observe(seconds(retention), &[]);
         }
     });

@@ -5,13 +5,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backbone::direct_get::ReadError;
-use backbone::event::Recorded;
-use backbone::ids::{CustomerKey, OrderId, Revision};
+use backbone::broker::direct_get::ReadError;
+use backbone::log::event::Recorded;
+use backbone::log::ids::{CustomerKey, OrderId, Revision};
 use backbone::log::{AppendError, Appended, LossCounts, OrderLog, Update, WatchError};
-use backbone::trace::{KeyValue, Span, attribute};
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
+use program::trace::{KeyValue, OpenTelemetrySpanExt, attribute};
 use prost::Message;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::order_service_server::OrderService;
@@ -25,16 +25,16 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use tracing::debug;
+use tracing::{Span, debug};
 
-use crate::admission::{Caller, Place, Places};
+use crate::admission::{Caller, ConcurrencyLimit, Permit};
 use crate::auth::Principal;
 use crate::metrics::{OpenStream, WATCH_ORDER, WATCH_ORDERS};
 use crate::page_token::History;
 use crate::readiness::Readiness;
-use crate::spans::{self, span_of};
+use crate::spans;
 use crate::validation::EventsRequest;
-use crate::{deadline, errors, metrics, validation};
+use crate::{broker_errors, deadline, errors, metrics, validation};
 
 /// How large a page of events may grow, encoded; the event that goes beyond it is the last one. Clients take messages of
 /// 4 MiB unless they are told otherwise.
@@ -46,7 +46,7 @@ pub(crate) struct Orders {
     log: OrderLog,
     request_timeout: Duration,
     readiness: Readiness,
-    streams: Places,
+    streams: ConcurrencyLimit,
 }
 
 impl Orders {
@@ -54,7 +54,7 @@ impl Orders {
         log: OrderLog,
         request_timeout: Duration,
         readiness: Readiness,
-        streams: Places,
+        streams: ConcurrencyLimit,
     ) -> Self {
         Self { log, request_timeout, readiness, streams }
     }
@@ -76,7 +76,7 @@ impl Orders {
             draining: self.readiness.draining(),
             losses: (lost, before, losses),
             caller_gone: deadline::of_stream(request.metadata()),
-            _place: self.streams.take(Caller::of(request.extensions()))?,
+            _permit: self.streams.acquire(Caller::of(request.extensions()))?,
             _open: OpenStream::of(method),
         })
     }
@@ -91,23 +91,20 @@ impl OrderService for Orders {
         request: Request<CreateOrderRequest>,
     ) -> Result<Response<CreateOrderResponse>, Status> {
         let deadline = self.deadline(&request);
-        let span = span_of(request.extensions());
-        let trace = span.context();
         let new = validation::new_order(&tenant_of(&request)?, request.into_inner())?;
-        spans::about(&span, &new.id);
+        spans::about(&new.id);
         self.readiness.may_store()?;
         let items = new.created.items.clone();
 
-        let appended = self.log.create(new.id, new.created, trace, deadline).await;
+        let appended = self.log.create(new.id, new.created, deadline).await;
         let appended = appended.and_then(|appended| self.readiness.has_kept().map(|()| appended));
-        let order = match appended.map_err(|error| errors::append(&new.id, trace, &error))? {
+        let order = match appended.map_err(|error| broker_errors::append(&new.id, &error))? {
             Appended::Stored(created) => created.order,
             // A repeat: the id says that customer and request_id are the same, so the items decide.
             Appended::Overtaken(existing) if existing.order.items == items => existing.order,
             Appended::Overtaken(_) => return Err(errors::request_id_reused(&new.id)),
         };
-        let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
-        debug!(order_id = %new.id, trace_id, span_id, revision = order.revision, "order accepted");
+        debug!(order_id = %new.id, revision = order.revision, "order accepted");
         Ok(Response::new(CreateOrderResponse { order: Some(order) }))
     }
 
@@ -117,7 +114,7 @@ impl OrderService for Orders {
     ) -> Result<Response<GetOrderResponse>, Status> {
         let deadline = self.deadline(&request);
         let id = validation::order_id(&request.get_ref().order_id)?;
-        spans::about(&span_of(request.extensions()), &id);
+        spans::about(&id);
         let tenant = tenant_of(&request)?;
         let found = read_by(deadline, self.log.load(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
@@ -145,11 +142,9 @@ impl OrderService for Orders {
         request: Request<CancelOrderRequest>,
     ) -> Result<Response<CancelOrderResponse>, Status> {
         let deadline = self.deadline(&request);
-        let span = span_of(request.extensions());
-        let trace = span.context();
         let tenant = tenant_of(&request)?;
         let (id, cancelled) = validation::cancel(request.into_inner())?;
-        spans::about(&span, &id);
+        spans::about(&id);
         self.readiness.may_store()?;
 
         let found = read_by(deadline, self.log.load_latest(&id)).await?;
@@ -158,17 +153,16 @@ impl OrderService for Orders {
         // Each turn lost is an event won by somebody else, and an order has few.
         while !is_cancelled(&current.order) {
             let detail = Detail::Cancelled(cancelled.clone());
-            match self.log.append(&current, detail, trace, deadline).await {
+            match self.log.append(&current, detail, deadline).await {
                 Ok(Appended::Stored(now) | Appended::Overtaken(now)) => current = now,
                 Err(AppendError::Refused(_)) => {
                     return Err(errors::not_cancellable(&id, current.order.status()));
                 }
-                Err(error) => return Err(errors::append(&id, trace, &error)),
+                Err(error) => return Err(broker_errors::append(&id, &error)),
             }
         }
-        self.readiness.has_kept().map_err(|error| errors::append(&id, trace, &error))?;
-        let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
-        debug!(order_id = %id, trace_id, span_id, revision = current.order.revision, "order cancelled");
+        self.readiness.has_kept().map_err(|error| broker_errors::append(&id, &error))?;
+        debug!(order_id = %id, revision = current.order.revision, "order cancelled");
         Ok(Response::new(CancelOrderResponse { order: Some(current.order) }))
     }
 
@@ -178,7 +172,7 @@ impl OrderService for Orders {
     ) -> Result<Response<ListOrderEventsResponse>, Status> {
         let deadline = self.deadline(&request);
         let EventsRequest { id, after, size } = validation::events(request.get_ref())?;
-        spans::about(&span_of(request.extensions()), &id);
+        spans::about(&id);
         let tenant = tenant_of(&request)?;
         let history = read_by(deadline, self.log.history(&id, Revision::NONE)).await?;
         if !history.last().is_some_and(|last| owns(&tenant, &last.order, &id)) {
@@ -196,10 +190,10 @@ impl OrderService for Orders {
         // That its own order is lost the watch finds out by itself.
         let ending = self.end_of_stream(&request, WATCH_ORDER, Losses::Replaced)?;
         let opening = self.deadline(&request);
-        let (tenant, span) = (tenant_of(&request)?, span_of(request.extensions()));
+        let tenant = tenant_of(&request)?;
         let request = request.into_inner();
         let id = validation::order_id(&request.order_id)?;
-        spans::about(&span, &id);
+        spans::about(&id);
         let found = read_by(opening, self.log.load(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
         let found = found.ok_or_else(|| errors::not_found(&id))?;
@@ -207,7 +201,7 @@ impl OrderService for Orders {
         let events = watch_by(opening, watch).await?.into_stream();
         let updates = events.map(move |update| {
             let update = update.map_err(|_| errors::events_lost())?;
-            delivered(&span, WATCH_ORDER, &update);
+            delivered(WATCH_ORDER, &update);
             Ok(WatchOrderResponse { event: Some(update.event.into_proto()) })
         });
         Ok(Response::new(Box::pin(ending.of(updates))))
@@ -221,13 +215,13 @@ impl OrderService for Orders {
     ) -> Result<Response<Self::WatchOrdersStream>, Status> {
         let ending = self.end_of_stream(&request, WATCH_ORDERS, Losses::All)?;
         let opening = self.deadline(&request);
-        let (tenant, span) = (tenant_of(&request)?, span_of(request.extensions()));
+        let tenant = tenant_of(&request)?;
         let request = request.into_inner();
         let customer = validation::customer(&tenant, &request.customer_id)?;
         let watch = self.log.watch_customer(customer, Revision(request.after_revision));
         let events = watch_by(opening, watch).await?.into_stream();
         let updates = events.map(move |update| {
-            delivered(&span, WATCH_ORDERS, &update);
+            delivered(WATCH_ORDERS, &update);
             Ok(WatchOrdersResponse { event: Some(update.event.into_proto()) })
         });
         Ok(Response::new(Box::pin(ending.of(updates))))
@@ -276,7 +270,7 @@ pub(crate) async fn read_by<T>(
     read: impl Future<Output = Result<T, ReadError>>,
 ) -> Result<T, Status> {
     let read = timeout_at(deadline, read).await.map_err(|_| errors::timed_out())?;
-    read.map_err(|error| errors::read(&error))
+    read.map_err(|error| broker_errors::read(&error))
 }
 
 /// A watch that has begun, unless time ran out.
@@ -287,7 +281,7 @@ async fn watch_by<W>(
     let begun = timeout_at(deadline, watch).await.map_err(|_| errors::timed_out())?;
     begun.map_err(|error| match error {
         WatchError::Beyond { last } => errors::beyond(last),
-        WatchError::Read(error) => errors::read(&error),
+        WatchError::Read(error) => broker_errors::read(&error),
     })
 }
 
@@ -306,7 +300,7 @@ struct EndOfStream {
     draining: CancellationToken,
     losses: (watch::Receiver<LossCounts>, LossCounts, Losses),
     caller_gone: Option<Instant>,
-    _place: Place,
+    _permit: Permit,
     _open: OpenStream,
 }
 
@@ -360,17 +354,20 @@ async fn lost((losses, before, which): &mut (watch::Receiver<LossCounts>, LossCo
     }
 }
 
-/// An update is given out: it is linked to where it was appended, and how late it is is counted.
-fn delivered(span: &Span, method: &'static str, Update { event, lag }: &Update) {
+/// An update is given out: the call is linked to where it was appended, and how late it is is counted.
+fn delivered(method: &'static str, Update { event, lag }: &Update) {
     if let Some(lag) = lag {
         metrics::delivered(method, *lag);
     }
-    if let Some(appended) = &event.trace {
-        span.link(appended, || {
-            [
-                KeyValue::new(attribute::ORDER_ID, event.id.to_string()),
-                KeyValue::new(attribute::ORDER_REVISION, i64::try_from(event.revision.0).unwrap_or(i64::MAX)),
-            ]
-        });
+    let span = Span::current();
+    if let Some(appended) = &event.trace
+        && !span.is_disabled()
+    {
+        let revision = i64::try_from(event.revision.0).unwrap_or(i64::MAX);
+        let about = vec![
+            KeyValue::new(attribute::ORDER_ID, event.id.to_string()),
+            KeyValue::new(attribute::ORDER_REVISION, revision),
+        ];
+        span.add_link_with_attributes(appended.clone(), about);
     }
 }

@@ -1,6 +1,6 @@
 //! Where the next page of an answer begins. Opaque to clients; needs nothing to be remembered here.
 
-use backbone::ids::{CustomerKey, OrderId, Revision};
+use backbone::log::ids::{CustomerKey, OrderId, Revision};
 use data_encoding::BASE64URL_NOPAD;
 use proto::orders::v1::OrderStatus;
 
@@ -50,22 +50,33 @@ impl History {
 }
 
 /// A place in the answer of this name.
-fn encode(revision: Revision, name: &[u8]) -> String {
-    let bytes = [&[VERSION], &revision.0.to_be_bytes()[..], name].concat();
-    BASE64URL_NOPAD.encode(&bytes)
+pub(crate) fn encode(revision: Revision, name: &[u8]) -> String {
+    encode_bytes(&[&revision.0.to_be_bytes()[..], name].concat())
 }
 
-fn decode(token: &str, name: &[u8]) -> Option<Revision> {
-    let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
-    let (revision, named) = bytes.strip_prefix(&[VERSION])?.split_first_chunk::<REVISION_BYTES>()?;
+/// Reads a token of the answer of this name.
+pub(crate) fn decode(token: &str, name: &[u8]) -> Option<Revision> {
+    let bytes = decode_bytes(token)?;
+    let (revision, named) = bytes.split_first_chunk::<REVISION_BYTES>()?;
     let revision = Revision(u64::from_be_bytes(*revision));
     (named == name && revision > Revision::NONE).then_some(revision)
+}
+
+/// A token that says no more than these bytes.
+pub(crate) fn encode_bytes(bytes: &[u8]) -> String {
+    BASE64URL_NOPAD.encode(&[&[VERSION], bytes].concat())
+}
+
+/// What a token says.
+pub(crate) fn decode_bytes(token: &str) -> Option<Vec<u8>> {
+    let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
+    bytes.strip_prefix(&[VERSION]).map(<[u8]>::to_vec)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backbone::ids::OrderKey;
+    use backbone::log::ids::OrderKey;
     use proptest::prelude::*;
 
     fn list<'a>(customer_id: &str, statuses: &'a [OrderStatus]) -> List<'a> {

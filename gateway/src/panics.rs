@@ -7,8 +7,7 @@ use tonic::body::Body;
 use tower_http::catch_panic::{CatchPanicLayer, ResponseForPanic};
 use tracing::error;
 
-use crate::errors;
-use crate::fault::Refusal;
+use crate::errors::{self, Refusal};
 
 /// Answers for a handler that panicked.
 #[derive(Clone, Copy, Debug)]

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use backbone::broker::direct_get::ReadError;
+use backbone::broker::streams::{ORDERS, ProvisionError, StreamConfig, provision};
 use backbone::dead_letters::DeadLetters;
-use backbone::direct_get::ReadError;
-use backbone::log::{AppendError, Extent, OrderLog};
-use backbone::ops::Health;
-use backbone::stream::{ORDERS, ProvisionError, StreamConfig, provision};
+use backbone::log::{AppendError, LogInfo, OrderLog};
+use program::ops::Health;
 use stock::Presence;
 use tokio::select;
 use tokio::sync::watch;
@@ -255,7 +255,7 @@ struct NotAsked {
 }
 
 /// How the log is, and whether a quorum of its servers takes orders: else one server's word is all that the rest is.
-async fn probe(log: &OrderLog) -> Result<(Extent, Result<(), String>), NotAsked> {
+async fn probe(log: &OrderLog) -> Result<(LogInfo, Result<(), String>), NotAsked> {
     let silent = |reason| NotAsked { reason, is_missing: false };
     if !log.connection().is_up() {
         return Err(silent("not connected to NATS".to_owned()));

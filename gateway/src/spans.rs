@@ -1,25 +1,25 @@
 //! The server span of each call, and how long it took: from before anybody can refuse it until its answer is taken.
 
-use std::borrow::Cow;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{self, Poll, ready};
 use std::time::Instant;
 
-use backbone::ids::OrderId;
-use backbone::trace::{KeyValue, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, attribute};
+use backbone::log::ids::OrderId;
 use bytes::Bytes;
-use http::{Extensions, HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use pin_project_lite::pin_project;
+use program::trace::{self, Context, TRACEPARENT, TRACESTATE, attribute};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
+use tracing::field::Empty;
+use tracing::{Span, info_span};
 
-use crate::errors::Reason;
-use crate::fault::{Fault, Refusal};
-use crate::methods::{Method, OTHER};
+use crate::errors::{Fault, Reason, Refusal};
+use crate::methods::Method;
 use crate::{deadline, metrics};
 
 const GRPC_STATUS: &str = "grpc-status";
@@ -29,14 +29,9 @@ const GRPC_MESSAGE: &str = "grpc-message";
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spans;
 
-/// The span of the call that a request is, if [`Spans`] saw it.
-pub(crate) fn span_of(extensions: &Extensions) -> Span {
-    extensions.get().cloned().unwrap_or_else(Span::current)
-}
-
-/// Says which order a call is about.
-pub(crate) fn about(span: &Span, id: &OrderId) {
-    span.set(|| [KeyValue::new(attribute::ORDER_ID, id.to_string())]);
+/// Says which order the current call is about.
+pub(crate) fn about(id: &OrderId) {
+    Span::current().record("waybill.order.id", tracing::field::display(id));
 }
 
 impl<S> Layer<S> for Spans {
@@ -59,42 +54,62 @@ where
     type Error = Infallible;
     type Future = Answering<S::Future>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Infallible>> {
         self.0.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         let began = Instant::now();
         let method = Method::at(request.uri().path());
-        let span = method.has_span.then(|| begin(&request));
-        if let Some(span) = &span {
-            request.extensions_mut().insert(span.clone());
-        }
+        let span = if method.has_span { Traced::begin(&request, method.name) } else { Traced::none() };
         let is_hasty = deadline::is_hasty(request.headers());
         let open = Open { span, method: method.name, is_hasty, began };
-        Answering { answer: self.0.call(request), call: Call(Some(open)) }
+        let work = open.span.clone();
+        let answer = work.within(|| self.0.call(request));
+        Answering { answer, work, call: Call(Some(open)) }
     }
 }
 
-fn begin(request: &Request<Body>) -> Span {
-    let all = |key| request.headers().get_all(key).iter().map(HeaderValue::as_bytes);
-    let caller = TraceContext::of_values(all(TRACEPARENT), all(TRACESTATE));
-    let method = || request.uri().path().trim_start_matches('/').to_owned();
-    let span = Span::from_remote(caller.as_ref(), SpanKind::Server, || Cow::from(method()));
-    span.set(|| {
-        [
-            KeyValue::new(attribute::RPC_SYSTEM_NAME, attribute::GRPC),
-            KeyValue::new(attribute::RPC_METHOD, method()),
-        ]
-    });
-    span
+/// The span of a call, and the trace context that it is worked on in, which there is also without a span.
+#[derive(Clone, Debug)]
+struct Traced {
+    span: Span,
+    context: Context,
+}
+
+impl Traced {
+    fn begin(request: &Request<Body>, method: &'static str) -> Self {
+        let all = |key| request.headers().get_all(key).iter().map(HeaderValue::as_bytes);
+        let span = info_span!(
+            "call",
+            otel.name = method,
+            otel.kind = "server",
+            rpc.system.name = "grpc",
+            rpc.method = request.uri().path().trim_start_matches('/'),
+            rpc.response.status_code = Empty,
+            waybill.order.id = Empty,
+            waybill.dead_letter.id = Empty,
+        );
+        let context = trace::continue_in(&span, trace::extract(all(TRACEPARENT), all(TRACESTATE)));
+        Self { span, context }
+    }
+
+    fn none() -> Self {
+        Self { span: Span::none(), context: Context::new() }
+    }
+
+    fn within<T>(&self, work: impl FnOnce() -> T) -> T {
+        // That of a span is attached with the span.
+        let _context = self.span.is_disabled().then(|| self.context.clone().attach());
+        self.span.in_scope(work)
+    }
 }
 
 /// A call until it is known how it ended. One that is dropped before was cancelled by its caller.
 struct Call(Option<Open>);
 
 struct Open {
-    span: Option<Span>,
+    span: Traced,
     method: &'static str,
     /// Whether its caller has given it no time.
     is_hasty: bool,
@@ -113,7 +128,7 @@ impl Call {
 
     fn end_as(&mut self, code: Code, refusal: Option<Refusal>, message: &str) {
         let Some(Open { span, method, is_hasty, began }) = self.0.take() else { return };
-        let status = attribute::grpc_status(code.into());
+        let status = proto::code_name(code);
         let fault = if code == Code::Ok {
             None
         } else if code == Code::DeadlineExceeded && is_hasty {
@@ -125,13 +140,9 @@ impl Call {
         if let Some((refusal, fault)) = refusal.zip(fault) {
             metrics::refused(Refusal { fault, ..refusal });
         }
-        let Some(span) = span else { return };
-        span.set(|| [KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, status)]);
-        if status == "UNIMPLEMENTED" {
-            span.rename(OTHER);
-        }
+        span.span.record("rpc.response.status_code", status);
         if attribute::is_server_error(status) {
-            span.fail(status, &message);
+            trace::fail(&span.span, status, &message);
         }
     }
 }
@@ -147,6 +158,7 @@ pin_project! {
     pub(crate) struct Answering<F> {
         #[pin]
         answer: F,
+        work: Traced,
         call: Call,
     }
 }
@@ -157,19 +169,20 @@ where
 {
     type Output = F::Output;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         // The layer outside answers a panic, and leaves nothing to tell it from a call that its caller gave up.
-        let polled = catch_unwind(AssertUnwindSafe(|| this.answer.poll(cx))).unwrap_or_else(|panic| {
-            let refusal = Refusal { reason: Reason::Internal, fault: Fault::Ours };
-            this.call.end_as(Code::Internal, Some(refusal), "panic");
-            resume_unwind(panic)
-        });
+        let polled = catch_unwind(AssertUnwindSafe(|| this.work.within(|| this.answer.poll(cx))))
+            .unwrap_or_else(|panic| {
+                let refusal = Refusal { reason: Reason::Internal, fault: Fault::Ours };
+                this.call.end_as(Code::Internal, Some(refusal), "panic");
+                resume_unwind(panic)
+            });
         let Ok(mut answer) = ready!(polled);
         this.call.end(answer.headers_mut());
         let call = Call(this.call.0.take());
         Poll::Ready(Ok(match &call.0 {
-            Some(_) => answer.map(|body| Body::new(Answered { body, call })),
+            Some(_) => answer.map(|body| Body::new(Answered { body, work: this.work.clone(), call })),
             None => answer,
         }))
     }
@@ -180,6 +193,7 @@ pin_project! {
     struct Answered {
         #[pin]
         body: Body,
+        work: Traced,
         call: Call,
     }
 }
@@ -188,9 +202,12 @@ impl http_body::Body for Answered {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.project();
-        let mut frame = ready!(this.body.poll_frame(cx));
+        let mut frame = ready!(this.work.within(|| this.body.poll_frame(cx)));
         match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {

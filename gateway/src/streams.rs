@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use backbone::connection::Connection;
+use backbone::broker::connection::Connection;
+use backbone::broker::streams::{DEAD_LETTERS, ORDERS, StreamConfig, StreamState};
 use backbone::dead_letters::{Contents, DeadLetters};
-use backbone::metrics::{self, AsyncInstrument, KeyValue};
-use backbone::stream::{DEAD_LETTERS, ORDERS, StreamConfig, StreamState};
+use program::metrics::{self, AsyncInstrument, KeyValue};
 use tokio::join;
 use tokio::sync::Notify;
 use tokio::time::timeout;

@@ -74,13 +74,13 @@ pub(crate) enum Verdict {
 
 /// What working on a message has shown of the step's dependencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum DependencySignal {
     /// They answered.
     Served,
     /// One of them is away, perhaps for all orders.
-    Away,
+    Unavailable,
     /// Nothing that holds for other orders.
-    Nothing,
+    Unknown,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -237,18 +237,18 @@ impl Admission {
     }
 
     /// And has ended.
-    pub(crate) fn ended(&mut self, ticket: Ticket, found: Found, now: Instant) -> Change {
+    pub(crate) fn ended(&mut self, ticket: Ticket, found: DependencySignal, now: Instant) -> Change {
         let Some(running) = self.running.remove(&ticket) else { return Change::None };
         *self.held(running.place) -= 1;
         match found {
-            Found::Served => {
+            DependencySignal::Served => {
                 self.served_at = Some(now);
                 let took = now - running.began;
                 self.usual = self.usual.mul_f64(1.0 - USUAL_WEIGHT) + took.mul_f64(USUAL_WEIGHT);
                 self.breaker.succeeded(running.began)
             }
-            Found::Away => self.breaker.failed(now),
-            Found::Nothing => Change::None,
+            DependencySignal::Unavailable => self.breaker.failed(now),
+            DependencySignal::Unknown => Change::None,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use backbone::ids::{CustomerKey, Revision};
+use backbone::log::ids::{CustomerKey, Revision};
 use proptest::prelude::*;
 use proptest::sample::select;
 use tokio::time::Instant;
@@ -138,15 +138,19 @@ impl World {
             let found = if matches!(does, Dependency::Serves | Dependency::IsSlow) {
                 pool.suspects.served(subject, began);
                 self.messages[message].served = Some(now - self.messages[message].stored);
-                Found::Served
+                DependencySignal::Served
             } else {
                 let counts = pool.suspects.failed(subject, begun, now);
                 self.messages[message].counted += usize::from(counts);
-                if pool.suspects.is_suspect(subject, now) { Found::Nothing } else { Found::Away }
+                if pool.suspects.is_suspect(subject, now) {
+                    DependencySignal::Unknown
+                } else {
+                    DependencySignal::Unavailable
+                }
             };
             let change = pool.admission.ended(ticket, found, now);
             pool.opened |= matches!(change, Change::Opened(_));
-            if found != Found::Served {
+            if found != DependencySignal::Served {
                 self.comes_again(message, self.backoff(message));
             }
         }
@@ -158,7 +162,7 @@ impl World {
             let pool = &mut self.pools[n];
             for ticket in pool.admission.overtaken(&mut pool.suspects, now) {
                 let Attempt { message, .. } = self.pools[n].running.remove(&ticket).unwrap();
-                self.pools[n].admission.ended(ticket, Found::Nothing, now);
+                self.pools[n].admission.ended(ticket, DependencySignal::Unknown, now);
                 self.comes_again(message, self.backoff(message));
             }
             if self.pools[n].admission.wanted(now) == 0 {

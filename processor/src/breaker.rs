@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use backbone::backoff::Backoff;
+use program::backoff::Backoff;
 use tokio::time::Instant;
 
 /// Failures in a row, with no success between them, that are taken for an outage.

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use backbone::access::BrokerConfig;
-use backbone::config::{DAY, duration, parse_addr};
-use backbone::stream::StreamConfig;
-use backbone::telemetry::TelemetryConfig;
+use backbone::broker::credentials::BrokerConfig;
+use backbone::broker::streams::StreamConfig;
 use clap::Parser;
+use program::config::{DAY, duration, parse_addr};
+use program::telemetry::TelemetryConfig;
 
 /// What ACK_WAIT may be. A third of it is how often a worker gives its sign of life.
 pub const ACK_WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=DAY;

@@ -1,6 +1,6 @@
 //! Fulfilment: hands a paid order to the carrier.
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderFulfilled};
 
@@ -12,7 +12,7 @@ pub struct Fulfilment;
 
 impl Step for Fulfilment {
     const NAME: &'static str = "fulfilment";
-    const DOES: EventKind = EventKind::Fulfilled;
+    const COMPLETES_WITH: EventKind = EventKind::Fulfilled;
 
     /// A shipment exists only as the event that announces it.
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {

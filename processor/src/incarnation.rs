@@ -1,7 +1,7 @@
 //! Telling apart the orders that one id has named, one after the other.
 
-pub use backbone::incarnation::Incarnation;
-use backbone::incarnation::NoCreateTime;
+pub use backbone::log::incarnation::Incarnation;
+use backbone::log::incarnation::NoCreateTime;
 
 use crate::step::StepError;
 

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use backbone::backoff::Backoff;
-use backbone::lag::Behind;
+use backbone::consumer::lag::Behind;
 use backbone::log::{OrderLog, StepDown};
+use program::backoff::Backoff;
 use tokio::time::Instant;
 use tracing::{error, warn};
 

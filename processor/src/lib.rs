@@ -8,18 +8,21 @@ pub mod fulfilment;
 pub mod incarnation;
 pub mod inventory;
 pub mod payment;
-pub mod payment_sandbox;
-pub mod program;
 pub mod provision;
 pub mod step;
 
 mod admission;
+mod attempt;
 mod breaker;
+mod dead_lettering;
+mod delivery;
 mod leadership;
 mod metrics;
-mod parking;
+mod run;
 mod runtime;
 mod spans;
 mod status;
 mod suspects;
 mod worker;
+
+pub use run::run;

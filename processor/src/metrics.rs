@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use backbone::consumer::Lost;
-use backbone::metrics::{self, Counter, Histogram, KeyValue, seconds};
+use backbone::consumer::ConsumerError;
+use program::metrics::{self, Counter, Histogram, KeyValue, seconds};
 
 /// Fingerprints that are told apart; the letters of others are counted together.
 const FINGERPRINTS_MAX: usize = 100;
@@ -93,14 +93,14 @@ pub(crate) fn alone(step: &'static str, count: impl Fn() -> usize + Send + Sync 
 }
 
 /// The consumer is lost.
-pub(crate) fn reopened(step: &'static str, lost: &Lost) {
+pub(crate) fn reopened(step: &'static str, lost: &ConsumerError) {
     let cause = match lost {
-        Lost::Stuck { .. } => "stuck",
-        Lost::Silent => "silent",
-        Lost::Edited { .. } => "edited",
-        Lost::Led => "leader",
-        Lost::Refused(_) => "refused",
-        Lost::Closed => "closed",
+        ConsumerError::Stuck { .. } => "stuck",
+        ConsumerError::Silent => "silent",
+        ConsumerError::Edited { .. } => "edited",
+        ConsumerError::Led => "leader",
+        ConsumerError::Refused(_) => "refused",
+        ConsumerError::Closed => "closed",
     };
     REOPENED.add(1, &[of(step), KeyValue::new("cause", cause)]);
 }

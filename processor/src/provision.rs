@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use backbone::backoff::Backoff;
-use backbone::connection::Connection;
+use backbone::broker::connection::Connection;
+use backbone::broker::streams::{self, StreamConfig};
 use backbone::consumer::Consumer;
-use backbone::stream::{self, StreamConfig};
+use program::backoff::Backoff;
 use thiserror::Error;
 use tokio::time::sleep;
 
@@ -22,7 +22,7 @@ const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Durati
 pub enum ProvisionError {
     /// One of the streams.
     #[error(transparent)]
-    Stream(#[from] stream::ProvisionError),
+    Stream(#[from] streams::ProvisionError),
     /// The bucket.
     #[error(transparent)]
     Bucket(#[from] StoreError),
@@ -36,7 +36,7 @@ pub async fn provision(
     ack_wait: Duration,
     waiting: impl Fn(String),
 ) -> Result<(), ProvisionError> {
-    stream::provision(connection, config, &waiting).await?;
+    streams::provision(connection, config, &waiting).await?;
     inventory::provision(connection, &waiting).await?;
     let consumers = [
         step::consumer::<Inventory>(ack_wait),

@@ -6,24 +6,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Message;
-use backbone::backoff::Backoff;
-use backbone::consumer::{Consumer, Lost, Terms};
+use backbone::consumer::{Consumer, ConsumerError, ConsumerTerms};
 use backbone::dead_letters::DeadLetters;
-use backbone::ids::Revision;
 use backbone::log::OrderLog;
-use backbone::subjects;
-use backbone::telemetry::Seldom;
+use backbone::log::ids::Revision;
+use backbone::log::subjects;
+use program::backoff::Backoff;
+use program::telemetry::LogThrottle;
 use tokio::select;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::admission::{Admission, Found, Ticket, Verdict};
+use crate::admission::{Admission, DependencySignal, Ticket, Verdict};
 use crate::breaker::Change;
 use crate::config::ProcessorConfig;
+use crate::delivery::RETRY;
 use crate::metrics;
-use crate::parking::RETRY;
 use crate::status::Status;
 use crate::step::{self, Step};
 use crate::suspects::Subject;
@@ -33,7 +33,7 @@ const REOPEN: Backoff = Backoff { initial: Duration::from_millis(100), max: Dura
 /// How long giving back may take what is not finished when the time to drain is over.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
 
-static PAUSED: Seldom = Seldom::every(Duration::from_secs(30));
+static PAUSED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// Works for `step` until `drain` is cancelled, and what runs then is finished or given back.
 pub(crate) async fn process<S: Step>(
@@ -107,7 +107,7 @@ pub(crate) async fn process<S: Step>(
 /// The messages that are worked on, and how many more may be.
 struct Pool<S> {
     worker: Arc<Worker<S>>,
-    running: JoinSet<Found>,
+    running: JoinSet<DependencySignal>,
     /// What runs, by its task, and how it is told to end.
     tickets: HashMap<Id, (Ticket, CancellationToken)>,
     admission: Admission,
@@ -120,7 +120,11 @@ struct Pool<S> {
 
 impl<S: Step> Pool<S> {
     /// Works on what the consumer brings, until the drain begins or the consumer is lost.
-    async fn consume(&mut self, consumer: &mut Consumer, drain: &CancellationToken) -> Result<(), Lost> {
+    async fn consume(
+        &mut self,
+        consumer: &mut Consumer,
+        drain: &CancellationToken,
+    ) -> Result<(), ConsumerError> {
         loop {
             let now = Instant::now();
             self.make_room(now);
@@ -147,7 +151,7 @@ impl<S: Step> Pool<S> {
         *self.deadline.get_or_insert_with(|| Instant::now() + self.drain_timeout)
     }
 
-    async fn take(&mut self, message: Message, terms: Terms) {
+    async fn take(&mut self, message: Message, terms: ConsumerTerms) {
         self.status.delivered();
         let now = Instant::now();
         let (subject, deliveries) = subject_of(&message);
@@ -174,13 +178,13 @@ impl<S: Step> Pool<S> {
         to_stop.for_each(|(_, stop)| stop.cancel());
     }
 
-    fn learn(&mut self, ended: Result<(Id, Found), JoinError>) {
+    fn learn(&mut self, ended: Result<(Id, DependencySignal), JoinError>) {
         let (task, found) = match ended {
             Ok(ended) => ended,
             // Its message is delivered again.
             Err(error) => {
                 error!(step = S::NAME, %error, "worker died");
-                (error.id(), Found::Nothing)
+                (error.id(), DependencySignal::Unknown)
             }
         };
         let Some((ticket, _)) = self.tickets.remove(&task) else { return };
@@ -188,7 +192,7 @@ impl<S: Step> Pool<S> {
         match change {
             Change::None => {}
             Change::Opened(pause) => {
-                if let Some(left_out) = PAUSED.may_tell() {
+                if let Some(left_out) = PAUSED.allow() {
                     warn!(step = S::NAME, ?pause, left_out, "a dependency is away, paused");
                 }
             }

@@ -1,63 +1,76 @@
-//! What a trace shows of a message: where it came from, its delivery, and the event in it.
+//! What a trace shows of a message: its delivery, the attempt, and the event in it.
 
 use async_nats::jetstream::Message;
-use backbone::event::Recorded;
-use backbone::subjects;
-use backbone::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
+use backbone::broker::trace_headers;
+use backbone::log::event::Recorded;
+use backbone::log::subjects;
+use program::trace::{self, Context, OpenTelemetrySpanExt};
+use tracing::field::{Empty, display};
+use tracing::{Span, info_span};
 
-use crate::parking::Delivery;
+use crate::delivery::Delivery;
 use crate::step::Step;
 
-/// Where the message was written.
-pub(crate) fn origin(message: &Message) -> TraceContext {
-    message.headers.as_ref().and_then(TraceContext::of_headers).unwrap_or_else(TraceContext::root)
+/// The span of a message that has come, until the attempt at it begins, and the trace context to work on it in. Deliveries of
+/// the same message have the same parent, and their number tells them apart.
+pub(crate) fn received<S: Step>(delivery: &Delivery<'_>) -> (Span, Context) {
+    let span = info_span!(
+        "receive",
+        otel.name = format!("receive {}", template(delivery.message)),
+        otel.kind = "client",
+        messaging.system = "nats",
+        messaging.operation.name = "receive",
+        messaging.operation.type = "receive",
+        messaging.destination.name = %delivery.message.subject,
+        messaging.destination.template = template(delivery.message),
+        messaging.consumer.group.name = S::NAME,
+        messaging.message.id = Empty,
+        waybill.step = S::NAME,
+        waybill.deliveries = delivery.deliveries,
+        waybill.order.id = Empty,
+        waybill.order.revision = Empty,
+    );
+    let parent = delivery.message.headers.as_ref().and_then(trace_headers::read);
+    let context = trace::continue_in(&span, parent);
+    (span, context)
 }
 
-/// The span of a message that has come: until the attempt at it begins. The first delivery's has an id that follows
-/// from the message, so that the later ones can link to it.
-pub(crate) fn received<S: Step>(delivery: &Delivery<'_>) -> Span {
-    let message = delivery.message;
-    let parent = message.headers.as_ref().and_then(TraceContext::of_headers);
-    let name = || format!("receive {}", template(message)).into();
-    let what = || format!("{} {}", S::NAME, delivery.id.sequence());
-    let span = match &parent {
-        Some(parent) if delivery.deliveries == 1 => {
-            Span::from_remote_about(parent, what, SpanKind::Client, name)
-        }
-        Some(_) | None => Span::from_remote(parent.as_ref(), SpanKind::Client, name),
-    };
-    span.set(|| about_delivery::<S>(delivery, "receive"));
-    if delivery.deliveries > 1
-        && span.is_recorded()
-        && let Some(parent) = parent
-    {
-        span.link(&parent.child_about(&what()), || [KeyValue::new(attribute::DELIVERIES, 1)]);
+/// The span of an attempt, a child of that of the delivery. It does not keep that one open, so that of a process that dies in
+/// the attempt the delivery is known.
+pub(crate) fn processed<S: Step>(delivery: &Delivery<'_>, received: &Context) -> (Span, Context) {
+    let span = info_span!(
+        parent: None,
+        "process",
+        otel.name = format!("process {}", template(delivery.message)),
+        otel.kind = "consumer",
+        messaging.system = "nats",
+        messaging.operation.name = "process",
+        messaging.operation.type = "process",
+        messaging.destination.name = %delivery.message.subject,
+        messaging.destination.template = template(delivery.message),
+        messaging.consumer.group.name = S::NAME,
+        messaging.message.id = Empty,
+        waybill.step = S::NAME,
+        waybill.deliveries = delivery.deliveries,
+        waybill.order.id = Empty,
+        waybill.order.revision = Empty,
+        waybill.attempt.delay = Empty,
+    );
+    if span.is_disabled() || span.set_parent(received.clone()).is_err() {
+        return (span, received.clone());
     }
-    span
+    let context = span.context();
+    (span, context)
 }
 
-pub(crate) fn about_delivery<S: Step>(delivery: &Delivery<'_>, operation: &'static str) -> [KeyValue; 8] {
-    [
-        KeyValue::new(attribute::MESSAGING_SYSTEM, attribute::NATS),
-        KeyValue::new(attribute::MESSAGING_OPERATION_NAME, operation),
-        KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, operation),
-        KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, delivery.message.subject.to_string()),
-        KeyValue::new(attribute::MESSAGING_DESTINATION_TEMPLATE, template(delivery.message)),
-        KeyValue::new(attribute::MESSAGING_CONSUMER_GROUP_NAME, S::NAME),
-        KeyValue::new(attribute::STEP, S::NAME),
-        KeyValue::new(attribute::DELIVERIES, delivery.deliveries),
-    ]
-}
-
-pub(crate) fn about_event(event: &Recorded) -> [KeyValue; 3] {
-    [
-        KeyValue::new(attribute::MESSAGING_MESSAGE_ID, event.event_id.clone()),
-        KeyValue::new(attribute::ORDER_ID, event.id.to_string()),
-        KeyValue::new(attribute::ORDER_REVISION, i64::try_from(event.revision.0).unwrap_or(i64::MAX)),
-    ]
+/// Says which event the message is.
+pub(crate) fn about(span: &Span, event: &Recorded) {
+    span.record("messaging.message.id", &*event.event_id)
+        .record("waybill.order.id", display(&event.id))
+        .record("waybill.order.revision", i64::try_from(event.revision.0).unwrap_or(i64::MAX));
 }
 
 /// The message's subject without what differs from order to order.
-pub(crate) fn template(message: &Message) -> String {
+fn template(message: &Message) -> String {
     subjects::parse(&message.subject).map_or_else(|| "ORDER.>".to_owned(), |(kind, _)| subjects::kind(kind))
 }

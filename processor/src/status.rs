@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use backbone::connection::Connection;
-use backbone::lag::{Behind, Lag};
+use backbone::broker::connection::Connection;
+use backbone::broker::streams::PROVISION;
+use backbone::consumer::lag::{Behind, Lag};
 use backbone::log::{Backlog, OrderLog};
-use backbone::metrics::{age, gauge, seconds};
-use backbone::ops::Health;
-use backbone::stream::PROVISION;
+use program::metrics::{age, gauge, seconds};
+use program::ops::Health;
 use tokio::join;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;

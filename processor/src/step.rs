@@ -4,8 +4,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use backbone::consumer::ConsumerConfig;
-use backbone::lifecycle;
-use backbone::subjects::EventKind;
+use backbone::log::lifecycle;
+use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderRejected, Undo};
 use thiserror::Error;
@@ -19,9 +19,9 @@ pub trait Step: Send + Sync + 'static {
     const NAME: &'static str;
     /// What has happened to an order when the step is done with it. The lifecycle's row of this event says which orders
     /// wait for the step, and so which events it consumes.
-    const DOES: EventKind;
+    const COMPLETES_WITH: EventKind;
     /// What an order that is called off may owe because of this step.
-    const UNDOES: Option<Undo> = None;
+    const COMPENSATES: Option<Undo> = None;
     /// Orders that one process works on at the same time, unless it is configured otherwise.
     const WORKER_POOL_SIZE: u16 = 10;
 
@@ -30,10 +30,10 @@ pub trait Step: Send + Sync + 'static {
         None
     }
 
-    /// Does the step's work for an order that waits for it, and says what happened: the detail of [`DOES`](Self::DOES).
+    /// Does the step's work for an order that waits for it, and says what happened: the detail of [`COMPLETES_WITH`](Self::COMPLETES_WITH).
     ///
     /// What it waits for in vain has to end as [`StepError::Unavailable`] within half of ATTEMPT_TIMEOUT, as in
-    /// [`undo`](Self::undo); an attempt that is cut off at its end counts against the order.
+    /// [`compensate`](Self::compensate); an attempt that is cut off at its end counts against the order.
     fn act(&self, order: &Order) -> impl Future<Output = Result<Detail, StepError>> + Send;
 
     /// Takes back what [`act`](Self::act) did for an order that is called off, and says so. That may have been nothing;
@@ -41,7 +41,7 @@ pub trait Step: Send + Sync + 'static {
     /// order was called off while `act` was at it: what is answered then goes nowhere.
     ///
     /// `done` says whether the log has it that `act` was done. Even if not, it may have been.
-    fn undo(
+    fn compensate(
         &self,
         _order: &Order,
         _done: bool,
@@ -58,7 +58,7 @@ pub trait Step: Send + Sync + 'static {
 
 /// The durable consumer that a step reads.
 pub(crate) fn consumer<S: Step>(ack_wait: Duration) -> ConsumerConfig {
-    ConsumerConfig { name: S::NAME, events: lifecycle::wakes(S::DOES, S::UNDOES), ack_wait }
+    ConsumerConfig { name: S::NAME, events: lifecycle::wakes(S::COMPLETES_WITH, S::COMPENSATES), ack_wait }
 }
 
 /// Why a step did not do its work.

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use backbone::ids::{CustomerKey, Revision};
+use backbone::log::ids::{CustomerKey, Revision};
 use tokio::time::Instant;
 
 /// Orders and customers that are remembered, each. As many orders as the broker has delivered at most and nobody has

@@ -1,6 +1,8 @@
 //! The contract: message types, clients and servers generated from the `.proto` files beside this crate, which document each
 //! field and its limits.
 
+use tonic::Code;
+
 /// Orders: the public service, the order and its stored events.
 pub mod orders {
     /// Version 1 of the public API.
@@ -27,6 +29,9 @@ pub mod payments {
     pub mod v1 {
         tonic::include_proto!("payments.v1");
     }
+
+    /// What the ids of customers begin with whom a sandbox declines, so that a declined payment can be tried out.
+    pub const DECLINED_PREFIX: &str = "declined";
 }
 
 /// Operations: dead letters and their redrive.
@@ -63,3 +68,26 @@ pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/orde
 pub const OPERATIONS_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/operations.bin"));
 /// The compiled `FileDescriptorSet` of what the payment sandbox serves, for gRPC reflection.
 pub const PAYMENTS_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/payments.bin"));
+
+/// A gRPC status code as the specification spells it.
+pub fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

@@ -6,16 +6,15 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::client::PublishErrorKind;
 use async_nats::jetstream::context::PublishError;
-use backbone::connection::Connection;
-use backbone::ids::Revision;
-use backbone::meaning::{Meaning, Unpublished, unpublished};
-use backbone::storage::{SWALLOWED, swallows};
+use backbone::broker::connection::Connection;
+use backbone::broker::meaning::{Meaning, Unpublished, unpublished};
+use backbone::broker::unanswered::{SWALLOWED, swallows};
+use backbone::log::ids::Revision;
 use bytes::Bytes;
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::records::STREAM;
-use crate::store::TTL;
+use crate::records::{STREAM, TTL};
 
 /// Most writes of one batch; the server's own limit.
 pub const WRITES_MAX: usize = 1000;

@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
-use backbone::backoff::Backoff;
-use backbone::connection::Connection;
-use backbone::direct_get::ReadError;
-use backbone::leader_get;
+use backbone::broker::connection::Connection;
+use backbone::broker::direct_get::ReadError;
+use backbone::broker::leader_get;
+use backbone::broker::meaning::{Meaning, meaning};
+use backbone::broker::streams::{self, ORDERS, PROVISION};
 use backbone::log::has_ever_lost_events;
-use backbone::meaning::{Meaning, meaning};
-use backbone::stream::{self, ORDERS, PROVISION};
-use backbone::subjects::{self, EventKind};
+use backbone::log::subjects::{self, EventKind};
+use program::backoff::Backoff;
 use thiserror::Error;
 use tokio::time::sleep;
 use tracing::info;
@@ -153,9 +153,9 @@ fn first_revision() -> u64 {
 
 /// How a bucket that is `present` could lose stock, or not do what the inventory asks of it.
 fn harm(present: &Config) -> Vec<String> {
-    let mut harm = stream::harm(present, &bucket(present.num_replicas));
+    let mut harm = streams::harm(present, &bucket(present.num_replicas));
     if !present.max_age.is_zero() {
-        let age = stream::age(present.max_age);
+        let age = streams::age(present.max_age);
         harm.push(format!("max_age is {age}, needed is unlimited"));
     }
     let features = [

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use backbone::backoff::Backoff;
-use backbone::direct_get::ReadError;
-use backbone::ids::Revision;
+use backbone::broker::direct_get::ReadError;
+use backbone::log::ids::Revision;
 use data_encoding::HEXLOWER;
+use program::backoff::Backoff;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;

@@ -10,7 +10,7 @@
 //! | `reservation.<order_id>`  | JSON: what the order holds, or that it holds nothing any more             |
 //! | `change.<request key>`    | JSON: what an operator changed, so that a repeat changes nothing; 7 days  |
 //! | `remade`                  | when the bucket was found to stand in for one that was lost               |
-//! | `barrier`                 | nothing: by it what is not there is proved (`backbone/src/barrier.rs`)    |
+//! | `barrier`                 | nothing: by it what is not there is proved (`backbone/src/broker/barrier.rs`)    |
 //!
 //! A reservation is written anew when its order is carried, so it expires after its order's last event. Until then the
 //! same id may come to name another order; so it says which incarnation of the order it belongs to.

@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
-use backbone::direct_get::ReadError;
-use backbone::ids::{OrderId, Revision};
+use backbone::broker::direct_get::ReadError;
 use backbone::log::OrderLog;
-use backbone::subjects::EventKind;
+use backbone::log::ids::{OrderId, Revision};
+use backbone::log::subjects::EventKind;
 use thiserror::Error;
 
 use crate::batch::{Batch, CommitError};
@@ -136,7 +136,7 @@ impl Orphans<'_> {
             }
             let Some(held) = self.scan.next().await? else { return Ok(None) };
             self.examined += held.len() as u64;
-            let held: Vec<_> = held.into_iter().filter(|held| self.may_tell(held)).collect();
+            let held: Vec<_> = held.into_iter().filter(|held| self.allow(held)).collect();
             let created = self.store.having(&held, EventKind::Created).await?;
             let held: Vec<_> =
                 held.into_iter().filter(|held| !created.contains(&held.order_id.to_string())).collect();
@@ -158,7 +158,7 @@ impl Orphans<'_> {
         }
     }
 
-    fn may_tell(&self, held: &Held) -> bool {
+    fn allow(&self, held: &Held) -> bool {
         held.is_kept(self.query.retention)
             && held.stored.elapsed().is_ok_and(|age| age >= self.query.older_than)
     }

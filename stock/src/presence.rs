@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::GetStreamErrorKind;
-use backbone::connection::Connection;
-use backbone::metrics;
+use backbone::broker::connection::Connection;
+use program::metrics;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use backbone::incarnation::Incarnation;
+use backbone::log::incarnation::Incarnation;
 use serde::{Deserialize, Serialize};
 
 /// Name of the bucket.
@@ -15,6 +15,8 @@ pub const ORDER_SKUS_MAX: usize = 100;
 /// on sale again.
 pub const REMADE: &str = "remade";
 
+/// Header of a record that is not kept for ever, in whole seconds.
+pub(crate) const TTL: &str = "Nats-TTL";
 pub(crate) const SUBJECT_PREFIX: &str = "$KV.INVENTORY.";
 
 /// Units by SKU.

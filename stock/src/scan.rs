@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime};
 
-use backbone::direct_get::{self, ReadError, Stored};
-use backbone::event::stored;
-use backbone::ids::{OrderId, Revision};
-use backbone::stream::ORDERS;
-use backbone::subjects::{self, EventKind};
+use backbone::broker::direct_get::{self, ReadError, Stored};
+use backbone::broker::streams::ORDERS;
+use backbone::log::event::stored;
+use backbone::log::ids::{OrderId, Revision};
+use backbone::log::subjects::{self, EventKind};
 
 use crate::records::{
-    Reservation, ReservationState, STREAM, SUBJECT_PREFIX, Units, parse_count, parse_reservation, stock_key,
-    subject,
+    Reservation, ReservationState, STREAM, SUBJECT_PREFIX, TTL, Units, parse_count, parse_reservation,
+    stock_key, subject,
 };
-use crate::store::{Store, TTL, Versioned, retention_of};
+use crate::store::{Store, Versioned, retention_of};
 
 /// Records read at once.
 const READ_RECORDS_MAX: u32 = 256;

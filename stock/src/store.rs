@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use backbone::barrier::Barrier;
-use backbone::connection::Connection;
-use backbone::direct_get::{self, ReadError, Stored};
-use backbone::ids::Revision;
-use backbone::stream::ORDERS;
+use backbone::broker::barrier::Barrier;
+use backbone::broker::connection::Connection;
+use backbone::broker::direct_get::{self, ReadError, Stored};
+use backbone::broker::streams::ORDERS;
+use backbone::log::ids::Revision;
 use prost_types::Timestamp;
 use tokio::time::{Instant, timeout};
 
@@ -21,7 +21,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Keys asked for in one read.
 const KEYS_PER_READ_MAX: usize = 256;
-/// Where barriers lie ([`backbone::barrier`]).
+/// Where barriers lie ([`backbone::broker::barrier`]).
 const BARRIER_KEY: &str = "barrier";
 
 /// A record and the revision that the next write to it has to expect.
@@ -35,9 +35,6 @@ pub struct Versioned<T> {
 
 /// Records as they were at one moment. A key that is not there has revision [`Revision::NONE`].
 pub type Records = HashMap<String, Versioned<Vec<u8>>>;
-
-/// Header of a record that is not kept for ever, in whole seconds.
-pub(crate) const TTL: &str = "Nats-TTL";
 
 /// The bucket.
 #[derive(Clone, Debug)]

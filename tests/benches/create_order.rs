@@ -22,7 +22,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use backbone::ids::OrderKey;
+use backbone::log::ids::OrderKey;
 use harness::measure::{Measured, closed_loop, cpu_time, spread};
 use harness::{Deployment, Options, Process, item, languages, order_of};
 use prost::Message;

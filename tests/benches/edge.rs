@@ -13,9 +13,9 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use backbone::ids::OrderId;
-use backbone::stream::ORDERS;
-use backbone::subjects;
+use backbone::broker::streams::ORDERS;
+use backbone::log::ids::OrderId;
+use backbone::log::subjects;
 use futures::{StreamExt, stream};
 use harness::measure::{Measured, closed_loop, cpu_time, histogram, resident_kib, spread};
 use harness::{Deployment, Options, item, order_of};

@@ -12,8 +12,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use backbone::ids::{CustomerKey, OrderId, OrderKey};
-use backbone::trace::TraceContext;
+use backbone::log::ids::{CustomerKey, OrderId, OrderKey};
 use futures::{StreamExt, stream};
 use harness::measure::{cpu_time, resident_kib, spread};
 use harness::{Broker, Deployment, Options, Process, binary, item};
@@ -68,8 +67,8 @@ async fn backlog() {
         let (order_id, items) = (id.to_string(), vec![item("widget", 1)]);
         let created = OrderCreated { order_id, customer_id, items, ..OrderCreated::default() };
         let deadline = tokio::time::Instant::now() + APPEND_TIMEOUT;
-        let (log, trace) = (&log, TraceContext::root());
-        async move { log.create(id, created, &trace, deadline).await.map(|_| ()).expect("stored") }
+        let log = &log;
+        async move { log.create(id, created, deadline).await.map(|_| ()).expect("stored") }
     });
     appends.buffer_unordered(APPENDS_AT_ONCE).collect::<()>().await;
     for step in STEPS {

@@ -162,7 +162,7 @@ async fn paced(
     while ended.len() < PACED_ORDERS as usize {
         let message = timeout(SILENCE_MAX, fulfilled.next()).await.expect("orders end").expect("connection");
         let (_, id) =
-            backbone::subjects::parse(message.subject.trim_start_matches("live.")).expect("subject");
+            backbone::log::subjects::parse(message.subject.trim_start_matches("live.")).expect("subject");
         ended.insert(id.to_string(), Instant::now());
     }
     placing.await.expect("client");

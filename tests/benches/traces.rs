@@ -2,7 +2,8 @@
 //! default ratio or all of it, or to a collector that is away. The collector is a process on the same machine, and
 //! takes its part of it.
 //!
-//! `cargo bench --workspace --bench traces`
+//! `cargo bench --workspace --bench traces`. The variable PROGRAMS names a folder of another version's programs, whose gateway
+//! then takes part without traces.
 
 #![allow(
     clippy::print_stdout,
@@ -40,7 +41,7 @@ async fn main() {
 async fn compare() {
     let unlimited = "1000000".to_owned();
     let gateway = vec![("RATE_LIMIT", unlimited.clone()), ("RATE_BURST", unlimited)];
-    let waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
+    let mut waybill = Deployment::start_with(Options { replicas: 0, gateway, ..Options::default() }).await;
     let (_collector, url) = collector().await;
     let to = |endpoint: &str, sampler: &[(&'static str, &str)]| {
         let protocol = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
@@ -52,7 +53,7 @@ async fn compare() {
             .collect()
     };
     let all = [("OTEL_TRACES_SAMPLER", "always_on")];
-    let gateways = [
+    let mut gateways = vec![
         ("no traces", waybill.gateway_with("off", Vec::new()).await),
         ("no traces, again", waybill.gateway_with("off-2", Vec::new()).await),
         ("default ratio", waybill.gateway_with("ratio", to(&url, &[])).await),
@@ -60,10 +61,14 @@ async fn compare() {
         ("all, no collector", waybill.gateway_with("dead", to("http://127.0.0.1:1", &all)).await),
     ];
 
+    if let Some(programs) = std::env::var_os("PROGRAMS") {
+        waybill.use_programs(Some(programs.into()));
+        gateways.push(("no traces, before", waybill.gateway_with("before", Vec::new()).await));
+    }
     for (_, gateway) in &gateways {
         turn(gateway, WARM_UP).await;
     }
-    let mut turns = gateways.each_ref().map(|_| Vec::new());
+    let mut turns: Vec<_> = gateways.iter().map(|_| Vec::new()).collect();
     for round in 0..ROUNDS {
         // Whoever comes first in a round must not always be the same.
         for i in 0..gateways.len() {

@@ -19,6 +19,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::deployment::{Deployment, Gateway};
+use crate::http::http_get;
 use crate::{PATIENCE, Scrape, eventually};
 
 /// Orders looked at side by side.
@@ -112,7 +113,7 @@ impl Deployment {
         eventually(&format!("end of order {order_id}"), async || {
             let request = GetOrderRequest { order_id: order_id.to_owned() };
             let order = client.get_order(request).await.ok()?.into_inner().order?;
-            backbone::lifecycle::is_finished(&order).then_some(order)
+            backbone::log::lifecycle::is_finished(&order).then_some(order)
         })
         .await
     }
@@ -207,19 +208,6 @@ impl Watcher {
         }
         events
     }
-}
-
-/// A plain HTTP GET: status and body, if there is an answer.
-pub async fn http_get(addr: &str, path: &str) -> Option<(u16, String)> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut connection = tokio::net::TcpStream::connect(addr).await.ok()?;
-    // To HTTP/1.0 nobody answers in chunks.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n");
-    connection.write_all(request.as_bytes()).await.ok()?;
-    let mut response = String::new();
-    connection.read_to_string(&mut response).await.ok()?;
-    let (head, body) = response.split_once("\r\n\r\n")?;
-    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
 /// One item at a price of 3.50 EUR.

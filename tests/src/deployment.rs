@@ -9,8 +9,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::broker::{Broker, Users};
-use crate::calls::http_get;
 use crate::eventually;
+use crate::http::http_get;
 use crate::namespaces::{Host, Network, command_on};
 use crate::payments::{PAYMENTS, PaymentSandbox};
 use crate::process::{Process, binary};

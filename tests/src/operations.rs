@@ -1,9 +1,9 @@
 //! What an operator does, and what lies in the stream of dead letters.
 
+use backbone::broker::direct_get;
+use backbone::broker::streams::DEAD_LETTERS;
 use backbone::dead_letters::{ALL_DEAD_LETTERS, DeadLetters};
-use backbone::direct_get;
-use backbone::ids::Revision;
-use backbone::stream::DEAD_LETTERS;
+use backbone::log::ids::Revision;
 use prost::Message;
 use proto::inventory::v1::reconcile_stock_response::Answer;
 use proto::inventory::v1::stock_service_client::StockServiceClient;

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, kv};
-use backbone::access::BrokerConfig;
-use backbone::connection::Connection;
-use backbone::direct_get::{self, Stored};
-use backbone::event::Recorded;
-use backbone::ids::Revision;
+use backbone::broker::connection::Connection;
+use backbone::broker::credentials::BrokerConfig;
+use backbone::broker::direct_get::{self, Stored};
+use backbone::broker::streams::ORDERS;
 use backbone::log::OrderLog;
-use backbone::stream::ORDERS;
-use backbone::subjects::{ALL_ORDERS, EventKind};
+use backbone::log::event::Recorded;
+use backbone::log::ids::Revision;
+use backbone::log::subjects::{ALL_ORDERS, EventKind};
 use processor::inventory::{BUCKET, Reservation, ReservationState, reservation_key, stock_key};
 
 use crate::deployment::Deployment;

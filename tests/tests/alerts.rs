@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use async_nats::jetstream::consumer::{FromConsumer, pull};
-use backbone::stream::{DEAD_LETTERS, ORDERS};
+use backbone::broker::streams::{DEAD_LETTERS, ORDERS};
 use harness::{
     Cluster, Deployment, Load, Options, SERVERS, Scrape, create, eventually, free_port, http_get, item,
     order_of, skip,

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use async_nats::jetstream::kv;
-use backbone::ids::CustomerKey;
+use backbone::log::ids::CustomerKey;
 use harness::{Deployment, Load, Options, eventually, item, mirror, order_of};
 use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus};
 use serde_json::Value;
@@ -18,16 +18,18 @@ use serde_json::Value;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const FOURTH_STEP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fourth-step");
 /// What a build of the workspace needs.
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 14] = [
     "Cargo.toml",
     "Cargo.lock",
     "clippy.toml",
     "rustfmt.toml",
     "proto",
+    "program",
     "backbone",
     "stock",
     "gateway",
     "processor",
+    "payment-sandbox",
     "cli",
     "deploy",
     "tests",

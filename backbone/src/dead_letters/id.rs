@@ -6,7 +6,7 @@ use std::str::FromStr;
 use proto::operations::v1::DeadLetterState;
 use thiserror::Error;
 
-use crate::ids::Revision;
+use crate::log::ids::Revision;
 
 /// The subjects that belong to dead letters: `DEAD_LETTER.<state>.<step>.<sequence>`.
 pub const ALL_DEAD_LETTERS: &str = "DEAD_LETTER.>";

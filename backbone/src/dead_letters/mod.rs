@@ -6,7 +6,7 @@
 
 mod fingerprint;
 mod fit;
-mod id;
+pub(crate) mod id;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -15,24 +15,26 @@ use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use futures::TryStreamExt;
+use program::trace::{self, SpanContext};
 use prost::Message;
 use proto::operations::v1::{DeadLetter, DeadLetterState, Header, Resolution};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
-use tracing::warn;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info_span, warn};
 
 pub use fingerprint::fingerprint;
 pub use id::{ALL_DEAD_LETTERS, LetterId, MalformedLetterId, is_step};
 
-use crate::barrier::Barrier;
-use crate::connection::Connection;
-use crate::direct_get::{self, Batch, ReadError, Stored};
-use crate::ids::Revision;
-use crate::leader_get::found;
-use crate::publish::{Outcome, publish};
-use crate::stream::{DEAD_LETTERS, StreamState, restore_dead_letters};
-use crate::subjects;
-use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
+use crate::broker::barrier::Barrier;
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::{self, Batch, ReadError, Stored};
+use crate::broker::leader_get::found;
+use crate::broker::publish::{Outcome, publish};
+use crate::broker::streams::{DEAD_LETTERS, StreamState, restore_dead_letters};
+use crate::broker::trace_headers;
+use crate::log::ids::Revision;
+use crate::log::subjects;
 use fit::Cut;
 
 /// How long the attempts at a message are remembered after the latest of them.
@@ -66,7 +68,7 @@ pub struct Kept {
     /// The letter. Its state is unspecified as long as it is but a record of attempts.
     pub letter: DeadLetter,
     /// Where in its order's trace it was written, if its message tells.
-    pub trace: Option<TraceContext>,
+    pub trace: Option<SpanContext>,
     /// Where its latest message lies.
     head: Revision,
 }
@@ -138,25 +140,14 @@ impl DeadLetters {
         Ok(last.map(|last| kept(id, Revision(last.sequence), &last.headers, last.payload)))
     }
 
-    /// Stores what was not there before, as a part of the span at `trace`.
-    pub async fn put(
-        &self,
-        id: &LetterId,
-        letter: DeadLetter,
-        trace: &TraceContext,
-    ) -> Result<Kept, PutError> {
-        self.publish(id, letter, trace, Revision::NONE).await
+    /// Stores what was not there before.
+    pub async fn put(&self, id: &LetterId, letter: DeadLetter) -> Result<Kept, PutError> {
+        self.publish(id, letter, Revision::NONE).await
     }
 
-    /// Stores the letter anew, provided that it is still as it was when `before` was read, as a part of the span at
-    /// `trace`.
-    pub async fn replace(
-        &self,
-        before: &Kept,
-        letter: DeadLetter,
-        trace: &TraceContext,
-    ) -> Result<Kept, PutError> {
-        let after = self.publish(&before.id, letter, trace, before.head).await?;
+    /// Stores the letter anew, provided that it is still as it was when `before` was read.
+    pub async fn replace(&self, before: &Kept, letter: DeadLetter) -> Result<Kept, PutError> {
+        let after = self.publish(&before.id, letter, before.head).await?;
         if before.letter.state() == DeadLetterState::Open && after.letter.state() != DeadLetterState::Open {
             self.delete(&before.id, before.head).await;
         }
@@ -170,7 +161,6 @@ impl DeadLetters {
         state: DeadLetterState,
         operator: &str,
         reason: &str,
-        trace: &TraceContext,
     ) -> Result<Kept, PutError> {
         let resolution = Resolution {
             operator: operator.to_owned(),
@@ -178,7 +168,7 @@ impl DeadLetters {
             reason: reason.to_owned(),
         };
         let letter = DeadLetter { state: state.into(), resolution: Some(resolution), ..open.letter.clone() };
-        self.replace(open, letter, trace).await
+        self.replace(open, letter).await
     }
 
     /// Removes the record of attempts that came to nothing. If that fails, it expires.
@@ -258,35 +248,45 @@ impl DeadLetters {
         &self,
         id: &LetterId,
         mut letter: DeadLetter,
-        trace: &TraceContext,
         expected: Revision,
     ) -> Result<Kept, PutError> {
         letter.dead_letter_id = id.to_string();
         letter.step = id.step().to_owned();
         letter.sequence = id.sequence().0;
         letter.attempt_count = i32::try_from(letter.attempts.len()).unwrap_or(i32::MAX);
-        let span =
-            Span::child_of(trace, SpanKind::Producer, || format!("publish {}", subject_of(&letter)).into());
-        let subject = id.subject(letter.state());
-        span.set(|| {
-            [
-                KeyValue::new(attribute::MESSAGING_SYSTEM, attribute::NATS),
-                KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "publish"),
-                KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "send"),
-                KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, subject.clone()),
-                KeyValue::new(attribute::MESSAGING_DESTINATION_TEMPLATE, subject_of(&letter)),
-                KeyValue::new(attribute::DEAD_LETTER_ID, letter.dead_letter_id.clone()),
-                KeyValue::new(attribute::ORDER_ID, order_of(&letter)),
-                KeyValue::new(attribute::STEP, id.step().to_owned()),
-            ]
-        });
+        let span = info_span!(
+            "publish",
+            otel.name = format!("publish {}", subject_of(&letter)),
+            otel.kind = "producer",
+            messaging.system = "nats",
+            messaging.operation.name = "publish",
+            messaging.operation.type = "send",
+            messaging.destination.name = id.subject(letter.state()),
+            messaging.destination.template = subject_of(&letter),
+            waybill.dead_letter.id = letter.dead_letter_id,
+            waybill.order.id = order_of(&letter),
+            waybill.step = id.step(),
+            waybill.keep = Empty,
+        );
         if letter.state() != DeadLetterState::Unspecified {
-            span.keep();
+            span.record("waybill.keep", true);
         }
-        let trace = span.context();
+        self.publish_cut(id, letter, expected, &span).instrument(span.clone()).await
+    }
+
+    /// Publishes the letter, with as much left out as makes it fit.
+    async fn publish_cut(
+        &self,
+        id: &LetterId,
+        mut letter: DeadLetter,
+        expected: Revision,
+        span: &Span,
+    ) -> Result<Kept, PutError> {
+        let subject = id.subject(letter.state());
         let mut headers = HeaderMap::new();
         headers.insert("content-type", "application/protobuf");
-        trace.insert_into(&mut headers);
+        trace_headers::write(&mut headers);
+        let trace = trace_headers::read(&headers);
         let ttl = match letter.state() {
             DeadLetterState::Unspecified => Some(ATTEMPTS_TTL),
             DeadLetterState::Open => None,
@@ -310,7 +310,7 @@ impl DeadLetters {
                 publish(&self.connection, DEAD_LETTERS, subject, headers, payload, expectation, deadline);
             failed = match published.await {
                 Outcome::Stored(head) => {
-                    return Ok(Kept { id: id.clone(), letter, trace: Some(trace.clone()), head });
+                    return Ok(Kept { id: id.clone(), letter, trace, head });
                 }
                 // The stream may take less than the broker.
                 Outcome::TooLarge(error) => ("too_large", PutError::Permanent(error)),
@@ -325,7 +325,7 @@ impl DeadLetters {
             }
         }
         let (kind, error) = failed;
-        span.fail(kind, &error);
+        trace::fail(span, kind, &error);
         if matches!(error, PutError::Unavailable(_)) {
             self.restore().await;
         }
@@ -363,7 +363,7 @@ fn kept(id: &LetterId, head: Revision, headers: &HeaderMap, payload: Bytes) -> K
         warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, passed over");
         DeadLetter::default()
     });
-    Kept { id: id.clone(), letter, trace: TraceContext::of_headers(headers), head }
+    Kept { id: id.clone(), letter, trace: trace_headers::read(headers), head }
 }
 
 /// Whose letter it is, or is to become; empty of a message that names no order.

@@ -7,25 +7,25 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use opentelemetry::metrics::Histogram;
+use program::backoff::Backoff;
+use program::metrics::{self, Histogram, seconds};
+use program::trace::{self, KeyValue, OpenTelemetrySpanExt, attribute};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderCreated};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
-use tracing::debug;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, debug, info_span};
 
 use super::read::Latest;
-use super::{OrderLog, OrderState, carried_since, losses};
-use crate::backoff::Backoff;
-use crate::direct_get::ReadError;
-use crate::event::{Draft, now};
-use crate::ids::{OrderId, Revision};
-use crate::lifecycle::{self, Refused};
-use crate::metrics::{self, seconds};
-use crate::publish::{Outcome, publish};
-use crate::stream;
-use crate::subjects::{self, EventKind};
-use crate::trace::{KeyValue, Span, SpanKind, TraceContext, attribute};
+use super::{OrderLog, OrderState, carried_since, known_losses};
+use crate::broker::direct_get::ReadError;
+use crate::broker::publish::{Outcome, publish};
+use crate::broker::streams;
+use crate::log::event::{Draft, now};
+use crate::log::ids::{OrderId, Revision};
+use crate::log::lifecycle::{self, Refused};
+use crate::log::subjects::{self, EventKind};
 
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(500) };
 
@@ -130,53 +130,61 @@ enum Settled {
 }
 
 impl OrderLog {
-    /// Appends an order's first event. It is a span of its own, a part of the one at `trace`.
+    /// Appends an order's first event, in a span of its own.
     pub async fn create(
         &self,
         id: OrderId,
         created: OrderCreated,
-        trace: &TraceContext,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         let order = lifecycle::create(&created, now())?;
         let (previous, expected) = (Revision::NONE, Revision::NONE);
         let detail = Detail::Created(created);
         let next = Next { id, previous, expected, order, unknown_fields: Bytes::new(), detail };
-        self.append_next(next, trace, deadline).await
+        self.append_next(next, deadline).await
     }
 
-    /// Appends what happened to the order in `current`, provided that nothing else happened to it since.
-    /// It is a span of its own, a part of the one at `trace`.
+    /// Appends what happened to the order in `current`, provided that nothing else happened to it since, in a span of
+    /// its own.
     pub async fn append(
         &self,
         current: &OrderState,
         detail: Detail,
-        trace: &TraceContext,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         let order = lifecycle::apply(&current.order, &detail, now())?;
         let (previous, expected) = (current.revision(), current.head);
         let unknown_fields = current.unknown_fields.clone();
         let next = Next { id: current.id, previous, expected, order, unknown_fields, detail };
-        self.append_next(next, trace, deadline).await
+        self.append_next(next, deadline).await
     }
 
-    async fn append_next(
-        &self,
-        next: Next,
-        trace: &TraceContext,
-        deadline: Instant,
-    ) -> Result<Appended, AppendError> {
+    async fn append_next(&self, next: Next, deadline: Instant) -> Result<Appended, AppendError> {
         let kind = EventKind::of(&next.detail);
         let mut measured = Measured { kind, began: Instant::now(), outcome: "unknown" };
-        let appended = self.publish_until_decided(next, kind, trace, deadline).await;
+        let span = info_span!(
+            "publish",
+            otel.name = format!("publish {}", subjects::kind(kind)),
+            otel.kind = "producer",
+            messaging.system = "nats",
+            messaging.operation.name = "publish",
+            messaging.operation.type = "send",
+            messaging.destination.name = subjects::event(kind, &next.id),
+            messaging.destination.template = subjects::kind(kind),
+            messaging.message.id = Empty,
+            messaging.message.body.size = Empty,
+            waybill.order.id = %next.id,
+            waybill.order.revision = Empty,
+            waybill.outcome = Empty,
+        );
+        let appended = self.publish_until_decided(next, deadline, &span).instrument(span.clone()).await;
         measured.outcome = match &appended {
             Ok(Appended::Stored(_)) => "acked",
             Ok(Appended::Overtaken(_)) => "conflict",
             Err(error) => error.kind(),
         };
         if let Ok(Appended::Stored(stored)) = &appended {
-            losses::appended(stored.revision());
+            known_losses::appended(stored.revision());
             if matches!(kind, EventKind::Fulfilled | EventKind::Rejected | EventKind::Cancelled) {
                 ended(&stored.order);
             }
@@ -187,36 +195,17 @@ impl OrderLog {
     async fn publish_until_decided(
         &self,
         next: Next,
-        kind: EventKind,
-        trace: &TraceContext,
         deadline: Instant,
+        span: &Span,
     ) -> Result<Appended, AppendError> {
         let Next { id, previous, mut expected, mut order, unknown_fields, detail } = next;
-        let span =
-            Span::child_of(trace, SpanKind::Producer, || format!("publish {}", subjects::kind(kind)).into());
-        let trace = span.context();
         let carried_since = carried_since(&detail);
-        let draft = Draft::new(&id, previous, &mut order, &unknown_fields, detail, trace, self.source);
-        span.set(|| {
-            [
-                KeyValue::new(attribute::MESSAGING_SYSTEM, attribute::NATS),
-                KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "publish"),
-                KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "send"),
-                KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, draft.subject.clone()),
-                KeyValue::new(attribute::MESSAGING_DESTINATION_TEMPLATE, subjects::kind(kind)),
-                KeyValue::new(attribute::MESSAGING_MESSAGE_ID, draft.event_id.clone()),
-                KeyValue::new(attribute::MESSAGING_MESSAGE_BODY_SIZE, count(draft.payload.len() as u64)),
-                KeyValue::new(attribute::ORDER_ID, id.to_string()),
-            ]
-        });
+        let draft = Draft::new(&id, previous, &mut order, &unknown_fields, detail, self.source);
+        span.record("messaging.message.id", &*draft.event_id);
+        span.record("messaging.message.body.size", count(draft.payload.len() as u64));
         let stored = |order: Order, revision: Revision| {
             let since = carried_since.unwrap_or(revision);
-            span.set(|| {
-                [
-                    KeyValue::new(attribute::OUTCOME, "stored"),
-                    KeyValue::new(attribute::ORDER_REVISION, count(revision.0)),
-                ]
-            });
+            span.record("waybill.outcome", "stored").record("waybill.order.revision", count(revision.0));
             let order = Order { revision: revision.0, ..order };
             let (event_id, unknown_fields) = (draft.event_id.clone(), unknown_fields.clone());
             Appended::Stored(OrderState { id, order, head: revision, since, event_id, unknown_fields })
@@ -230,7 +219,7 @@ impl OrderLog {
             let connects = *self.connection.connects().borrow();
             let published = publish(
                 &self.connection,
-                stream::ORDERS,
+                streams::ORDERS,
                 subject,
                 draft.headers(),
                 payload,
@@ -252,7 +241,7 @@ impl OrderLog {
                             AppendError::Full(reason)
                         }
                         (Ok(Settled::Overtaken(current)), _) => {
-                            span.set(|| [KeyValue::new(attribute::OUTCOME, "overtaken")]);
+                            span.record("waybill.outcome", "overtaken");
                             return Ok(Appended::Overtaken(*current));
                         }
                         (Ok(Settled::Vacant(_) | Settled::Gone) | Err(_), Some(reason)) => {
@@ -279,12 +268,11 @@ impl OrderLog {
             let hopeless = error.is_hopeless() || Instant::now() + pause >= deadline;
             if hopeless || (unknown.is_none() && !self.connection.is_up()) {
                 let error = unknown.map_or(error, AppendError::Unknown);
-                span.fail(error.kind(), &error);
+                trace::fail(span, error.kind(), &error);
                 return Err(error);
             }
-            let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
-            debug!(order_id = %id, trace_id, span_id, attempts, %error, "append tried again");
-            span.event("append tried again", || [KeyValue::new(attribute::ERROR_TYPE, error.kind())]);
+            debug!(order_id = %id, attempts, %error, "append tried again");
+            span.add_event("append tried again", vec![KeyValue::new(attribute::ERROR_TYPE, error.kind())]);
             sleep(pause).await;
         }
         Err(AppendError::Unknown("gave up".to_owned()))

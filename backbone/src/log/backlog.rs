@@ -5,10 +5,10 @@ use std::time::SystemTime;
 use async_nats::jetstream::consumer::Info;
 
 use super::OrderLog;
-use crate::direct_get::{self, ReadError};
-use crate::event::stored;
-use crate::ids::Revision;
-use crate::stream::ORDERS;
+use crate::broker::direct_get::{self, ReadError};
+use crate::broker::streams::ORDERS;
+use crate::log::event::stored;
+use crate::log::ids::Revision;
 
 /// The messages that a consumer has not acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

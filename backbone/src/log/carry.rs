@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
+use program::telemetry::LogThrottle;
 use proto::orders::v1::OrderCarried;
 use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
@@ -15,14 +16,12 @@ use tracing::{debug, error};
 
 use super::read::decode_all;
 use super::{AppendError, Appended, OrderLog, OrderState};
-use crate::carrying::{Candidate, Schedule, Window, happened, has_to_be_carried};
-use crate::direct_get::{self, ReadError, Stored, batch_from};
-use crate::event::stored;
-use crate::ids::{OrderId, Revision};
-use crate::stream::ORDERS;
-use crate::subjects::{self, ALL_ORDERS};
-use crate::telemetry::Seldom;
-use crate::trace::TraceContext;
+use crate::broker::direct_get::{self, ReadError, Stored, batch_from};
+use crate::broker::streams::ORDERS;
+use crate::log::carrying::{Candidate, Schedule, Window, happened, has_to_be_carried};
+use crate::log::event::stored;
+use crate::log::ids::{OrderId, Revision};
+use crate::log::subjects::{self, ALL_ORDERS};
 
 /// Messages read before the orders among them are looked at.
 const WINDOW_MESSAGES_MAX: usize = 2048;
@@ -34,7 +33,7 @@ const READ_ORDERS_MAX: usize = 64;
 /// Orders that are carried in a second, so that a million of them leave room for others.
 const CARRIES_PER_SECOND_MAX: u32 = 1000;
 // Whatever is wrong, it is perhaps the same with many orders.
-static NOT_CARRIED: Seldom = Seldom::every(Duration::from_secs(1));
+static NOT_CARRIED: LogThrottle = LogThrottle::every(Duration::from_secs(1));
 
 const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -189,7 +188,6 @@ impl OrderLog {
         Candidate { id, created, due }: Candidate,
         mut stored: Vec<Stored>,
     ) -> Result<Outcome, CarryError> {
-        let trace = TraceContext::root();
         loop {
             let head = stored.last().map_or(Revision::NONE, |last| last.sequence);
             let events = decode_all(stored);
@@ -204,7 +202,7 @@ impl OrderLog {
                 since_revision: current.stands_since().0,
                 happened: happened(&events),
             });
-            match self.append(&current, detail, &trace, Instant::now() + APPEND_TIMEOUT).await {
+            match self.append(&current, detail, Instant::now() + APPEND_TIMEOUT).await {
                 Ok(Appended::Stored(now)) => {
                     debug!(order_id = %id, revision = now.order.revision, "order carried");
                     return Ok(Outcome::Carried);
@@ -214,14 +212,14 @@ impl OrderLog {
                 Err(
                     error @ (AppendError::TooLarge(_) | AppendError::Permanent(_) | AppendError::Refused(_)),
                 ) => {
-                    if let Some(left_out) = NOT_CARRIED.may_tell() {
+                    if let Some(left_out) = NOT_CARRIED.allow() {
                         let revision = current.order.revision;
                         error!(order_id = %id, revision, %error, left_out, "order not carried, it will expire");
                     }
                     return Ok(Outcome::Refused);
                 }
                 Err(AppendError::Gone) => {
-                    if let Some(left_out) = NOT_CARRIED.may_tell() {
+                    if let Some(left_out) = NOT_CARRIED.allow() {
                         let revision = current.order.revision;
                         error!(order_id = %id, revision, left_out, "order expired before it was carried");
                     }

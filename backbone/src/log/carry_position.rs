@@ -9,12 +9,12 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::OrderLog;
-use crate::carrying::Schedule;
-use crate::direct_get::ReadError;
-use crate::ids::Revision;
-use crate::leader_get;
-use crate::publish::{Outcome, publish};
-use crate::stream::DEAD_LETTERS;
+use crate::broker::direct_get::ReadError;
+use crate::broker::leader_get;
+use crate::broker::publish::{Outcome, publish};
+use crate::broker::streams::DEAD_LETTERS;
+use crate::log::carrying::Schedule;
+use crate::log::ids::Revision;
 
 /// Beside the floors of the consumers, in the stream that keeps one message a subject.
 const SUBJECT: &str = "DEAD_LETTER.carrier";

@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use super::OrderLog;
 use super::backlog::filters;
-use crate::direct_get::{self, ReadError};
-use crate::lag::{Behind, Lag, Unseen};
-use crate::leader_get;
-use crate::stream::ORDERS;
+use crate::broker::direct_get::{self, ReadError};
+use crate::broker::leader_get;
+use crate::broker::streams::ORDERS;
+use crate::consumer::lag::{Behind, Lag, Unseen};
 
 /// What comes of asking a consumer's leader to step down.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep};
 
 use super::OrderLog;
 use super::read::{behind, decode_all, read_error};
-use crate::direct_get::{Batch, ReadError, all_from, batch_from};
-use crate::ids::{CustomerKey, OrderId, Revision};
-use crate::stream::ORDERS;
-use crate::subjects::{self, EventKind};
+use crate::broker::direct_get::{Batch, ReadError, all_from, batch_from};
+use crate::broker::streams::ORDERS;
+use crate::log::ids::{CustomerKey, OrderId, Revision};
+use crate::log::subjects::{self, EventKind};
 
 /// Orders that one call looks at before it gives its page out as it is; when few of them are wanted, it is not full.
 const EXAMINED_MAX: usize = 1_000;

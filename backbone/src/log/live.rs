@@ -11,10 +11,10 @@ use tokio::sync::broadcast::{self, Receiver, Sender};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use crate::direct_get::ReadError;
-use crate::event::Recorded;
-use crate::ids::Revision;
-use crate::subjects::LIVE_PREFIX;
+use crate::broker::direct_get::ReadError;
+use crate::log::event::Recorded;
+use crate::log::ids::Revision;
+use crate::log::subjects::LIVE_PREFIX;
 
 /// Events held for the slowest watcher of a subject. One that falls further behind reads the log.
 const EVENTS_HELD_MAX: usize = 16;
@@ -43,7 +43,7 @@ pub(super) struct Listener {
 
 /// What is to be heard.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum LiveEvent {
     Event(Arc<Recorded>),
     /// Some events, which the listener was too slow for.
     Missed,
@@ -104,20 +104,20 @@ impl Listener {
     }
 
     /// What is heard next. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Heard {
+    pub(super) async fn next(&mut self) -> LiveEvent {
         match self.events.recv().await {
-            Ok(event) => Heard::Event(event),
-            Err(RecvError::Lagged(_)) => Heard::Missed,
+            Ok(event) => LiveEvent::Event(event),
+            Err(RecvError::Lagged(_)) => LiveEvent::Missed,
             // The topic, which we hold, has a sender.
             Err(RecvError::Closed) => std::future::pending().await,
         }
     }
 
     /// What has already been heard.
-    pub(super) fn try_next(&mut self) -> Option<Heard> {
+    pub(super) fn try_next(&mut self) -> Option<LiveEvent> {
         match self.events.try_recv() {
-            Ok(event) => Some(Heard::Event(event)),
-            Err(TryRecvError::Lagged(_)) => Some(Heard::Missed),
+            Ok(event) => Some(LiveEvent::Event(event)),
+            Err(TryRecvError::Lagged(_)) => Some(LiveEvent::Missed),
             Err(TryRecvError::Empty | TryRecvError::Closed) => None,
         }
     }

@@ -4,7 +4,7 @@
 //! missing was purged, deleted, or lost with the broker's store. STREAM.INFO shows that: the number of messages falls by
 //! more than has expired, the sequence goes back, or the stream is another one.
 //!
-//! Barriers (`barrier.rs`) expire after 10 s. How many have expired between two looks is known as a bound only: as many as
+//! Barriers (`broker/barrier.rs`) expire after 10 s. How many have expired between two looks is known as a bound only: as many as
 //! there were at the first. So in a replicated log a removal of no more events than that, a few dozen, is not noticed, and
 //! of a larger one as many fewer are counted.
 

@@ -5,27 +5,26 @@
 //! processes know it too, until `waybill provision --acknowledge-loss`.
 
 use std::convert::Infallible;
-use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{Config, Info};
-use prost_types::Timestamp;
+use program::metrics;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, info};
 
 use super::OrderLog;
+use super::known_losses::{
+    ACKNOWLEDGED, LOSSES, LOST, LossCounts, Mark, mark_in, rfc3339, time_in, time_of, unacknowledged,
+};
 use super::loss::{Cause, EXPIRY_MARGIN, Keeps, Look, Loss};
-use crate::connection::Connection;
-use crate::direct_get::{self, ReadError};
-use crate::ids::Revision;
-use crate::metrics;
-use crate::stream::{ORDERS, PROVISION};
-use crate::subjects::ORDER_BARRIER;
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::{self, ReadError};
+use crate::broker::streams::{ORDERS, PROVISION};
+use crate::log::subjects::ORDER_BARRIER;
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Until the first look, which all others are compared with.
@@ -36,50 +35,6 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 const ROLLED_BACK_AFTER: Duration = Duration::from_secs(30);
 /// Losses that lie closer together than this are the same one, noticed by several processes.
 const SAME_LOSS: Duration = Duration::from_secs(60);
-/// In the stream's metadata: how many events are lost and when that was noticed, as `<events>@<RFC 3339 time>`.
-const LOST: &str = "waybill_lost_events";
-/// And when an operator has acknowledged it.
-const ACKNOWLEDGED: &str = "waybill_loss_acknowledged";
-
-/// What this process knows of lost events. There is one log, however many have it open.
-static LOSSES: LazyLock<Losses> = LazyLock::new(Losses::default);
-
-#[derive(Debug, Default)]
-struct Losses {
-    /// Lost events that no operator has acknowledged, and when the latest of these losses was noticed.
-    unacknowledged: Mutex<Option<Mark>>,
-    /// Events that the log held at the last look, and the sequence of the last one.
-    held: AtomicU64,
-    last: AtomicU64,
-    /// The highest sequence that this process has appended since the log was made.
-    appended: AtomicU64,
-    counts: watch::Sender<LossCounts>,
-    /// When an operator has last acknowledged losses.
-    acknowledged: Mutex<Option<SystemTime>>,
-}
-
-/// How often events were found to be lost since the process began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LossCounts {
-    /// The stream was another one: revisions begin anew, whether or not it held events.
-    pub replaced: u64,
-    /// Events were lost, so or otherwise.
-    pub all: u64,
-}
-
-/// A loss as the stream's metadata have it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark {
-    events: u64,
-    at: SystemTime,
-}
-
-impl fmt::Display for Mark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.events, rfc3339(self.at))
-    }
-}
-
 /// What STREAM.INFO says, with the broker's time.
 struct Answer {
     ts: String,
@@ -242,59 +197,6 @@ impl Watchman<'_> {
     }
 }
 
-impl Losses {
-    /// Says it once, and to everybody who waits for it.
-    fn say(&self, loss: &Loss, at: SystemTime) {
-        let Loss { cause, events, sequences: (from, to), times: (from_time, to_time) } = loss;
-        error!(
-            events,
-            from_sequence = from,
-            to_sequence = to,
-            from_time = rfc3339(*from_time),
-            to_time = rfc3339(*to_time),
-            cause = cause.as_str(),
-            "the order log has lost events; the orders that they belong to may be lost"
-        );
-        let mut unacknowledged = self.unacknowledged();
-        let before = unacknowledged.map_or(0, |mark| mark.events);
-        *unacknowledged = Some(Mark { events: before + events, at });
-        drop(unacknowledged);
-        self.counts.send_modify(|counts| counts.all += 1);
-    }
-
-    /// Forgets what was noticed before `acknowledged`.
-    fn acknowledge(&self, acknowledged: SystemTime) {
-        *self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner) = Some(acknowledged);
-        if self.unacknowledged().take_if(|mark| mark.at <= acknowledged).is_some() {
-            info!("the loss of events is acknowledged");
-        }
-    }
-
-    /// Nothing panics while it is held, so poison would mean nothing.
-    fn unacknowledged(&self) -> MutexGuard<'_, Option<Mark>> {
-        self.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// This process has stored an event at `sequence`.
-pub(super) fn appended(Revision(sequence): Revision) {
-    LOSSES.appended.fetch_max(sequence, Ordering::Relaxed);
-}
-
-/// What a stream says in its metadata that this process makes in the place of one that held events: from its beginning, so
-/// that whoever starts before the next look knows that it is not the first.
-pub(crate) fn mark_of_successor() -> Option<(String, String)> {
-    let appended = LOSSES.appended.load(Ordering::Relaxed);
-    let unseen = appended.saturating_sub(LOSSES.last.load(Ordering::Relaxed));
-    let events = LOSSES.held.load(Ordering::Relaxed) + unseen;
-    (events > 0).then(|| (LOST.to_owned(), Mark { events, at: SystemTime::now() }.to_string()))
-}
-
-/// When an operator has last acknowledged losses, as far as this process has seen.
-pub fn loss_acknowledged() -> Option<SystemTime> {
-    *LOSSES.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Has every program forget the losses that were noticed so far.
 pub async fn acknowledge_loss(connection: &Connection) -> Result<(), ReadError> {
     let mut config = ask(connection).await?.info.config;
@@ -368,28 +270,6 @@ fn look_of(Answer { ts, info, barriers }: &Answer) -> Result<Look, ReadError> {
         last_time: state.last_timestamp.into(),
         keeps: None,
     })
-}
-
-fn unacknowledged(config: &Config) -> Option<Mark> {
-    let acknowledged = time_in(config, ACKNOWLEDGED);
-    mark_in(config).filter(|mark| acknowledged.is_none_or(|acknowledged| mark.at > acknowledged))
-}
-
-fn mark_in(config: &Config) -> Option<Mark> {
-    let (events, at) = config.metadata.get(LOST)?.split_once('@')?;
-    Some(Mark { events: events.parse().ok()?, at: time_of(at)? })
-}
-
-fn time_in(config: &Config, key: &str) -> Option<SystemTime> {
-    time_of(config.metadata.get(key)?)
-}
-
-fn time_of(text: &str) -> Option<SystemTime> {
-    text.parse::<Timestamp>().ok()?.try_into().ok()
-}
-
-pub(super) fn rfc3339(time: SystemTime) -> String {
-    Timestamp::from(time).to_string()
 }
 
 fn distance(one: SystemTime, other: SystemTime) -> Duration {

@@ -1,10 +1,18 @@
 //! The order log: every fact about an order is an event, appended by compare-and-set. There is no other
 //! record of an order.
 
+pub mod carrying;
+pub mod event;
+pub mod ids;
+pub mod incarnation;
+pub mod lifecycle;
+pub mod subjects;
+
 mod append;
 mod backlog;
 mod carry;
 mod carry_position;
+pub(crate) mod known_losses;
 mod leadership;
 mod list;
 mod live;
@@ -13,6 +21,7 @@ mod losses;
 mod probe;
 mod quorum;
 mod read;
+mod unknown_fields;
 mod watch;
 mod watch_customer;
 
@@ -28,21 +37,21 @@ pub use append::{AppendError, Appended};
 pub use backlog::Backlog;
 pub use carry::{CarryError, Kept, Walked};
 pub use carry_position::CarryPosition;
+pub use known_losses::{LossCounts, loss_acknowledged};
 pub use leadership::StepDown;
 pub use list::Page;
 pub use loss::{Cause, Loss};
-pub(crate) use losses::mark_of_successor;
-pub use losses::{LossCounts, acknowledge_loss, has_ever_lost_events, loss_acknowledged};
-pub use read::Extent;
+pub use losses::{acknowledge_loss, has_ever_lost_events};
+pub use read::LogInfo;
 pub use watch::{EventsLost, Update, Watch, WatchError};
 pub use watch_customer::CustomerWatch;
 
-use crate::barrier::Barrier;
-use crate::connection::Connection;
-use crate::direct_get::ReadError;
-use crate::event::Recorded;
-use crate::ids::{OrderId, Revision};
-use crate::stream::ORDERS;
+use crate::broker::barrier::Barrier;
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::ReadError;
+use crate::broker::streams::ORDERS;
+use crate::log::event::Recorded;
+use crate::log::ids::{OrderId, Revision};
 use live::Live;
 
 /// The order log, as one program sees it. Cheap to clone.

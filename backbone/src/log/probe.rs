@@ -8,9 +8,9 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::OrderLog;
-use crate::publish::publish;
-use crate::stream::ORDERS;
-use crate::subjects::STORAGE_PROBE;
+use crate::broker::publish::publish;
+use crate::broker::streams::ORDERS;
+use crate::log::subjects::STORAGE_PROBE;
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(4);

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
+use program::backoff::Backoff;
 use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::OrderLog;
-use crate::backoff::Backoff;
-use crate::direct_get::ReadError;
-use crate::stream::{ORDERS, StreamState};
+use crate::broker::direct_get::ReadError;
+use crate::broker::streams::{ORDERS, StreamState};
 
 /// How often it is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);

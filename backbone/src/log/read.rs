@@ -9,12 +9,12 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::{OrderLog, OrderState};
-use crate::direct_get::{self, ReadError, Stored};
-use crate::event::Recorded;
-use crate::ids::{OrderId, Revision};
-use crate::leader_get::{found, knows_no_leader};
-use crate::stream::{ORDERS, StreamState, info};
-use crate::subjects;
+use crate::broker::direct_get::{self, ReadError, Stored};
+use crate::broker::leader_get::{found, knows_no_leader};
+use crate::broker::streams::{ORDERS, StreamState, info};
+use crate::log::event::Recorded;
+use crate::log::ids::{OrderId, Revision};
+use crate::log::subjects;
 
 /// Looks at a replica that is behind, before giving up.
 const REPLICA_LOOKS_MAX: u32 = 5;
@@ -22,7 +22,7 @@ const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 
 /// How far the log goes, and which log it is.
 #[derive(Clone, Debug)]
-pub struct Extent {
+pub struct LogInfo {
     /// When the stream was made. One that was lost and made anew has another time, and counts from 1 again.
     pub created: SystemTime,
     /// The last revision of any order.
@@ -50,7 +50,7 @@ impl Latest {
 
 impl OrderLog {
     /// The order as it stands, or `None` if there is none. Any replica may answer, so the order may be a moment old;
-    /// that there is none is proved ([`Barrier::last_of_each`](crate::barrier::Barrier::last_of_each)).
+    /// that there is none is proved ([`Barrier::last_of_each`](crate::broker::barrier::Barrier::last_of_each)).
     pub async fn load(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         match self.stream.direct_get_last_for_subject(subjects::order(id)).await {
@@ -164,11 +164,11 @@ impl OrderLog {
     }
 
     /// Asks what there is. [`ReadError::Broker`] if there is no stream.
-    pub async fn extent(&self) -> Result<Extent, ReadError> {
+    pub async fn extent(&self) -> Result<LogInfo, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let info = info(&self.connection, ORDERS).await?;
         let (created, last) = (info.created.into(), Revision(info.state.last_sequence));
-        Ok(Extent { created, last, state: StreamState::from(&info) })
+        Ok(LogInfo { created, last, state: StreamState::from(&info) })
     }
 
     async fn state(

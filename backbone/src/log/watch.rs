@@ -5,27 +5,27 @@
 //! read again after every reconnect, after every loss of the quorum, and at the latest every [`RECONCILE_INTERVAL`].
 //!
 //! That the log has nothing new is a conclusion from what is not there. After a reconnect or a loss of the quorum, when events
-//! have probably been missed and a replica probably lags, it is proved ([`Barrier`](crate::barrier::Barrier)).
+//! have probably been missed and a replica probably lags, it is proved ([`Barrier`](crate::broker::barrier::Barrier)).
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures::Stream;
 use futures::stream::unfold;
+use program::backoff::Backoff;
 use thiserror::Error;
 use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::live::{Heard, Listener};
+use super::live::{Listener, LiveEvent};
 use super::{LossCounts, OrderLog, OrderState};
-use crate::backoff::Backoff;
-use crate::direct_get::ReadError;
-use crate::event::Recorded;
-use crate::ids::{OrderId, Revision};
-use crate::lifecycle::is_finished;
-use crate::subjects;
+use crate::broker::direct_get::ReadError;
+use crate::log::event::Recorded;
+use crate::log::ids::{OrderId, Revision};
+use crate::log::lifecycle::is_finished;
+use crate::log::subjects;
 
 /// Longest time between two looks into the log; with one failed look between, a watcher is at most 30 s behind.
 pub(super) const RECONCILE_INTERVAL: Duration = Duration::from_secs(25);
@@ -161,8 +161,8 @@ impl Watch {
             }
             let gap = select! {
                 heard = self.live.next() => match heard {
-                    Heard::Event(event) => self.receive(&event),
-                    Heard::Missed => true,
+                    LiveEvent::Event(event) => self.receive(&event),
+                    LiveEvent::Missed => true,
                 },
                 changed = self.connects.changed() => self.doubt(changed.is_ok()),
                 changed = self.regained.changed() => self.doubt(changed.is_ok()),

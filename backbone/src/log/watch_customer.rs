@@ -13,14 +13,14 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::OrderLog;
-use super::live::{Heard, Listener};
+use super::live::{Listener, LiveEvent};
 use super::read::decode_all;
 use super::watch::{BEHIND, RECONCILE_INTERVAL, RECONCILE_RETRY, Update, WatchError};
-use crate::direct_get::{ReadError, batch_from};
-use crate::event::Recorded;
-use crate::ids::{CustomerKey, Revision};
-use crate::stream::ORDERS;
-use crate::subjects;
+use crate::broker::direct_get::{ReadError, batch_from};
+use crate::broker::streams::ORDERS;
+use crate::log::event::Recorded;
+use crate::log::ids::{CustomerKey, Revision};
+use crate::log::subjects;
 
 /// Most events read ahead of the client.
 const READ_MESSAGES_MAX: u32 = 64;
@@ -130,11 +130,11 @@ impl CustomerWatch {
         (self.doubts, self.read_at) = (true, Instant::now());
     }
 
-    fn hear(&mut self, heard: Heard) {
+    fn hear(&mut self, heard: LiveEvent) {
         match heard {
-            Heard::Event(event) if event.revision <= self.read => return,
-            Heard::Event(event) => self.announced = self.announced.max(event.revision),
-            Heard::Missed => {}
+            LiveEvent::Event(event) if event.revision <= self.read => return,
+            LiveEvent::Event(event) => self.announced = self.announced.max(event.revision),
+            LiveEvent::Missed => {}
         }
         self.read_at = Instant::now();
     }

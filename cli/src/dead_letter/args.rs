@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use crate::args::Operators;
+use crate::operators::Operators;
 use crate::usage::Unusable;
 
 #[derive(Debug, ClapArgs)]

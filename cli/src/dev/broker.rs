@@ -16,7 +16,7 @@ use super::data_dir::DataDir;
 use super::log::last_words;
 use super::programs::Programs;
 use crate::args::DevArgs;
-use crate::tether;
+use crate::die_with_parent;
 
 /// The first version with atomic batches, which the order log is built on.
 const OLDEST: (u32, u32) = (2, 12);
@@ -51,7 +51,7 @@ impl Broker {
 /// Fails if the program is no nats-server, or one that is too old.
 pub(super) async fn check_version(nats_server: &Path) -> anyhow::Result<()> {
     let shown = nats_server.display();
-    let mut command = tether::command(nats_server)?;
+    let mut command = die_with_parent::command(nats_server)?;
     command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(VERSION_TIMEOUT, command.output())
         .await
@@ -89,7 +89,7 @@ pub(super) async fn start(
         0 => "-1".to_owned(),
         port => port.to_string(),
     };
-    let mut command = tether::command(&programs.nats_server)?;
+    let mut command = die_with_parent::command(&programs.nats_server)?;
     command
         .args(["--jetstream", "--addr", "127.0.0.1", "--port", &port])
         .arg("--store_dir")

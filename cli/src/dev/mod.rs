@@ -20,7 +20,7 @@ use anyhow::{anyhow, bail};
 use tokio::select;
 
 use crate::args::DevArgs;
-use crate::called::called;
+use crate::program_path::program_path;
 use crate::{client, console};
 
 use broker::Broker;
@@ -137,7 +137,7 @@ fn how_to_try(
     let order_id = summary.and_then(Summary::an_order_id).unwrap_or("ORDER_ID");
     let order = catalogue::example_json();
     let item = catalogue::example_item();
-    let waybill = called();
+    let waybill = program_path();
     format!(
         "
 Waybill is up: gRPC on {addr}, health on http://{ops}/health, {nats}, payments at {payment_url}, logs in {logs}.

@@ -13,7 +13,7 @@ use super::children::Children;
 use super::data_dir::DataDir;
 use super::log::last_words;
 use crate::args::DevArgs;
-use crate::tether;
+use crate::die_with_parent;
 
 const JAEGER: &str = "jaeger";
 const PROMETHEUS: &str = "prometheus";
@@ -81,7 +81,7 @@ pub(super) async fn start_jaeger(
     let (pages, api, otlp) = (at(args.jaeger_port)?, at(0)?, at(0)?);
     let config = data.observe()?.join("jaeger.yml");
     write(&config, &jaeger_config(pages, api, otlp))?;
-    let mut command = tether::command(&observers.jaeger)?;
+    let mut command = die_with_parent::command(&observers.jaeger)?;
     // It would trace itself.
     command.arg("--config").arg(config).env("OTEL_TRACES_SAMPLER", "always_off");
     children.start_for_others(JAEGER, command)?;
@@ -104,7 +104,7 @@ pub(super) async fn start_prometheus(
     }
     let config = folder.join("prometheus.yml");
     write(&config, &prometheus_config(targets))?;
-    let mut command = tether::command(&observers.prometheus)?;
+    let mut command = die_with_parent::command(&observers.prometheus)?;
     command
         .arg(format!("--web.listen-address={addr}"))
         .arg(format!("--config.file={}", config.display()))

@@ -13,7 +13,7 @@ use tokio::process::Command;
 use super::children::STOP_TIMEOUT;
 use super::observe::Observers;
 use crate::args::DevArgs;
-use crate::tether;
+use crate::die_with_parent;
 use crate::usage::Unusable;
 
 /// What our own programs get for their drain: a little less than the time after which they are killed.
@@ -68,7 +68,7 @@ impl Programs {
 
     /// The command for one of our own programs, whose log is read here. What is set here stands in the help of `dev`.
     pub(super) fn command_of_ours(&self, program: &Path) -> io::Result<Command> {
-        let mut command = tether::command(program)?;
+        let mut command = die_with_parent::command(program)?;
         command
             .env("LOG_FORMAT", "json")
             .env("DRAIN_TIMEOUT", humantime::format_duration(DRAIN_TIMEOUT).to_string());

@@ -14,7 +14,7 @@ use super::catalogue;
 use super::summary::{Outcome, Summary};
 use crate::args::DevArgs;
 use crate::client::{self, Orders};
-use crate::fault;
+use crate::error_report;
 use crate::watch::Watch;
 
 /// How many sample orders are on their way at once.
@@ -49,7 +49,7 @@ async fn one(orders: Orders, request: CreateOrderRequest, deadline: time::Instan
     let mut order = match timeout_at(deadline, place(orders.clone(), request)).await {
         Ok(Ok(order)) => order,
         Ok(Err(status)) => {
-            let why = fault::headline(&status);
+            let why = error_report::headline(&status);
             return Outcome::Refused { request_id, why };
         }
         Err(_) => {
@@ -66,7 +66,7 @@ async fn one(orders: Orders, request: CreateOrderRequest, deadline: time::Instan
             return Outcome::Finished { order, took };
         }
         Ok(Ok(())) => "it moves no more by itself".to_owned(),
-        Ok(Err(status)) => fault::headline(&status),
+        Ok(Err(status)) => error_report::headline(&status),
         Err(_) => "not finished in time".to_owned(),
     };
     Outcome::Unfinished { order, why }

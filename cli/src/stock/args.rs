@@ -2,7 +2,7 @@
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use crate::args::Operators;
+use crate::operators::Operators;
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct StockArgs {

@@ -17,38 +17,39 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::{Layer, Service};
 
-use super::{Caller, Place, Places, Refusal, refuse};
+use super::{Caller, ConcurrencyLimit, Permit};
 use crate::errors;
+use crate::gate::{Refusal, refuse};
 
-/// The layer that gives each call a place, from before its message has come until its answer is taken.
+/// The layer that gives each call a permit, from before its message has come until its answer is taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
-    /// The places.
-    pub(crate) places: Places,
+    /// How many there may be.
+    pub(crate) limit: ConcurrencyLimit,
     /// How long a message may take to come.
     pub(crate) message_timeout: Duration,
     /// How much may come: a client that sends messages without end holds up its own call, and the reader.
     pub(crate) request_bytes_max: usize,
-    /// Methods whose calls give their place back when their answer begins: others count their streams.
+    /// Methods whose calls give their permit back when their answer begins: others count their streams.
     pub(crate) streams: &'static [&'static str],
 }
 
 impl<S> Layer<S> for Calls {
-    type Service = Placed<S>;
+    type Service = Permitted<S>;
 
-    fn layer(&self, inner: S) -> Placed<S> {
-        Placed { calls: self.clone(), inner }
+    fn layer(&self, inner: S) -> Permitted<S> {
+        Permitted { calls: self.clone(), inner }
     }
 }
 
 /// A service behind [`Calls`].
 #[derive(Clone, Debug)]
-pub(crate) struct Placed<S> {
+pub(crate) struct Permitted<S> {
     calls: Calls,
     inner: S,
 }
 
-impl<S> Service<Request<Body>> for Placed<S>
+impl<S> Service<Request<Body>> for Permitted<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
@@ -61,8 +62,8 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let place = match self.calls.places.take(Caller::of(request.extensions())) {
-            Ok(place) => place,
+        let permit = match self.calls.limit.acquire(Caller::of(request.extensions())) {
+            Ok(permit) => permit,
             Err(status) => return Either::Right(refuse(request, status.into_http())),
         };
         let method = request.uri().path().rsplit('/').next();
@@ -72,20 +73,20 @@ where
         let request =
             request.map(|body| Body::new(Coming { body, timeout, begun, left: None, bytes_max, bytes: 0 }));
         let answer = self.inner.call(request);
-        Either::Left(UnderWay { answer, place: Some(place), is_stream })
+        Either::Left(UnderWay { answer, permit: Some(permit), is_stream })
     }
 }
 
-impl<S: NamedService> NamedService for Placed<S> {
+impl<S: NamedService> NamedService for Permitted<S> {
     const NAME: &'static str = S::NAME;
 }
 
 pin_project! {
-    /// A call that has a place.
+    /// A call that has a permit.
     pub(crate) struct UnderWay<F> {
         #[pin]
         answer: F,
-        place: Option<Place>,
+        permit: Option<Permit>,
         is_stream: bool,
     }
 }
@@ -99,9 +100,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let Ok(answer) = ready!(this.answer.poll(cx));
-        let place = this.place.take().filter(|_| !*this.is_stream);
-        Poll::Ready(Ok(match place {
-            Some(place) => answer.map(|body| Body::new(Going { body, _place: place })),
+        let permit = this.permit.take().filter(|_| !*this.is_stream);
+        Poll::Ready(Ok(match permit {
+            Some(permit) => answer.map(|body| Body::new(Going { body, _permit: permit })),
             None => answer,
         }))
     }
@@ -159,11 +160,11 @@ impl http_body::Body for Coming {
 }
 
 pin_project! {
-    /// An answer that holds its call's place until it is taken, or its stream is gone.
+    /// An answer that holds its call's permit until it is taken, or its stream is gone.
     struct Going {
         #[pin]
         body: Body,
-        _place: Place,
+        _permit: Permit,
     }
 }
 

@@ -5,8 +5,8 @@ use http::Request;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::Admit;
 use crate::errors;
+use crate::gate::Admit;
 
 /// Names and values of a request's headers, each with the overhead that HTTP/2 counts.
 const BYTES_MAX: usize = 16 * 1024;

@@ -20,8 +20,9 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::{Layer, Service};
 
-use super::{Caller, Place, Places, refuse};
+use super::{Caller, ConcurrencyLimit, Permit};
 use crate::errors;
+use crate::gate::refuse;
 
 /// Health checks under way, and those of one peer address.
 const CHECKS_MAX: usize = 16_384;
@@ -38,21 +39,21 @@ const CHECK: &str = "/grpc.health.v1.Health/Check";
 /// Its service, all of whose requests are one message.
 const HEALTH: &str = "/grpc.health.v1.";
 
-/// The layer that gives each call a place.
+/// The layer that gives each call a permit.
 #[derive(Clone, Debug)]
 pub(crate) struct Probes {
-    checks: Places,
-    streams: Places,
+    checks: ConcurrencyLimit,
+    streams: ConcurrencyLimit,
     over: CancellationToken,
 }
 
 impl Probes {
     /// Streams end when `over` is cancelled.
     pub(crate) fn new(over: CancellationToken) -> Self {
-        let places = |all, per_peer| Places::new(all, per_peer, errors::too_many_calls);
+        let limit = |all, per_peer| ConcurrencyLimit::new(all, per_peer, errors::too_many_calls);
         Self {
-            checks: places(CHECKS_MAX, CHECKS_PER_PEER_MAX),
-            streams: places(STREAMS_MAX, STREAMS_PER_PEER_MAX),
+            checks: limit(CHECKS_MAX, CHECKS_PER_PEER_MAX),
+            streams: limit(STREAMS_MAX, STREAMS_PER_PEER_MAX),
             over,
         }
     }
@@ -88,9 +89,9 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let is_check = request.uri().path() == CHECK;
-        let places = if is_check { &self.probes.checks } else { &self.probes.streams };
-        let place = match places.take(Caller::of(request.extensions())) {
-            Ok(place) => place,
+        let limit = if is_check { &self.probes.checks } else { &self.probes.streams };
+        let permit = match limit.acquire(Caller::of(request.extensions())) {
+            Ok(permit) => permit,
             Err(status) => return refuse(request, status.into_http()),
         };
         let over = (!is_check).then(|| Box::pin(self.probes.over.clone().cancelled_owned()));
@@ -102,7 +103,7 @@ where
                 Err(status) => return Ok(status.into_http()),
             };
             let answer = inner.call(request).await?;
-            Ok(answer.map(|body| Body::new(Answer { body, over, is_over: false, _place: place })))
+            Ok(answer.map(|body| Body::new(Answer { body, over, is_over: false, _permit: permit })))
         }
         .boxed()
     }
@@ -126,13 +127,13 @@ async fn whole(request: Request<Body>) -> Result<Request<Body>, Status> {
 }
 
 pin_project! {
-    /// An answer that holds its call's place until it is taken, and says that the gateway stops when it does.
+    /// An answer that holds its call's permit until it is taken, and says that the gateway stops when it does.
     struct Answer {
         #[pin]
         body: Body,
         over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
         is_over: bool,
-        _place: Place,
+        _permit: Permit,
     }
 }
 

@@ -14,26 +14,14 @@ use http::Request;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::Caller;
+use super::cost::cost;
 use super::turns::Turns;
-use super::{Admit, Caller};
 use crate::errors;
+use crate::gate::Admit;
 
 /// How often callers that have their whole burst again are forgotten, so that memory stays bounded.
 const FORGET_INTERVAL: Duration = Duration::from_secs(60);
-
-/// What the costliest call takes out of a bucket; every burst must hold as much.
-pub(crate) const COST_MAX: u32 = 10;
-
-/// What a call takes out of a bucket: about how many messages of the log it may move, in tens.
-fn cost(path: &str) -> NonZeroU32 {
-    let cost = match path.rsplit('/').next() {
-        Some("ListOrders") => COST_MAX,
-        Some("WatchOrders") => 5,
-        Some("WatchOrder" | "ListOrderEvents") => 2,
-        Some(_) | None => 1,
-    };
-    NonZeroU32::new(cost).unwrap_or(NonZeroU32::MIN)
-}
 
 /// The settings of both limits.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DefaultKeyedStateStore;
 use governor::{Jitter, Quota, RateLimiter};
 
-use super::rate_limit::COST_MAX;
+use super::cost::COST_MAX;
 
 /// The queue holds as many calls as are allowed in this time. Callers beyond that are told to wait about so long: they may be
 /// one that does not wait at all, and its calls must not put off those of others for ever.

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -14,8 +14,8 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 use tracing::{error, info};
 
-use super::{Principal, Role, is_tenant};
-use crate::files::{self, Watched};
+use super::principal::{Principal, Role, is_tenant};
+use crate::transport::files::{self, Current, Watched};
 
 const HASH_BYTES: usize = 32;
 /// Where in the table a hash is looked for; what lies there is then compared in constant time.
@@ -39,7 +39,7 @@ pub(crate) struct Directory {
     kind: Kind,
     path: PathBuf,
     watched: Watched,
-    table: Arc<RwLock<Arc<Table>>>,
+    table: Current<Table>,
 }
 
 /// Principals by the hash of what is shown for them: for a certificate, of its name.
@@ -69,23 +69,19 @@ impl Directory {
     /// Reads the text of a file, or says in which line something is wrong.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn of(kind: Kind, text: &str) -> Result<Self, (usize, &'static str)> {
-        let table = Arc::new(RwLock::new(Arc::new(Table::parse(kind, text)?)));
+        let table = Current::new(Table::parse(kind, text)?);
         Ok(Self { kind, path: PathBuf::new(), watched: Watched::new(Vec::new()), table })
     }
 
     fn read(kind: Kind, path: PathBuf) -> Result<Self, DirectoryError> {
         let watched = Watched::new(vec![path.clone()]);
-        let table = Arc::new(RwLock::new(Arc::new(Table::read(kind, &path)?)));
+        let table = Current::new(Table::read(kind, &path)?);
         Ok(Self { kind, path, watched, table })
     }
 
     /// Whose key, or whose certificate's name, `shown` is.
     pub(crate) fn find(&self, shown: &[u8]) -> Option<Arc<Principal>> {
-        self.current().get(&Sha256::digest(shown).into()).cloned()
-    }
-
-    fn current(&self) -> Arc<Table> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.table.get().get(&Sha256::digest(shown).into()).cloned()
     }
 
     /// Reads the file again whenever it has changed. A file that cannot be used changes nothing. Runs for as
@@ -107,14 +103,13 @@ impl Directory {
 
     /// Who is as before stays the same principal, and keeps its streams; the others are withdrawn.
     fn replace(&self, mut table: Table) {
-        let before = self.current();
+        let before = self.table.get();
         for (hash, principal) in table.0.values_mut().flatten() {
             if let Some(same) = before.get(hash).filter(|before| before.is_like(principal)) {
                 *principal = same.clone();
             }
         }
-        let table = Arc::new(table);
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table.clone();
+        let table = self.table.set(table);
         for (hash, principal) in before.0.values().flatten() {
             if !table.get(hash).is_some_and(|now| Arc::ptr_eq(now, principal)) {
                 principal.withdraw();

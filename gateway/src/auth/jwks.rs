@@ -5,22 +5,17 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use backbone::config::has_usable_port;
-use bytes::Bytes;
-use http::{StatusCode, Uri};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use anyhow::Context;
+use http::Uri;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
+use program::config::has_usable_port;
 use serde::Deserialize;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_util::sync::CancellationToken;
+
+use crate::transport::http_client::HttpClient;
 
 /// Largest set of keys.
 const SET_BYTES_MAX: usize = 1024 * 1024;
@@ -158,7 +153,7 @@ fn algorithms_of(parameters: &AlgorithmParameters) -> &'static [Algorithm] {
 #[derive(Debug)]
 pub(super) struct Remote {
     uri: Uri,
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    client: HttpClient,
     /// When the set in use was asked for.
     fetched: Mutex<Option<Instant>>,
     /// Told when a token names a key that is not in the set.
@@ -168,30 +163,16 @@ pub(super) struct Remote {
 impl Remote {
     /// Nothing is asked yet.
     pub(super) fn new(uri: Uri) -> Result<Self, String> {
-        let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_native_roots(aws_lc_rs::default_provider())
-            .map_err(|error| format!("no certificate authorities to trust: {error}"))?
-            .https_or_http()
-            .enable_http1()
-            .build();
-        // A set is asked for so rarely that no connection is worth keeping.
-        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+        let client = HttpClient::new(SET_BYTES_MAX)
+            .map_err(|error| format!("no certificate authorities to trust: {error}"))?;
         Ok(Self { uri, client, fetched: Mutex::default(), wanted: Notify::new() })
     }
 
     /// Asks for the set. Redirects are not followed.
     pub(super) async fn fetch(&self) -> anyhow::Result<String> {
-        timeout(FETCH_TIMEOUT, async {
-            let answer = self.client.get(self.uri.clone()).await?;
-            if answer.status() != StatusCode::OK {
-                bail!("answered {}", answer.status());
-            }
-            let body = Limited::new(answer.into_body(), SET_BYTES_MAX).collect().await;
-            let body = body.map_err(anyhow::Error::from_boxed)?.to_bytes();
-            String::from_utf8(body.to_vec()).context("is no text")
-        })
-        .await
-        .with_context(|| format!("no answer within {FETCH_TIMEOUT:?}"))?
+        let set = timeout(FETCH_TIMEOUT, self.client.get(self.uri.clone())).await;
+        let set = set.with_context(|| format!("no answer within {FETCH_TIMEOUT:?}"))??;
+        String::from_utf8(set.to_vec()).context("is no text")
     }
 
     /// Notes that a set that was asked for at `asked` is in use.

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use backbone::backoff::Backoff;
 use clap::builder::NonEmptyStringValueParser;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, Validation, decode, decode_header};
+use program::backoff::Backoff;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -18,9 +18,9 @@ use tonic::Status;
 use tracing::{debug, error, info, warn};
 
 use super::jwks::{FETCH_INTERVAL_MIN, Key, KeySet, Remote, Source};
-use super::{Principal, Role, is_tenant};
+use super::principal::{Principal, Role, is_tenant};
 use crate::errors;
-use crate::files::{self, Watched};
+use crate::transport::files::{self, Current, Watched};
 
 /// How much the clocks of issuer and gateway may differ.
 const LEEWAY: Duration = Duration::from_secs(30);
@@ -67,7 +67,7 @@ fn algorithm(text: &str) -> Result<Algorithm, String> {
 pub(crate) struct Tokens {
     rules: Arc<Rules>,
     source: Following,
-    state: Arc<RwLock<Arc<State>>>,
+    state: Current<State>,
 }
 
 /// How keys are kept up to date.
@@ -135,7 +135,7 @@ impl Tokens {
             }
             Source::Url(uri) => (Following::Url(Arc::new(Remote::new(uri.clone())?)), KeySet::default()),
         };
-        let state = Arc::new(RwLock::new(Arc::new(State { keys, ..State::default() })));
+        let state = Current::new(State { keys, ..State::default() });
         Ok(Some(Self { rules: Arc::new(rules), source, state }))
     }
 
@@ -151,14 +151,14 @@ impl Tokens {
         };
         let keys = KeySet::parse(keys, &rules.algorithms).ok()?;
         let source = Following::File(PathBuf::new(), Watched::new(Vec::new()));
-        let state = Arc::new(RwLock::new(Arc::new(State { keys, ..State::default() })));
+        let state = Current::new(State { keys, ..State::default() });
         Some(Self { rules: Arc::new(rules), source, state })
     }
 
     /// Who would call with these claims, if the key `id` had signed them.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn claimed(&self, id: &str, claims: &Map<String, Value>) -> Option<Principal> {
-        self.rules.principal(claims, self.current().keys.get(id)?).ok()
+        self.rules.principal(claims, self.state.get().keys.get(id)?).ok()
     }
 
     /// Whose token it is.
@@ -170,7 +170,7 @@ impl Tokens {
     }
 
     fn principal(&self, token: &str) -> Result<Arc<Principal>, Refusal> {
-        let state = self.current();
+        let state = self.state.get();
         let hash = Sha256::digest(token).into();
         let principal = match state.known(&hash) {
             Some(principal) => principal,
@@ -206,10 +206,6 @@ impl Tokens {
             }
             Following::Url(_) | Following::File(..) => Refusal::Invalid(format!("no key has the id {id:?}")),
         }
-    }
-
-    fn current(&self) -> Arc<State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Keeps the keys up to date; those from before stay in use while there are no new ones. Runs for as long
@@ -258,14 +254,13 @@ impl Tokens {
     }
 
     fn replace(&self, mut keys: KeySet) {
-        let before = self.current();
+        let before = self.state.get();
         if keys.is_same(&before.keys) {
             return;
         }
         info!(keys = keys.len(), "keys of tokens read");
         keys.continue_from(&before.keys);
-        let state = Arc::new(State { keys, ..State::default() });
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state.clone();
+        let state = self.state.set(State { keys, ..State::default() });
         before.keys.withdraw_what_is_not_in(&state.keys);
     }
 }

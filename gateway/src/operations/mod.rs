@@ -1,5 +1,6 @@
 //! What operators do about orders that are parked, and about the stock, on an address of its own.
 
+mod filter;
 mod page;
 mod redrive;
 mod requests;
@@ -20,15 +21,18 @@ use tonic::server::NamedService;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 
-use crate::admission::{Gate, Metadata, Probes};
+use crate::admission::{Metadata, Probes};
 use crate::auth::Authentication;
 use crate::config::Config;
-use crate::connections::{Acquaint, Limit};
 use crate::deadline::CallerDeadline;
+use crate::gate::Gate;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
-use crate::tls::Tls;
-use crate::{browser, connections, health, malformed, panics, reflection, server};
+use crate::transport::connections::Limit;
+use crate::transport::peer::KeepAuthenticated;
+use crate::transport::tls::Tls;
+use crate::transport::{connections, server};
+use crate::{browser, health, malformed, panics, reflection};
 
 /// Largest request: a thousand ids, with room to spare.
 const REQUEST_BYTES_MAX: usize = 128 * 1024;
@@ -49,7 +53,7 @@ pub(crate) async fn serve(
     let letters = DeadLetterServiceServer::new(letters).max_decoding_message_size(REQUEST_BYTES_MAX);
     let stock = StockServiceServer::new(stock).max_decoding_message_size(REQUEST_BYTES_MAX);
     // Nobody without the role gets any further.
-    let operators = ServiceBuilder::new().layer(Gate(authentication)).layer(Gate(Acquaint));
+    let operators = ServiceBuilder::new().layer(Gate(authentication)).layer(Gate(KeepAuthenticated));
 
     let told = CancellationToken::new();
     let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
@@ -83,7 +87,7 @@ pub(crate) async fn serve(
         age_grace: config.max_connection_age_grace,
     };
     let incoming =
-        connections::accept(listener, Limit::of_acquaintances(CONNECTIONS_MAX), tls, draining.clone());
+        connections::accept(listener, Limit::with_eviction(CONNECTIONS_MAX), tls, draining.clone());
     server::serve(incoming, service, limits, draining).await;
     Ok(())
 }

@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
+use backbone::broker::direct_get::ReadError;
 use backbone::dead_letters::{DeadLetters, Kept, Letters};
-use backbone::direct_get::ReadError;
-use backbone::ids::Revision;
-use prost_types::Timestamp;
+use backbone::log::ids::Revision;
 use proto::operations::v1::{DeadLetter, DeadLetterGroup};
 
-use super::requests::Filter;
+use super::filter::Filter;
 
 /// Most letters that one call looks at.
 pub(super) const EXAMINED_MAX: usize = 20_000;
@@ -113,9 +112,4 @@ fn group(letter: &DeadLetter) -> DeadLetterGroup {
         count: 0,
         sample_error: letter.attempts.last().map(|last| last.error.clone()).unwrap_or_default(),
     }
-}
-
-/// A letter's age is that of its creation.
-pub(super) fn time_of(timestamp: Option<Timestamp>) -> SystemTime {
-    timestamp.and_then(|time| SystemTime::try_from(time).ok()).unwrap_or(SystemTime::UNIX_EPOCH)
 }

@@ -4,18 +4,18 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
-use backbone::ids::OrderId;
-use backbone::lifecycle::{is_called_off, is_finished};
+use backbone::log::ids::OrderId;
+use backbone::log::lifecycle::{is_called_off, is_finished};
 use backbone::log::{AppendError, Appended, OrderLog, OrderState, WatchError};
-use backbone::trace::{KeyValue, Span, SpanKind, attribute};
+use program::trace::{self, Context, FutureExt, KeyValue, OpenTelemetrySpanExt, attribute};
 use proto::operations::v1::{DeadLetterReason, DeadLetterState, RedriveDeadLettersResponse, RedriveOutcome};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{OrderRedriven, OrderStatus};
 use tokio::time::{Instant, Interval, timeout};
 use tonic::Status;
-use tracing::{info, warn};
+use tracing::{Instrument, Span, info, info_span, warn};
 
-use crate::errors;
+use crate::{broker_errors, errors};
 
 /// How long the canary's order may take to its end.
 const CANARY_TIMEOUT: Duration = Duration::from_secs(600);
@@ -28,8 +28,6 @@ pub(super) struct Redrive {
     pub(super) pace: Interval,
     pub(super) dry_run: bool,
     pub(super) operator: String,
-    /// The operator's call.
-    pub(super) span: Span,
     /// How long one letter may take.
     pub(super) timeout: Duration,
     pub(super) canary: Canary,
@@ -75,8 +73,9 @@ impl Redrive {
     }
 
     async fn redrive(&mut self, id: &LetterId, deadline: Instant) -> Answer {
-        use RedriveOutcome::{AlreadyResolved, NotRedrivable, OrderWentOn, Redriven, WouldRedrive};
-        let Some(kept) = self.letters.find_proven(id).await.map_err(|error| errors::read(&error))? else {
+        use RedriveOutcome::{AlreadyResolved, NotRedrivable};
+        let Some(kept) = self.letters.find_proven(id).await.map_err(|error| broker_errors::read(&error))?
+        else {
             return Ok(answer(id, "", AlreadyResolved, "the letter is no longer kept"));
         };
         let order_id = kept.letter.order_id.clone();
@@ -87,7 +86,7 @@ impl Redrive {
             | DeadLetterState::Discarded
             | DeadLetterState::Unspecified) => {
                 if !self.dry_run {
-                    self.letters.sweep(&kept).await.map_err(|error| errors::read(&error))?;
+                    self.letters.sweep(&kept).await.map_err(|error| broker_errors::read(&error))?;
                 }
                 if state == DeadLetterState::Unspecified {
                     return say(NotRedrivable, "the letter was withdrawn: the order has gone on meanwhile");
@@ -102,20 +101,36 @@ impl Redrive {
             return say(NotRedrivable, "the letter names no order; discard it");
         };
 
+        if self.dry_run {
+            return self.redrive_order(id, &kept, order, deadline).await;
+        }
+        let (span, context) = self.redriving(&kept);
+        let redriven = self.redrive_order(id, &kept, order, deadline);
+        redriven.instrument(span).with_context(context).await
+    }
+
+    async fn redrive_order(
+        &mut self,
+        id: &LetterId,
+        kept: &Kept,
+        order: OrderId,
+        deadline: Instant,
+    ) -> Answer {
+        use RedriveOutcome::{AlreadyResolved, NotRedrivable, OrderWentOn, Redriven, WouldRedrive};
+        let order_id = kept.letter.order_id.clone();
+        let say = |outcome, message: &str| Ok(answer(id, &order_id, outcome, message));
         let letter = id.to_string();
-        let span = if self.dry_run { self.span.clone() } else { self.redriving(&kept) };
-        let mut found = self.log.load_proven(&order).await.map_err(|error| errors::read(&error))?;
+        let mut found = self.log.load_proven(&order).await.map_err(|error| broker_errors::read(&error))?;
         // Each turn lost is an event won by somebody else, and a parked order can only be cancelled or redriven.
         while let Some(current) = found.take_if(|current| current.order.dead_letter_id == letter) {
             if self.dry_run {
                 return say(WouldRedrive, "the order is parked and would be redriven");
             }
-            match self.append(&current, &letter, &span, deadline).await? {
+            match self.append(&current, &letter, deadline).await? {
                 Appended::Stored(now) => {
-                    self.resolve(&kept, DeadLetterState::Redriven, "redriven", &span).await;
-                    let (trace_id, span_id) = (span.context().trace_id(), span.context().span_id());
+                    self.resolve(kept, DeadLetterState::Redriven, "redriven").await;
                     let revision = now.order.revision;
-                    info!(order_id = %order, trace_id, span_id, revision, dead_letter_id = letter, operator = self.operator, "order redriven");
+                    info!(order_id = %order, revision, dead_letter_id = letter, operator = self.operator, "order redriven");
                     if matches!(self.canary, Canary::Next) {
                         let called_off = is_called_off(&now.order);
                         self.canary = Canary::Gone { letter: id.clone(), order, called_off };
@@ -127,7 +142,7 @@ impl Redrive {
             }
         }
         let Some(current) = found else {
-            self.resolve(&kept, DeadLetterState::Discarded, "the order is no longer kept", &span).await;
+            self.resolve(kept, DeadLetterState::Discarded, "the order is no longer kept").await;
             return say(OrderWentOn, "the order is no longer kept");
         };
 
@@ -135,10 +150,10 @@ impl Redrive {
             .log
             .history_reaching(&order, current.revision())
             .await
-            .map_err(|error| errors::read(&error))?;
+            .map_err(|error| broker_errors::read(&error))?;
         let status = status_name(current.order.status());
         if history.iter().any(|event| event.redriven_from() == Some(&letter)) {
-            self.resolve(&kept, DeadLetterState::Redriven, "redriven by an earlier request", &span).await;
+            self.resolve(kept, DeadLetterState::Redriven, "redriven by an earlier request").await;
             return say(AlreadyResolved, "the order was redriven by an earlier request");
         }
         // Not parked, but ended by another worker that had the same message: the step may never look at it again.
@@ -148,7 +163,7 @@ impl Redrive {
         let went_on = is_other && (is_finished(&current.order) || is_past);
         if went_on || history.iter().any(|event| event.parked_by() == Some(&letter)) {
             let message = format!("the order has gone on: it is {status}");
-            self.resolve(&kept, DeadLetterState::Discarded, &message, &span).await;
+            self.resolve(kept, DeadLetterState::Discarded, &message).await;
             return say(OrderWentOn, &message);
         }
         if is_finished(&current.order) {
@@ -162,37 +177,35 @@ impl Redrive {
     }
 
     /// The order goes on in its own trace: from its letter, not from the call of the operator, who may redrive many.
-    fn redriving(&self, kept: &Kept) -> Span {
-        let name = || "redrive".into();
-        let span = match &kept.trace {
-            Some(letter) => Span::from_remote(Some(letter), SpanKind::Internal, name),
-            None => self.span.child(SpanKind::Internal, name),
-        };
-        let about = || {
-            [
-                KeyValue::new(attribute::DEAD_LETTER_ID, kept.id.to_string()),
-                KeyValue::new(attribute::ORDER_ID, kept.letter.order_id.clone()),
-            ]
-        };
-        span.set(about);
-        if let Some(letter) = &kept.trace {
-            span.link(letter, || [KeyValue::new(attribute::DEAD_LETTER_ID, kept.id.to_string())]);
-            span.link(self.span.context(), || []);
-            self.span.link(span.context(), about);
+    fn redriving(&self, kept: &Kept) -> (Span, Context) {
+        let span = info_span!(
+            "redrive",
+            otel.kind = "internal",
+            waybill.dead_letter.id = %kept.id,
+            waybill.order.id = kept.letter.order_id,
+            waybill.keep = true,
+        );
+        let Some(letter) = kept.trace.clone() else { return (span, Context::current()) };
+        let call = trace::current();
+        let context = trace::continue_in(&span, Some(letter.clone()));
+        if let Some((call, redrive)) = call.zip(trace::of(&context)).filter(|_| !span.is_disabled()) {
+            let id = || KeyValue::new(attribute::DEAD_LETTER_ID, kept.id.to_string());
+            span.add_link_with_attributes(letter, vec![id()]);
+            span.add_link(call);
+            let order_id = KeyValue::new(attribute::ORDER_ID, kept.letter.order_id.clone());
+            Span::current().add_link_with_attributes(redrive, vec![id(), order_id]);
         }
-        span.keep();
-        span
+        (span, context)
     }
 
     async fn append(
         &self,
         current: &OrderState,
         letter: &str,
-        span: &Span,
         deadline: Instant,
     ) -> Result<Appended, Status> {
         let redriven = OrderRedriven { operator: self.operator.clone(), dead_letter_id: letter.to_owned() };
-        let appended = self.log.append(current, Detail::Redriven(redriven), span.context(), deadline).await;
+        let appended = self.log.append(current, Detail::Redriven(redriven), deadline).await;
         appended.map_err(|error| match error {
             AppendError::Refused(_)
             | AppendError::Unavailable(_)
@@ -200,16 +213,16 @@ impl Redrive {
             | AppendError::TooLarge(_)
             | AppendError::Permanent(_)
             | AppendError::Gone
-            | AppendError::Unknown(_) => errors::append(&current.id, span.context(), &error),
+            | AppendError::Unknown(_) => broker_errors::append(&current.id, &error),
         })
     }
 
     /// The order decides; a letter that could not be resolved is resolved when somebody looks at it again.
-    async fn resolve(&self, open: &Kept, state: DeadLetterState, reason: &str, span: &Span) {
+    async fn resolve(&self, open: &Kept, state: DeadLetterState, reason: &str) {
         if self.dry_run {
             return;
         }
-        match self.letters.resolve(open, state, &self.operator, reason, span.context()).await {
+        match self.letters.resolve(open, state, &self.operator, reason).await {
             Ok(_) | Err(PutError::Conflict) => {}
             Err(error @ (PutError::Unavailable(_) | PutError::Permanent(_) | PutError::Unknown(_))) => {
                 warn!(dead_letter_id = %open.id, %error, "dead letter not resolved yet");
@@ -245,7 +258,7 @@ impl Redrive {
 
     /// The status with which the order is finished, or FAILED.
     async fn end_of(&self, order: &OrderId) -> Result<OrderStatus, Status> {
-        let current = self.log.load_proven(order).await.map_err(|error| errors::read(&error))?;
+        let current = self.log.load_proven(order).await.map_err(|error| broker_errors::read(&error))?;
         let current = current.ok_or_else(|| errors::not_found(order))?;
         let (mut status, revision) = (current.order.status(), current.revision());
         if status == OrderStatus::Failed {
@@ -253,7 +266,7 @@ impl Redrive {
         }
         let mut watch = self.log.watch(current, revision).await.map_err(|error| match error {
             WatchError::Beyond { last } => errors::beyond(last),
-            WatchError::Read(error) => errors::read(&error),
+            WatchError::Read(error) => broker_errors::read(&error),
         })?;
         while let Some(event) = watch.next().await.map_err(|_| errors::events_lost())? {
             status = event.order.status();

@@ -1,18 +1,17 @@
 //! The rules of every field of the operators' requests. All that a request breaks is reported at once.
 
 use std::num::NonZeroU32;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use backbone::dead_letters::{LetterId, is_step};
-use backbone::ids::Revision;
-use data_encoding::BASE64URL_NOPAD;
+use backbone::log::ids::Revision;
 use proto::operations::v1::{
-    DeadLetter, DeadLetterFilter, DiscardDeadLetterRequest, ListDeadLettersRequest, RedriveDeadLettersRequest,
+    DeadLetterFilter, DiscardDeadLetterRequest, ListDeadLettersRequest, RedriveDeadLettersRequest,
 };
-use sha2::{Digest, Sha256};
 use tonic::Status;
 
-use super::page::{EXAMINED_MAX, time_of};
+use super::filter::Filter;
+use super::page::EXAMINED_MAX;
 use crate::errors;
 use crate::validation::Violations;
 
@@ -25,52 +24,6 @@ const RATE_MAX: u32 = 1000;
 /// Longest reason of a discard, in characters.
 const REASON_CHARS_MAX: usize = 512;
 const FINGERPRINT_CHARS: usize = 12;
-/// Told apart, so that a later version can lay page tokens out otherwise.
-const TOKEN_VERSION: u8 = 1;
-const TOKEN_HASH_BYTES: usize = 8;
-
-/// Which open letters are meant.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Filter {
-    step: String,
-    fingerprint: String,
-    older_than: Duration,
-}
-
-impl Filter {
-    /// The step, if only letters of one are meant.
-    pub(super) fn step(&self) -> Option<&str> {
-        (!self.step.is_empty()).then_some(&self.step)
-    }
-
-    pub(super) fn matches(&self, letter: &DeadLetter, now: SystemTime) -> bool {
-        let age = now.duration_since(time_of(letter.create_time)).unwrap_or_default();
-        (self.step.is_empty() || self.step == letter.step)
-            && (self.fingerprint.is_empty() || self.fingerprint == letter.fingerprint)
-            && age >= self.older_than
-    }
-
-    /// The token of the page that begins at `next`.
-    pub(super) fn token(&self, next: Revision) -> String {
-        let mut bytes = vec![TOKEN_VERSION];
-        bytes.extend(next.0.to_be_bytes());
-        bytes.extend(self.name());
-        BASE64URL_NOPAD.encode(&bytes)
-    }
-
-    /// Where a page begins, by a token of this filter.
-    fn parse(&self, token: &str) -> Option<Revision> {
-        let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
-        let (next, name) = bytes.strip_prefix(&[TOKEN_VERSION])?.split_first_chunk()?;
-        (*name == self.name()).then_some(Revision(u64::from_be_bytes(*next)))
-    }
-
-    fn name(&self) -> [u8; TOKEN_HASH_BYTES] {
-        let text = format!("{} {} {:?}", self.step, self.fingerprint, self.older_than);
-        let digest = Sha256::digest(text);
-        std::array::from_fn(|i| digest[i])
-    }
-}
 
 /// A page that may be read.
 #[derive(Debug)]
@@ -110,15 +63,7 @@ pub(super) fn letter_id(text: &str) -> Result<LetterId, Status> {
 pub(super) fn page(request: ListDeadLettersRequest) -> Result<PageRequest, Status> {
     let mut violations = Violations::default();
     let filter = check_filter(&mut violations, request.filter.unwrap_or_default());
-    let size = match usize::try_from(request.page_size) {
-        Ok(0) => PAGE_SIZE_DEFAULT,
-        Ok(size) if size <= PAGE_SIZE_MAX => size,
-        Ok(_) | Err(_) => {
-            let rule = format!("must be 1-{PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}");
-            violations.add("page_size", format!("{rule}, not {}", request.page_size));
-            PAGE_SIZE_DEFAULT
-        }
-    };
+    let size = violations.page_size(request.page_size, PAGE_SIZE_MAX, PAGE_SIZE_DEFAULT);
     let mut from = None;
     if !request.page_token.is_empty() {
         from = filter.parse(&request.page_token);

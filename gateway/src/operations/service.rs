@@ -27,8 +27,7 @@ use super::requests::{self, Which};
 use crate::auth::Principal;
 use crate::orders::{principal_of, read_by};
 use crate::readiness::Readiness;
-use crate::spans::span_of;
-use crate::{deadline, errors};
+use crate::{broker_errors, deadline, errors};
 
 /// How a caller of whom nobody asked a credential is named in what it does.
 const ANONYMOUS: &str = "anonymous";
@@ -171,7 +170,6 @@ impl DeadLetterService for Operations {
             pace,
             dry_run: wanted.dry_run,
             operator,
-            span: span_of(request.extensions()),
             timeout: self.request_timeout,
             canary: if wanted.canary && !wanted.dry_run { Canary::Next } else { Canary::Done },
         };
@@ -184,7 +182,6 @@ impl DeadLetterService for Operations {
     ) -> Result<Response<DiscardDeadLetterResponse>, Status> {
         let by = deadline::of(request.metadata(), self.request_timeout);
         let operator = operator(principal_of(&request)?);
-        let span = span_of(request.extensions());
         let (id, reason) = requests::discard(request.into_inner())?;
         self.readiness.may_store()?;
         loop {
@@ -196,18 +193,13 @@ impl DeadLetterService for Operations {
                     kept
                 }
                 DeadLetterState::Open => {
-                    let resolve = self.letters.resolve(
-                        &kept,
-                        DeadLetterState::Discarded,
-                        &operator,
-                        &reason,
-                        span.context(),
-                    );
+                    let state = DeadLetterState::Discarded;
+                    let resolve = self.letters.resolve(&kept, state, &operator, &reason);
                     match timeout_at(by, resolve).await.map_err(|_| errors::letter_unknown(&id))? {
                         Ok(discarded) => discarded,
                         // Somebody else was first: look again.
                         Err(PutError::Conflict) => continue,
-                        Err(error) => return Err(errors::put(&id, &error)),
+                        Err(error) => return Err(broker_errors::put(&id, &error)),
                     }
                 }
             };

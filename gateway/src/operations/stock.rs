@@ -4,9 +4,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backbone::direct_get::ReadError;
+use backbone::broker::direct_get::ReadError;
+use backbone::broker::streams::ORDERS;
 use backbone::log::OrderLog;
-use backbone::stream::ORDERS;
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
 use proto::inventory::v1::reconcile_stock_response::Answer;
@@ -29,7 +29,7 @@ use super::stock_requests::{self, Reconcile};
 use crate::auth::Principal;
 use crate::orders::{principal_of, read_by};
 use crate::readiness::Readiness;
-use crate::{deadline, errors};
+use crate::{broker_errors, deadline, errors};
 
 /// What a change may take less than its deadline, so that its outcome is known before.
 const ANSWER_TIME: Duration = Duration::from_millis(100);
@@ -73,7 +73,7 @@ impl StockKeeping {
         let _turn = timeout_at(by, self.changing.lock()).await.map_err(|_| errors::timed_out())?;
         let changed = timeout_at(by, store.change(&change, deadline)).await;
         let changed = changed.map_err(|_| errors::stock_unknown())?;
-        let changed = changed.map_err(|error| errors::stock(&change.sku, &error))?;
+        let changed = changed.map_err(|error| broker_errors::stock(&change.sku, &error))?;
         let ChangeRequest { sku, change, operator, request_id } = change;
         let (available, repeated) = (changed.available, changed.is_repeat);
         info!(sku, ?change, available, operator, request_id, repeated, "stock changed");
@@ -203,7 +203,7 @@ impl StockKeeping {
         wanted: Reconcile,
         answers: &mpsc::Sender<Result<ReconcileStockResponse, Status>>,
     ) -> Result<(), Status> {
-        let read = |error: ReadError| errors::read(&error);
+        let read = |error: ReadError| broker_errors::read(&error);
         let (store, retention) = self.store().await.map_err(read)?;
         let query = OrphanQuery { retention, older_than: wanted.older_than };
         let mut orphans = store.orphans(&self.log, query).await.map_err(read)?;
@@ -237,7 +237,7 @@ impl StockKeeping {
                 warn!(%order_id, %error, "reservation of a lost order not released");
                 Ok(false)
             }
-            Err(ReleaseError::Read(error)) => Err(errors::read(&error)),
+            Err(ReleaseError::Read(error)) => Err(broker_errors::read(&error)),
             Err(error @ ReleaseError::Commit(_)) => {
                 warn!(%order_id, %error, "reservation of a lost order not released");
                 Err(errors::stock_unknown())

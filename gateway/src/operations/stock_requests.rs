@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use backbone::ids::OrderId;
-use data_encoding::BASE64URL_NOPAD;
+use backbone::log::ids::OrderId;
 use proto::inventory::v1::{
     AddStockRequest, GetStockRequest, ListStockRequest, ReconcileStockRequest, RemoveStockRequest,
     SetStockRequest,
@@ -11,6 +10,7 @@ use proto::inventory::v1::{
 use stock::{Change, ChangeRequest, SKU_RULE, UNITS_MAX, is_sku};
 use tonic::Status;
 
+use crate::page_token;
 use crate::validation::Violations;
 
 const PAGE_SIZE_DEFAULT: usize = 100;
@@ -19,8 +19,6 @@ const REQUEST_ID_CHARS_MAX: usize = 128;
 const ORDERS_MAX: usize = 1000;
 /// A reservation that is younger may be of an order that is under way.
 const OLDER_THAN_DEFAULT: Duration = Duration::from_secs(600);
-/// Told apart, so that a later version can lay page tokens out otherwise.
-const TOKEN_VERSION: u8 = 1;
 
 /// A page of the stock.
 #[derive(Debug)]
@@ -41,31 +39,24 @@ pub(super) struct Reconcile {
 
 /// The token of the page behind this SKU.
 pub(super) fn token(after: &str) -> String {
-    BASE64URL_NOPAD.encode(&[&[TOKEN_VERSION], after.as_bytes()].concat())
+    page_token::encode_bytes(after.as_bytes())
 }
 
 fn parse_token(token: &str) -> Option<String> {
-    let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
-    let after = String::from_utf8(bytes.strip_prefix(&[TOKEN_VERSION])?.to_vec()).ok()?;
+    let after = String::from_utf8(page_token::decode_bytes(token)?).ok()?;
     is_sku(&after).then_some(after)
 }
 
 /// Checks a ListStockRequest.
 pub(super) fn page(request: &ListStockRequest) -> Result<Page, Status> {
     let mut violations = Violations::default();
-    let size = usize::try_from(request.page_size).ok().filter(|size| *size <= PAGE_SIZE_MAX);
-    if size.is_none() {
-        let rule =
-            format!("must be 1-{PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}, not {}", request.page_size);
-        violations.add("page_size", rule);
-    }
+    let size = violations.page_size(request.page_size, PAGE_SIZE_MAX, PAGE_SIZE_DEFAULT);
     let after =
         if request.page_token.is_empty() { Some(String::new()) } else { parse_token(&request.page_token) };
     if after.is_none() {
         violations.add("page_token", "must be the next_page_token of an answer, or empty");
     }
     violations.into_result()?;
-    let size = size.filter(|size| *size > 0).unwrap_or(PAGE_SIZE_DEFAULT);
     Ok(Page { size, after: after.unwrap_or_default() })
 }
 

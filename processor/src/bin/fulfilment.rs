@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use processor::config::ProcessorConfig;
 use processor::fulfilment::Fulfilment;
-use processor::program;
 
 /// Hands paid orders to the carrier.
 #[derive(Debug, Parser)]
@@ -23,5 +22,5 @@ impl processor::config::Config for Config {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    program::run(async |_: Config, _| Ok(Fulfilment)).await
+    processor::run(async |_: Config, _| Ok(Fulfilment)).await
 }

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use processor::config::ProcessorConfig;
 use processor::inventory::{Inventory, InventoryConfig};
-use processor::program;
 
 /// Reserves and releases the stock of orders.
 #[derive(Debug, Parser)]
@@ -25,7 +24,7 @@ impl processor::config::Config for Config {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    program::run(async |config: Config, connection| {
+    processor::run(async |config: Config, connection| {
         Inventory::open(&config.inventory, connection, config.processor.attempt_timeout).await
     })
     .await

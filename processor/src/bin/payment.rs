@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use processor::config::ProcessorConfig;
 use processor::payment::{Payment, PaymentConfig};
-use processor::program;
 
 /// Captures the total of reserved orders, and refunds cancelled ones.
 #[derive(Debug, Parser)]
@@ -25,7 +24,7 @@ impl processor::config::Config for Config {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    program::run(async |config: Config, _| {
+    processor::run(async |config: Config, _| {
         Ok(Payment::new(config.payment.provider(config.processor.attempt_timeout)))
     })
     .await

@@ -2,17 +2,18 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use backbone::ids::Revision;
+use backbone::log::ids::Revision;
 
 use stock::{
-    Records, Reservation, ReservationState, Units, parse_count, parse_reservation, reservation_key, stock_key,
+    BUCKET, Records, Reservation, ReservationState, Units, parse_count, parse_reservation, reservation_key,
+    stock_key,
 };
 
 use crate::incarnation::Incarnation;
 
 /// What is wanted for an order.
 #[derive(Clone, Debug)]
-pub(super) enum Wish {
+pub(super) enum ReservationRequest {
     /// To hold these units, all or none.
     Reserve(Units),
     /// To hold nothing, from now on for ever.
@@ -107,7 +108,7 @@ impl Ledger {
         &mut self,
         order_id: &str,
         incarnation: Incarnation,
-        wish: &Wish,
+        wish: &ReservationRequest,
     ) -> Result<Answer, Unsure> {
         if self.damaged.contains(&reservation_key(order_id)) {
             return Ok(damaged(&reservation_key(order_id)));
@@ -120,23 +121,24 @@ impl Ledger {
         let own = present.filter(|present| present.incarnation == incarnation).cloned();
         let own = own.map(|own| (own.state, own.units));
         match (wish, own) {
-            (Wish::Keep, _) if !self.certain => Err(Unsure),
-            (Wish::Keep, Some((state, units))) => {
+            (ReservationRequest::Keep, _) if !self.certain => Err(Unsure),
+            (ReservationRequest::Keep, Some((state, units))) => {
                 self.record(order_id, Reservation { incarnation, state, units });
                 Ok(Answer::Kept)
             }
-            (Wish::Keep, None) => Ok(Answer::Kept),
-            (Wish::Reserve(_), Some((ReservationState::Held, _))) => Ok(Answer::Held),
-            (Wish::Reserve(_) | Wish::Release, Some((ReservationState::Released, units))) => {
-                Ok(Answer::Released(units))
-            }
-            (Wish::Reserve(units), None) => self.reserve(order_id, incarnation, units),
-            (Wish::Release, _) if !self.certain => Err(Unsure),
-            (Wish::Release, Some((ReservationState::Held, units))) => {
+            (ReservationRequest::Keep, None) => Ok(Answer::Kept),
+            (ReservationRequest::Reserve(_), Some((ReservationState::Held, _))) => Ok(Answer::Held),
+            (
+                ReservationRequest::Reserve(_) | ReservationRequest::Release,
+                Some((ReservationState::Released, units)),
+            ) => Ok(Answer::Released(units)),
+            (ReservationRequest::Reserve(units), None) => self.reserve(order_id, incarnation, units),
+            (ReservationRequest::Release, _) if !self.certain => Err(Unsure),
+            (ReservationRequest::Release, Some((ReservationState::Held, units))) => {
                 Ok(self.release(order_id, incarnation, units))
             }
             // Remembered, so that a reservation that comes too late is refused.
-            (Wish::Release, None) => Ok(self.release(order_id, incarnation, Units::new())),
+            (ReservationRequest::Release, None) => Ok(self.release(order_id, incarnation, Units::new())),
         }
     }
 
@@ -189,7 +191,7 @@ impl Ledger {
 }
 
 fn damaged(key: &str) -> Answer {
-    Answer::Refused(format!("the value of {key} in bucket {} cannot be read; put a right one", super::BUCKET))
+    Answer::Refused(format!("the value of {key} in bucket {} cannot be read; put a right one", BUCKET))
 }
 
 #[cfg(test)]

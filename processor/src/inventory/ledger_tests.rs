@@ -29,31 +29,42 @@ fn remembered(stock: &[(&str, u64)]) -> Ledger {
 #[test]
 fn an_order_gets_all_of_its_units_or_none() {
     let mut ledger = Ledger::read(&records(&[("stock.a", "5"), ("stock.b", "1")]));
-    let answer = ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 2), ("b", 2), ("c", 1)]))).unwrap();
+    let answer = ledger
+        .decide("o1", now(), &ReservationRequest::Reserve(units(&[("a", 2), ("b", 2), ("c", 1)])))
+        .unwrap();
     assert_eq!(answer, Answer::OutOfStock("b: 2 wanted, 1 available; c: 1 wanted, 0 available".to_owned()));
     assert!(ledger.stock.values().all(|entry| !entry.changed));
-    assert_eq!(ledger.decide("o2", now(), &Wish::Reserve(units(&[("a", 5)]))), Ok(Answer::Held));
+    assert_eq!(
+        ledger.decide("o2", now(), &ReservationRequest::Reserve(units(&[("a", 5)]))),
+        Ok(Answer::Held)
+    );
     assert_eq!(ledger.stock["a"], Entry { value: 0, revision: Revision(7), changed: true });
 }
 
 #[test]
 fn orders_of_one_batch_share_what_is_left() {
     let mut ledger = Ledger::read(&records(&[("stock.a", "3")]));
-    let two = Wish::Reserve(units(&[("a", 2)]));
+    let two = ReservationRequest::Reserve(units(&[("a", 2)]));
     assert_eq!(ledger.decide("o1", now(), &two), Ok(Answer::Held));
     assert_eq!(ledger.decide("o1", now(), &two), Ok(Answer::Held), "a repeat takes nothing");
     assert!(matches!(ledger.decide("o2", now(), &two), Ok(Answer::OutOfStock(_))));
-    assert_eq!(ledger.decide("o1", now(), &Wish::Release), Ok(Answer::Released(units(&[("a", 2)]))));
+    assert_eq!(
+        ledger.decide("o1", now(), &ReservationRequest::Release),
+        Ok(Answer::Released(units(&[("a", 2)])))
+    );
     assert_eq!(ledger.decide("o2", now(), &two), Ok(Answer::Held));
 }
 
 #[test]
 fn nobody_is_refused_or_released_on_the_strength_of_a_memory() {
     let mut ledger = remembered(&[("a", 1)]);
-    assert_eq!(ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 2)]))), Err(Unsure));
-    assert_eq!(ledger.decide("o1", now(), &Wish::Reserve(units(&[("b", 1)]))), Err(Unsure));
-    assert_eq!(ledger.decide("o1", now(), &Wish::Release), Err(Unsure));
-    assert_eq!(ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 1)]))), Ok(Answer::Held));
+    assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("a", 2)]))), Err(Unsure));
+    assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("b", 1)]))), Err(Unsure));
+    assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Release), Err(Unsure));
+    assert_eq!(
+        ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("a", 1)]))),
+        Ok(Answer::Held)
+    );
 }
 
 #[test]
@@ -62,25 +73,25 @@ fn what_is_kept_is_written_again_as_it_is() {
         let kept = format!(r#"{{"incarnation":2,"state":"{state}","units":{{"a":2}}}}"#);
         let mut ledger = Ledger::read(&records(&[("stock.a", "5"), ("reservation.o1", &kept)]));
         let before = ledger.reservations["o1"].value.clone();
-        assert_eq!(ledger.decide("o1", now(), &Wish::Keep), Ok(Answer::Kept));
+        assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Keep), Ok(Answer::Kept));
         assert_eq!((&ledger.reservations["o1"].value, ledger.reservations["o1"].changed), (&before, true));
         assert!(!ledger.stock["a"].changed);
         // One of an order that had the id before is left to expire.
-        assert_eq!(ledger.decide("o1", nth(3), &Wish::Keep), Ok(Answer::Kept));
+        assert_eq!(ledger.decide("o1", nth(3), &ReservationRequest::Keep), Ok(Answer::Kept));
         assert_eq!(ledger.reservations["o1"].value, before);
     }
     let mut ledger = Ledger::read(&records(&[("stock.a", "5")]));
-    assert_eq!(ledger.decide("o1", now(), &Wish::Keep), Ok(Answer::Kept));
+    assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Keep), Ok(Answer::Kept));
     assert!(ledger.reservations.is_empty(), "nothing is made up");
-    assert_eq!(remembered(&[("a", 1)]).decide("o1", now(), &Wish::Keep), Err(Unsure));
+    assert_eq!(remembered(&[("a", 1)]).decide("o1", now(), &ReservationRequest::Keep), Err(Unsure));
 }
 
 #[test]
 fn a_reservation_that_comes_after_its_release_is_refused() {
     let mut ledger = Ledger::read(&records(&[("stock.a", "3")]));
-    assert_eq!(ledger.decide("o1", now(), &Wish::Release), Ok(Answer::Released(Units::new())));
+    assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Release), Ok(Answer::Released(Units::new())));
     assert_eq!(
-        ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 1)]))),
+        ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("a", 1)]))),
         Ok(Answer::Released(Units::new()))
     );
     assert_eq!(ledger.stock["a"].value, 3);
@@ -91,11 +102,14 @@ fn a_damaged_record_stops_only_the_orders_that_need_it() {
     let mut ledger =
         Ledger::read(&records(&[("stock.a", "many"), ("stock.b", "3"), ("reservation.o2", "?")]));
     assert!(matches!(
-        ledger.decide("o1", now(), &Wish::Reserve(units(&[("a", 1), ("b", 1)]))),
+        ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("a", 1), ("b", 1)]))),
         Ok(Answer::Refused(_))
     ));
-    assert!(matches!(ledger.decide("o2", now(), &Wish::Release), Ok(Answer::Refused(_))));
-    assert_eq!(ledger.decide("o3", now(), &Wish::Reserve(units(&[("b", 3)]))), Ok(Answer::Held));
+    assert!(matches!(ledger.decide("o2", now(), &ReservationRequest::Release), Ok(Answer::Refused(_))));
+    assert_eq!(
+        ledger.decide("o3", now(), &ReservationRequest::Reserve(units(&[("b", 3)]))),
+        Ok(Answer::Held)
+    );
 }
 
 /// What is on record for order o1 of some incarnation, which was about 2 units.
@@ -108,14 +122,17 @@ fn left_by(incarnation: Incarnation, state: ReservationState) -> Records {
 fn a_record_of_an_earlier_order_is_overwritten_at_its_revision() {
     for state in [ReservationState::Held, ReservationState::Released] {
         let mut ledger = Ledger::read(&left_by(nth(1), state));
-        let wish = Wish::Reserve(units(&[("a", 5)]));
+        let wish = ReservationRequest::Reserve(units(&[("a", 5)]));
         assert_eq!(ledger.decide("o1", nth(2), &wish), Ok(Answer::Held), "{state:?}");
         assert_eq!(ledger.decide("o1", nth(2), &wish), Ok(Answer::Held), "a repeat takes nothing");
         assert_eq!(ledger.stock["a"].value, 5);
         let written = &ledger.reservations["o1"];
         assert_eq!((written.revision, written.changed), (Revision(7), true));
         assert_eq!(written.value.as_ref().unwrap().incarnation, nth(2));
-        assert_eq!(ledger.decide("o1", nth(2), &Wish::Release), Ok(Answer::Released(units(&[("a", 5)]))));
+        assert_eq!(
+            ledger.decide("o1", nth(2), &ReservationRequest::Release),
+            Ok(Answer::Released(units(&[("a", 5)])))
+        );
         assert_eq!(ledger.stock["a"].value, 10);
     }
 }
@@ -123,8 +140,8 @@ fn a_record_of_an_earlier_order_is_overwritten_at_its_revision() {
 #[test]
 fn a_release_gives_back_nothing_that_an_earlier_order_held() {
     let mut ledger = Ledger::read(&left_by(nth(1), ReservationState::Held));
-    assert_eq!(ledger.decide("o1", nth(2), &Wish::Release), Ok(Answer::Released(Units::new())));
-    let late = ledger.decide("o1", nth(2), &Wish::Reserve(units(&[("a", 5)])));
+    assert_eq!(ledger.decide("o1", nth(2), &ReservationRequest::Release), Ok(Answer::Released(Units::new())));
+    let late = ledger.decide("o1", nth(2), &ReservationRequest::Reserve(units(&[("a", 5)])));
     assert_eq!(late, Ok(Answer::Released(Units::new())), "released before reserved");
     assert_eq!(ledger.stock["a"].value, 10);
 }
@@ -133,7 +150,7 @@ fn a_release_gives_back_nothing_that_an_earlier_order_held() {
 fn a_record_of_a_later_order_is_left_alone() {
     for state in [ReservationState::Held, ReservationState::Released] {
         let mut ledger = Ledger::read(&left_by(nth(2), state));
-        for wish in [Wish::Release, Wish::Reserve(units(&[("a", 5)]))] {
+        for wish in [ReservationRequest::Release, ReservationRequest::Reserve(units(&[("a", 5)]))] {
             assert!(matches!(ledger.decide("o1", nth(1), &wish), Ok(Answer::Refused(_))), "{wish:?}");
         }
         assert_eq!(ledger.stock["a"].value, 10);
@@ -147,8 +164,8 @@ proptest! {
     #[test]
     fn no_unit_is_lost_or_taken_twice(
         wishes in proptest::collection::vec((0..6u8, 0..3i64, prop_oneof![
-            proptest::collection::btree_map("[abc]", 1..5u64, 1..4).prop_map(Wish::Reserve),
-            Just(Wish::Release),
+            proptest::collection::btree_map("[abc]", 1..5u64, 1..4).prop_map(ReservationRequest::Reserve),
+            Just(ReservationRequest::Release),
         ]), 0..60),
     ) {
         let mut ledger = Ledger::read(&records(&[("stock.a", "10"), ("stock.b", "7"), ("stock.c", "1")]));

@@ -1,5 +1,6 @@
 //! Inventory: reserves all of an order's stock or none of it, and releases it again.
 
+mod initial_stock;
 mod ledger;
 mod opening;
 mod orphaned;
@@ -8,19 +9,19 @@ mod reservations;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use backbone::connection::Connection;
+use backbone::broker::connection::Connection;
 use backbone::log::OrderLog;
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, StockLine, StockReleased, StockReserved, Undo};
 
 use tracing::warn;
 
-pub use opening::{InventoryConfig, Stock};
+pub use initial_stock::{InventoryConfig, Stock};
 pub use stock::{BUCKET, Reservation, ReservationState, StoreError, provision, reservation_key, stock_key};
 
 use crate::step::{Step, StepError};
-use ledger::{Answer, Wish};
+use ledger::{Answer, ReservationRequest};
 use reservations::Reservations;
 use stock::{ORDER_SKUS_MAX, Presence, SKU_RULE, Units, is_sku};
 use tokio_util::task::AbortOnDropHandle;
@@ -46,7 +47,7 @@ impl Inventory {
         attempt_timeout: Duration,
     ) -> anyhow::Result<Self> {
         let presence = Presence::new(connection.clone());
-        let store = opening::open(&presence, connection.clone(), config).await?;
+        let store = opening::open(&presence, connection.clone(), config, Self::NAME).await?;
         let log = OrderLog::new(connection, Self::NAME).await?;
         let watched = presence.clone();
         let following = tokio::spawn(async move { watched.keep().await });
@@ -62,8 +63,8 @@ impl Inventory {
 
 impl Step for Inventory {
     const NAME: &'static str = "inventory";
-    const DOES: EventKind = EventKind::Reserved;
-    const UNDOES: Option<Undo> = Some(Undo::Release);
+    const COMPLETES_WITH: EventKind = EventKind::Reserved;
+    const COMPENSATES: Option<Undo> = Some(Undo::Release);
     /// A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
     const WORKER_POOL_SIZE: u16 = 128;
 
@@ -73,7 +74,7 @@ impl Step for Inventory {
 
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let wanted = units_of(order)?;
-        match self.reservations.ask(order, Wish::Reserve(wanted.clone())).await? {
+        match self.reservations.ask(order, ReservationRequest::Reserve(wanted.clone())).await? {
             Answer::Held => Ok(Detail::Reserved(StockReserved { lines: lines(wanted) })),
             Answer::OutOfStock(message) => Err(StepError::Rejected { reason: OUT_OF_STOCK, message }),
             // The order is past the status in this event, or soon will be.
@@ -85,8 +86,8 @@ impl Step for Inventory {
         }
     }
 
-    async fn undo(&self, order: &Order, _: bool) -> Result<Option<Detail>, StepError> {
-        match self.reservations.ask(order, Wish::Release).await? {
+    async fn compensate(&self, order: &Order, _: bool) -> Result<Option<Detail>, StepError> {
+        match self.reservations.ask(order, ReservationRequest::Release).await? {
             Answer::Released(units) => Ok(Some(Detail::Released(StockReleased { lines: lines(units) }))),
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
             Answer::Held | Answer::Kept | Answer::OutOfStock(_) => {
@@ -96,7 +97,7 @@ impl Step for Inventory {
     }
 
     async fn keep(&self, order: &Order) -> Result<(), StepError> {
-        let answer = self.reservations.ask(order, Wish::Keep).await?;
+        let answer = self.reservations.ask(order, ReservationRequest::Keep).await?;
         // That a record cannot be read is found when it is needed, and is no reason to park an order that waits for another step.
         if let Answer::Refused(reason) = answer {
             warn!(order_id = order.order_id, reason, "reservation not kept for an order that is carried");

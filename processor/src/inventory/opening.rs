@@ -1,57 +1,41 @@
 //! Opening the bucket: made and stocked at the first start, and never again by itself.
 
 use std::collections::BTreeMap;
-use std::str::FromStr;
 use std::time::Duration;
 
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream;
-use backbone::backoff::Backoff;
-use backbone::connection::Connection;
-use backbone::ids::Revision;
-use backbone::stream::ORDERS;
-use backbone::telemetry::Seldom;
-use stock::{
-    BUCKET, Batch, CommitError, Presence, SKU_RULE, STREAM, Seen, Store, StoreError, is_known, is_sku,
-    stock_key,
-};
+use backbone::broker::connection::Connection;
+use backbone::broker::streams::ORDERS;
+use backbone::log::ids::Revision;
+use program::backoff::Backoff;
+use program::telemetry::LogThrottle;
+use stock::{BUCKET, Batch, CommitError, Presence, STREAM, Seen, Store, StoreError, is_known, stock_key};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::Inventory;
-use crate::step::Step;
+use super::initial_stock::{InventoryConfig, Stock};
 
 /// Pause between two lines that say what is waited for.
 const SAID_INTERVAL: Duration = Duration::from_secs(15);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
-/// Settings of the inventory.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct InventoryConfig {
-    /// Initial stock, such as `widget=100,gadget=5`. Existing SKUs keep their count.
-    #[arg(long, env = "STOCK")]
-    pub stock: Option<Stock>,
-}
-
-/// Units by SKU, each SKU once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stock(BTreeMap<String, u64>);
-
 /// Opens the bucket. At the first start it is made and stocked; one that is missing although it was there before is not,
-/// and then the inventory works only once it is there again.
+/// and then the inventory works only once it is there again. `consumer` is the step's.
 pub(super) async fn open(
     presence: &Presence,
     connection: Connection,
     config: &InventoryConfig,
+    consumer: &str,
 ) -> Result<Store, StoreError> {
-    let (mut attempts, said) = (0, Seldom::every(SAID_INTERVAL));
+    let (mut attempts, said) = (0, LogThrottle::every(SAID_INTERVAL));
     loop {
         connection.up().await;
-        match set_up(presence, &connection, config).await {
+        match set_up(presence, &connection, config, consumer).await {
             Ok(opened) => return opened,
             Err(error) => {
                 attempts += 1;
-                if let Some(left_out) = said.may_tell() {
+                if let Some(left_out) = said.allow() {
                     warn!(error, attempts, left_out, "bucket {BUCKET} not ready, waiting for it");
                 }
                 sleep(RETRY.after(attempts)).await;
@@ -65,6 +49,7 @@ async fn set_up(
     presence: &Presence,
     connection: &Connection,
     config: &InventoryConfig,
+    consumer: &str,
 ) -> Result<Result<Store, StoreError>, String> {
     let jetstream = connection.jetstream();
     let orders = jetstream.get_stream(ORDERS).await.map_err(|error| error.to_string())?;
@@ -74,7 +59,7 @@ async fn set_up(
         Seen::Unknown => return Err("it cannot be asked for yet".to_owned()),
         Seen::Missing => return Ok(Ok(store)),
         // All orders that were given stock may have expired.
-        Seen::NotYet if has_worked(&orders).await? => {
+        Seen::NotYet if has_worked(&orders, consumer).await? => {
             presence.was_there();
             return Ok(Ok(store));
         }
@@ -101,9 +86,9 @@ async fn set_up(
 }
 
 /// Whether the step has ever taken an order from its consumer, which it does only when it has had a bucket.
-async fn has_worked(orders: &stream::Stream) -> Result<bool, String> {
-    match orders.consumer_info(Inventory::NAME).await {
-        Ok(consumer) => Ok(consumer.delivered.consumer_sequence > 0),
+async fn has_worked(orders: &stream::Stream, consumer: &str) -> Result<bool, String> {
+    match orders.consumer_info(consumer).await {
+        Ok(info) => Ok(info.delivered.consumer_sequence > 0),
         Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(false),
         Err(error) => Err(error.to_string()),
     }
@@ -123,52 +108,4 @@ async fn seed(store: &Store, stock: &BTreeMap<String, u64>) -> Result<(), String
         }
     }
     Ok(())
-}
-
-impl FromStr for Stock {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut stock = BTreeMap::new();
-        for line in text.split(',') {
-            let (sku, units) = parse_stock_line(line)?;
-            if stock.insert(sku.clone(), units).is_some() {
-                return Err(format!("\"{sku}\" is there twice"));
-            }
-        }
-        Ok(Self(stock))
-    }
-}
-
-fn parse_stock_line(text: &str) -> Result<(String, u64), String> {
-    let (sku, units) = text.split_once('=').ok_or("is not of the form sku=units")?;
-    if !is_sku(sku) {
-        return Err(format!("\"{sku}\" is no SKU: {SKU_RULE}"));
-    }
-    let units = units.parse().map_err(|_| format!("\"{units}\" is no number of units"))?;
-    Ok((sku.to_owned(), units))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stock_is_given_as_sku_and_units() {
-        let stock = BTreeMap::from([("widget".to_owned(), 100), ("gadget".to_owned(), 5)]);
-        assert_eq!("widget=100,gadget=5".parse(), Ok(Stock(stock)));
-        for bad in [
-            "",
-            "widget=1,",
-            "widget=1,gadget=2,widget=1",
-            "widget",
-            "=1",
-            "wid get=1",
-            "widget=-1",
-            "widget=many",
-            "a.b=1",
-        ] {
-            assert!(bad.parse::<Stock>().is_err(), "{bad}");
-        }
-    }
 }

@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use backbone::direct_get::ReadError;
+use backbone::broker::direct_get::ReadError;
+use backbone::broker::streams::ORDERS;
 use backbone::log::OrderLog;
-use backbone::metrics;
-use backbone::stream::ORDERS;
+use program::metrics;
 use stock::{OrphanQuery, Store};
 use tokio::select;
 use tokio::time::sleep;

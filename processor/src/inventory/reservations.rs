@@ -4,9 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use backbone::backoff::Backoff;
-use backbone::direct_get::ReadError;
-use backbone::trace::{KeyValue, Span, SpanKind, attribute};
+use backbone::broker::direct_get::ReadError;
+use program::backoff::Backoff;
+use program::trace;
 use proto::orders::v1::Order;
 use stock::{
     BUCKET, Batch, CommitError, ORDER_SKUS_MAX, Records, ReservationState, Store, WRITES_MAX,
@@ -16,9 +16,9 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::debug;
+use tracing::{Instrument, Span, debug, info_span};
 
-use super::ledger::{Answer, Entry, Ledger, Unsure, Wish};
+use super::ledger::{Answer, Entry, Ledger, ReservationRequest, Unsure};
 use crate::incarnation::Incarnation;
 use crate::step::StepError;
 
@@ -35,14 +35,14 @@ const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Durati
 pub(super) struct Reservations {
     queue: mpsc::Sender<Request>,
     answer_timeout: Duration,
-    _clerk: AbortOnDropHandle<()>,
+    _batching: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug)]
 struct Request {
     order_id: String,
     incarnation: Incarnation,
-    wish: Wish,
+    wish: ReservationRequest,
     reply: oneshot::Sender<Result<Answer, StepError>>,
 }
 
@@ -52,13 +52,13 @@ impl Reservations {
         let (queue, requests) = mpsc::channel(QUEUE_WISHES_MAX);
         // A wish may wait for the batch before its own.
         let commit_timeout = COMMIT_TIMEOUT.min(answer_timeout / 2);
-        let clerk = Clerk { store, stock: HashMap::new(), commit_timeout };
-        let _clerk = AbortOnDropHandle::new(tokio::spawn(clerk.serve(requests)));
-        Self { queue, answer_timeout, _clerk }
+        let batcher = ReservationBatcher { store, stock: HashMap::new(), commit_timeout };
+        let _batching = AbortOnDropHandle::new(tokio::spawn(batcher.serve(requests)));
+        Self { queue, answer_timeout, _batching }
     }
 
     /// What becomes of the order's wish, once that is durable. A repeat changes nothing more.
-    pub(super) async fn ask(&self, order: &Order, wish: Wish) -> Result<Answer, StepError> {
+    pub(super) async fn ask(&self, order: &Order, wish: ReservationRequest) -> Result<Answer, StepError> {
         let closed = || StepError::Unavailable("the inventory is closed".to_owned());
         let span = asking(order, &wish);
         let (reply, answer) = oneshot::channel();
@@ -69,37 +69,37 @@ impl Reservations {
             answer.await.map_err(|_| closed())?
         };
         let late = |_| Err(StepError::Unavailable("inventory: no commit in time".to_owned()));
-        let answer = timeout(self.answer_timeout, answered).await.unwrap_or_else(late);
+        let answer =
+            timeout(self.answer_timeout, answered).instrument(span.clone()).await.unwrap_or_else(late);
         match &answer {
             Ok(Answer::Held | Answer::Kept | Answer::Released(_) | Answer::OutOfStock(_)) => {}
-            Ok(Answer::Refused(reason)) => span.fail("refused", reason),
-            Err(error) => span.fail("unavailable", error),
+            Ok(Answer::Refused(reason)) => trace::fail(&span, "refused", reason),
+            Err(error) => trace::fail(&span, "unavailable", error),
         }
         answer
     }
 }
 
 /// The span of one order's wish: from its place in the queue to the commit of the batch that it was in.
-fn asking(order: &Order, wish: &Wish) -> Span {
+fn asking(order: &Order, wish: &ReservationRequest) -> Span {
     let operation = match wish {
-        Wish::Reserve(_) => "reserve",
-        Wish::Release => "release",
-        Wish::Keep => "keep",
+        ReservationRequest::Reserve(_) => "reserve",
+        ReservationRequest::Release => "release",
+        ReservationRequest::Keep => "keep",
     };
-    let span = Span::current().child(SpanKind::Client, || format!("{operation} {BUCKET}").into());
-    span.set(|| {
-        [
-            KeyValue::new(attribute::DB_SYSTEM_NAME, attribute::NATS),
-            KeyValue::new(attribute::DB_OPERATION_NAME, operation),
-            KeyValue::new(attribute::DB_COLLECTION_NAME, BUCKET),
-            KeyValue::new(attribute::ORDER_ID, order.order_id.clone()),
-        ]
-    });
-    span
+    info_span!(
+        "ask",
+        otel.name = format!("{operation} {BUCKET}"),
+        otel.kind = "client",
+        db.system.name = "nats",
+        db.operation.name = operation,
+        db.collection.name = BUCKET,
+        waybill.order.id = order.order_id,
+    )
 }
 
 /// Serves the queue, a batch at a time.
-struct Clerk {
+struct ReservationBatcher {
     store: Store,
     /// Stock as last seen. Another replica or an operator may have changed it since; then the commit fails.
     stock: HashMap<String, Entry<u64>>,
@@ -123,7 +123,7 @@ impl From<Unsure> for Failure {
     }
 }
 
-impl Clerk {
+impl ReservationBatcher {
     async fn serve(mut self, mut queue: mpsc::Receiver<Request>) {
         while let Some(first) = queue.recv().await {
             let mut requests = vec![first];
@@ -217,8 +217,8 @@ impl Clerk {
     /// What is remembered of the stock that the requests want.
     fn remember(&self, requests: &[Request]) -> Ledger {
         let wanted = requests.iter().flat_map(|request| match &request.wish {
-            Wish::Reserve(units) => units.keys().collect(),
-            Wish::Release | Wish::Keep => Vec::new(),
+            ReservationRequest::Reserve(units) => units.keys().collect(),
+            ReservationRequest::Release | ReservationRequest::Keep => Vec::new(),
         });
         Ledger::remembered(
             wanted.filter_map(|sku| Some((sku.clone(), self.stock.get(sku)?.clone()))).collect(),
@@ -282,8 +282,8 @@ fn decide(mut ledger: Ledger, requests: &[Request]) -> Result<(Ledger, Vec<Answe
 /// The records that a request is about.
 fn keys(request: &Request) -> Vec<String> {
     let wanted = match &request.wish {
-        Wish::Reserve(units) => units.keys().map(|sku| stock_key(sku)).collect(),
-        Wish::Release | Wish::Keep => Vec::new(),
+        ReservationRequest::Reserve(units) => units.keys().map(|sku| stock_key(sku)).collect(),
+        ReservationRequest::Release | ReservationRequest::Keep => Vec::new(),
     };
     [vec![reservation_key(&request.order_id)], wanted].concat()
 }
@@ -291,9 +291,9 @@ fn keys(request: &Request) -> Vec<String> {
 /// How many writes the requests may lead to.
 fn writes(requests: &[Request]) -> usize {
     let writes = |request: &Request| match &request.wish {
-        Wish::Reserve(units) => units.len() + 1,
-        Wish::Release => WISH_WRITES_MAX,
-        Wish::Keep => 1,
+        ReservationRequest::Reserve(units) => units.len() + 1,
+        ReservationRequest::Release => WISH_WRITES_MAX,
+        ReservationRequest::Keep => 1,
     };
     requests.iter().map(writes).sum()
 }

@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::time::Duration;
 
-use backbone::config::DAY;
-use backbone::config::duration;
+use program::config::DAY;
+use program::config::duration;
 use tonic::transport::{Endpoint, Uri};
 use tracing::{info, warn};
 

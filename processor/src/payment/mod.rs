@@ -5,14 +5,13 @@ mod provider;
 mod remote;
 mod sandbox;
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Money, Order, PaymentCaptured, PaymentRefunded, Undo};
 
 pub use config::{ConfiguredProvider, PaymentConfig};
 pub use provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
 pub use remote::Remote;
-pub(crate) use sandbox::DECLINED_PREFIX;
 pub use sandbox::Sandbox;
 
 use crate::incarnation::Incarnation;
@@ -36,8 +35,8 @@ impl<P> Payment<P> {
 
 impl<P: PaymentProvider> Step for Payment<P> {
     const NAME: &'static str = "payment";
-    const DOES: EventKind = EventKind::Paid;
-    const UNDOES: Option<Undo> = Some(Undo::Refund);
+    const COMPLETES_WITH: EventKind = EventKind::Paid;
+    const COMPENSATES: Option<Undo> = Some(Undo::Refund);
 
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let amount =
@@ -56,7 +55,7 @@ impl<P: PaymentProvider> Step for Payment<P> {
         Ok(Detail::Paid(PaymentCaptured { payment_id, amount: Some(amount) }))
     }
 
-    async fn undo(&self, order: &Order, done: bool) -> Result<Option<Detail>, StepError> {
+    async fn compensate(&self, order: &Order, done: bool) -> Result<Option<Detail>, StepError> {
         if order.total.as_ref().is_some_and(|total| total.minor_units == 0) {
             return Ok(Some(Detail::Refunded(PaymentRefunded::default())));
         }
@@ -123,16 +122,20 @@ mod tests {
     async fn what_was_captured_for_a_cancelled_order_is_refunded_once() {
         let payment = Payment::new(Sandbox::default());
         payment.act(&order(1)).await.unwrap();
-        let refunded = payment.undo(&order(1), true).await.unwrap();
+        let refunded = payment.compensate(&order(1), true).await.unwrap();
         let Some(Detail::Refunded(detail)) = &refunded else { panic!("{refunded:?}") };
         assert_eq!(detail.amount, order(1).total);
-        assert_eq!(payment.undo(&order(1), true).await.unwrap(), refunded, "a repeat is the same refund");
+        assert_eq!(
+            payment.compensate(&order(1), true).await.unwrap(),
+            refunded,
+            "a repeat is the same refund"
+        );
     }
 
     #[tokio::test]
     async fn a_capture_overtaken_by_its_refund_is_tried_again_and_not_declined() {
         let payment = Payment::new(Sandbox::default());
-        let refunded = payment.undo(&order(1), false).await.unwrap();
+        let refunded = payment.compensate(&order(1), false).await.unwrap();
         assert_eq!(refunded, Some(Detail::Refunded(PaymentRefunded::default())));
         let late = payment.act(&order(1)).await;
         assert!(matches!(late, Err(StepError::Unexpected(_))), "{late:?}");
@@ -160,7 +163,7 @@ mod tests {
         assert_eq!(payment.act(&free).await.unwrap(), Detail::Paid(paid));
         for done in [true, false] {
             let nothing = Some(Detail::Refunded(PaymentRefunded::default()));
-            assert_eq!(payment.undo(&free, done).await.unwrap(), nothing);
+            assert_eq!(payment.compensate(&free, done).await.unwrap(), nothing);
         }
         payment.act(&order(1)).await.unwrap_err();
     }
@@ -181,7 +184,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refund_of_another_amount_is_not_believed() {
-        let refused = Payment::new(Stingy).undo(&order(1), true).await;
+        let refused = Payment::new(Stingy).compensate(&order(1), true).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
     }
 
@@ -200,19 +203,19 @@ mod tests {
 
     #[tokio::test]
     async fn that_nothing_was_captured_is_not_believed_of_an_order_that_was_paid() {
-        let refused = Payment::new(Forgetful).undo(&order(1), true).await;
+        let refused = Payment::new(Forgetful).compensate(&order(1), true).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
         let nothing = Some(Detail::Refunded(PaymentRefunded::default()));
-        assert_eq!(Payment::new(Forgetful).undo(&order(1), false).await.unwrap(), nothing);
+        assert_eq!(Payment::new(Forgetful).compensate(&order(1), false).await.unwrap(), nothing);
         // The sandbox that is part of the step knows nothing of captures before its start.
-        assert_eq!(Payment::new(Sandbox::default()).undo(&order(1), true).await.unwrap(), nothing);
+        assert_eq!(Payment::new(Sandbox::default()).compensate(&order(1), true).await.unwrap(), nothing);
     }
 
     #[tokio::test]
     async fn a_later_order_of_the_same_id_is_another_payment() {
         let payment = Payment::new(Sandbox::default());
         let first = payment.act(&order(1)).await.unwrap();
-        payment.undo(&order(1), true).await.unwrap();
+        payment.compensate(&order(1), true).await.unwrap();
         let second = payment.act(&order(2)).await.unwrap();
         assert!(matches!(second, Detail::Paid(_)) && second != first, "{second:?}");
     }

@@ -4,11 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::orders::v1::Money;
+use proto::payments::DECLINED_PREFIX;
 
 use super::provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
 
-/// Customers whose id begins so are declined.
-pub(crate) const DECLINED_PREFIX: &str = "declined";
 /// Payments remembered, some 200 bytes each; then the oldest are forgotten.
 const PAYMENTS_MAX: usize = 100_000;
 

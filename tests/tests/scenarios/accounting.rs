@@ -1,6 +1,6 @@
 //! The books of a test: what was ordered against what the log and inventory say.
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use harness::{Deployment, item, order_of};
 use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus};
 

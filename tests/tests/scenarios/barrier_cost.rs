@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use backbone::ids::{CustomerKey, OrderId, OrderKey};
-use backbone::stream::ORDERS;
+use backbone::broker::streams::ORDERS;
+use backbone::log::ids::{CustomerKey, OrderId, OrderKey};
 use futures::future::join_all;
 use harness::{Cluster, Deployment, Load, Options, SERVERS, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use backbone::lifecycle::{apply, create};
+use backbone::log::lifecycle::{apply, create};
 use futures::{StreamExt, TryStreamExt, stream};
 use harness::{Account, Deployment};
 use proto::orders::v1::order_event::Detail;

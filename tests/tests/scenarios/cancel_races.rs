@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use backbone::lifecycle::is_finished;
-use backbone::subjects::EventKind::{self, Cancelled, Fulfilled, Paid, Refunded, Released, Reserved};
+use backbone::log::lifecycle::is_finished;
+use backbone::log::subjects::EventKind::{self, Cancelled, Fulfilled, Paid, Refunded, Released, Reserved};
 use futures::{StreamExt, stream};
 use harness::{Deployment, randomness};
 use proto::orders::v1::order_event::Detail;

@@ -1,6 +1,6 @@
 //! A client may cancel until its order is shipped; whatever was done for the order is then undone.
 
-use backbone::subjects::EventKind::{self, Cancelled, Created, Paid, Refunded, Released, Reserved};
+use backbone::log::subjects::EventKind::{self, Cancelled, Created, Paid, Refunded, Released, Reserved};
 use harness::{Deployment, eventually, item, order_of};
 use processor::inventory::ReservationState;
 use proto::orders::v1::order_event::Detail;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use backbone::carrying::Schedule;
-use backbone::ids::Revision;
-use backbone::subjects::EventKind;
+use backbone::log::carrying::Schedule;
+use backbone::log::ids::Revision;
+use backbone::log::subjects::EventKind;
 use harness::measure::cpu_time;
 use harness::{Deployment, Load, Options, PaymentSandbox, eventually, every_one, item, order_of, these};
 use processor::inventory::ReservationState;

@@ -1,7 +1,7 @@
 //! Servers of a cluster die, or stand still as if the network had cut them off: no order that was acknowledged is
 //! lost, and none is carried out twice.
 
-use backbone::stream;
+use backbone::broker::streams;
 use harness::{Cluster, Deployment, Load, Options, SERVERS, eventually, item, order_of};
 use proto::orders::v1::{Order, OrderStatus};
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ async fn what_a_new_leader_of_a_consumer_takes_for_done_is_brought_all_the_same(
     orders.extend(passed_over(&mut waybill, 1, resume).await);
     // Now nobody is left who has seen the former leader; but one of them has recorded how far it had come.
     let leader = payments_leader(&waybill).await;
-    let stream = waybill.jetstream().await.get_stream(stream::DEAD_LETTERS).await.unwrap();
+    let stream = waybill.jetstream().await.get_stream(streams::DEAD_LETTERS).await.unwrap();
     eventually("record of the floor", async || {
         let record = stream.get_last_raw_message_by_subject("DEAD_LETTER.floor.payment").await.ok()?;
         let record: Value = serde_json::from_slice(&record.payload).unwrap();
@@ -61,7 +61,7 @@ async fn passed_over(
     waybill.processor("payment").pause();
     let jetstream = waybill.jetstream().await;
     let ask = async |request: &str, with: Value| {
-        let subject = format!("CONSUMER.{request}.{}.payment", stream::ORDERS);
+        let subject = format!("CONSUMER.{request}.{}.payment", streams::ORDERS);
         let answer = jetstream.request::<_, _, Value>(subject, &with).await;
         answer.unwrap_or_else(|error| panic!("{request}: {error}"))
     };
@@ -83,7 +83,7 @@ async fn passed_over(
 }
 
 async fn payments_leader(waybill: &Deployment) -> String {
-    let stream = waybill.jetstream().await.get_stream(stream::ORDERS).await.unwrap();
+    let stream = waybill.jetstream().await.get_stream(streams::ORDERS).await.unwrap();
     eventually("leader", async || stream.consumer_info("payment").await.ok()?.cluster?.leader).await
 }
 

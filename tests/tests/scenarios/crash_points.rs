@@ -9,10 +9,10 @@
 use std::fmt;
 
 use async_nats::jetstream::consumer::PriorityPolicy;
-use backbone::subjects::EventKind::{
+use backbone::log::subjects::EventKind::{
     Cancelled, Carried, Created, Failed, Fulfilled, Paid, Redriven, Refunded, Rejected, Released, Reserved,
 };
-use backbone::subjects::{self, EventKind};
+use backbone::log::subjects::{self, EventKind};
 use harness::{DELIVERY, Deployment, Moment, Options, eventually, every_one, item, order_of, these};
 use processor::inventory::ReservationState;
 use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest, RedriveOutcome};

@@ -2,8 +2,8 @@
 //! holds up nobody.
 
 use async_nats::HeaderMap;
-use backbone::stream::{DEAD_LETTERS, ORDERS};
-use backbone::subjects::EventKind;
+use backbone::broker::streams::{DEAD_LETTERS, ORDERS};
+use backbone::log::subjects::EventKind;
 use harness::{Deployment, Load, Options, eventually, every_one, item, order_of, these};
 use processor::inventory::{BUCKET, stock_key};
 use proto::operations::v1::{

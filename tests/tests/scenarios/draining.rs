@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use futures::{StreamExt, stream};
 use harness::{Deployment, Load, Options, eventually, item, order_of};
 use nix::sys::signal::Signal;

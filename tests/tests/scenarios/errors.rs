@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use backbone::broker::streams::ORDERS;
 use backbone::dead_letters::LetterId;
-use backbone::ids::{OrderId, Revision};
-use backbone::stream::ORDERS;
-use backbone::subjects;
-use backbone::trace::TraceContext;
+use backbone::log::ids::{OrderId, Revision};
+use backbone::log::subjects;
 use harness::certificates::replace;
 use harness::issuer::{AUDIENCE, ISSUER, SigningKey, claims, key_set, seconds_from_now};
 use harness::{Deployment, Options, Shows, eventually, item, order_of, these};
@@ -129,10 +128,9 @@ async fn operators_refusals(waybill: &Deployment) -> [Result<(), Status>; 5] {
     let redriven = LetterId::new("inventory", Revision(1_000_002)).unwrap();
     let state = DeadLetterState::Open.into();
     let reason = DeadLetterReason::Undecodable.into();
-    let trace = TraceContext::root();
-    letters.put(&undecodable, DeadLetter { state, reason, ..DeadLetter::default() }, &trace).await.unwrap();
-    let open = letters.put(&redriven, DeadLetter { state, ..DeadLetter::default() }, &trace).await.unwrap();
-    letters.resolve(&open, DeadLetterState::Redriven, "us", "redriven", &trace).await.unwrap();
+    letters.put(&undecodable, DeadLetter { state, reason, ..DeadLetter::default() }).await.unwrap();
+    let open = letters.put(&redriven, DeadLetter { state, ..DeadLetter::default() }).await.unwrap();
+    letters.resolve(&open, DeadLetterState::Redriven, "us", "redriven").await.unwrap();
     let discard = DiscardDeadLetterRequest { dead_letter_id: redriven.to_string(), reason: "x".to_owned() };
     [
         operations.redrive_dead_letters(these(&[&undecodable.to_string()])).await.map(drop),

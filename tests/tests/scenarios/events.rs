@@ -1,6 +1,6 @@
 //! Reading the events of a watch.
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use proto::orders::v1::{Order, OrderEvent};
 
 /// What happened, in one word.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use backbone::stream::DEAD_LETTERS;
+use backbone::broker::streams::DEAD_LETTERS;
 use futures::future::join_all;
 use harness::{Deployment, Load, Options, eventually, item, order_of};
 use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus};

@@ -1,9 +1,8 @@
 //! Messages on our subjects that are none of ours: passed over, set aside, kept, and no order suffers.
 
 use async_nats::jetstream;
-use backbone::ids::{CustomerKey, OrderId, OrderKey};
-use backbone::subjects::{self, EventKind, LIVE_PREFIX};
-use backbone::trace::TraceContext;
+use backbone::log::ids::{CustomerKey, OrderId, OrderKey};
+use backbone::log::subjects::{self, EventKind, LIVE_PREFIX};
 use harness::{Deployment, Load, Options, PATIENCE, item, order_of};
 use proto::orders::v1::{CreateOrderRequest, Order, OrderCreated, OrderStatus};
 use serde_json::Value;
@@ -138,7 +137,7 @@ async fn forge(waybill: &Deployment, skus: &[String]) -> String {
     let (order_id, customer_id) = (id.to_string(), "customer".to_owned());
     let created = OrderCreated { order_id, customer_id, items, ..OrderCreated::default() };
     let deadline = Instant::now() + PATIENCE;
-    waybill.order_log().await.create(id, created, &TraceContext::root(), deadline).await.unwrap();
+    waybill.order_log().await.create(id, created, deadline).await.unwrap();
     id.to_string()
 }
 

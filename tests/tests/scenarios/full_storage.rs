@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::Config;
-use backbone::stream::{DEAD_LETTERS, ORDERS};
+use backbone::broker::streams::{DEAD_LETTERS, ORDERS};
 use futures::StreamExt;
 use harness::{Deployment, Options, PATIENCE, Tmpfs, create, eventually, item, order_of};
 use proto::orders::v1::{Order, OrderStatus};

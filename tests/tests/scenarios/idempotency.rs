@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use futures::future::join_all;
 use harness::{Deployment, Options, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use backbone::ids::OrderId;
+use backbone::log::ids::OrderId;
 use futures::{StreamExt, stream};
 use harness::{Deployment, PATIENCE, item, order_of, randomness};
 use prost::Message;

@@ -1,7 +1,7 @@
 //! A server comes back, stays behind the order log, and leads the consumers of the steps. It delivers nothing that it does
 //! not have, so the steps let another one lead.
 
-use backbone::stream::ORDERS;
+use backbone::broker::streams::ORDERS;
 use harness::{Cluster, Deployment, Load, Options, SERVERS};
 use proto::orders::v1::OrderStatus;
 

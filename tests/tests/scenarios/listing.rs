@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use backbone::lifecycle::is_finished;
+use backbone::log::lifecycle::is_finished;
 use harness::{Deployment, Load, Options, item, order_of};
 use prost::Message;
 use proto::orders::v1::{

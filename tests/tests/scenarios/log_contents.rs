@@ -54,7 +54,7 @@ async fn no_log_tells_who_bought_what_or_what_anybody_shows_or_knows() {
         ],
         environment: vec![set(
             "RUST_LOG",
-            "info,backbone=debug,gateway=debug,processor=debug,waybill_payment_sandbox=debug",
+            "info,program=debug,backbone=debug,gateway=debug,processor=debug,waybill_payment_sandbox=debug",
         )],
         processors: vec![set("ACK_WAIT", "2s"), set("MAX_ATTEMPTS", "2")],
         ..Options::default()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use backbone::stream::{DEAD_LETTERS, ORDERS};
+use backbone::broker::streams::{DEAD_LETTERS, ORDERS};
 use harness::{
     Deployment, Options, PATIENCE, Process, Scrape, Watcher, eventually, http_get, item, order_of,
 };
@@ -142,7 +142,7 @@ async fn orders_that_are_purged_alone_end_their_watches_and_no_others() {
     let ids = reserved(&waybill, 2).await;
     let mut watches = [caught_up(&waybill, &ids[0]).await, caught_up(&waybill, &ids[1]).await];
     let jetstream = waybill.jetstream().await;
-    let subjects = backbone::subjects::order(&ids[0].parse().unwrap());
+    let subjects = backbone::log::subjects::order(&ids[0].parse().unwrap());
     let stream = jetstream.get_stream(ORDERS).await.unwrap();
     let purged = stream.purge().filter(&subjects).await.unwrap();
     assert_eq!(purged.purged, 2);

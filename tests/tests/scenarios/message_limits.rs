@@ -71,7 +71,7 @@ async fn a_stream_that_takes_only_small_messages_refuses_at_once_too() {
 
 #[tokio::test]
 async fn the_largest_order_of_the_contract_passes_where_nothing_is_warned_of() {
-    let of_server = format!("max_payload: {}", backbone::event::BYTES_MAX);
+    let of_server = format!("max_payload: {}", backbone::log::event::BYTES_MAX);
     let waybill = deployment(Options { stock: stock(), ..Options::default() }, &of_server).await;
     let request = CreateOrderRequest {
         customer_id: "c".repeat(128),

@@ -2,7 +2,7 @@
 //! docs/operations.md says what becomes of them.
 
 use async_nats::HeaderMap;
-use backbone::subjects::{self, EventKind};
+use backbone::log::subjects::{self, EventKind};
 use harness::{Deployment, Options, eventually, item, order_of};
 use prost::Message;
 use proto::operations::v1::DeadLetterReason;

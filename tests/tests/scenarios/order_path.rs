@@ -1,6 +1,6 @@
 //! The ways that an order can go when nothing breaks.
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use harness::{Deployment, Options, item, order_of};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Money, OrderStatus};

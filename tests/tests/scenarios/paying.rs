@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use backbone::stream::ORDERS;
-use backbone::subjects::EventKind;
-use backbone::trace::TraceContext;
+use backbone::broker::streams::ORDERS;
+use backbone::log::subjects::EventKind;
 use harness::certificates::{Authority, replace};
 use harness::{Deployment, Load, Options, PATIENCE, PaymentSandbox, Process, eventually, item, order_of};
 use nix::sys::signal::Signal;
@@ -314,7 +313,7 @@ async fn a_refund_that_is_in_the_log_is_not_asked_for_again() {
     let log = waybill.order_log().await;
     let current = log.load(&current.order_id.parse().unwrap()).await.unwrap().unwrap();
     let (refunded, deadline) = (Detail::Refunded(PaymentRefunded::default()), Instant::now() + PATIENCE);
-    log.append(&current, refunded, &TraceContext::root(), deadline).await.unwrap();
+    log.append(&current, refunded, deadline).await.unwrap();
 
     waybill.start_processor("payment");
     waybill.idle("payment").await;

@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 
 use async_nats::jetstream::consumer::PullConsumer;
+use backbone::broker::streams::ORDERS;
 use backbone::log::Appended;
-use backbone::stream::ORDERS;
-use backbone::subjects::EventKind;
-use backbone::trace::TraceContext;
+use backbone::log::subjects::EventKind;
 use futures::StreamExt;
 use harness::{Deployment, Options, PATIENCE, eventually, item, order_of};
 use processor::incarnation::Incarnation;
@@ -55,7 +54,7 @@ async fn reject(waybill: &Deployment, order_id: &str) {
         step: "inventory".to_owned(),
     });
     let deadline = Instant::now() + PATIENCE;
-    let appended = log.append(&order, rejected, &TraceContext::root(), deadline).await.unwrap();
+    let appended = log.append(&order, rejected, deadline).await.unwrap();
     assert!(matches!(appended, Appended::Stored(_)), "{appended:?}");
 }
 

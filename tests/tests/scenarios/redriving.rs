@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use backbone::dead_letters::{Kept, LetterId};
-use backbone::ids::Revision;
-use backbone::subjects::EventKind::{self, Created, Failed, Fulfilled, Paid, Redriven, Reserved};
-use backbone::trace::TraceContext;
+use backbone::log::ids::Revision;
+use backbone::log::subjects::EventKind::{self, Created, Failed, Fulfilled, Paid, Redriven, Reserved};
 use futures::{StreamExt, stream};
 use harness::{Deployment, Load, PATIENCE, binary, every_one, item, order_of, these};
 use prost::Message;
@@ -272,7 +271,7 @@ async fn letter_of_a_finished_order(waybill: &Deployment) -> (LetterId, Kept) {
         order_revision: order.revision,
         ..DeadLetter::default()
     };
-    let kept = waybill.dead_letters().await.put(&id, letter, &TraceContext::root()).await.unwrap();
+    let kept = waybill.dead_letters().await.put(&id, letter).await.unwrap();
     assert_eq!(waybill.open_letters().await, [id.to_string()]);
     (id, kept)
 }

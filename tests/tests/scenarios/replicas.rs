@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use harness::{Deployment, Load, Options, eventually, item, order_of};
 use proto::orders::v1::OrderStatus;
 

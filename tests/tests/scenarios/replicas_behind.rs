@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::consumer;
-use backbone::stream::{DEAD_LETTERS, ORDERS};
+use backbone::broker::streams::{DEAD_LETTERS, ORDERS};
 use futures::StreamExt;
 use harness::{Deployment, Options, PATIENCE, item, order_of};
 use proto::orders::v1::OrderStatus;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use harness::measure::resident_kib;
 use harness::{Deployment, Load, PATIENCE, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;

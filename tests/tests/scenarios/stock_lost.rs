@@ -1,7 +1,7 @@
 //! The bucket INVENTORY deleted or purged under a step that remembers what was in it: nothing is sold that is not there.
 
-use backbone::stream::ORDERS;
-use backbone::subjects::EventKind;
+use backbone::broker::streams::ORDERS;
+use backbone::log::subjects::EventKind;
 use harness::{Deployment, Options, eventually, http_get, item, order_of};
 use processor::inventory::{BUCKET, stock_key};
 use proto::inventory::v1::{ReconcileStockRequest, RemoveStockRequest, SetStockRequest};
@@ -185,7 +185,7 @@ async fn what_lost_orders_hold_is_found_and_released_once() {
     let kept = waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
     waybill.reached(&kept.order_id, OrderStatus::Reserved).await;
     // An order may outlive its first event, and what it holds with it.
-    let created = backbone::subjects::event(EventKind::Created, &kept.order_id.parse().unwrap());
+    let created = backbone::log::subjects::event(EventKind::Created, &kept.order_id.parse().unwrap());
     waybill.jetstream().await.get_stream(ORDERS).await.unwrap().purge().filter(created).await.unwrap();
     shows_orphans(&mut waybill, 10.0).await;
 

@@ -1,7 +1,7 @@
 //! A stream without room refuses; nothing is dropped to make room, and all goes on when there is some.
 
-use backbone::stream::ORDERS;
-use backbone::subjects::EventKind;
+use backbone::broker::streams::ORDERS;
+use backbone::log::subjects::EventKind;
 use harness::{Deployment, Load, Options, eventually, item, order_of};
 use serde_json::Value;
 use tonic::Code;

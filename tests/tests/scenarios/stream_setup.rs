@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::kv;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
-use backbone::stream::ORDERS;
+use backbone::broker::streams::ORDERS;
 use harness::{Deployment, Options, eventually, item, order_of};
 use processor::inventory::BUCKET;
 use proto::orders::v1::OrderStatus;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, FromConsumer, pull};
-use backbone::stream::ORDERS;
-use backbone::subjects::{self, EventKind};
+use backbone::broker::streams::ORDERS;
+use backbone::log::subjects::{self, EventKind};
 use harness::{Deployment, Load, Options, Relay, eventually, item, order_of};
 use proto::orders::v1::{Order, OrderStatus};
 use serde_json::Value;
@@ -142,7 +142,7 @@ async fn an_edit_is_noticed_however_much_is_delivered() {
         others += 1;
         place(&waybill, &format!("other-{others}")).await;
         let order = waybill.get(&order.order_id).await.ok()?;
-        backbone::lifecycle::is_finished(&order).then_some(())
+        backbone::log::lifecycle::is_finished(&order).then_some(())
     })
     .await;
 }

@@ -304,7 +304,7 @@ fn watch_customer(mut client: Client) -> impl AsyncFnOnce(&Deployment) -> Vec<u6
         for step in ["inventory", "payment", "fulfilment", "payment", "inventory"] {
             waybill.idle(step).await;
         }
-        let key = backbone::ids::CustomerKey::of("", WATCHED_CUSTOMER).to_string();
+        let key = backbone::log::ids::CustomerKey::of("", WATCHED_CUSTOMER).to_string();
         let messages = waybill.messages().await.into_iter();
         let of_customer = messages.filter(|message| message.subject.split('.').nth(3) == Some(&key));
         let last = of_customer.last().expect("orders of the customer").sequence.0;

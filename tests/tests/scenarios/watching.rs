@@ -1,9 +1,8 @@
 //! A watcher sees each event exactly once and in order, whatever it missed live.
 
+use backbone::broker::streams::ORDERS;
+use backbone::log::subjects::EventKind;
 use backbone::log::{Appended, OrderLog, OrderState};
-use backbone::stream::ORDERS;
-use backbone::subjects::EventKind;
-use backbone::trace::TraceContext;
 use harness::{Deployment, Options, PATIENCE, item, order_of};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{OrderFulfilled, OrderStatus, PaymentCaptured, StockReserved};
@@ -167,7 +166,7 @@ async fn republish(waybill: &Deployment, on: bool) {
 
 async fn append(log: &OrderLog, order: OrderState, detail: Detail) -> OrderState {
     let deadline = Instant::now() + PATIENCE;
-    match log.append(&order, detail, &TraceContext::root(), deadline).await.unwrap() {
+    match log.append(&order, detail, deadline).await.unwrap() {
         Appended::Stored(order) => order,
         Appended::Overtaken(order) => panic!("overtaken: {order:?}"),
     }

@@ -2,8 +2,8 @@
 //! key, which is the first half of their order ids, and why they are suspected.
 
 use async_nats::jetstream::kv;
-use backbone::connection::Connection;
-use backbone::subjects::EventKind;
+use backbone::broker::connection::Connection;
+use backbone::log::subjects::EventKind;
 use processor::step::{Step, StepError};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderScreened};
@@ -25,7 +25,7 @@ impl Fraud {
 
 impl Step for Fraud {
     const NAME: &'static str = "fraud";
-    const DOES: EventKind = EventKind::Screened;
+    const COMPLETES_WITH: EventKind = EventKind::Screened;
 
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let (customer, _) = order

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use processor::config::ProcessorConfig;
-use processor::program;
 
 use fraud::Fraud;
 
@@ -26,5 +25,5 @@ impl processor::config::Config for Config {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    program::run(async |_: Config, connection| Fraud::open(&connection).await).await
+    processor::run(async |_: Config, connection| Fraud::open(&connection).await).await
 }

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use async_nats::{HeaderMap, HeaderName};
 use backbone::dead_letters::LetterId;
-use backbone::event::Recorded;
-use backbone::ids::Revision;
-use backbone::lifecycle::is_finished;
-use backbone::subjects::EventKind;
+use backbone::log::event::Recorded;
+use backbone::log::ids::Revision;
+use backbone::log::lifecycle::is_finished;
+use backbone::log::subjects::EventKind;
 use data_encoding::BASE64;
 use harness::{Deployment, Options, PaymentSandbox, binary, eventually, these};
 use processor::inventory::Reservation;

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use backbone::broker::direct_get::{self, Stored};
+use backbone::broker::streams::{DEAD_LETTERS, ORDERS};
 use backbone::dead_letters::ALL_DEAD_LETTERS;
-use backbone::direct_get::{self, Stored};
-use backbone::ids::Revision;
-use backbone::stream::{DEAD_LETTERS, ORDERS};
-use backbone::subjects::{ALL_ORDERS, EventKind};
+use backbone::log::ids::Revision;
+use backbone::log::subjects::{ALL_ORDERS, EventKind};
 use harness::{Deployment, Options, eventually, item, order_of, these};
 use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest};
 use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus};

@@ -9,7 +9,7 @@ mod wishes;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use backbone::lifecycle::is_finished;
+use backbone::log::lifecycle::is_finished;
 use futures::future::join_all;
 use futures::{StreamExt, stream};
 use harness::{Deployment, Options, eventually, every_one, randomness};

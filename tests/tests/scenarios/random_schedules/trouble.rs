@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use async_nats::jetstream::kv;
-use backbone::stream::ORDERS;
+use backbone::broker::streams::ORDERS;
 use bytes::Bytes;
 use harness::{Deployment, PaymentSandbox, Process, eventually, every_one};
 use nix::sys::signal::Signal;

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::{HeaderMap, jetstream};
-use backbone::direct_get::{Stored, batch_from};
-use backbone::event::Recorded;
-use backbone::ids::Revision;
-use backbone::stream::ORDERS;
-use backbone::subjects::{ALL_ORDERS, ORDER_BARRIER};
+use backbone::broker::direct_get::{Stored, batch_from};
+use backbone::broker::streams::ORDERS;
+use backbone::log::event::Recorded;
+use backbone::log::ids::Revision;
+use backbone::log::subjects::{ALL_ORDERS, ORDER_BARRIER};
 use harness::{Cluster, Deployment, Gateway, cancel, create, http_get, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use proto::orders::v1::{

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backbone::ids::{CustomerKey, OrderId, OrderKey};
-use backbone::subjects::{self, EventKind};
+use backbone::log::ids::{CustomerKey, OrderId, OrderKey};
+use backbone::log::subjects::{self, EventKind};
 use futures::{StreamExt, stream};
 use harness::{Deployment, Options, cancel, create, eventually, item, order_of, randomness};
 use processor::inventory::stock_key;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use backbone::subjects::EventKind;
+use backbone::log::subjects::EventKind;
 use harness::Deployment;
 use proto::operations::v1::{DeadLetterState, ListDeadLettersResponse};
 use proto::orders::v1::{Order, OrderEvent};

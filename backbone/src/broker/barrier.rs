@@ -1,0 +1,276 @@
+//! Proof that something is not there. A server that has been cut off from the others, or that lags, answers reads as if it
+//! had everything, so nothing follows from what it lacks. A barrier is a small message in the stream itself. Once the
+//! stream's Raft group has committed it, every answer that shows it comes from a server that has all that was
+//! acknowledged before.
+//!
+//! A stream with one copy needs none: its only server has everything.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use program::backoff::Backoff;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::{self, ReadError, Stored};
+use crate::broker::publish::{Outcome, publish};
+use crate::broker::streams::{DEAD_LETTERS, ORDERS, info};
+use crate::log::ids::Revision;
+use crate::log::subjects;
+
+/// How long a barrier waits for its acknowledgement.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a proof takes at most, the reads behind the barrier included.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a barrier is kept: longer than anybody looks for it.
+const TTL: &str = "10s";
+/// Least time between two barriers of one process, so that calls about what is not there do not fill the log.
+const INTERVAL: Duration = Duration::from_millis(10);
+/// Wait before the next look at a replica that lags.
+const LOOK: Backoff = Backoff { initial: Duration::from_millis(10), max: Duration::from_millis(200) };
+/// How long it is believed how many copies a stream has.
+const REPLICAS_BELIEVED: Duration = Duration::from_secs(10);
+
+/// The barriers of one stream. Cheap to clone; clones share them.
+#[derive(Clone, Debug)]
+pub struct Barrier {
+    connection: Connection,
+    stream: &'static str,
+    subject: String,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// The barrier that was begun last. Held while it is under way.
+    last: Mutex<Option<Attempt>>,
+    /// Held while it is asked for.
+    replicated: Mutex<Option<Replicated>>,
+    /// Where the last message on a filter is, for as long as somebody waits to know.
+    positions: StdMutex<HashMap<String, Weak<Mutex<Option<Position>>>>>,
+    /// When the stream's group last committed something of ours, and by which connection that was sent: it says nothing of the
+    /// server that another one leads to.
+    committed: StdMutex<Option<(Instant, u64)>>,
+}
+
+/// Whether the stream has several copies, when and by which connection that was asked.
+#[derive(Debug)]
+struct Replicated {
+    begun: Instant,
+    by: u64,
+    answer: Result<bool, ReadError>,
+}
+
+#[derive(Debug)]
+struct Position {
+    begun: Instant,
+    last: Result<Revision, ReadError>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    begun: Instant,
+    committed: Result<Revision, String>,
+}
+
+impl Barrier {
+    /// Those of the order log.
+    pub fn of_orders(connection: Connection) -> Self {
+        Self::new(connection, ORDERS, subjects::ORDER_BARRIER)
+    }
+
+    /// Those of the dead letters.
+    pub fn of_dead_letters(connection: Connection) -> Self {
+        Self::new(connection, DEAD_LETTERS, "DEAD_LETTER.barrier")
+    }
+
+    /// Those of another stream, on a subject of its own. The stream has to allow a TTL for each message.
+    pub fn new(connection: Connection, stream: &'static str, subject: &str) -> Self {
+        Self { connection, stream, subject: subject.to_owned(), shared: Arc::default() }
+    }
+
+    /// Waits until the stream's group has committed a barrier that was begun after this call, and gives its revision;
+    /// `None` if the stream has one copy. All who wait share one barrier. Cancel-safe.
+    pub async fn pass(&self) -> Result<Option<Revision>, ReadError> {
+        let asked = Instant::now();
+        if !self.is_replicated().await? {
+            return Ok(None);
+        }
+        let mut last = self.shared.last.lock().await;
+        if let Some(last) = last.as_ref() {
+            if last.begun >= asked {
+                return last.committed.clone().map(Some).map_err(ReadError::NoAnswer);
+            }
+            sleep_until(last.begun + INTERVAL).await;
+        }
+        let begun = Instant::now();
+        let committed = match self.write(None).await {
+            Outcome::Stored(revision) => Ok(revision),
+            Outcome::Conflict => Err("barrier refused".to_owned()),
+            Outcome::Full(error)
+            | Outcome::TooLarge(error)
+            | Outcome::Permanent(error)
+            | Outcome::Unavailable(error)
+            | Outcome::Unknown(error) => Err(format!("stream {} commits nothing: {error}", self.stream)),
+        };
+        let attempt = last.insert(Attempt { begun, committed });
+        attempt.committed.clone().map(Some).map_err(ReadError::NoAnswer)
+    }
+
+    /// The last message on each subject that matches one of `filters`, by sequence. What is not among them was not
+    /// there when this was called.
+    pub async fn last_of_each(&self, filters: &[String]) -> Result<Vec<Stored>, ReadError> {
+        let deadline = Instant::now() + PROOF_TIMEOUT;
+        let client = &self.connection.client;
+        let proof = async {
+            let Some(barrier) = self.pass().await? else {
+                return direct_get::last_of_each(client, self.stream, filters).await;
+            };
+            let with_barrier = [filters, std::slice::from_ref(&self.subject)].concat();
+            for looks in 1.. {
+                match direct_get::last_of_each(client, self.stream, &with_barrier).await {
+                    Ok(mut stored) => {
+                        let is_proof =
+                            |last: &Stored| *last.subject == *self.subject && last.sequence >= barrier;
+                        if stored.iter().any(is_proof) {
+                            stored.retain(|last| *last.subject != *self.subject);
+                            return Ok(stored);
+                        }
+                    }
+                    // Another server may answer the next one.
+                    Err(ReadError::NoAnswer(_)) => {}
+                    Err(error) => return Err(error),
+                }
+                sleep(LOOK.after(looks)).await;
+            }
+            Err(lags())
+        };
+        timeout_at(deadline, proof).await.unwrap_or_else(|_| Err(lags()))
+    }
+
+    /// Where the last message on `filter` is, [`Revision::NONE`] if there is none: no later one was acknowledged before
+    /// this was called. All who wait to know it of one filter share the answer: the stream takes one conditional message for a
+    /// filter at a time.
+    pub async fn last_on(&self, filter: &str) -> Result<Revision, ReadError> {
+        let asked = Instant::now();
+        let position = self.position(filter);
+        let mut position = position.lock().await;
+        if let Some(position) = position.as_ref().filter(|position| position.begun >= asked) {
+            return position.last.clone();
+        }
+        let begun = Instant::now();
+        let last = self.find_last_on(filter).await;
+        position.insert(Position { begun, last }).last.clone()
+    }
+
+    /// What those share who wait to know the last message on `filter`.
+    fn position(&self, filter: &str) -> Arc<Mutex<Option<Position>>> {
+        let mut positions = self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(position) = positions.get(filter).and_then(Weak::upgrade) {
+            return position;
+        }
+        positions.retain(|_, position| position.strong_count() > 0);
+        let position = Arc::default();
+        positions.insert(filter.to_owned(), Arc::downgrade(&position));
+        position
+    }
+
+    async fn find_last_on(&self, filter: &str) -> Result<Revision, ReadError> {
+        let deadline = Instant::now() + PROOF_TIMEOUT;
+        let proof = async {
+            if !self.is_replicated().await? {
+                return self.last_anywhere(filter).await;
+            }
+            let mut barrier = None;
+            for looks in 1.. {
+                // A replica answers that may lag.
+                if let Ok(last) = self.last_anywhere(filter).await {
+                    if barrier.is_some_and(|barrier| last > barrier) {
+                        return Ok(last);
+                    }
+                    // It is stored only if there is no later message.
+                    match self.write(Some((filter.to_owned(), last))).await {
+                        Outcome::Stored(_) => return Ok(last),
+                        // On a busy filter there always is. What is behind a barrier is late enough.
+                        Outcome::Conflict => {
+                            if barrier.is_none() {
+                                barrier = self.pass().await?;
+                            }
+                        }
+                        Outcome::Unavailable(_) => {}
+                        Outcome::Full(error)
+                        | Outcome::TooLarge(error)
+                        | Outcome::Permanent(error)
+                        | Outcome::Unknown(error) => return Err(ReadError::NoAnswer(error)),
+                    }
+                }
+                sleep(LOOK.after(looks)).await;
+            }
+            Err(lags())
+        };
+        timeout_at(deadline, proof).await.unwrap_or_else(|_| Err(lags()))
+    }
+
+    /// Something of ours was committed that was sent by this connection.
+    pub(crate) fn committed(&self, connects: u64) {
+        *self.last_commit() = Some((Instant::now(), connects));
+    }
+
+    /// Whether something was committed within this time that was sent by the connection that there is now.
+    pub(crate) fn has_committed_within(&self, time: Duration) -> bool {
+        let now = *self.connection.connects().borrow();
+        self.last_commit().is_some_and(|(committed, by)| by == now && committed.elapsed() <= time)
+    }
+
+    /// The same, as any replica has it.
+    async fn last_anywhere(&self, filter: &str) -> Result<Revision, ReadError> {
+        let last = direct_get::last_on(&self.connection.client, self.stream, filter).await?;
+        Ok(last.map_or(Revision::NONE, |last| last.sequence))
+    }
+
+    /// Publishes a barrier; if so, provided that this is the last message on this filter.
+    async fn write(&self, expectation: Option<(String, Revision)>) -> Outcome {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-TTL", TTL);
+        let deadline = Instant::now() + COMMIT_TIMEOUT;
+        let (connection, subject) = (&self.connection, self.subject.clone());
+        let connects = *connection.connects().borrow();
+        let outcome =
+            publish(connection, self.stream, subject, headers, Bytes::new(), expectation, deadline).await;
+        if matches!(outcome, Outcome::Stored(_)) {
+            self.committed(connects);
+        }
+        outcome
+    }
+
+    async fn is_replicated(&self) -> Result<bool, ReadError> {
+        let asked = Instant::now();
+        let mut replicated = self.shared.replicated.lock().await;
+        let by = *self.connection.connects().borrow();
+        if let Some(last) = replicated.as_ref().filter(|last| last.by == by) {
+            let is_believed = last.answer.is_ok() && last.begun.elapsed() < REPLICAS_BELIEVED;
+            // All who wait share the answer.
+            if is_believed || last.begun >= asked {
+                return last.answer.clone();
+            }
+        }
+        direct_get::reachable(&self.connection.client)?;
+        let begun = Instant::now();
+        let answer = info(&self.connection, self.stream).await.map(|info| info.config.num_replicas > 1);
+        *replicated = Some(Replicated { begun, by, answer: answer.clone() });
+        answer
+    }
+
+    /// Nothing panics while it is held, so poison would mean nothing.
+    fn last_commit(&self) -> MutexGuard<'_, Option<(Instant, u64)>> {
+        self.shared.committed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn lags() -> ReadError {
+    ReadError::NoAnswer("no server shows in time that it has everything".to_owned())
+}

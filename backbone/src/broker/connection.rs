@@ -1,0 +1,345 @@
+//! The connection to the broker: made once, and then kept for ever. While the broker is away it is tried
+//! again and again, at start too.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::jetstream::{self, context::ContextBuilder};
+use async_nats::{Client, Event, ReconnectToServer, ServerAddr, ServerError};
+use program::backoff::Backoff;
+use program::metrics;
+use program::telemetry::LogThrottle;
+use thiserror::Error;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, error, info, warn};
+
+use crate::broker::credentials::BrokerConfig;
+use crate::broker::permissions::DeniedPermissions;
+use crate::broker::servers::{Leaving, reasons, reconnect_delay};
+use crate::broker::storage::Storage;
+
+/// How long one attempt to connect may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A broker that answers no ping for two of these is taken for dead.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long, at the end, the broker may take to accept what is buffered.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long one publish waits for its acknowledgement, and one request for its answer.
+pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Acknowledgements awaited at once; further publishes wait for a place.
+const ACKS_IN_FLIGHT_MAX: usize = 4096;
+/// How long a connection stands on which no answers are heard. The broker ends a subscription that is allowed no longer
+/// without disconnecting, and a right that is given back does not bring it back: only another connection does.
+const UNHEARD: Backoff = Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(30) };
+/// Rounds of attempts after which it is asked anew why they fail.
+const REASON_ROUNDS: u64 = 8;
+/// Messages held for one subscription that is not read; further ones are dropped (and the gap is noticed).
+const SUBSCRIPTION_MESSAGES_MAX: usize = 4096;
+
+/// A connection, which may at any moment be up or down. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    pub(crate) client: Client,
+    pub(crate) jetstream: jetstream::Context,
+    connects: watch::Receiver<u64>,
+    refusals: Arc<Mutex<DeniedPermissions>>,
+    /// Why the last attempts to connect failed; empty if none did.
+    unreachable: Arc<Mutex<String>>,
+    storage: Storage,
+    /// Set while another server is looked for than the one that it names.
+    leaving: Arc<Mutex<Option<Leaving>>>,
+    _listening: Arc<AbortOnDropHandle<()>>,
+}
+
+/// The connection cannot be made, however often it is tried.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// The credentials cannot be used.
+    #[error("NATS_CREDS: {0}")]
+    Credentials(std::io::Error),
+    /// The client refused its options.
+    #[error("cannot connect to NATS: {0}")]
+    Options(#[from] async_nats::ConnectError),
+}
+
+impl Connection {
+    /// Opens the connection under the name that the broker's operator will see. Returns at once; the broker
+    /// may not be there yet.
+    pub async fn open(config: &BrokerConfig, name: &str) -> Result<Self, ConnectError> {
+        let (connected, connects) = watch::channel(0);
+        let connects_before = connects.clone();
+        // Rounds of attempts, each at every server, since the connection was last up.
+        let rounds = Arc::new(AtomicU64::new(0));
+        let rounds_begun = rounds.clone();
+        let refusals: Arc<Mutex<DeniedPermissions>> = Arc::default();
+        let unreachable: Arc<Mutex<String>> = Arc::default();
+        let unheard: Arc<Notify> = Arc::default();
+        let (refused, reason_now, reason_then) = (refusals.clone(), unreachable.clone(), unreachable.clone());
+        let not_heard = unheard.clone();
+        let storage = Storage::default();
+        let storage_now = storage.clone();
+        let leaving: Arc<Mutex<Option<Leaving>>> = Arc::default();
+        let to_leave = leaving.clone();
+        let options = config
+            .options()
+            .map_err(ConnectError::Credentials)?
+            .name(name)
+            // Of its own, so that no user has to be let at the answers that others get.
+            .custom_inbox_prefix(format!("_INBOX_{name}"))
+            .retry_on_initial_connect()
+            .max_reconnects(None)
+            .reconnect_delay_callback(move |attempts| reconnect_delay(attempts, *connects_before.borrow()))
+            .connection_timeout(CONNECT_TIMEOUT)
+            // Chooses a server only while one is left; and of all callbacks this one alone is told why the last attempts
+            // failed.
+            .reconnect_to_server_callback(move |servers, _| {
+                let attempts = rounds_begun.fetch_add(1, Ordering::Relaxed);
+                let unreachable = reason_now.clone();
+                let chosen = lock(&to_leave).as_mut().and_then(|leaving| leaving.next(&servers));
+                async move {
+                    // Said at once, and then ever more rarely.
+                    let is_said = attempts.is_power_of_two();
+                    if is_said || (attempts > 0 && attempts.is_multiple_of(REASON_ROUNDS)) {
+                        let reason = reasons(servers).await;
+                        if is_said {
+                            warn!(attempts, reason, "broker not reachable, waiting for it");
+                        }
+                        *lock(&unreachable) = reason;
+                    }
+                    chosen.map(|addr| ReconnectToServer { addr, delay: None })
+                }
+            })
+            .ping_interval(PING_INTERVAL)
+            .subscription_capacity(SUBSCRIPTION_MESSAGES_MAX)
+            .event_callback(move |event| {
+                if matches!(event, Event::Connected) {
+                    rounds.store(0, Ordering::Relaxed);
+                    connected.send_modify(|count| *count += 1);
+                    lock(&refused).forget();
+                    lock(&reason_then).clear();
+                    storage_now.forget_pauses();
+                }
+                if let Event::ServerError(ServerError::Other(text)) = &event
+                    && lock(&refused).note(text)
+                {
+                    not_heard.notify_one();
+                }
+                log(&event);
+                std::future::ready(())
+            });
+        let servers: Vec<ServerAddr> = config.nats_url.iter().map(|server| server.addr.clone()).collect();
+        let client = options.connect(servers).await?;
+        let jetstream = ContextBuilder::new()
+            .timeout(ACK_TIMEOUT)
+            .ack_timeout(ACK_TIMEOUT)
+            .max_ack_inflight(ACKS_IN_FLIGHT_MAX)
+            .backpressure_on_inflight(true)
+            .build(client.clone());
+        let listening = tokio::spawn(listen_anew(client.clone(), refusals.clone(), unheard));
+        let _listening = Arc::new(AbortOnDropHandle::new(listening));
+        let connection =
+            Self { client, jetstream, connects, refusals, unreachable, storage, leaving, _listening };
+        connection.measure();
+        Ok(connection)
+    }
+
+    fn measure(&self) {
+        self.storage.measure();
+        let (of_now, of_all) = (self.clone(), self.clone());
+        metrics::gauge(
+            "waybill.broker.connected",
+            "Whether the connection to the broker is up.",
+            move |gauge| gauge.observe(of_now.is_up().into(), &[]),
+        );
+        metrics::total(
+            "waybill.broker.reconnects",
+            "Connections to the broker that were made after the first one.",
+            move || of_all.connects.borrow().saturating_sub(1),
+        );
+    }
+
+    /// Whether the broker is there at this moment.
+    pub fn is_up(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Waits until the broker is there.
+    pub async fn up(&self) {
+        let mut connects = self.connects.clone();
+        while !self.is_up() {
+            // A client that has died is noticed by whoever waits for that.
+            if connects.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Counts the times that the connection came up. Whoever listens on a core subscription has missed what
+    /// came before the latest.
+    pub fn connects(&self) -> watch::Receiver<u64> {
+        self.connects.clone()
+    }
+
+    /// Waits until the client has died, as it does of a message that it cannot read. Nothing but a new process
+    /// brings it back.
+    pub async fn died(&self) {
+        let mut connects = self.connects.clone();
+        // Its sender lives in the client's own task.
+        while connects.changed().await.is_ok() {}
+    }
+
+    /// Why the broker is away, as far as that is known.
+    pub fn away(&self) -> String {
+        let reason = lock(&self.unreachable);
+        if reason.is_empty() {
+            return "not connected to NATS".to_owned();
+        }
+        format!("not connected to NATS (NATS_URL, NATS_CREDS, NATS_TLS_CA): {reason}")
+    }
+
+    /// What the broker has lately refused this user, on this connection, of all that its program cannot do without.
+    pub fn refused(&self) -> Option<String> {
+        if self.is_up() { lock(&self.refusals).said(false) } else { None }
+    }
+
+    /// The same of all that was asked for.
+    pub fn refused_at_all(&self) -> Option<String> {
+        if self.is_up() { lock(&self.refusals).said(true) } else { None }
+    }
+
+    /// Why nobody has answered a request to JetStream: the error, or what is known to be behind it.
+    pub fn unanswered(&self, error: &impl ToString) -> String {
+        if self.is_up() && !self.client.server_info().jetstream {
+            return "JetStream is off at the broker; run it with --jetstream, or with jetstream {} in its configuration"
+                .to_owned();
+        }
+        error.to_string()
+    }
+
+    /// Whether the broker has lately refused a publish to this subject.
+    pub(crate) fn may_not_publish(&self, subject: &str) -> bool {
+        lock(&self.refusals).is_refused(subject)
+    }
+
+    /// What comes of a request on a subject, or `None` if this user may not make it; then it is not made again.
+    pub async fn if_allowed<T, E>(
+        &self,
+        subject: &str,
+        request: impl Future<Output = Result<T, E>>,
+    ) -> Option<Result<T, E>> {
+        if self.may_not_publish(subject) {
+            return None;
+        }
+        let answer = request.await;
+        (answer.is_ok() || !self.may_not_publish(subject)).then_some(answer)
+    }
+
+    /// Whether the broker has space for what is written.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// The JetStream context, for records that are not orders.
+    pub fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+
+    /// Connects to another server of NATS_URL than the one that it is connected to, which answers and is no good.
+    pub(crate) async fn leave_server(&self, reason: &impl std::fmt::Display) {
+        let info = self.client.server_info();
+        if info.cluster.is_none() {
+            return;
+        }
+        warn!(server = info.server_name, %reason, "leaving the server, trying another of NATS_URL");
+        let (id, connects) = (info.server_id, *self.connects.borrow());
+        lock(&self.leaving).get_or_insert_with(Leaving::begin).left = Some((id, connects));
+        if let Err(error) = self.client.force_reconnect().await {
+            debug!(%error, "connection to the broker");
+        }
+    }
+
+    /// Whether the server that was left is the one that was come to, though others have not been tried.
+    pub(crate) fn has_come_back(&self) -> bool {
+        let leaving = lock(&self.leaving);
+        let Some(Leaving { left: Some((id, connects)), attempts, servers, .. }) = &*leaving else {
+            return false;
+        };
+        let is_another_connection = *self.connects.borrow() > *connects;
+        is_another_connection && attempts < servers && *id == self.client.server_info().server_id
+    }
+
+    /// Whether the broker is a cluster: then one server's silence says nothing of the others.
+    pub fn is_clustered(&self) -> bool {
+        self.client.server_info().cluster.is_some()
+    }
+
+    /// The server is as good as any: none is left any more.
+    pub(crate) fn stay(&self) {
+        if lock(&self.leaving).take().is_some() {
+            info!(server = self.client.server_info().server_name, "connected to a server that is good");
+        }
+    }
+
+    /// Sends what is still buffered, if the broker takes it soon; called once, before leaving.
+    pub async fn flush(&self) {
+        if !self.is_up() {
+            return;
+        }
+        // A broker that stands still takes nothing, and may be connected all the same.
+        match timeout(FLUSH_TIMEOUT, self.client.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "last messages may not have been sent"),
+            Err(_) => warn!("last messages may not have been sent: the broker does not take them"),
+        }
+    }
+}
+
+/// Connects anew whenever the broker says that this user may not hear its answers, after a while that grows: the right may
+/// have been given back by then.
+async fn listen_anew(client: Client, refusals: Arc<Mutex<DeniedPermissions>>, unheard: Arc<Notify>) {
+    // Of connections made for that.
+    let (mut in_a_row, mut last) = (0, Instant::now());
+    loop {
+        unheard.notified().await;
+        in_a_row = if last.elapsed() > 2 * UNHEARD.max { 1 } else { in_a_row + 1 };
+        sleep(UNHEARD.after(in_a_row)).await;
+        // Another connection may have come by itself, or be on its way.
+        let is_up = client.connection_state() == State::Connected;
+        if is_up && lock(&refusals).answers_are_unheard() {
+            warn!("the broker's answers may not be heard, connecting anew");
+            last = Instant::now();
+            if let Err(error) = client.force_reconnect().await {
+                debug!(%error, "connection to the broker");
+            }
+        }
+    }
+}
+
+/// Nothing panics while it is held, so poison would mean nothing.
+fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+static COMPLAINTS: LogThrottle = LogThrottle::new();
+
+fn log(event: &Event) {
+    match event {
+        Event::Connected => info!("connected to the broker"),
+        Event::Disconnected => warn!("connection to the broker lost"),
+        Event::LameDuckMode => info!("broker is about to leave"),
+        Event::Draining | Event::Closed => info!(%event, "connection to the broker"),
+        Event::SlowConsumer(_) => warn!(%event, "messages dropped, to be read from the log"),
+        // One for each message that a user may not publish, and callers bring such messages about.
+        Event::ServerError(_) => {
+            if let Some(left_out) = COMPLAINTS.allow() {
+                error!(%event, left_out, "broker");
+            }
+        }
+        // A failed attempt to connect, of which the next one speaks.
+        Event::ClientError(_) => debug!(%event, "connection to the broker"),
+    }
+}

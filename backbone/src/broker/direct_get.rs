@@ -1,0 +1,207 @@
+//! Reading many messages of a stream in one request: batched direct get (NATS ADR-31).
+
+use std::time::{Duration, SystemTime};
+
+use async_nats::connection::State;
+use async_nats::{Client, HeaderMap, Message, StatusCode, Subject};
+use bytes::Bytes;
+use futures::StreamExt;
+use prost_types::Timestamp;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::time::timeout;
+
+use crate::log::ids::Revision;
+
+/// Longest wait for the next message of an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most messages that one request asks for.
+const BATCH_MESSAGES_MAX: u32 = 256;
+/// How much one request asks for; the message that goes beyond it is the last one.
+const BATCH_BYTES_MAX: u32 = 128 * 1024;
+/// The server's end-of-batch status.
+const END_OF_BATCH: u16 = 204;
+
+/// A message as the stream keeps it.
+#[derive(Debug)]
+pub struct Stored {
+    /// Where it was published.
+    pub subject: Subject,
+    /// Its sequence in the stream.
+    pub sequence: Revision,
+    /// Its headers, and the stream's own.
+    pub headers: HeaderMap,
+    /// Its payload.
+    pub payload: Bytes,
+}
+
+/// A read that gave no answer. Nothing is known then.
+#[derive(Clone, Debug, Error)]
+pub enum ReadError {
+    /// The broker is away or too slow, or the stream is not there or has no leader.
+    #[error("the broker did not answer: {0}")]
+    NoAnswer(String),
+    /// The broker answered with an error.
+    #[error("the broker answered {0}")]
+    Broker(String),
+}
+
+impl ReadError {
+    /// What a status of a direct get means that gave no message. Nobody to answer (503) is a stream that is gone
+    /// or has no leader, or a broker without JetStream.
+    pub(crate) fn of(status: StatusCode, text: &str) -> Self {
+        let said = format!("{status} {text}");
+        if status.is_server_error() { Self::NoAnswer(said) } else { Self::Broker(said) }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Request<'a> {
+    Last { multi_last: &'a [String] },
+    LastOn { last_by_subj: &'a str },
+    Next { seq: u64, next_by_subj: &'a str, batch: u32, max_bytes: u32 },
+    Since { start_time: String, next_by_subj: &'a str, batch: u32 },
+}
+
+/// The sequence of the first message that was stored at `time` or later.
+pub(crate) async fn first_since(
+    client: &Client,
+    stream: &str,
+    time: SystemTime,
+) -> Result<Option<Revision>, ReadError> {
+    let start_time = Timestamp::from(time).to_string();
+    let found = get(client, stream, &Request::Since { start_time, next_by_subj: ">", batch: 1 }).await?;
+    Ok(found.messages.first().map(|message| message.sequence))
+}
+
+/// The last message on subjects that match `filter`, of which there may be any number.
+pub async fn last_on(client: &Client, stream: &str, filter: &str) -> Result<Option<Stored>, ReadError> {
+    reachable(client)?;
+    let request = serde_json::to_vec(&Request::LastOn { last_by_subj: filter });
+    let request = request.map_err(|error| ReadError::Broker(error.to_string()))?;
+    let answer = client.request(format!("$JS.API.DIRECT.GET.{stream}"), request.into());
+    let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
+    let answer = timeout(ANSWER_TIMEOUT, answer).await.map_err(|error| no_answer(&error))?;
+    let answer = answer.map_err(|error| no_answer(&error))?;
+    match answer.status {
+        None => stored(answer).map(Some),
+        Some(StatusCode::NOT_FOUND) => Ok(None),
+        Some(status) => Err(ReadError::of(status, answer.description.as_deref().unwrap_or_default())),
+    }
+}
+
+/// The last message on each subject that matches one of `filters`, by sequence.
+pub async fn last_of_each(
+    client: &Client,
+    stream: &str,
+    filters: &[String],
+) -> Result<Vec<Stored>, ReadError> {
+    Ok(get(client, stream, &Request::Last { multi_last: filters }).await?.messages)
+}
+
+/// All messages on subjects that match `filter`, from sequence `from` on, by sequence.
+pub async fn all_from(
+    client: &Client,
+    stream: &str,
+    filter: &str,
+    from: Revision,
+) -> Result<Vec<Stored>, ReadError> {
+    let mut all: Vec<Stored> = Vec::new();
+    let mut next = from;
+    loop {
+        let Batch { messages, remaining } =
+            batch_from(client, stream, filter, next, BATCH_MESSAGES_MAX).await?;
+        next = messages.last().map_or(next, |last| Revision(last.sequence.0 + 1));
+        all.extend(messages);
+        if remaining == 0 {
+            return Ok(all);
+        }
+    }
+}
+
+/// Some messages, and how many there are behind them.
+#[derive(Debug)]
+pub struct Batch {
+    /// By sequence.
+    pub messages: Vec<Stored>,
+    /// Messages on the same subjects after these.
+    pub remaining: u64,
+}
+
+impl Batch {
+    /// How many messages there are, from the first of these on.
+    pub fn total(&self) -> u64 {
+        self.messages.len() as u64 + self.remaining
+    }
+}
+
+/// The first `messages_max` messages on subjects that match `filter`, from sequence `from` on; fewer if they
+/// are large, but at least one.
+pub async fn batch_from(
+    client: &Client,
+    stream: &str,
+    filter: &str,
+    from: Revision,
+    messages_max: u32,
+) -> Result<Batch, ReadError> {
+    let request = Request::Next {
+        seq: from.0.max(1),
+        next_by_subj: filter,
+        batch: messages_max,
+        max_bytes: BATCH_BYTES_MAX,
+    };
+    get(client, stream, &request).await
+}
+
+/// What is asked while the broker is away is not answered in time: better to say so at once.
+pub(crate) fn reachable(client: &Client) -> Result<(), ReadError> {
+    match client.connection_state() {
+        State::Connected => Ok(()),
+        State::Pending | State::Disconnected => Err(ReadError::NoAnswer("the broker is away".to_owned())),
+    }
+}
+
+async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Batch, ReadError> {
+    reachable(client)?;
+    let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
+    let payload = serde_json::to_vec(request).map_err(|error| ReadError::Broker(error.to_string()))?;
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| no_answer(&error))?;
+    client
+        .publish_with_reply(format!("$JS.API.DIRECT.GET.{stream}"), inbox, payload.into())
+        .await
+        .map_err(|error| no_answer(&error))?;
+
+    let mut messages = Vec::new();
+    loop {
+        let answer = timeout(ANSWER_TIMEOUT, answers.next()).await.map_err(|error| no_answer(&error))?;
+        let Some(answer) = answer else {
+            return Err(ReadError::NoAnswer("the connection closed".to_owned()));
+        };
+        match answer.status {
+            None => messages.push(stored(answer)?),
+            Some(status) if status.as_u16() == END_OF_BATCH => {
+                let remaining = number(answer.headers.as_ref(), "Nats-Num-Pending").unwrap_or(0);
+                return Ok(Batch { messages, remaining });
+            }
+            Some(StatusCode::NOT_FOUND) => return Ok(Batch { messages, remaining: 0 }),
+            Some(status) => {
+                return Err(ReadError::of(status, answer.description.as_deref().unwrap_or_default()));
+            }
+        }
+    }
+}
+
+fn stored(message: Message) -> Result<Stored, ReadError> {
+    let incomplete = || ReadError::Broker("a message without Nats-Subject or Nats-Sequence".to_owned());
+    let headers = message.headers.unwrap_or_default();
+    let subject = headers.get_last("Nats-Subject").ok_or_else(incomplete)?.as_str().into();
+    let sequence = number(Some(&headers), "Nats-Sequence").ok_or_else(incomplete)?;
+    Ok(Stored { subject, sequence: Revision(sequence), headers, payload: message.payload })
+}
+
+/// The broker writes its headers behind those of the message, which may have the same names.
+fn number(headers: Option<&HeaderMap>, name: &'static str) -> Option<u64> {
+    headers?.get_last(name)?.as_str().parse().ok()
+}

@@ -1,0 +1,154 @@
+//! What the broker has said lately that this user may not do. It says so beside the request, which then waits for an answer
+//! in vain.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Subjects remembered; a program has far fewer.
+const SUBJECTS_MAX: usize = 64;
+/// How long one that may not be published on is. Rights can be given while the connection stands.
+const REMEMBERED_FOR: Duration = Duration::from_secs(30);
+/// How the broker complains, in lower case; the subject follows in quotes.
+const MAY_NOT_PUBLISH: &str = "permissions violation for publish to \"";
+const MAY_NOT_SUBSCRIBE: &str = "permissions violation for subscription to \"";
+/// What the subjects of requests begin with that name no order and no message.
+const REQUESTS: [&str; 2] = ["$JS.API.STREAM.", "$JS.API.CONSUMER."];
+/// Requests for a change. Programs do without, and say themselves what they lack then.
+const CHANGES: [&str; 5] = [
+    "$JS.API.STREAM.CREATE.",
+    "$JS.API.STREAM.UPDATE.",
+    "$JS.API.CONSUMER.CREATE.",
+    "$JS.API.CONSUMER.DELETE.",
+    "$JS.API.CONSUMER.LEADER.STEPDOWN.",
+];
+
+/// What this user may not do on this connection.
+#[derive(Debug, Default)]
+pub(crate) struct DeniedPermissions {
+    /// Where it may not publish, and when the broker last said so.
+    publishing: BTreeMap<String, Instant>,
+    /// What it does not hear. The broker says so once; then only another connection brings it.
+    subscribing: BTreeSet<String>,
+}
+
+impl DeniedPermissions {
+    /// Takes note of a complaint of the broker's. Tells whether it is that no answers are heard.
+    pub(crate) fn note(&mut self, complaint: &str) -> bool {
+        if let Some(subject) = subject_after(MAY_NOT_PUBLISH, complaint) {
+            self.publishing.retain(|_, at| at.elapsed() < REMEMBERED_FOR);
+            if self.publishing.len() < SUBJECTS_MAX {
+                self.publishing.insert(kind_of(subject), Instant::now());
+            }
+        }
+        let Some(subject) = subject_after(MAY_NOT_SUBSCRIBE, complaint) else { return false };
+        if self.subscribing.len() < SUBJECTS_MAX {
+            self.subscribing.insert(kind_of(subject));
+        }
+        is_inbox(subject)
+    }
+
+    /// What was refused on another connection says nothing of this one.
+    pub(crate) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether nothing may be published on the subject of a request.
+    pub(crate) fn is_refused(&self, request: &str) -> bool {
+        self.publishing.get(request).is_some_and(|at| at.elapsed() < REMEMBERED_FOR)
+    }
+
+    /// Whether answers are not heard.
+    pub(crate) fn answers_are_unheard(&self) -> bool {
+        self.subscribing.iter().any(|subject| is_inbox(subject))
+    }
+
+    /// All of it in words, with or without changes that were asked for; `None` if nothing was refused.
+    pub(crate) fn said(&self, with_changes: bool) -> Option<String> {
+        let is_change = |subject: &str| CHANGES.iter().any(|change| subject.starts_with(change));
+        let publishing = self.publishing.iter().filter(|(_, at)| at.elapsed() < REMEMBERED_FOR);
+        let publishing = publishing
+            .map(|(subject, _)| subject)
+            .filter(|subject| with_changes || !is_change(subject))
+            .map(|subject| format!("publish to {subject}"));
+        let subscribing = self.subscribing.iter().map(|subject| format!("subscribe to {subject}"));
+        let refused: Vec<_> = publishing.chain(subscribing).collect();
+        (!refused.is_empty()).then(|| {
+            format!("the broker does not let this user (NATS_URL, NATS_CREDS) {}", refused.join(", nor "))
+        })
+    }
+}
+
+fn subject_after<'a>(words: &str, complaint: &'a str) -> Option<&'a str> {
+    // Of the same length, so that an index into one is one into the other.
+    let begins = complaint.to_ascii_lowercase().find(words)? + words.len();
+    complaint.get(begins..)?.split('"').next()
+}
+
+fn is_inbox(subject: &str) -> bool {
+    subject.starts_with("_INBOX")
+}
+
+/// A subject without what is in it of one order, message or answer.
+fn kind_of(subject: &str) -> String {
+    let tokens_max = match subject {
+        request if REQUESTS.iter().any(|begins| request.starts_with(begins)) => return request.to_owned(),
+        direct_get if direct_get.starts_with("$JS.API.") => 5,
+        ack if ack.starts_with("$JS.ACK.") => 4,
+        inbox if is_inbox(inbox) => 1,
+        _ => 2,
+    };
+    let tokens: Vec<_> = subject.split('.').collect();
+    match tokens.get(..tokens_max) {
+        Some(first) if first.len() < tokens.len() => format!("{}.>", first.join(".")),
+        Some(_) | None => subject.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publishing_to(subject: &str) -> String {
+        format!(r#"Permissions Violation for Publish to "{subject}""#)
+    }
+
+    #[test]
+    fn what_is_refused_is_named_until_the_next_connection() {
+        let mut refusals = DeniedPermissions::default();
+        assert_eq!(refusals.said(true), None);
+        assert!(!refusals.note("authorization violation"));
+        assert!(!refusals.note(&publishing_to("$JS.API.STREAM.INFO.ORDERS")));
+        assert!(!refusals.note(r#"Permissions Violation for Subscription to "live.ORDER.>""#));
+        let inbox = r#"Permissions Violation for Subscription to "_INBOX_payment.x1y2.*""#;
+        assert!(refusals.note(inbox));
+        assert!(refusals.is_refused("$JS.API.STREAM.INFO.ORDERS"));
+        let said = refusals.said(false).unwrap();
+        assert!(said.ends_with(
+            "publish to $JS.API.STREAM.INFO.ORDERS, nor subscribe to _INBOX_payment.>, nor subscribe to live.ORDER.>"
+        ), "{said}");
+        refusals.forget();
+        assert_eq!((refusals.said(true), refusals.is_refused("$JS.API.STREAM.INFO.ORDERS")), (None, false));
+    }
+
+    #[test]
+    fn what_is_refused_order_by_order_takes_one_place() {
+        let mut refusals = DeniedPermissions::default();
+        for order in 0..2 * SUBJECTS_MAX {
+            refusals.note(&publishing_to(&format!("ORDER.paid.07.c.o{order}")));
+            refusals.note(&publishing_to(&format!("$JS.API.DIRECT.GET.ORDERS.ORDER.*.07.c.o{order}")));
+            refusals.note(&publishing_to(&format!("$JS.ACK.ORDERS.payment.1.{order}.1.1.0")));
+        }
+        let named: Vec<_> = refusals.publishing.keys().map(String::as_str).collect();
+        assert_eq!(named, ["$JS.ACK.ORDERS.payment.>", "$JS.API.DIRECT.GET.ORDERS.>", "ORDER.paid.>"]);
+    }
+
+    #[test]
+    fn a_change_that_was_refused_is_for_whoever_asked_for_it() {
+        let mut refusals = DeniedPermissions::default();
+        refusals.note(&publishing_to("$JS.API.CONSUMER.CREATE.ORDERS.payment"));
+        assert_eq!(refusals.said(false), None);
+        assert!(refusals.said(true).is_some());
+    }
+}

@@ -1,0 +1,137 @@
+//! Publishing with an expectation, and what the broker's answer to it means.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use program::telemetry::LogThrottle;
+use tokio::time::{Instant, timeout_at};
+use tracing::error;
+
+use crate::broker::connection::Connection;
+use crate::broker::leader_get;
+use crate::broker::meaning::{Meaning, Unpublished, refusal, unpublished};
+use crate::broker::unanswered;
+use crate::log::ids::Revision;
+
+const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+/// How long it may take to find out why a publish was not answered.
+const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a publish goes unanswered before that says something about the broker, and not about its caller's haste.
+const SUSPICIOUS: Duration = Duration::from_millis(500);
+
+static PERMANENT: LogThrottle = LogThrottle::every(Duration::from_secs(15));
+
+/// What one publish brought.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Stored(Revision),
+    /// Something else lies there than was expected.
+    Conflict,
+    /// Not stored by this publish: the broker is away, or has no leader.
+    Unavailable(String),
+    /// Not stored: the broker has no space.
+    Full(String),
+    /// Never to be stored: larger than the broker takes.
+    TooLarge(String),
+    /// Never to be stored.
+    Permanent(String),
+    /// Perhaps stored.
+    Unknown(String),
+}
+
+/// Publishes once to a subject of `stream`, and waits for the acknowledgement. An expectation is a filter, and where the last
+/// message on it has to be. While the broker is away or has no space nothing is sent: what the client would buffer could be stored
+/// long after its writer gave up, and one write in a while is enough to find out whether there is space.
+pub(crate) async fn publish(
+    connection: &Connection,
+    stream: &'static str,
+    subject: String,
+    mut headers: HeaderMap,
+    payload: Bytes,
+    expectation: Option<(String, Revision)>,
+    deadline: Instant,
+) -> Outcome {
+    if !connection.is_up() {
+        return Outcome::Unavailable("the broker is away".to_owned());
+    }
+    let space = connection.storage();
+    if let Err(reason) = space.admit(stream) {
+        return Outcome::Full(reason);
+    }
+    if let Some((filter, expected)) = &expectation {
+        headers.insert(EXPECTED_SEQUENCE, expected.to_string());
+        headers.insert(EXPECTED_SUBJECT, filter.as_str());
+    }
+    let connects = *connection.connects().borrow();
+    let (to, bytes, began) = (subject.clone(), payload.len(), Instant::now());
+    let published =
+        async { connection.jetstream.publish_with_headers(subject, headers, payload).await?.await };
+    let error = match timeout_at(deadline, published).await {
+        Ok(Ok(ack)) => {
+            space.found_space(stream);
+            return Outcome::Stored(Revision(ack.sequence));
+        }
+        Ok(Err(error)) => error,
+        Err(_) => {
+            space.found_nothing(stream);
+            if began.elapsed() >= SUSPICIOUS {
+                space.suspect();
+            }
+            return Outcome::Unknown("no acknowledgement before the deadline".to_owned());
+        }
+    };
+    let outcome = match unpublished(&error) {
+        Unpublished::Refused(Meaning::Conflict) => Outcome::Conflict,
+        Unpublished::Refused(Meaning::Passing) => Outcome::Unavailable(error.to_string()),
+        Unpublished::Refused(Meaning::Full) => {
+            Outcome::Full(refusal(&error).map_or_else(|| error.to_string(), ToString::to_string))
+        }
+        Unpublished::Refused(Meaning::TooLarge) => {
+            Outcome::TooLarge(format!("a message of {bytes} bytes is larger than the broker takes: {error}"))
+        }
+        Unpublished::Refused(Meaning::Permanent) => {
+            if let Some(left_out) = PERMANENT.allow() {
+                error!(stream, left_out, %error, "the broker refuses a message for good");
+            }
+            Outcome::Permanent(error.to_string())
+        }
+        Unpublished::Unanswered => {
+            let inquiry = is_swallowed(connection, stream, to, expectation.as_ref(), connects);
+            match timeout_at(deadline.min(Instant::now() + INQUIRY_TIMEOUT), inquiry).await {
+                Ok(true) => Outcome::Full(unanswered::SWALLOWED.to_owned()),
+                Ok(false) | Err(_) => Outcome::Unknown(error.to_string()),
+            }
+        }
+    };
+    match &outcome {
+        Outcome::Full(reason) => space.found_full(stream, reason),
+        Outcome::Conflict => space.found_conflict(stream),
+        Outcome::Stored(_)
+        | Outcome::Unavailable(_)
+        | Outcome::TooLarge(_)
+        | Outcome::Permanent(_)
+        | Outcome::Unknown(_) => space.found_nothing(stream),
+    }
+    outcome
+}
+
+/// Whether a publish that was not answered came to a stream that cannot write, and is not stored: the stream is done with
+/// it, and its leader does not have it.
+async fn is_swallowed(
+    connection: &Connection,
+    stream: &'static str,
+    subject: String,
+    expectation: Option<&(String, Revision)>,
+    connects: u64,
+) -> bool {
+    if !unanswered::swallows(connection, subject, connects).await {
+        return false;
+    }
+    let Some((filter, expected)) = expectation else { return true };
+    match leader_get::last(connection, stream, filter).await {
+        Ok(last) => last.map_or(Revision::NONE, |last| last.sequence) == *expected,
+        Err(_) => false,
+    }
+}

@@ -1,0 +1,72 @@
+//! Which server is tried next, how long that waits, and what those lack that were tried.
+
+use std::time::Duration;
+
+use async_nats::{Server, ServerAddr};
+use program::backoff::Backoff;
+use tokio::time::timeout;
+
+const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The way from server to server while none of those tried is good.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    /// Where in the list the last attempt was.
+    place: usize,
+    pub(super) attempts: usize,
+    /// How many there are to try.
+    pub(super) servers: usize,
+    /// The id of the server that was left last, and how often there had been a connection by then.
+    pub(super) left: Option<(String, u64)>,
+}
+
+impl Leaving {
+    /// Begins anywhere, so that not all clients come to the same server.
+    pub(super) fn begin() -> Self {
+        Self { place: usize::from(rand::random::<u8>()), attempts: 0, servers: 0, left: None }
+    }
+
+    /// The server to try now: each of them in turn.
+    pub(super) fn next(&mut self, servers: &[Server]) -> Option<ServerAddr> {
+        self.place = self.place.checked_add(1)?.checked_rem(servers.len())?;
+        (self.attempts, self.servers) = (self.attempts + 1, servers.len());
+        servers.get(self.place).map(|server| server.addr.clone())
+    }
+}
+
+/// Waits while attempts fail. The very first has nothing to wait for; one after a loss does, so that clients do
+/// not come back all at once.
+pub(super) fn reconnect_delay(attempts: usize, connects: u64) -> Duration {
+    if attempts <= 1 && connects == 0 { Duration::ZERO } else { RECONNECT.after(attempts as u64) }
+}
+
+/// What each server lacks.
+pub(super) async fn reasons(servers: Vec<Server>) -> String {
+    let mut reasons = Vec::with_capacity(servers.len());
+    for Server { addr, last_error, .. } in &servers {
+        // The client keeps no record of a name that it could not resolve.
+        let resolved = timeout(RESOLVE_TIMEOUT, addr.socket_addrs()).await;
+        let reason = match resolved {
+            Ok(Ok(_)) => last_error.clone().unwrap_or_else(|| "no answer yet".to_owned()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "its name is not resolved in time".to_owned(),
+        };
+        // Not the whole URL, which may hold a password.
+        reasons.push(format!("{}:{}: {reason}", addr.host(), addr.port()));
+    }
+    reasons.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_very_first_attempt_waits_for_nothing() {
+        assert_eq!(reconnect_delay(1, 0), Duration::ZERO);
+        for (attempts, connects) in [(2, 0), (1, 1), (2, 1)] {
+            assert!(reconnect_delay(attempts, connects) > Duration::ZERO);
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The streams that hold the order log and the dead letters: made if they are missing, completed where that does no
+//! harm, and otherwise left alone.
+
+mod config;
+mod layout;
+pub(crate) mod names;
+mod state;
+
+use std::time::Duration;
+
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::stream::Info;
+use async_nats::jetstream::{self, ErrorCode};
+use program::backoff::Backoff;
+use program::telemetry::LogThrottle;
+use thiserror::Error;
+use tracing::{error, info, warn};
+
+pub use config::{RETENTION_MAX, RETENTION_MIN, StreamConfig};
+pub use layout::{age, harm};
+pub use names::{DEAD_LETTERS, ORDERS, PROVISION};
+pub use state::StreamState;
+
+use crate::broker::connection::Connection;
+use crate::broker::direct_get::ReadError;
+use crate::broker::meaning::{Meaning, meaning};
+use crate::log::known_losses::mark_of_successor;
+use layout::Layout;
+
+const CLUSTER_REPLICAS: usize = 3;
+const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+/// A stream is not as it is needed, and cannot be made so.
+#[derive(Debug, Error)]
+pub enum ProvisionError {
+    /// The stream exists, and changing it to what we need could lose orders.
+    #[error("stream {0} exists and will not be changed, because that could lose orders: {harm}", harm = .1.join("; "))]
+    Differs(&'static str, Vec<String>),
+    /// The broker refused.
+    #[error("the broker refused to set up stream {0}: {1}")]
+    Broker(&'static str, String),
+}
+
+/// Pause between two lines that say what is waited for.
+const SAID_INTERVAL: Duration = Duration::from_secs(15);
+
+enum Attempt {
+    /// With so many replicas.
+    Done(usize),
+    /// The broker is away or busy: nothing is known.
+    Again(String),
+}
+
+/// Why an attempt cannot succeed.
+enum Hopeless {
+    Differs(Vec<String>),
+    Broker(String),
+}
+
+/// Makes sure that both streams are there, waiting for the broker as long as it takes. `waiting` is told what for.
+pub async fn provision(
+    connection: &Connection,
+    config: &StreamConfig,
+    waiting: impl Fn(String),
+) -> Result<(), ProvisionError> {
+    let replicas = provision_one(connection, &Layout::of_orders(config), &waiting).await?;
+    provision_one(connection, &Layout::of_dead_letters(replicas), &waiting).await?;
+    Ok(())
+}
+
+/// Makes the stream of dead letters anew if somebody has deleted it while the programs run.
+pub(crate) async fn restore_dead_letters(connection: &Connection) {
+    let jetstream = connection.jetstream();
+    match jetstream.get_stream(DEAD_LETTERS).await {
+        Err(error) if is_not_found(&error) => {}
+        // It is there, or nobody can tell at the moment.
+        Ok(_) | Err(_) => return,
+    }
+    // As safe as the orders are.
+    let Ok(orders) = jetstream.get_stream(ORDERS).await else { return };
+    let layout = Layout::of_dead_letters(orders.cached_info().config.num_replicas);
+    match create(connection, &layout).await {
+        Ok(Attempt::Done(_)) => {
+            error!(
+                "stream {DEAD_LETTERS} was deleted and is made anew; the dead letters that it held are lost"
+            );
+        }
+        Ok(Attempt::Again(error)) | Err(Hopeless::Broker(error)) => {
+            error!(error, "stream {DEAD_LETTERS} was deleted, and is not made anew yet");
+        }
+        // Said of one that is there.
+        Err(Hopeless::Differs(_)) => {}
+    }
+}
+
+/// What is said of the stream by a server that takes itself for its leader. [`ReadError::Broker`] if it is missing.
+pub(crate) async fn info(connection: &Connection, name: &str) -> Result<Info, ReadError> {
+    match connection.jetstream().get_stream(name).await {
+        Ok(stream) => Ok(stream.cached_info().clone()),
+        Err(error) if is_not_found(&error) => Err(ReadError::Broker(format!("stream {name} is missing"))),
+        Err(error) => Err(ReadError::NoAnswer(error.to_string())),
+    }
+}
+
+fn is_not_found(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
+async fn provision_one(
+    connection: &Connection,
+    layout: &Layout,
+    waiting: impl Fn(String),
+) -> Result<usize, ProvisionError> {
+    let stream = layout.name;
+    let (mut attempts, said) = (0, LogThrottle::every(SAID_INTERVAL));
+    loop {
+        if !connection.is_up() {
+            waiting("not connected to NATS".to_owned());
+            connection.up().await;
+        }
+        match attempt(connection, layout).await {
+            Ok(Attempt::Done(replicas)) => return Ok(replicas),
+            Ok(Attempt::Again(error)) => {
+                attempts += 1;
+                if let Some(left_out) = said.allow() {
+                    warn!(stream, error, attempts, left_out, "stream not ready, waiting for it");
+                }
+                waiting(format!("stream {stream} cannot be set up yet: {error}"));
+                tokio::time::sleep(RETRY.after(attempts)).await;
+            }
+            Err(Hopeless::Differs(harm)) => return Err(ProvisionError::Differs(stream, harm)),
+            Err(Hopeless::Broker(error)) => return Err(ProvisionError::Broker(stream, error)),
+        }
+    }
+}
+
+async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, Hopeless> {
+    let jetstream = connection.jetstream();
+    let present = match jetstream.get_stream(layout.name).await {
+        Ok(stream) => Some(stream.cached_info().config.clone()),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => None,
+            GetStreamErrorKind::JetStream(refusal) => return refused_or_again(&refusal),
+            GetStreamErrorKind::EmptyName
+            | GetStreamErrorKind::Request
+            | GetStreamErrorKind::InvalidStreamName => {
+                return Ok(Attempt::Again(connection.unanswered(&error)));
+            }
+        },
+    };
+    let Some(present) = present else {
+        return create(connection, layout).await;
+    };
+    if layout.name == ORDERS {
+        warn_of_limits(connection, &present);
+    }
+
+    let (completed, changes) = layout.complete(&present).map_err(Hopeless::Differs)?;
+    let replicas = completed.num_replicas;
+    if changes.is_empty() {
+        return Ok(Attempt::Done(replicas));
+    }
+    let changes = changes.join("; ");
+    let subject = format!("$JS.API.STREAM.UPDATE.{}", layout.name);
+    match connection.if_allowed(&subject, jetstream.update_stream(&completed)).await {
+        Some(Ok(_)) => {
+            info!(stream = layout.name, changes, "stream completed");
+            Ok(Attempt::Done(replicas))
+        }
+        Some(Err(error)) => not_done(&error, error.kind()),
+        None if layout.can_do_with(&present) => {
+            warn!(stream = layout.name, changes, "stream used as it is: {PROVISION}");
+            Ok(Attempt::Done(present.num_replicas))
+        }
+        None => Ok(Attempt::Again(format!("it needs {changes}: {PROVISION}"))),
+    }
+}
+
+async fn create(connection: &Connection, layout: &Layout) -> Result<Attempt, Hopeless> {
+    let of_new = if connection.client.server_info().cluster.is_some() { CLUSTER_REPLICAS } else { 1 };
+    let mut wanted = layout.wanted(layout.replicas.unwrap_or(of_new));
+    if layout.name == ORDERS {
+        wanted.metadata.extend(mark_of_successor());
+    }
+    let replicas = wanted.num_replicas;
+    if layout.name == ORDERS {
+        warn_of_limits(connection, &wanted);
+    }
+    let subject = format!("$JS.API.STREAM.CREATE.{}", layout.name);
+    match connection.if_allowed(&subject, connection.jetstream().create_stream(wanted)).await {
+        Some(Ok(_)) => {
+            info!(stream = layout.name, replicas, "stream created");
+            Ok(Attempt::Done(replicas))
+        }
+        Some(Err(error)) => not_done(&error, error.kind()),
+        None => Ok(Attempt::Again(format!("it is missing: {PROVISION}"))),
+    }
+}
+
+fn not_done(error: &impl ToString, kind: CreateStreamErrorKind) -> Result<Attempt, Hopeless> {
+    match kind {
+        CreateStreamErrorKind::JetStream(refusal) => refused_or_again(&refusal),
+        // Deleted since it was looked at.
+        CreateStreamErrorKind::NotFound
+        | CreateStreamErrorKind::JetStreamUnavailable
+        | CreateStreamErrorKind::TimedOut
+        | CreateStreamErrorKind::Response
+        | CreateStreamErrorKind::ResponseParse => Ok(Attempt::Again(error.to_string())),
+        CreateStreamErrorKind::EmptyStreamName
+        | CreateStreamErrorKind::InvalidStreamName
+        | CreateStreamErrorKind::DomainAndExternalSet => Err(Hopeless::Broker(error.to_string())),
+    }
+}
+
+/// Tells a refusal that stays from one that passes by itself.
+fn refused_or_again(refusal: &jetstream::Error) -> Result<Attempt, Hopeless> {
+    // What is to be done about some of them.
+    let hint = match refusal.error_code() {
+        ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
+            ": give this user's account one, or name another user (NATS_URL)"
+        }
+        ErrorCode::CLUSTER_NO_PEERS | ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => " (ORDERS_REPLICAS)",
+        ErrorCode::STREAM_INVALID_CONFIG => " (ORDERS_RETENTION, ORDERS_REPLICAS)",
+        _ => "",
+    };
+    match meaning(refusal) {
+        Meaning::Passing | Meaning::Full => Ok(Attempt::Again(format!("{refusal}{hint}"))),
+        Meaning::TooLarge | Meaning::Permanent | Meaning::Conflict => {
+            Err(Hopeless::Broker(format!("{refusal}{hint}")))
+        }
+    }
+}
+
+/// Says that a broker takes less than what the contract allows.
+fn warn_of_limits(connection: &Connection, present: &jetstream::stream::Config) {
+    let max_payload = connection.client.server_info().max_payload;
+    if let Some(reason) = layout::too_small(max_payload, present.max_message_size) {
+        warn!(stream = present.name, reason, "the broker's messages are smaller than events can be");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_passes_by_itself_is_tried_again() {
+        let refusal = |code: u16, err_code: u16| -> jetstream::Error {
+            let answer = format!(r#"{{"code": {code}, "err_code": {err_code}, "description": "no"}}"#);
+            serde_json::from_str(&answer).unwrap()
+        };
+        // As nats-server 2.15 gives them: no leader, cluster incomplete, no peers, no storage, not enabled, an account
+        // without space, somebody else was creating it at the same moment.
+        for (code, err_code) in
+            [(503, 10008), (503, 10004), (400, 10005), (500, 10047), (503, 10039), (400, 10002), (400, 10058)]
+        {
+            assert!(refused_or_again(&refusal(code, err_code)).is_ok(), "{err_code}");
+        }
+        for (code, err_code, named) in
+            [(500, 10074, "ORDERS_REPLICAS"), (500, 10052, "ORDERS_RETENTION"), (400, 10065, "no")]
+        {
+            let refused = refused_or_again(&refusal(code, err_code)).err();
+            let Some(Hopeless::Broker(said)) = refused else { panic!("{err_code} is tried again") };
+            assert!(said.contains(named), "{err_code}: {said}");
+        }
+    }
+}

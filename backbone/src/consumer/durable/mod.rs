@@ -1,0 +1,207 @@
+//! A durable consumer as it has to be, what somebody may have made of it, and how it is made right again.
+//!
+//! What an edited consumer has passed over does not come by editing it back: the broker goes on from where the consumer
+//! stands. So one that may have passed messages over is deleted and made anew. It begins behind the last message of
+//! which it is known that all before it were brought and acknowledged, and if that is not known, with the first.
+
+mod reconcile;
+
+use async_nats::Request;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::consumer::{Config, Info, IntoConsumerConfig, pull};
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
+use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
+use bytes::Bytes;
+use tracing::{error, info, warn};
+
+use self::reconcile::{
+    Plan, Settings, asked, beginning_at, differences, differing, marked, plan, settings, with_choices_of,
+};
+use crate::broker::connection::{ACK_TIMEOUT, Connection};
+use crate::broker::streams::{ORDERS, PROVISION};
+use crate::consumer::ack_floor::{Floor, can_go_back, go_back, resetting};
+use crate::consumer::config::ConsumerConfig;
+
+/// A consumer as it is asked for, and as it was when it was opened.
+#[derive(Debug)]
+pub(crate) struct Durable {
+    pub(crate) name: &'static str,
+    asked: Config,
+    opened: Settings,
+    /// In what it was other than it has to be, although it was to be made right.
+    pub(crate) wrong: Option<String>,
+}
+
+impl Durable {
+    /// Makes the consumer if it is missing, and makes it right if it is not as it should be. What this user may not
+    /// change stays as it is. `floor` is how far it is known to have come.
+    pub(crate) async fn open(
+        connection: &Connection,
+        config: &ConsumerConfig,
+        floor: Option<&Floor>,
+    ) -> Result<(Self, Info), async_nats::Error> {
+        let (name, asked) = (config.name, asked(config));
+        let stream = connection.jetstream.get_stream_no_info(ORDERS).await?;
+        let (info, may) = match stream.consumer_info(name).await {
+            Ok(present) => {
+                let (info, may) = match made_right(connection, &stream, &asked, &present, floor).await? {
+                    Some(info) => (info, true),
+                    None => (present, false),
+                };
+                let former = floor.filter(|floor| floor.is_passed(&info));
+                match former {
+                    Some(former) => (gone_back(connection, &stream, &asked, info, former).await?, may),
+                    None => (info, may),
+                }
+            }
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
+                (create(connection, &stream, asked.clone()).await?, true)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let (asked, opened) = (asked.into_consumer_config(), settings(&info.config));
+        let mut durable = Self { name, asked, opened, wrong: None };
+        durable.wrong = differing(&info.config, &durable.asked);
+        match (&durable.wrong, may) {
+            (None, true) => {}
+            // Those of another program, or of none: what has to be is.
+            (None, false) => info!(consumer = name, "consumer keeps the settings that it has: {PROVISION}"),
+            (Some(wrong), true) => {
+                error!(consumer = name, wrong, "the broker gives the consumer other settings than asked for");
+            }
+            (Some(wrong), false) => {
+                error!(
+                    consumer = name,
+                    wrong, "consumer is not as it has to be, and is used as it is: {PROVISION}"
+                );
+            }
+        }
+        Ok((durable, info))
+    }
+
+    /// Which settings somebody has edited since it was opened, in words.
+    pub(crate) fn edited(&self, present: &Config) -> Option<String> {
+        if settings(present) == self.opened {
+            return None;
+        }
+        let mended = || self.wrong.as_ref().map(|_| "it is as it has to be again".to_owned());
+        differing(present, &self.asked).or_else(mended)
+    }
+}
+
+/// The consumer as it is then, or `None` if this user may not make it right.
+async fn made_right(
+    connection: &Connection,
+    stream: &Stream<()>,
+    asked: &pull::Config,
+    present: &Info,
+    floor: Option<&Floor>,
+) -> Result<Option<Info>, async_nats::Error> {
+    let (consumer, differing) =
+        (&present.name, differences(&present.config, &asked.clone().into_consumer_config()));
+    let settings: Vec<_> = differing.iter().map(|(setting, ..)| *setting).collect();
+    let settings = settings.join(", ");
+    match plan(asked, present, floor) {
+        Plan::Leave => Ok(Some(present.clone())),
+        Plan::Update(config) => {
+            let updating = stream.update_consumer(config);
+            let Some(updated) = connection.if_allowed(&creating(consumer), updating).await else {
+                return Ok(None);
+            };
+            let updated = updated?.cached_info().clone();
+            if !settings.is_empty() {
+                warn!(consumer, settings, "consumer had other settings, given those of this program");
+            }
+            Ok(Some(updated))
+        }
+        Plan::Replace(config, from) => {
+            let anew = made_anew(connection, stream, consumer, config).await?;
+            if anew.is_some() {
+                warn!(consumer, settings, from, "consumer may have passed orders over, made anew");
+            }
+            Ok(anew)
+        }
+    }
+}
+
+/// The consumer in the place of the one that there is, or `None` if this user may not do that.
+async fn made_anew(
+    connection: &Connection,
+    stream: &Stream<()>,
+    consumer: &str,
+    config: pull::Config,
+) -> Result<Option<Info>, async_nats::Error> {
+    // Who may delete it and not make it would leave none. An empty request makes nothing, and is answered with an error by
+    // which that is known.
+    let empty = Request::new().payload(Bytes::new()).timeout(Some(ACK_TIMEOUT));
+    let asking = connection.client.send_request(creating(consumer), empty);
+    let Some(answer) = connection.if_allowed(&creating(consumer), asking).await else {
+        return Ok(None);
+    };
+    answer?;
+    let deleting = format!("$JS.API.CONSUMER.DELETE.{ORDERS}.{consumer}");
+    match connection.if_allowed(&deleting, stream.delete_consumer(consumer)).await {
+        None => return Ok(None),
+        Some(Ok(_)) => {}
+        // Another replica does the same.
+        Some(Err(error)) if is_missing(&error.kind()) => {}
+        Some(Err(error)) => return Err(error.into()),
+    }
+    create(connection, stream, config).await.map(Some)
+}
+
+/// The consumer after it has got another leader: it goes back to where it is known to have come under the former.
+async fn gone_back(
+    connection: &Connection,
+    stream: &Stream<()>,
+    asked: &pull::Config,
+    present: Info,
+    floor: &Floor,
+) -> Result<Info, async_nats::Error> {
+    let (consumer, from) = (&present.name, floor.next());
+    let deliver_policy = beginning_at(from);
+    let config = pull::Config { deliver_policy, ..with_choices_of(&present.config, asked) };
+    let back = if can_go_back(connection) {
+        match go_back(connection, consumer, from).await {
+            Ok(back) => back,
+            // Who leads the consumer may be of a version that cannot. If it could, this does no harm.
+            Err(error) => Some(made_anew(connection, stream, consumer, config).await?.ok_or(error)?),
+        }
+    } else {
+        made_anew(connection, stream, consumer, config).await?
+    };
+    let Some(back) = back else {
+        let needed = resetting(consumer);
+        error!(
+            consumer,
+            needed,
+            "consumer got another leader, which may have passed orders over, and this user may not have it go back"
+        );
+        return Ok(present);
+    };
+    warn!(consumer, from, "consumer got another leader, which may have passed orders over: has gone back");
+    Ok(back)
+}
+
+fn is_missing(kind: &ConsumerErrorKind) -> bool {
+    matches!(kind, ConsumerErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
+}
+
+/// Of several that make it, one succeeds; the others come back and find it.
+async fn create(
+    connection: &Connection,
+    stream: &Stream<()>,
+    config: pull::Config,
+) -> Result<Info, async_nats::Error> {
+    let name = config.durable_name.clone().unwrap_or_default();
+    let making = stream.create_consumer_strict(marked(config));
+    match connection.if_allowed(&creating(&name), making).await {
+        Some(made) => Ok(made?.cached_info().clone()),
+        None => Err(format!("consumer {name} is missing: {PROVISION}").into()),
+    }
+}
+
+/// Where the broker is asked to make a consumer, and to change one.
+fn creating(consumer: &str) -> String {
+    format!("$JS.API.CONSUMER.CREATE.{ORDERS}.{consumer}")
+}

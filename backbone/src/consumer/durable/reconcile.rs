@@ -1,0 +1,402 @@
+//! What a consumer has to be like, and what has to be done about one that is not. Nothing here asks the broker.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{
+    AckPolicy, Config, DeliverPolicy, FromConsumer, Info, IntoConsumerConfig, pull,
+};
+
+use crate::consumer::ack_floor::Floor;
+use crate::consumer::config::ConsumerConfig;
+use crate::log::subjects::{self, EventKind};
+
+/// Messages delivered and not yet acknowledged, over all replicas. Orders that wait for their retry count among
+/// them, so this bounds how many may fail at once before the others have to wait. The broker writes all of them down up to
+/// ten times a second, some ten bytes each.
+const ACK_PENDING_MAX: i64 = 100_000;
+/// Requests that may stand at once, over all replicas: the broker's default.
+const REQUESTS_MAX: i64 = 512;
+/// Metadata by which a consumer says which settings one of our programs gave it. Another one may give it others, as in
+/// a rolling change; what none of them gave it is an edit.
+const GIVEN: &str = "waybill-settings";
+/// Settings that can be changed in place, because no message is passed over by them.
+const IN_PLACE: [&str; 10] = [
+    "ack_wait",
+    "max_ack_pending",
+    "backoff",
+    "max_batch",
+    "max_bytes",
+    "max_expires",
+    "priority_groups",
+    "priority_policy",
+    "priority_timeout",
+    INACTIVE_THRESHOLD,
+];
+/// After so long without a request the broker deletes the consumer. All our programs ask for none, so what they write on a
+/// consumer says nothing of it.
+const INACTIVE_THRESHOLD: &str = "inactive_threshold";
+
+/// The settings that decide what a consumer brings and how, by the names that the broker gives them.
+pub(super) type Settings = [(&'static str, String); 18];
+
+pub(super) fn asked(config: &ConsumerConfig) -> pull::Config {
+    pull::Config {
+        durable_name: Some(config.name.to_owned()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: config.ack_wait,
+        max_ack_pending: ACK_PENDING_MAX,
+        // As the broker says of unset ones.
+        max_deliver: -1,
+        max_waiting: REQUESTS_MAX,
+        filter_subjects: config.events.iter().map(|kind| subjects::kind(*kind)).collect(),
+        ..pull::Config::default()
+    }
+}
+
+/// What becomes of a consumer that is there.
+#[derive(Debug, PartialEq)]
+pub(super) enum Plan {
+    Leave,
+    Update(pull::Config),
+    /// It may have passed messages over, from this sequence on.
+    Replace(pull::Config, u64),
+}
+
+/// Decides what has to be done about a consumer, so that it is as asked for and has passed nothing over.
+pub(super) fn plan(asked: &pull::Config, present: &Info, floor: Option<&Floor>) -> Plan {
+    let config = &present.config;
+    let floor = floor.filter(|floor| floor.is_of(present));
+    let given = is_given(config);
+    let mut wanted = with_choices_of(config, asked);
+    // Where it begins cannot be edited. If this is not known to be a consumer of ours, it may begin too late.
+    if given || floor.is_some() {
+        wanted.deliver_policy = config.deliver_policy;
+    }
+    let needed = wanted.clone().into_consumer_config();
+    let passes_over = |(setting, ..): &(&str, String, String)| match *setting {
+        "filter_subjects" => !covers(config, &needed),
+        other => !IN_PLACE.contains(&other),
+    };
+    let differing = differences(config, &needed);
+    if differing.is_empty() && given {
+        return Plan::Leave;
+    }
+    if !differing.iter().any(passes_over) {
+        return Plan::Update(marked(wanted));
+    }
+    let mut passing = differing.iter().filter(|differing| passes_over(differing));
+    let only_filters = passing.all(|(setting, ..)| *setting == "filter_subjects");
+    if given {
+        // Another version of ours reads other events, and still runs, perhaps. Both get theirs.
+        wanted.filter_subjects.extend(filters(config));
+        wanted.filter_subjects.sort_unstable();
+        wanted.filter_subjects.dedup();
+    }
+    let start_sequence = match floor {
+        Some(floor) => floor.next(),
+        None if given && only_filters && lacks_only_carried(config, &needed) => {
+            present.ack_floor.stream_sequence.saturating_add(1)
+        }
+        None => 1,
+    };
+    wanted.deliver_policy = beginning_at(start_sequence);
+    Plan::Replace(marked(wanted), start_sequence)
+}
+
+/// Whether all that a consumer may have passed over are orders that were carried. Those of them that still needed it have
+/// an earlier message that is not acknowledged, and so are not before its floor.
+fn lacks_only_carried(present: &Config, needed: &Config) -> bool {
+    let present = filters(present);
+    let carried = subjects::kind(EventKind::Carried);
+    filters(needed).into_iter().all(|filter| filter == carried || present.contains(&filter))
+}
+
+pub(super) fn beginning_at(start_sequence: u64) -> DeliverPolicy {
+    match start_sequence {
+        1 => DeliverPolicy::All,
+        start_sequence => DeliverPolicy::ByStartSequence { start_sequence },
+    }
+}
+
+/// What is asked for, and beside it what an operator may choose: replicas, a pause, a description.
+pub(super) fn with_choices_of(present: &Config, asked: &pull::Config) -> pull::Config {
+    // A push consumer has nothing of it.
+    let present = pull::Config::try_from_consumer_config(present.clone()).unwrap_or_default();
+    let metadata = present.metadata.into_iter().filter(|(name, _)| !name.starts_with("_nats."));
+    pull::Config {
+        description: present.description,
+        sample_frequency: present.sample_frequency,
+        num_replicas: present.num_replicas,
+        memory_storage: present.memory_storage,
+        pause_until: present.pause_until,
+        metadata: metadata.collect::<HashMap<_, _>>(),
+        ..asked.clone()
+    }
+}
+
+/// With its settings written on it.
+pub(super) fn marked(mut config: pull::Config) -> pull::Config {
+    let given = text(&settings(&config.clone().into_consumer_config()));
+    config.metadata.insert(GIVEN.to_owned(), given);
+    config
+}
+
+/// Whether the consumer is as a program of ours made it.
+fn is_given(config: &Config) -> bool {
+    config.metadata.get(GIVEN).is_some_and(|given| *given == text(&settings(config)))
+}
+
+fn text(settings: &Settings) -> String {
+    let settings = settings.iter().filter(|(setting, _)| *setting != INACTIVE_THRESHOLD);
+    settings.map(|(setting, value)| format!("{setting}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+/// In what a consumer is other than asked for, in words, unless one of our programs gave it that.
+pub(super) fn differing(present: &Config, asked: &Config) -> Option<String> {
+    let mut differing = differences(present, asked);
+    if is_given(present) && covers(present, asked) {
+        differing.retain(|(setting, ..)| *setting == INACTIVE_THRESHOLD);
+    }
+    let said = |(setting, is, needs): (&str, String, String)| format!("{setting} is {is}, needed is {needs}");
+    (!differing.is_empty()).then(|| differing.into_iter().map(said).collect::<Vec<_>>().join("; "))
+}
+
+pub(super) fn differences(present: &Config, needed: &Config) -> Vec<(&'static str, String, String)> {
+    let both = settings(present).into_iter().zip(settings(needed));
+    let differing = both.filter(|(is, needs)| is != needs);
+    differing.map(|((setting, is), (_, needs))| (setting, is, needs)).collect()
+}
+
+pub(super) fn settings(config: &Config) -> Settings {
+    let duration = |duration: Duration| humantime::format_duration(duration).to_string();
+    let backoff: Vec<_> = config.backoff.iter().map(|pause| duration(*pause)).collect();
+    [
+        ("filter_subjects", filters(config).join(",")),
+        ("max_deliver", config.max_deliver.to_string()),
+        ("ack_policy", format!("{:?}", config.ack_policy)),
+        ("deliver_policy", format!("{:?}", config.deliver_policy)),
+        ("replay_policy", format!("{:?}", config.replay_policy)),
+        ("headers_only", config.headers_only.to_string()),
+        ("deliver_subject", config.deliver_subject.clone().unwrap_or_default()),
+        ("max_waiting", config.max_waiting.to_string()),
+        ("ack_wait", duration(config.ack_wait)),
+        ("max_ack_pending", config.max_ack_pending.to_string()),
+        ("backoff", backoff.join(",")),
+        ("max_batch", config.max_batch.to_string()),
+        ("max_bytes", config.max_bytes.to_string()),
+        ("max_expires", duration(config.max_expires)),
+        // With one of these the broker refuses requests that name no group, as ours do.
+        ("priority_groups", config.priority_groups.join(",")),
+        ("priority_policy", format!("{:?}", config.priority_policy)),
+        ("priority_timeout", duration(config.priority_timeout)),
+        (INACTIVE_THRESHOLD, duration(config.inactive_threshold)),
+    ]
+}
+
+/// The subjects that it reads, in a fixed order; all of them if it names none.
+fn filters(config: &Config) -> Vec<String> {
+    let one = (!config.filter_subject.is_empty()).then(|| config.filter_subject.clone());
+    let mut filters: Vec<_> = config.filter_subjects.iter().cloned().chain(one).collect();
+    if filters.is_empty() {
+        filters.push(">".to_owned());
+    }
+    filters.sort_unstable();
+    filters
+}
+
+/// Whether it reads all subjects that are needed.
+fn covers(present: &Config, needed: &Config) -> bool {
+    let present = filters(present);
+    let all = |filter: &String| filter == ">" || filter == subjects::ALL_ORDERS;
+    present.iter().any(all) || filters(needed).iter().all(|filter| present.contains(filter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Durable;
+    use super::*;
+    use crate::log::subjects::EventKind;
+
+    const FLOOR: u64 = 41;
+
+    fn config(events: &[EventKind], ack_wait_s: u64) -> ConsumerConfig {
+        ConsumerConfig { name: "step", events: events.to_vec(), ack_wait: Duration::from_secs(ack_wait_s) }
+    }
+
+    fn usual() -> ConsumerConfig {
+        config(&[EventKind::Created, EventKind::Cancelled], 10)
+    }
+
+    /// The consumer as the broker describes it, after somebody has edited what one of our programs made.
+    fn info(made_by: &ConsumerConfig, edit: impl FnOnce(&mut Config)) -> Info {
+        let mut config = marked(asked(made_by)).into_consumer_config();
+        edit(&mut config);
+        let position = |sequence| serde_json::json!({"consumer_seq": sequence, "stream_seq": sequence});
+        serde_json::from_value(serde_json::json!({
+            "stream_name": "ORDERS",
+            "name": "step",
+            "created": "2026-11-21T00:00:00Z",
+            "config": config,
+            "delivered": position(FLOOR),
+            "ack_floor": position(FLOOR),
+            "num_ack_pending": 0,
+            "num_redelivered": 0,
+            "num_waiting": 0,
+            "num_pending": 0,
+        }))
+        .unwrap()
+    }
+
+    /// What `wanted` has to do about the consumer when it starts.
+    fn planned(wanted: &ConsumerConfig, present: &Info, floor: Option<&Floor>) -> Plan {
+        plan(&asked(wanted), present, floor)
+    }
+
+    /// What a program that has opened the consumer thinks of it when it looks again.
+    fn looked_at(wanted: &ConsumerConfig, present: &Info) -> Option<String> {
+        let asked = marked(asked(wanted)).into_consumer_config();
+        let durable = Durable { name: "step", opened: settings(&asked), asked, wrong: None };
+        durable.edited(&present.config)
+    }
+
+    fn narrowed(config: &mut Config) {
+        config.filter_subjects = vec![subjects::kind(EventKind::Cancelled)];
+    }
+
+    #[test]
+    fn a_consumer_as_we_make_it_is_left_alone() {
+        let present = info(&usual(), |_| {});
+        assert_eq!(planned(&usual(), &present, None), Plan::Leave);
+        assert_eq!(looked_at(&usual(), &present), None);
+    }
+
+    #[test]
+    fn what_may_have_passed_messages_over_is_made_anew_from_where_all_is_known_to_be_done() {
+        let edits: [fn(&mut Config); 4] = [
+            narrowed,
+            |config| config.max_deliver = 3,
+            |config| config.ack_policy = AckPolicy::None,
+            |config| config.headers_only = true,
+        ];
+        for edit in edits {
+            let present = info(&usual(), edit);
+            let seen = looked_at(&usual(), &present).unwrap();
+            let floor = Floor::of(&info(&usual(), |_| {}));
+            for (floor, from) in [(Some(&floor), FLOOR + 1), (None, 1)] {
+                let Plan::Replace(made, start) = planned(&usual(), &present, floor) else { panic!("{seen}") };
+                assert_eq!(start, from);
+                let made = Info { config: made.into_consumer_config(), ..present.clone() };
+                assert_eq!(planned(&usual(), &made, None), Plan::Leave, "{seen}");
+                assert_eq!(looked_at(&usual(), &made), None, "{seen}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_another_consumer_of_the_name_nothing_is_known() {
+        let present = info(&usual(), narrowed);
+        let created = present.created - Duration::from_secs(1);
+        let other = Floor::of(&Info { created, ..present.clone() });
+        let Plan::Replace(_, start) = planned(&usual(), &present, Some(&other)) else {
+            panic!("left narrowed")
+        };
+        assert_eq!(start, 1);
+        // Somebody made it in our place, to begin with what comes next.
+        let late = info(&usual(), |config| {
+            config.metadata.clear();
+            config.deliver_policy = DeliverPolicy::New;
+        });
+        assert!(matches!(planned(&usual(), &late, Some(&other)), Plan::Replace(_, 1)));
+    }
+
+    #[test]
+    fn what_holds_messages_back_is_changed_in_place_and_an_operators_choices_stay() {
+        let present = info(&usual(), |config| {
+            config.max_ack_pending = 1;
+            config.ack_wait = Duration::from_secs(3600);
+            config.priority_groups = vec!["A".to_owned()];
+            config.num_replicas = 3;
+            config.description = Some("ours".to_owned());
+        });
+        let seen = looked_at(&usual(), &present).unwrap();
+        assert_eq!(
+            seen,
+            "ack_wait is 1h, needed is 10s; max_ack_pending is 1, needed is 100000; priority_groups is A, needed is "
+        );
+        let Plan::Update(config) = planned(&usual(), &present, None) else { panic!("{seen}") };
+        assert_eq!((config.max_ack_pending, config.ack_wait), (ACK_PENDING_MAX, usual().ack_wait));
+        assert_eq!((config.num_replicas, config.description.as_deref()), (3, Some("ours")));
+        // What a version made that did not write its settings on it.
+        let unmarked = info(&usual(), |config| config.metadata.clear());
+        assert_eq!(looked_at(&usual(), &unmarked), None);
+        assert!(matches!(planned(&usual(), &unmarked, None), Plan::Update(_)));
+    }
+
+    #[test]
+    fn a_consumer_that_would_be_deleted_when_idle_is_mended_though_its_metadata_says_nothing_of_it() {
+        let longer = config(&usual().events, 60);
+        let present = info(&usual(), |config| config.inactive_threshold = Duration::from_secs(5));
+        for asked in [&usual(), &longer] {
+            assert_eq!(looked_at(asked, &present).as_deref(), Some("inactive_threshold is 5s, needed is 0s"),);
+            let Plan::Update(made) = planned(asked, &present, None) else { panic!("left, or made anew") };
+            assert_eq!(made.inactive_threshold, Duration::ZERO);
+            let made = Info { config: made.into_consumer_config(), ..present.clone() };
+            assert_eq!((planned(asked, &made, None), looked_at(asked, &made)), (Plan::Leave, None));
+        }
+        // As versions wrote it that did not look at the threshold.
+        let marker = &info(&usual(), |_| {}).config.metadata[GIVEN];
+        assert!(marker.ends_with("priority_timeout=0s"), "{marker}");
+    }
+
+    #[test]
+    fn replicas_with_other_settings_do_not_fight() {
+        let longer = config(&usual().events, 60);
+        let present = info(&usual(), |_| {});
+        // Whoever starts later has it its way, once.
+        let Plan::Update(config) = planned(&longer, &present, None) else { panic!("not taken over") };
+        let present = Info { config: config.into_consumer_config(), ..present };
+        for config in [&usual(), &longer] {
+            assert_eq!(looked_at(config, &present), None);
+        }
+    }
+
+    #[test]
+    fn a_version_that_hears_of_carried_orders_goes_on_where_its_consumer_stands() {
+        let (old, new) =
+            (usual(), config(&[EventKind::Created, EventKind::Cancelled, EventKind::Carried], 10));
+        let old_events = old.events.iter().all(|kind| new.events.contains(kind));
+        assert!(old_events, "{:?}", old.events);
+        let present = info(&old, |_| {});
+        let Plan::Replace(both, start) = planned(&new, &present, None) else { panic!("not heard of") };
+        assert_eq!(start, FLOOR + 1);
+        let both = Info { config: both.into_consumer_config(), ..present.clone() };
+        assert_eq!((looked_at(&old, &both), looked_at(&new, &both)), (None, None));
+        // One that somebody has edited says nothing by where it stands.
+        let edited = info(&old, |config| config.filter_subjects = vec![subjects::kind(EventKind::Cancelled)]);
+        assert!(matches!(planned(&new, &edited, None), Plan::Replace(_, 1)));
+    }
+
+    #[test]
+    fn two_versions_that_read_other_events_both_get_theirs_until_the_old_one_is_gone() {
+        let (old, new) = (usual(), config(&[EventKind::Reserved, EventKind::Cancelled], 10));
+        let present = info(&old, |_| {});
+        let floor = Floor::of(&present);
+        // Events of the new kind may have been passed over already.
+        let Plan::Replace(both, start) = planned(&new, &present, None) else { panic!("new events missed") };
+        assert_eq!(start, 1);
+        let both = Info { config: both.into_consumer_config(), ..present };
+        assert_eq!((looked_at(&old, &both), looked_at(&new, &both)), (None, None));
+        let Plan::Update(only_new) = planned(&new, &both, None) else { panic!("old events stay for ever") };
+        let only_new = Info { config: only_new.into_consumer_config(), ..both };
+        assert_eq!(looked_at(&new, &only_new), None);
+        // An old one that is still there gets its own back, and the new one does not mind.
+        assert!(looked_at(&old, &only_new).is_some());
+        let Plan::Replace(both, start) = planned(&old, &only_new, Some(&floor)) else {
+            panic!("old events missed")
+        };
+        assert_eq!(start, FLOOR + 1);
+        let both = Info { config: both.into_consumer_config(), ..only_new };
+        assert_eq!((looked_at(&old, &both), looked_at(&new, &both)), (None, None));
+    }
+}

@@ -1,0 +1,15 @@
+//! A durable pull consumer of the order log, shared by all replicas of whoever reads under its name.
+
+pub mod lag;
+
+mod ack_floor;
+mod config;
+mod durable;
+mod error;
+mod reader;
+mod requests;
+
+pub use ack_floor::Floor;
+pub use config::{ConsumerConfig, ConsumerTerms};
+pub use error::ConsumerError;
+pub use reader::Consumer;

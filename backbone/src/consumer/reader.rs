@@ -1,0 +1,274 @@
+//! Reading a step's durable consumer: the next message, how the consumer is, and leaving it.
+
+use std::time::Duration;
+
+use async_nats::jetstream::Message;
+use async_nats::jetstream::consumer::Info;
+use async_nats::jetstream::response::Response;
+use async_nats::{StatusCode, Subscriber};
+use futures::StreamExt;
+use tokio::select;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::debug;
+
+use super::ack_floor::Floor;
+use super::config::{ConsumerConfig, ConsumerTerms};
+use super::durable::Durable;
+use super::error::ConsumerError;
+use super::requests::{self, Request, Requests};
+use crate::broker::connection::Connection;
+use crate::broker::streams::ORDERS;
+
+/// How often the consumer's settings are looked at. The broker answers from memory, however long the stream is.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+/// How often its floor is recorded, for those who start when nobody is left who knows it.
+const RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// How much longer than its requests stand a leaving reader waits for what they bring.
+const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_millis(100);
+/// How much longer it waits for the broker to learn that it leaves.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// An open consumer.
+#[derive(Debug)]
+pub struct Consumer {
+    durable: Durable,
+    connection: Connection,
+    messages: Subscriber,
+    requests: Requests,
+    connects: watch::Receiver<u64>,
+    look_at: Instant,
+    /// Where the answer to a look comes.
+    look_inbox: String,
+    floor: Floor,
+    /// When the floor is recorded again.
+    record_at: Instant,
+    terms: ConsumerTerms,
+    leave_at: Option<Instant>,
+    /// Whether the broker was told that no more is wanted.
+    drained: bool,
+}
+
+impl Consumer {
+    /// Opens the consumer: makes it if it is missing, and makes it right if somebody has edited it. One that this user
+    /// may not make right is used as it is. `floor` is how far it had come when it was open before.
+    pub async fn open(
+        connection: &Connection,
+        config: &ConsumerConfig,
+        floor: Option<&Floor>,
+    ) -> Result<Self, async_nats::Error> {
+        let mut connects = connection.connects();
+        connects.mark_unchanged();
+        let client = &connection.client;
+        let inbox = client.new_inbox();
+        let messages = client.subscribe(format!("{inbox}.*")).await?;
+        let recorded = match floor {
+            Some(_) => None,
+            None => Floor::recorded(connection, config.name).await?,
+        };
+        let former = floor.or(recorded.as_ref());
+        let (durable, info) = Durable::open(connection, config, former).await?;
+        let floor = Floor::again(former, &info, durable.wrong.is_some());
+        Ok(Self {
+            durable,
+            connection: connection.clone(),
+            messages,
+            look_inbox: format!("{inbox}.look"),
+            requests: Requests::new(inbox),
+            connects,
+            look_at: Instant::now() + LOOK_INTERVAL,
+            floor,
+            record_at: Instant::now(),
+            terms: ConsumerTerms::of(&info),
+            leave_at: None,
+            drained: false,
+        })
+    }
+
+    /// Makes sure that the consumer is there and as it has to be, without reading from it.
+    pub async fn provision(
+        connection: &Connection,
+        config: &ConsumerConfig,
+    ) -> Result<(), async_nats::Error> {
+        let (durable, _) = Durable::open(connection, config, None).await?;
+        durable.wrong.map_or(Ok(()), |wrong| Err(wrong.into()))
+    }
+
+    /// The next message, for a reader that can take up to `wanted` more. A request that stands already may
+    /// bring more than that, if less is wanted than was before. Cancel-safe.
+    pub async fn next(&mut self, wanted: usize) -> Result<Message, ConsumerError> {
+        loop {
+            if let Some(missing) = self.requests.missing(wanted) {
+                self.ask(missing).await?;
+            } else if self.requests.standing() == 0 {
+                return std::future::pending().await;
+            }
+            let message = select! {
+                message = self.messages.next() => message.ok_or(ConsumerError::Closed)?,
+                // The broker forgets requests with the connection that they came by.
+                _ = self.connects.changed() => {
+                    self.requests.give_up();
+                    continue;
+                }
+                () = sleep_until(self.requests.silent_until()) => {
+                    if self.requests.lost_one() {
+                        return Err(ConsumerError::Silent);
+                    }
+                    debug!(consumer = self.durable.name, "no sign of life from the broker, asked again");
+                    self.requests.give_up();
+                    continue;
+                }
+                () = sleep_until(self.look_at) => {
+                    self.look().await?;
+                    continue;
+                }
+            };
+            if self.is_answer_to_look(&message) {
+                self.learn(&message)?;
+                continue;
+            }
+            self.requests.heard();
+            match message.status {
+                None => {
+                    self.requests.delivered();
+                    return Ok(self.delivery(message));
+                }
+                Some(status) => {
+                    let Some(request) = self.requests.request_of(&message) else { continue };
+                    if status != StatusCode::TIMEOUT {
+                        let description = message.description.unwrap_or_default();
+                        return Err(ConsumerError::Refused(format!("{status} {description}")));
+                    }
+                    if self.requests.expired(request, &message) {
+                        self.look().await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// How far it had come when it was last as it has to be.
+    pub fn floor(&self) -> &Floor {
+        &self.floor
+    }
+
+    /// What holds for the messages that it brings now.
+    pub fn terms(&self) -> ConsumerTerms {
+        self.terms
+    }
+
+    /// In what the consumer is other than it has to be, if this user may not make it right.
+    pub fn wrong(&self) -> Option<&str> {
+        self.durable.wrong.as_deref()
+    }
+
+    /// Messages that may come although no more are asked for.
+    pub fn standing(&self) -> usize {
+        self.requests.standing()
+    }
+
+    /// Asks for no more, and gives out what still comes: the message, or `None` when that was all. Waits until no request
+    /// stands, but no longer than until `leave_by`: a broker that is asked from another account may not notice that
+    /// nobody listens any more, and what it then delivers comes again only after ACK_WAIT.
+    pub async fn last(&mut self, leave_by: Instant) -> Option<Message> {
+        let ended_by = *self
+            .leave_at
+            .get_or_insert_with(|| leave_by.min(Instant::now() + requests::EXPIRY) + LAST_MESSAGES_TIMEOUT);
+        loop {
+            // A broker that is away brings nothing.
+            if self.requests.standing() > 0
+                && self.connection.is_up()
+                && let Ok(message) = timeout_at(ended_by, self.messages.next()).await
+            {
+                let message = message?;
+                if self.is_delivery(&message) {
+                    self.requests.delivered_last();
+                    return Some(self.delivery(message));
+                }
+                self.end(&message);
+            } else {
+                self.requests.leave();
+                // What the broker sends before it learns of the end still comes; unsubscribing would lose it until
+                // ACK_WAIT. With a connection that is closed, leaving is all that is left to do.
+                if !std::mem::replace(&mut self.drained, true) {
+                    self.messages.drain().await.ok()?;
+                }
+                let message = timeout_at(ended_by + DRAIN_TIMEOUT, self.messages.next()).await.ok()??;
+                if self.is_delivery(&message) {
+                    return Some(self.delivery(message));
+                }
+            }
+        }
+    }
+
+    /// Takes note that a request brings no more, if that is what the broker says.
+    fn end(&mut self, status: &async_nats::Message) {
+        if self.requests.request_of(status).is_some() {
+            self.requests.ended(status.status != Some(StatusCode::TIMEOUT), status);
+        }
+    }
+
+    fn delivery(&self, message: async_nats::Message) -> Message {
+        Message { message, context: self.connection.jetstream.clone() }
+    }
+
+    async fn ask(&mut self, wanted: usize) -> Result<(), ConsumerError> {
+        if self.requests.standing() == 0 {
+            self.connects.mark_unchanged();
+        }
+        let payload = serde_json::to_vec(&Request::of(wanted))
+            .map_err(|error| ConsumerError::Refused(error.to_string()))?;
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{ORDERS}.{}", self.durable.name);
+        let reply = self.requests.next_inbox();
+        let asking = self.connection.client.publish_with_reply(subject, reply, payload.into());
+        asking.await.map_err(|_| ConsumerError::Closed)?;
+        self.requests.sent(wanted);
+        Ok(())
+    }
+
+    fn is_delivery(&self, message: &async_nats::Message) -> bool {
+        message.status.is_none() && !self.is_answer_to_look(message)
+    }
+
+    fn is_answer_to_look(&self, message: &async_nats::Message) -> bool {
+        *message.subject == *self.look_inbox
+    }
+
+    /// Asks how the consumer is. Nothing waits for the answer; without one the next look tells.
+    async fn look(&mut self) -> Result<(), ConsumerError> {
+        self.look_at = Instant::now() + LOOK_INTERVAL;
+        if Instant::now() >= self.record_at {
+            self.record_at = Instant::now() + RECORD_INTERVAL;
+            self.floor.record(&self.connection, self.durable.name).await;
+        }
+        let subject = format!("$JS.API.CONSUMER.INFO.{ORDERS}.{}", self.durable.name);
+        let reply = self.look_inbox.clone();
+        self.connection
+            .client
+            .publish_with_reply(subject, reply, "".into())
+            .await
+            .map_err(|_| ConsumerError::Closed)
+    }
+
+    /// Whether the consumer is as it has to be, and whether nothing came because there is nothing.
+    fn learn(&mut self, answer: &async_nats::Message) -> Result<(), ConsumerError> {
+        let Ok(Response::Ok(info)) = serde_json::from_slice::<Response<Info>>(&answer.payload) else {
+            debug!(consumer = self.durable.name, "no answer how the consumer is");
+            return Ok(());
+        };
+        if let Some(settings) = self.durable.edited(&info.config) {
+            return Err(ConsumerError::Edited { settings });
+        }
+        if self.floor.is_of_former_leader(&info) {
+            return Err(ConsumerError::Led);
+        }
+        self.floor = Floor::again(Some(&self.floor), &info, self.durable.wrong.is_some());
+        self.terms = ConsumerTerms::of(&info);
+        let unserved = self.requests.take_unserved();
+        let room = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX) < info.config.max_ack_pending;
+        if unserved && info.num_pending > 0 && room && !info.paused {
+            return Err(ConsumerError::Stuck { pending: info.num_pending });
+        }
+        Ok(())
+    }
+}

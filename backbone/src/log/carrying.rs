@@ -1,0 +1,166 @@
+//! Which orders are carried, and when. Retention counts from an order's end: before the events of an unfinished order
+//! expire, it is written anew (the event `carried`). Nothing here asks the broker.
+//!
+//! An order is due when its `created` or latest `carried` event has reached a certain age, half of the retention unless
+//! it is set otherwise. So every unfinished order always has one of the two in the log, and its other events do not matter.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, SystemTime};
+
+use proto::orders::v1::Order;
+use proto::orders::v1::order_event::Detail;
+use serde::{Deserialize, Serialize};
+
+use crate::broker::direct_get::Stored;
+use crate::log::event::Recorded;
+use crate::log::ids::{OrderId, Revision};
+use crate::log::lifecycle::is_finished;
+use crate::log::subjects::{self, EventKind};
+
+/// After the retention was made longer, events stored this much later are still carried at the age that held before:
+/// inventory has noticed the change by then, and gives new reservations more time.
+const LONGER_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// At which age events are due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// `None`: never, because nothing expires.
+    age: Option<Duration>,
+    /// Events stored before this time are due at this age.
+    before: Option<(SystemTime, Duration)>,
+}
+
+impl Schedule {
+    /// The schedule of a log that keeps events for `retention`, zero for ever. `wanted` is an age that an operator has set.
+    pub fn of(retention: Duration, wanted: Option<Duration>) -> Self {
+        let half = (!retention.is_zero()).then_some(retention / 2);
+        let age = half.map(|half| wanted.map_or(half, |wanted| wanted.min(half)));
+        Self { age, before: None }
+    }
+
+    /// At which age events are due that are stored now. `None`: never.
+    pub fn age(&self) -> Option<Duration> {
+        self.age
+    }
+
+    /// What holds from now on if `wanted` is what the log needs now. What is due earlier than before is due at once. If
+    /// events are kept longer, those that are there already keep their age: what is held for their orders expires by
+    /// the retention that held when it was written.
+    #[must_use]
+    pub fn changed(self, wanted: Self, now: SystemTime) -> Self {
+        let longer = match (self.age, wanted.age) {
+            (Some(is), Some(wanted)) => is < wanted,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        let before = match (self.age, self.before) {
+            (Some(age), _) if longer => {
+                let age = self.before.map_or(age, |(_, before)| age.min(before));
+                Some((now + LONGER_AFTER, age))
+            }
+            (_, before) => before,
+        };
+        Self { age: wanted.age, before }
+    }
+
+    /// Whether an event stored at `stored` is due.
+    pub fn is_due(&self, stored: SystemTime, now: SystemTime) -> bool {
+        let before = self.before.filter(|(until, _)| stored < *until).map(|(_, age)| age);
+        let age = [self.age, before].into_iter().flatten().min();
+        // Clocks that disagree make it younger, never older.
+        age.is_some_and(|age| now.duration_since(stored).unwrap_or_default() >= age)
+    }
+
+    /// Up to when all that was stored is due.
+    pub fn due_until(&self, now: SystemTime) -> Option<SystemTime> {
+        let age = [self.age, self.before.map(|(_, age)| age)].into_iter().flatten().min()?;
+        now.checked_sub(age)
+    }
+}
+
+/// An order that may have to be carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The order.
+    pub id: OrderId,
+    /// Where its first event is, or was.
+    pub created: Revision,
+    /// The event that is due.
+    pub due: Revision,
+}
+
+/// A piece of the log, read in its order: whose due events are in it, and who of them has ended in it. Most orders
+/// end within milliseconds, so few are left to be looked at one by one.
+#[derive(Debug, Default)]
+pub struct Window {
+    open: HashMap<OrderId, Candidate>,
+}
+
+impl Window {
+    /// Takes note of the next message. Most are judged by their subject alone.
+    pub fn see(&mut self, message: &Stored) {
+        let Some((kind, id)) = subjects::parse(&message.subject) else { return };
+        let due = message.sequence;
+        // On the way, no order ends.
+        if matches!(kind, EventKind::Reserved | EventKind::Paid | EventKind::Failed) {
+            return;
+        }
+        if kind == EventKind::Created {
+            self.open.insert(id, Candidate { id, created: due, due });
+        } else if kind == EventKind::Carried {
+            if let Some(Recorded { detail: Detail::Carried(carried), .. }) = decode(message) {
+                let created = Revision(carried.created_revision);
+                self.open.insert(id, Candidate { id, created, due });
+            }
+        } else if kind == EventKind::Fulfilled
+            || (self.open.contains_key(&id) && decode(message).is_some_and(|event| is_finished(&event.order)))
+        {
+            self.open.remove(&id);
+        }
+    }
+
+    /// Those of which no end was seen, the longest due first.
+    pub fn candidates(self) -> Vec<Candidate> {
+        let mut candidates: Vec<_> = self.open.into_values().collect();
+        candidates.sort_unstable_by_key(|candidate| candidate.due);
+        candidates
+    }
+}
+
+/// Whether an order has to be carried that stands like this, because its event at `due` is due. `carried` is where its
+/// latest event is if that is `carried`: a later one is due later.
+pub fn has_to_be_carried(order: &Order, carried: Option<Revision>, due: Revision) -> bool {
+    !is_finished(order) && carried.is_none_or(|carried| carried <= due)
+}
+
+/// What has happened to an order, in the words of its events, by the last of each kind of them.
+pub fn happened(events: &[Recorded]) -> Vec<String> {
+    let words = events.iter().flat_map(|event| {
+        if let Detail::Carried(carried) = &event.detail {
+            carried.happened.clone()
+        } else {
+            vec![event.kind().as_str().to_owned()]
+        }
+    });
+    words.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Whether it did, though the event may have expired since.
+pub fn has_happened(kind: EventKind, events: &[Recorded]) -> bool {
+    events.iter().any(|event| {
+        if let Detail::Carried(carried) = &event.detail {
+            carried.happened.iter().any(|word| word == kind.as_str())
+        } else {
+            event.kind() == kind
+        }
+    })
+}
+
+fn decode(message: &Stored) -> Option<Recorded> {
+    let payload = message.payload.clone();
+    Recorded::decode(&message.subject, message.sequence, Some(&message.headers), payload).ok()
+}
+
+#[cfg(test)]
+#[path = "carrying_tests.rs"]
+mod tests;

@@ -1,0 +1,162 @@
+//! What a newer version has said of an order and this one does not know, kept in what this one says of it.
+//!
+//! A snapshot is made of the one before it. Read and written again as this version knows it, it would lose the fields of a
+//! newer one, for good: while both run side by side, whichever step comes next may be the older. So of a snapshot that has
+//! more to it than this version knows, all that an order's life leaves as it is goes on byte for byte.
+
+use bytes::{Buf, Bytes};
+use prost::Message;
+use prost::encoding::{
+    DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field,
+};
+use proto::orders::v1::{Order, OrderEvent};
+
+/// Number of `order` in OrderEvent.
+const ORDER: u32 = 3;
+/// Numbers of the fields of Order that its life changes: `status`, `reason`, `undo_pending`, `parked_status`, `revision`,
+/// `update_time`, `dead_letter_id`.
+const CHANGING: [u32; 7] = [5, 6, 7, 8, 9, 11, 12];
+
+/// The snapshot in a stored event as it lies there, if there is more to it than `event` has of it; else nothing.
+pub(crate) fn beyond(event: &OrderEvent, payload: &Bytes) -> Bytes {
+    // What this version writes is never longer than its encoding.
+    if payload.len() <= event.encoded_len() {
+        return Bytes::new();
+    }
+    let mut order = Vec::new();
+    for (number, mut field) in fields(payload.clone()) {
+        // In pieces, it is what the pieces make together.
+        if number == ORDER && decode_key(&mut field).is_ok() && decode_varint(&mut field).is_ok() {
+            order.extend_from_slice(&field);
+        }
+    }
+    let known = event.order.as_ref().map_or(0, Order::encoded_len);
+    if order.len() > known { order.into() } else { Bytes::new() }
+}
+
+/// The event as it is stored, and its order with the fields in `unknown`.
+pub(crate) fn encode(event: &mut OrderEvent, unknown: &Bytes) -> Bytes {
+    if unknown.is_empty() {
+        return event.encode_to_vec().into();
+    }
+    let order = event.order.take().unwrap_or_default();
+    let mut bytes = event.encode_to_vec();
+    let kept = fields(unknown.clone()).filter(|(number, _)| !CHANGING.contains(number));
+    let mut snapshot: Vec<u8> = kept.flat_map(|(_, field)| field).collect();
+    snapshot.extend(changing(&order).encode_to_vec());
+    encode_key(ORDER, WireType::LengthDelimited, &mut bytes);
+    encode_varint(snapshot.len() as u64, &mut bytes);
+    bytes.append(&mut snapshot);
+    event.order = Some(order);
+    bytes.into()
+}
+
+/// What an order's life changes of it.
+fn changing(order: &Order) -> Order {
+    Order {
+        status: order.status,
+        reason: order.reason.clone(),
+        undo_pending: order.undo_pending.clone(),
+        parked_status: order.parked_status,
+        revision: order.revision,
+        update_time: order.update_time,
+        dead_letter_id: order.dead_letter_id.clone(),
+        ..Order::default()
+    }
+}
+
+/// The fields of a message that decodes, one after the other: number, and bytes with the key before them.
+fn fields(message: Bytes) -> impl Iterator<Item = (u32, Bytes)> {
+    let mut rest = message;
+    std::iter::from_fn(move || {
+        if !rest.has_remaining() {
+            return None;
+        }
+        let before = rest.clone();
+        let (number, wire_type) = decode_key(&mut rest).ok()?;
+        skip_field(wire_type, number, &mut rest, DecodeContext::default()).ok()?;
+        Some((number, before.slice(..before.len() - rest.len())))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::ids::Revision;
+    use crate::log::lifecycle;
+    use prost_types::Timestamp;
+    use proto::orders::v1::order_event::Detail;
+    use proto::orders::v1::{OrderCancelled, OrderCreated, OrderFailed, OrderItem, OrderRedriven};
+
+    /// A field that no version has, with something in it.
+    const FROM_THE_FUTURE: [u8; 5] = [0xaa, 0x7d, 2, b'h', b'i'];
+
+    fn order() -> Order {
+        let unit_price = Some(proto::orders::v1::Money { currency_code: "EUR".to_owned(), minor_units: 350 });
+        let item = OrderItem { sku: "widget".to_owned(), quantity: 2, unit_price };
+        let created = OrderCreated {
+            order_id: "an-order".to_owned(),
+            customer_id: "ada".to_owned(),
+            items: vec![item],
+            ..OrderCreated::default()
+        };
+        lifecycle::create(&created, Timestamp { seconds: 1_800_000_000, nanos: 5 }).unwrap()
+    }
+
+    fn event(order: Order) -> OrderEvent {
+        OrderEvent { event_id: "an-event".to_owned(), order: Some(order), ..OrderEvent::default() }
+    }
+
+    /// The event as a newer version writes it: it says more of the order, and of its item.
+    fn newer(order: &Order) -> Bytes {
+        let mut bytes = event(order.clone()).encode_to_vec();
+        let mut item = order.items[0].encode_to_vec();
+        item.extend(FROM_THE_FUTURE);
+        let mut known = Order { items: Vec::new(), ..order.clone() }.encode_to_vec();
+        known.extend(FROM_THE_FUTURE);
+        encode_key(3, WireType::LengthDelimited, &mut known);
+        encode_varint(item.len() as u64, &mut known);
+        known.extend(item);
+        bytes = OrderEvent { order: None, ..OrderEvent::decode(bytes.as_slice()).unwrap() }.encode_to_vec();
+        encode_key(ORDER, WireType::LengthDelimited, &mut bytes);
+        encode_varint(known.len() as u64, &mut bytes);
+        bytes.extend(known);
+        bytes.into()
+    }
+
+    fn times_in(bytes: &[u8]) -> usize {
+        bytes.windows(FROM_THE_FUTURE.len()).filter(|window| *window == FROM_THE_FUTURE).count()
+    }
+
+    #[test]
+    fn what_this_version_writes_carries_nothing() {
+        let event = event(order());
+        assert!(beyond(&event, &event.encode_to_vec().into()).is_empty());
+    }
+
+    #[test]
+    fn what_a_newer_version_says_of_an_order_outlives_the_events_of_an_older_one() {
+        let failed = OrderFailed { dead_letter_id: "step-1".to_owned(), ..OrderFailed::default() };
+        let life = [
+            Detail::Reserved(Default::default()),
+            Detail::Failed(failed),
+            Detail::Redriven(OrderRedriven::default()),
+            Detail::Cancelled(OrderCancelled::default()),
+            Detail::Refunded(Default::default()),
+            Detail::Released(Default::default()),
+        ];
+        let mut stored = newer(&order());
+        for (i, detail) in life.into_iter().enumerate() {
+            assert_eq!(times_in(&stored), 2, "before {detail:?}");
+            let before = OrderEvent::decode(stored.clone()).unwrap();
+            let unknown = beyond(&before, &stored);
+            let now = Timestamp { seconds: 1_800_000_001, nanos: i32::try_from(i).unwrap() };
+            let after = lifecycle::apply(&before.order.unwrap(), &detail, now).unwrap();
+            let mut next =
+                OrderEvent { previous_revision: Revision(7).0, detail: Some(detail), ..event(after) };
+            stored = encode(&mut next, &unknown);
+            assert_eq!(OrderEvent::decode(stored.clone()).unwrap(), next, "nothing else is changed by it");
+        }
+        assert_eq!(times_in(&stored), 2);
+    }
+}

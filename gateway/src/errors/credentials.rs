@@ -1,0 +1,46 @@
+//! Calls whose credential is missing, is no good, or lacks a role.
+
+use std::collections::HashMap;
+
+use tonic::Status;
+use tonic_types::ErrorDetails;
+
+use super::reason::Reason;
+use super::status::{RETRY_DELAY, come_back, status};
+
+/// The call shows no credential; `accepted` says which ones it may show, and how.
+pub(crate) fn credential_missing(accepted: &str) -> Status {
+    let message = format!("this gateway asks for a credential: send {accepted}");
+    status(Reason::CredentialMissing, &message, HashMap::new(), ErrorDetails::new())
+}
+
+/// The call shows several credentials of one kind, and it cannot be known which one a proxy has checked.
+pub(crate) fn credential_ambiguous() -> Status {
+    let message = "the call shows more than one credential of the same kind; send one";
+    status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
+}
+
+/// The credential is none of those that are good.
+pub(crate) fn credential_invalid() -> Status {
+    let message = "the credential is not, or no longer, good";
+    status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
+}
+
+/// The credential was good until its time was over.
+pub(crate) fn credential_expired() -> Status {
+    let message = "the token has expired; get a new one";
+    status(Reason::CredentialExpired, message, HashMap::new(), ErrorDetails::new())
+}
+
+/// The key that the credential would be checked with is not known, or not yet.
+pub(crate) fn credential_unchecked() -> Status {
+    let message = "the token cannot be checked at the moment; nothing was accepted, try again";
+    come_back(Reason::CredentialUnchecked, message, RETRY_DELAY)
+}
+
+/// The principal may not do this.
+pub(crate) fn role_missing(role: &str) -> Status {
+    let message = format!("the credential lacks the role {role}");
+    let metadata = HashMap::from([("role".to_owned(), role.to_owned())]);
+    status(Reason::RoleMissing, &message, metadata, ErrorDetails::new())
+}

@@ -1,0 +1,74 @@
+//! How a status is made of a reason: its code, its details, and when to come back.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use governor::Jitter;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::fault::Fault;
+use super::reason::Reason;
+use super::refusal::Refusal;
+
+/// Domain of every reason in an ErrorInfo.
+const DOMAIN: &str = "orders.waybill";
+/// When to come back after a refusal that passes by itself, on average.
+pub(super) const RETRY_DELAY: Duration = Duration::from_millis(500);
+/// When to come back while the stream has no room, on average: somebody has to make some.
+pub(super) const RETRY_DELAY_FULL: Duration = Duration::from_secs(30);
+/// What the retries of gRPC's own libraries obey: milliseconds until the next attempt, or -1 for none (gRFC A6).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+/// The longest wait that a library is told to sit out. A longer one is for the caller to know of.
+const PUSHBACK_MAX: Duration = Duration::from_secs(5);
+
+/// A fault of ours.
+pub(crate) fn internal() -> Status {
+    status(Reason::Internal, "internal error; it was logged", HashMap::new(), ErrorDetails::new())
+}
+
+/// What came is no call of gRPC.
+pub(crate) fn malformed(description: &str) -> Status {
+    status(Reason::MalformedRequest, description, HashMap::new(), ErrorDetails::new())
+}
+
+/// A refusal by the caller's own fault, though others for the same reason are by ours.
+pub(super) fn by_caller(reason: Reason, message: &str) -> Status {
+    let status = status(reason, message, HashMap::new(), ErrorDetails::new());
+    Refusal { reason, fault: Fault::Theirs }.mark(status)
+}
+
+pub(super) fn come_back(reason: Reason, message: &str, retry_delay: Duration) -> Status {
+    let details = ErrorDetails::with_retry_info(Some(around(retry_delay)));
+    status(reason, message, HashMap::new(), details)
+}
+
+/// Half to one and a half times as long, so that those who were refused together do not come back together.
+pub(super) fn around(mean: Duration) -> Duration {
+    Jitter::up_to(mean) + mean / 2
+}
+
+pub(super) fn status(
+    reason: Reason,
+    message: &str,
+    metadata: HashMap<String, String>,
+    mut details: ErrorDetails,
+) -> Status {
+    details.set_error_info(reason.as_str(), DOMAIN, metadata);
+    let retry_delay = details.retry_info().and_then(|retry| retry.retry_delay);
+    let mut status = Status::with_error_details(reason.code(), message, details);
+    // Some libraries repeat whatever has this, and callers over their quota are to know that they are.
+    if let (Code::Unavailable, Some(retry_delay)) = (reason.code(), retry_delay) {
+        status.metadata_mut().insert(PUSHBACK, pushback(retry_delay));
+    }
+    Refusal { reason, fault: reason.fault() }.mark(status)
+}
+
+fn pushback(retry_delay: Duration) -> MetadataValue<Ascii> {
+    if retry_delay > PUSHBACK_MAX {
+        return MetadataValue::from_static("-1");
+    }
+    // Rounded up: a call that comes early is refused again. At most 5,000, so nothing is cut off.
+    MetadataValue::from(retry_delay.as_millis() as u64 + 1)
+}

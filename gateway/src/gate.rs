@@ -1,0 +1,90 @@
+//! The gate before a service: it lets a call in or refuses it, without knowing who calls.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Either};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Limited};
+use tokio::time::timeout;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower::{Layer, Service};
+
+/// Most of a refused call's message that is waited for, and for how long.
+const UNREAD_BYTES_MAX: usize = 64 * 1024;
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// One reason to refuse a call.
+pub(crate) trait Admit {
+    /// Lets the call in, or says why not. Must not wait.
+    fn admit(&self, request: &mut Request<Body>) -> Result<(), Status>;
+
+    /// What a call that is not let in is answered.
+    fn answer(&self, refusal: Status) -> Response<Body> {
+        refusal.into_http()
+    }
+}
+
+/// The layer that asks an [`Admit`].
+#[derive(Clone, Debug)]
+pub(crate) struct Gate<A>(pub(crate) A);
+
+impl<A: Clone, S> Layer<S> for Gate<A> {
+    type Service = Gated<A, S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Gated { admit: self.0.clone(), inner }
+    }
+}
+
+/// A service behind a [`Gate`].
+#[derive(Clone, Debug)]
+pub(crate) struct Gated<A, S> {
+    admit: A,
+    inner: S,
+}
+
+impl<A, S> Service<Request<Body>> for Gated<A, S>
+where
+    A: Admit,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<S::Future, Refusal>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        match self.admit.admit(&mut request) {
+            Ok(()) => Either::Left(self.inner.call(request)),
+            Err(status) => Either::Right(refuse(request, self.admit.answer(status))),
+        }
+    }
+}
+
+/// The answer to a call that is not let in.
+pub(crate) type Refusal = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+/// Answers a call that is not let in. Its message is taken off the connection first: what arrived for a call
+/// that is over already would count as a fault of the client, and many of those close its connection.
+pub(crate) fn refuse(request: Request<Body>, answer: Response<Body>) -> Refusal {
+    let mut message = Limited::new(request.into_body(), UNREAD_BYTES_MAX);
+    async move {
+        // However it ends, the answer is the same.
+        let taken_off = async { while let Some(Ok(_)) = message.frame().await {} };
+        timeout(UNREAD_TIMEOUT, taken_off).await.ok();
+        Ok(answer)
+    }
+    .boxed()
+}
+
+impl<A, S: NamedService> NamedService for Gated<A, S> {
+    const NAME: &'static str = S::NAME;
+}

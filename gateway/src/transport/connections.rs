@@ -1,0 +1,159 @@
+//! Accepting connections, before there is a call on them: how many there may be, and their TLS.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::unfold;
+use futures::{Stream, StreamExt};
+use program::telemetry::LogThrottle;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::select;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, warn};
+
+use super::connection::Connection;
+use super::eviction::{AuthenticationState, UnauthenticatedConnections};
+use super::peer::Peer;
+use super::tls::{self, Tls};
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often unauthenticated connections are evicted while others wait for a place.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after a connection could not be accepted; for want of file descriptors, as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many connections there may be at a time, those in their TLS handshake included.
+#[derive(Debug)]
+pub(crate) struct Limit {
+    connections_max: usize,
+    unauthenticated: Option<UnauthenticatedConnections>,
+}
+
+impl Limit {
+    /// Those that are too many wait in the system's queue until another one ends.
+    pub(crate) fn of(connections_max: usize) -> Self {
+        Self { connections_max, unauthenticated: None }
+    }
+
+    /// Those that are too many wait until an unauthenticated connection is evicted: one whose client has not come past
+    /// [`KeepAuthenticated`](super::peer::KeepAuthenticated).
+    pub(crate) fn with_eviction(connections_max: usize) -> Self {
+        Self { connections_max, unauthenticated: Some(UnauthenticatedConnections::default()) }
+    }
+}
+
+/// The connections that come in at `listener`. Those that have said nothing yet end when the drain begins.
+pub(crate) fn accept(
+    listener: TcpListener,
+    limit: Limit,
+    tls: Option<Tls>,
+    draining: CancellationToken,
+) -> impl Stream<Item = Connection> {
+    let accepted = accept_tcp(listener, limit, draining.clone());
+    match tls {
+        None => accepted.map(move |accepted| accepted.in_the_clear(draining.clone())).left_stream(),
+        Some(tls) => accepted
+            .map(move |accepted| {
+                // A task of its own: others are accepted, and make their handshakes, meanwhile.
+                let secured = accepted.secured(tls.clone(), draining.clone());
+                AbortOnDropHandle::new(tokio::spawn(secured))
+            })
+            // The places are the bound.
+            .buffer_unordered(usize::MAX)
+            .filter_map(async |secured| secured.ok().flatten())
+            .right_stream(),
+    }
+}
+
+fn accept_tcp(
+    listener: TcpListener,
+    limit: Limit,
+    draining: CancellationToken,
+) -> impl Stream<Item = Accepted> {
+    static FULL: LogThrottle = LogThrottle::new();
+    static FAILED: LogThrottle = LogThrottle::new();
+    let Limit { connections_max, unauthenticated } = limit;
+    let places = Arc::new(Semaphore::new(connections_max));
+    unfold(
+        (listener, places, unauthenticated, draining),
+        async |(listener, places, unauthenticated, draining)| {
+            if places.available_permits() == 0
+                && let Some(left_out) = FULL.allow()
+            {
+                warn!(left_out, "as many connections as there may be; others have to wait");
+            }
+            let place = loop {
+                select! {
+                    // The semaphore is never closed.
+                    place = places.clone().acquire_owned() => break place.ok()?,
+                    () = sleep(LOOK_INTERVAL), if unauthenticated.is_some() => {
+                        unauthenticated.iter().for_each(UnauthenticatedConnections::evict_one);
+                    }
+                }
+            };
+            let stream = loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => break stream,
+                    Err(error) => {
+                        if let Some(left_out) = FAILED.allow() {
+                            warn!(left_out, %error, "connection not accepted");
+                        }
+                        select! {
+                            () = sleep(ACCEPT_PAUSE) => {}
+                            () = draining.cancelled() => return None,
+                        }
+                    }
+                }
+            };
+            // Answers are small: they must not wait for more to fill a packet.
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "connection keeps its delay");
+            }
+            let authentication = unauthenticated.as_ref().map(UnauthenticatedConnections::add);
+            Some((Accepted { stream, place, authentication }, (listener, places, unauthenticated, draining)))
+        },
+    )
+}
+
+/// A connection on which nothing was said yet.
+struct Accepted {
+    stream: TcpStream,
+    place: OwnedSemaphorePermit,
+    authentication: Option<Arc<AuthenticationState>>,
+}
+
+impl Accepted {
+    fn in_the_clear(self, draining: CancellationToken) -> Connection {
+        let peer = Peer { addr: self.addr(), certificate_names: None, authentication: self.authentication };
+        Connection::new(Box::new(self.stream), peer, self.place, draining)
+    }
+
+    /// The connection after its TLS handshake, if that comes about in time.
+    async fn secured(self, tls: Tls, draining: CancellationToken) -> Option<Connection> {
+        let addr = self.addr();
+        let handshake = timeout(HANDSHAKE_TIMEOUT, tls.handshake(self.stream)).await;
+        let stream = match handshake.map_err(io::Error::from).flatten() {
+            Ok(stream) => stream,
+            Err(error) => {
+                debug!(?addr, %error, "no TLS handshake");
+                return None;
+            }
+        };
+        let (_, session) = stream.get_ref();
+        let certificate = session.peer_certificates().and_then(<[_]>::first);
+        let certificate_names = certificate.map(|certificate| tls::names(certificate).into());
+        let peer = Peer { addr, certificate_names, authentication: self.authentication };
+        Some(Connection::new(Box::new(stream), peer, self.place, draining))
+    }
+
+    /// `None` of a connection that is gone already.
+    fn addr(&self) -> Option<IpAddr> {
+        self.stream.peer_addr().ok().map(|addr| addr.ip())
+    }
+}

@@ -1,0 +1,60 @@
+//! Which connections make way for others: the oldest on which nobody has shown a good credential.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How old an unauthenticated connection has to be before it is evicted for another one.
+const UNAUTHENTICATED_AGE_MIN: Duration = Duration::from_secs(10);
+
+/// Connections on which nobody has shown a good credential yet, and others, the oldest first.
+#[derive(Clone, Debug, Default)]
+pub(super) struct UnauthenticatedConnections(Arc<Mutex<Vec<Weak<AuthenticationState>>>>);
+
+/// Whether somebody has shown a good credential on a connection.
+#[derive(Debug)]
+pub(super) struct AuthenticationState {
+    since: Instant,
+    is_authenticated: AtomicBool,
+    leave: CancellationToken,
+}
+
+impl AuthenticationState {
+    /// Somebody has shown a good credential: the connection keeps its place.
+    pub(super) fn keep(&self) {
+        self.is_authenticated.store(true, Ordering::Relaxed);
+    }
+
+    /// Cancelled when the connection has to make way.
+    pub(super) fn leave(&self) -> CancellationToken {
+        self.leave.clone()
+    }
+}
+
+impl UnauthenticatedConnections {
+    pub(super) fn add(&self) -> Arc<AuthenticationState> {
+        let (is_authenticated, leave) = (AtomicBool::new(false), CancellationToken::new());
+        let authentication = Arc::new(AuthenticationState { since: Instant::now(), is_authenticated, leave });
+        // Nothing panics while it is held, so poison would mean nothing.
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that are left are as many as there are places.
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(&authentication));
+        authentication
+    }
+
+    pub(super) fn evict_one(&self) {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = all.iter().filter_map(Weak::upgrade).find(|other| {
+            let is_authenticated =
+                other.is_authenticated.load(Ordering::Relaxed) || other.leave.is_cancelled();
+            !is_authenticated && other.since.elapsed() >= UNAUTHENTICATED_AGE_MIN
+        });
+        if let Some(oldest) = oldest {
+            oldest.leave.cancel();
+        }
+    }
+}

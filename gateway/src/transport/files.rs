@@ -1,0 +1,203 @@
+//! Files that may change while the gateway runs.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use tokio::sync::mpsc;
+use tracing::error;
+
+/// How often they are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Largest file.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Tells one state of a file from another. The inode, because a file that is moved into place may be as long
+/// and as old as the one that it replaces; the time of the last change of any kind, because a change of who may
+/// read it changes nothing else.
+type Stamp = (u64, u64, Time, Time);
+/// Seconds and nanoseconds.
+type Time = (i64, i64);
+
+/// Some files, and the state that they were in when they were last read without a fault.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    paths: Vec<PathBuf>,
+    seen: Vec<Option<Stamp>>,
+}
+
+impl Watched {
+    /// Begins to watch. Whoever reads the files after this misses no change.
+    pub(crate) fn new(paths: Vec<PathBuf>) -> Self {
+        let seen = stamps(&paths);
+        Self { paths, seen }
+    }
+
+    /// Reads the files again whenever one of them is not what it was, and every second until that succeeds: what
+    /// is in the way may go away without a trace in the file, as a want of file descriptors does. `take` is given
+    /// what was read, and each error once. Runs for as long as the server does.
+    pub(crate) async fn follow<T: Send + 'static>(
+        self,
+        read: impl Fn() -> Result<T, String> + Send + 'static,
+        mut take: impl FnMut(Result<T, String>),
+    ) {
+        let (found, mut news) = mpsc::channel(1);
+        // A thread of its own: files on a network may keep their reader waiting for ever, and the runtime would
+        // wait for it when the program ends.
+        let looking = thread::Builder::new().name("files".to_owned());
+        let looking = looking.spawn(move || self.look(&read, &found));
+        while let Some(outcome) = news.recv().await {
+            take(outcome);
+        }
+        error!(?looking, "changes of files are not noticed any more");
+    }
+
+    /// Ends when nobody wants to know any more.
+    fn look<T>(mut self, read: &impl Fn() -> Result<T, String>, found: &mpsc::Sender<Result<T, String>>) {
+        let mut failure = None;
+        while !found.is_closed() {
+            thread::sleep(LOOK_INTERVAL);
+            let now = stamps(&self.paths);
+            if now == self.seen {
+                failure = None;
+                continue;
+            }
+            let outcome = read();
+            match &outcome {
+                Ok(_) => {
+                    self.seen = now;
+                    failure = None;
+                }
+                Err(error) if failure.as_ref() == Some(error) => continue,
+                Err(error) => failure = Some(error.clone()),
+            }
+            if found.blocking_send(outcome).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What was read last, for all who use it. Cheap to clone; clones share it.
+#[derive(Debug)]
+pub(crate) struct Current<T>(Arc<RwLock<Arc<T>>>);
+
+impl<T> Clone for Current<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Current<T> {
+    pub(crate) fn new(read: T) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(read))))
+    }
+
+    /// As it is now.
+    pub(crate) fn get(&self) -> Arc<T> {
+        // Nothing panics while it is held, so poison would mean nothing.
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces it; gives what it is now.
+    pub(crate) fn set(&self, read: T) -> Arc<T> {
+        let read = Arc::new(read);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = read.clone();
+        read
+    }
+}
+
+/// Reads a regular file. Of others a pipe would have its reader wait for a writer, and a device may have no end.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    // Opening a pipe does not wait then; regular files know no difference.
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("it is larger than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The same for a file of text.
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
+    String::from_utf8(read(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
+    paths.iter().map(|path| stamp(path)).collect()
+}
+
+/// `None` while there is no such file.
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = path.metadata().ok()?;
+    let [modified, changed] = [(file.mtime(), file.mtime_nsec()), (file.ctime(), file.ctime_nsec())];
+    Some((file.ino(), file.len(), modified, changed))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_read_that_failed_is_tried_again_though_the_file_stays_as_it_is() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "before").unwrap();
+        let watched = Watched::new(vec![path.clone()]);
+        std::fs::write(&path, "after").unwrap();
+        let in_the_way = Mutex::new(vec!["another", "the same", "the same"]);
+        let read = move || match in_the_way.lock().unwrap().pop() {
+            Some(error) => Err(error.to_owned()),
+            None => read_text(&path).map_err(|error| error.to_string()),
+        };
+        let (news, mut outcomes) = mpsc::unbounded_channel();
+        let following = watched.follow(read, move |outcome| news.send(outcome).unwrap());
+        let following = tokio::spawn(following);
+        assert_eq!(outcomes.recv().await.unwrap(), Err("the same".to_owned()));
+        assert_eq!(outcomes.recv().await.unwrap(), Err("another".to_owned()), "each error is told once");
+        assert_eq!(outcomes.recv().await.unwrap(), Ok("after".to_owned()));
+        following.abort();
+    }
+
+    #[test]
+    fn who_may_read_a_file_is_part_of_its_state() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "same").unwrap();
+        let before = stamp(&path);
+        // Until the clock of the file system has moved on.
+        while stamp(&path) == before {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        }
+    }
+
+    #[test]
+    fn only_a_regular_file_of_a_bounded_size_is_read() {
+        let dir = TempDir::new().unwrap();
+        let large = dir.path().join("large");
+        std::fs::File::create(&large).unwrap().set_len(FILE_BYTES_MAX).unwrap();
+        assert_eq!(read(&large).unwrap().len() as u64, FILE_BYTES_MAX);
+        std::fs::File::options().write(true).open(&large).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
+        assert!(read(&large).unwrap_err().to_string().contains("larger"));
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for other in [pipe.as_path(), Path::new("/dev/zero"), dir.path()] {
+            assert!(read(other).unwrap_err().to_string().contains("regular"), "{}", other.display());
+        }
+    }
+}

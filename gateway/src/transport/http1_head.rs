@@ -1,0 +1,56 @@
+//! The head of a request of HTTP/1: whether it has come whole.
+
+/// The head of a request of HTTP/1, as far as it has come.
+#[derive(Debug, Default)]
+pub(super) struct Head {
+    /// How much of the empty line at its end.
+    end_bytes: usize,
+    is_answered: bool,
+}
+
+impl Head {
+    const END: &[u8] = b"\r\n\r\n";
+
+    pub(super) fn hear(&mut self, bytes: &[u8]) {
+        if self.is_answered && !bytes.is_empty() {
+            *self = Self::default();
+        }
+        for &byte in bytes {
+            match Self::END.get(self.end_bytes) {
+                Some(&expected) if byte == expected => self.end_bytes += 1,
+                Some(_) => self.end_bytes = usize::from(byte == Self::END[0]),
+                // What follows is the message.
+                None => return,
+            }
+        }
+    }
+
+    /// An answer has begun: what comes next is the head of another request.
+    pub(super) fn answered(&mut self) {
+        self.is_answered = true;
+    }
+
+    pub(super) fn is_half(&self) -> bool {
+        !self.is_answered && self.end_bytes < Self::END.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_of_a_request_is_half_until_its_empty_line() {
+        let mut head = Head::default();
+        for part in ["POST / HTTP/1.1\r\nhost: x\r", "\n\r", "x\r\n\r"] {
+            head.hear(part.as_bytes());
+            assert!(head.is_half(), "{part:?}");
+        }
+        head.hear(b"\nand a message\r\n");
+        assert!(!head.is_half());
+        head.answered();
+        assert!(!head.is_half(), "an idle connection");
+        head.hear(b"P");
+        assert!(head.is_half(), "the next request");
+    }
+}

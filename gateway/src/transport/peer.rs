@@ -1,0 +1,43 @@
+//! Who is at the other end of a connection.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::Request;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::eviction::AuthenticationState;
+use crate::gate::Admit;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// `None` of a connection that is gone already.
+    pub(crate) addr: Option<IpAddr>,
+    pub(super) certificate_names: Option<Arc<[String]>>,
+    /// Where unauthenticated connections are evicted when there are too many.
+    pub(super) authentication: Option<Arc<AuthenticationState>>,
+}
+
+impl Peer {
+    /// What the client's certificate says of it, if it has shown one.
+    pub(crate) fn certificate_names(&self) -> Option<&[String]> {
+        self.certificate_names.as_deref()
+    }
+}
+
+/// Behind authentication: whoever gets as far keeps the connection.
+#[derive(Clone, Debug)]
+pub(crate) struct KeepAuthenticated;
+
+impl Admit for KeepAuthenticated {
+    fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
+        if let Some(authentication) =
+            request.extensions().get::<Peer>().and_then(|peer| peer.authentication.as_ref())
+        {
+            authentication.keep();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,294 @@
+//! The rules of every request field. All that a request breaks is reported at once.
+
+mod items;
+mod violations;
+
+pub(crate) use violations::Violations;
+
+use backbone::log::ids::{CustomerKey, OrderId, OrderKey, Revision};
+use proto::orders::v1::{
+    CancelOrderRequest, CreateOrderRequest, ListOrderEventsRequest, ListOrdersRequest, OrderCancelled,
+    OrderCreated, OrderStatus,
+};
+use tonic::Status;
+
+use crate::errors;
+use crate::page_token::{History, List};
+
+/// Longest customer_id and request_id, in characters.
+const ID_CHARS_MAX: usize = 128;
+/// Longest message of a cancel, in characters.
+const MESSAGE_CHARS_MAX: usize = 256;
+/// Most orders of one page, and how many there are if the client does not say.
+const PAGE_SIZE_MAX: usize = 1_000;
+const PAGE_SIZE_DEFAULT: usize = 50;
+/// The same of events.
+const EVENTS_PAGE_SIZE_MAX: usize = 1_000;
+const EVENTS_PAGE_SIZE_DEFAULT: usize = 100;
+
+/// Characters that customer_id may hold beside letters and digits.
+const CUSTOMER_ID_PUNCTUATION: &str = "-_.:@";
+
+/// An order that may be appended.
+#[derive(Debug)]
+pub(crate) struct NewOrder {
+    pub(crate) id: OrderId,
+    pub(crate) created: OrderCreated,
+}
+
+/// Checks a CreateOrderRequest of `tenant` and names the order.
+pub(crate) fn new_order(tenant: &str, request: CreateOrderRequest) -> Result<NewOrder, Status> {
+    let CreateOrderRequest { request_id, customer_id, items } = request;
+    let mut violations = Violations::default();
+    if !request_id.is_empty() {
+        violations.check_text("request_id", &request_id, ID_CHARS_MAX, "-_.:");
+    }
+    violations.check_text("customer_id", &customer_id, ID_CHARS_MAX, CUSTOMER_ID_PUNCTUATION);
+    violations.check_items(&items);
+    violations.into_result()?;
+
+    let order = if request_id.is_empty() {
+        OrderKey::unique()
+    } else {
+        OrderKey::of_request(tenant, &customer_id, &request_id)
+    };
+    let id = OrderId { customer: CustomerKey::of(tenant, &customer_id), order };
+    let created = OrderCreated { order_id: id.to_string(), customer_id, items, request_id };
+    Ok(NewOrder { id, created })
+}
+
+/// Checks an order_id.
+pub(crate) fn order_id(text: &str) -> Result<OrderId, Status> {
+    let mut violations = Violations::default();
+    let id = violations.check_order_id(text);
+    violations.into_result()?;
+    // Without an id there was a violation.
+    id.ok_or_else(|| errors::invalid(Vec::new(), 0))
+}
+
+/// Checks a CancelOrderRequest.
+pub(crate) fn cancel(request: CancelOrderRequest) -> Result<(OrderId, OrderCancelled), Status> {
+    let CancelOrderRequest { order_id, message } = request;
+    let mut violations = Violations::default();
+    let id = violations.check_order_id(&order_id);
+    if message.chars().count() > MESSAGE_CHARS_MAX || message.chars().any(char::is_control) {
+        violations.add(
+            "message",
+            format_args!("must be at most {MESSAGE_CHARS_MAX} characters, none of them a control character"),
+        );
+    }
+    violations.into_result()?;
+    let id = id.ok_or_else(|| errors::invalid(Vec::new(), 0))?;
+    Ok((id, OrderCancelled { message }))
+}
+
+/// Checks the customer_id of a `tenant`'s customer.
+pub(crate) fn customer(tenant: &str, customer_id: &str) -> Result<CustomerKey, Status> {
+    let mut violations = Violations::default();
+    violations.check_text("customer_id", customer_id, ID_CHARS_MAX, CUSTOMER_ID_PUNCTUATION);
+    violations.into_result()?;
+    Ok(CustomerKey::of(tenant, customer_id))
+}
+
+/// A page that may be read.
+#[derive(Debug)]
+pub(crate) struct PageRequest {
+    pub(crate) customer: CustomerKey,
+    pub(crate) size: usize,
+    /// Only orders created before here.
+    pub(crate) before: Option<Revision>,
+    /// In ascending order, each once; empty for all.
+    pub(crate) statuses: Vec<OrderStatus>,
+}
+
+impl PageRequest {
+    /// The list that the page is part of.
+    pub(crate) fn list(&self) -> List<'_> {
+        List { customer: self.customer, statuses: &self.statuses }
+    }
+}
+
+/// Checks a ListOrdersRequest of `tenant`.
+pub(crate) fn page(tenant: &str, request: &ListOrdersRequest) -> Result<PageRequest, Status> {
+    let mut violations = Violations::default();
+    violations.check_text("customer_id", &request.customer_id, ID_CHARS_MAX, CUSTOMER_ID_PUNCTUATION);
+    let size = violations.page_size(request.page_size, PAGE_SIZE_MAX, PAGE_SIZE_DEFAULT);
+    let mut statuses = Vec::new();
+    for (i, status) in request.statuses.iter().enumerate() {
+        match OrderStatus::try_from(*status) {
+            Ok(OrderStatus::Unspecified) | Err(_) => {
+                violations
+                    .add(format_args!("statuses[{i}]"), format_args!("is not a status of orders: {status}"));
+            }
+            Ok(status) => statuses.push(status),
+        }
+    }
+    statuses.sort_unstable();
+    statuses.dedup();
+    let customer = CustomerKey::of(tenant, &request.customer_id);
+    let mut page = PageRequest { customer, size, before: None, statuses };
+    if !request.page_token.is_empty() {
+        page.before = page.list().parse(&request.page_token);
+        if page.before.is_none() {
+            violations.add(
+                "page_token",
+                "must be the next_page_token of an answer for the same customer_id and statuses, or empty",
+            );
+        }
+    }
+    violations.into_result()?;
+    Ok(page)
+}
+
+/// Which events of which order are asked for.
+#[derive(Debug)]
+pub(crate) struct EventsRequest {
+    pub(crate) id: OrderId,
+    /// Only events behind this one.
+    pub(crate) after: Revision,
+    /// Most events.
+    pub(crate) size: usize,
+}
+
+/// Checks a ListOrderEventsRequest.
+pub(crate) fn events(request: &ListOrderEventsRequest) -> Result<EventsRequest, Status> {
+    let id = order_id(&request.order_id)?;
+    let mut violations = Violations::default();
+    let size = violations.page_size(request.page_size, EVENTS_PAGE_SIZE_MAX, EVENTS_PAGE_SIZE_DEFAULT);
+    let after = match History(id).parse(&request.page_token) {
+        Some(after) => after,
+        None => {
+            if !request.page_token.is_empty() {
+                let rule = "must be the next_page_token of an answer for the same order_id, or empty";
+                violations.add("page_token", rule);
+            }
+            Revision::NONE
+        }
+    };
+    violations.into_result()?;
+    Ok(EventsRequest { id, after, size })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backbone::log::lifecycle;
+    use proptest::prelude::*;
+    use proto::orders::v1::{Money, OrderItem};
+    use tonic::Code;
+    use tonic_types::StatusExt;
+
+    fn item(sku: &str, quantity: i32, currency: &str, minor_units: i64) -> OrderItem {
+        let unit_price = Some(Money { currency_code: currency.into(), minor_units });
+        OrderItem { sku: sku.into(), quantity, unit_price }
+    }
+
+    fn request(items: Vec<OrderItem>) -> CreateOrderRequest {
+        CreateOrderRequest { request_id: "r-1".into(), customer_id: "c@example.org".into(), items }
+    }
+
+    /// The fields that a request is refused for.
+    fn refused(request: CreateOrderRequest) -> Vec<String> {
+        let status = new_order("", request).unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let details = status.get_details_bad_request().unwrap();
+        details.field_violations.into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn every_violation_is_reported_at_once() {
+        let items = vec![
+            item("", 0, "eur", -1),
+            OrderItem { sku: "a b".into(), quantity: 1_000_001, unit_price: None },
+        ];
+        let request = CreateOrderRequest { request_id: "r 1".into(), customer_id: String::new(), items };
+        assert_eq!(
+            refused(request),
+            [
+                "request_id",
+                "customer_id",
+                "items[0].sku",
+                "items[0].quantity",
+                "items[0].unit_price.currency_code",
+                "items[0].unit_price.minor_units",
+                "items[1].sku",
+                "items[1].quantity",
+                "items[1].unit_price",
+            ]
+        );
+    }
+
+    #[test]
+    fn limits_are_where_the_contract_says() {
+        let good = || item(&"s".repeat(64), 1_000_000, "EUR", 0);
+        assert!(new_order("", request(vec![good(); 100])).is_ok());
+        assert_eq!(refused(request(vec![good(); 101])), ["items"]);
+        assert_eq!(refused(request(vec![item("", 1, "EUR", 1); 101])).len(), 32);
+        assert_eq!(refused(request(vec![])), ["items"]);
+        assert_eq!(refused(request(vec![item(&"s".repeat(65), 1, "EUR", 1)])), ["items[0].sku"]);
+        assert_eq!(
+            refused(CreateOrderRequest { customer_id: "c".repeat(129), ..request(vec![good()]) }),
+            ["customer_id"]
+        );
+        assert_eq!(
+            refused(CreateOrderRequest { request_id: "r".repeat(129), ..request(vec![good()]) }),
+            ["request_id"]
+        );
+    }
+
+    #[test]
+    fn an_order_has_one_currency_and_a_total_that_fits() {
+        let items = vec![item("a", 1, "EUR", 1), item("b", 1, "USD", 1), item("c", 1, "EUR", 1)];
+        assert_eq!(refused(request(items)), ["items[1].unit_price.currency_code"]);
+        assert_eq!(refused(request(vec![item("a", 2, "EUR", i64::MAX)])), ["items"]);
+    }
+
+    #[test]
+    fn a_broken_item_hides_nothing_about_the_order() {
+        let items = vec![
+            item("a b", 1, "eur", 1),
+            item("b", 0, "EUR", 1),
+            item("c", 1, "USD", 1),
+            item("d", 2, "EUR", i64::MAX),
+        ];
+        let expected = [
+            "items[0].sku",
+            "items[0].unit_price.currency_code",
+            "items[1].quantity",
+            "items[2].unit_price.currency_code",
+            "items",
+        ];
+        assert_eq!(refused(request(items)), expected);
+    }
+
+    #[test]
+    fn many_violations_fit_in_a_header() {
+        let status = new_order("", request(vec![item(&"ü".repeat(500), -5, "EURO", -7); 100])).unwrap_err();
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations.len(), 32);
+        assert!(status.details().len() < 5 * 1024, "{} bytes", status.details().len());
+        assert!(status.message().contains("left out"), "{}", status.message());
+    }
+
+    #[test]
+    fn rules_broken_a_million_times_are_told_as_far_as_they_fit() {
+        let statuses = vec![0; 1_000_000];
+        let request = ListOrdersRequest { customer_id: "c".into(), statuses, ..Default::default() };
+        let status = page("", &request).unwrap_err();
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations.len(), 32);
+        assert!(status.message().contains("999968 further violations"), "{}", status.message());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_can_be_appended(
+            customer_id in "\\PC{0,8}|[a-z@.:_-]{1,8}",
+            lines in proptest::collection::vec(("[a-z]{0,3}", -1..3i32, "[A-Z]{3}|EUR", -1..i64::MAX), 0..4),
+        ) {
+            let items = lines.iter().map(|(sku, quantity, currency, price)| item(sku, *quantity, currency, *price)).collect();
+            if let Ok(order) = new_order("", CreateOrderRequest { request_id: String::new(), customer_id, items }) {
+                prop_assert!(lifecycle::total(&order.created.items).is_ok());
+                prop_assert_eq!(order.created.order_id, order.id.to_string());
+            }
+        }
+    }
+}

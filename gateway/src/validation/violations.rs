@@ -1,0 +1,77 @@
+//! What a request breaks, all of which is reported at once.
+
+use std::fmt::Display;
+
+use backbone::log::ids::OrderId;
+use tonic::Status;
+use tonic_types::FieldViolation;
+
+use crate::errors::{self, VIOLATIONS_MAX};
+
+/// What a request breaks. A request can break a million rules at once, so those beyond what is told are only
+/// counted.
+#[derive(Default)]
+pub(crate) struct Violations {
+    told: Vec<FieldViolation>,
+    left_out: usize,
+}
+
+impl Violations {
+    /// Most entries of one page.
+    pub(crate) fn page_size(&mut self, page_size: i32, size_max: usize, size_default: usize) -> usize {
+        match usize::try_from(page_size) {
+            Ok(0) => size_default,
+            Ok(size) if size <= size_max => size,
+            Ok(_) | Err(_) => {
+                let rule = format_args!("must be 1-{size_max}, or 0 for {size_default}, not {page_size}");
+                self.add("page_size", rule);
+                size_default
+            }
+        }
+    }
+
+    pub(crate) fn add(&mut self, field: impl Display, description: impl Display) {
+        if self.told.len() < VIOLATIONS_MAX {
+            self.told.push(FieldViolation::new(field.to_string(), description.to_string()));
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.told.is_empty()
+    }
+
+    pub(crate) fn into_result(self) -> Result<(), Status> {
+        if self.told.is_empty() { Ok(()) } else { Err(errors::invalid(self.told, self.left_out)) }
+    }
+
+    pub(super) fn check_order_id(&mut self, text: &str) -> Option<OrderId> {
+        match text.parse() {
+            Ok(id) => Some(id),
+            Err(error) => {
+                let problem = if text.is_empty() { "is required" } else { "is malformed" };
+                self.add("order_id", format_args!("{problem}: {error}"));
+                None
+            }
+        }
+    }
+
+    pub(super) fn check_text(
+        &mut self,
+        field: impl Display,
+        text: &str,
+        chars_max: usize,
+        punctuation: &str,
+    ) {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || punctuation.contains(c);
+        if text.is_empty() {
+            self.add(field, "is required");
+        } else if text.chars().count() > chars_max || !text.chars().all(allowed) {
+            self.add(
+                field,
+                format_args!("must be 1-{chars_max} characters of A-Z, a-z, 0-9 and \"{punctuation}\""),
+            );
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! One attempt at an order: effect, then append.
+//!
+//! A crash between any two of effect, append and acknowledgement leads to a redelivery, which finds the effect and the
+//! event already there.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use backbone::broker::direct_get::ReadError;
+use backbone::log::carrying;
+use backbone::log::event::Recorded;
+use backbone::log::ids::{OrderId, Revision};
+use backbone::log::lifecycle;
+use backbone::log::subjects::EventKind;
+use backbone::log::{AppendError, Appended, OrderLog, OrderState};
+use futures::FutureExt;
+use proto::orders::v1::order_event::Detail;
+use thiserror::Error;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::debug;
+
+use crate::delivery::Delivery;
+use crate::step::{Step, StepError};
+
+/// How long an append may take; the attempt is repeated afterwards.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// The parts of an attempt: reading the order, the step's work, which may take half of it, and the append. So whoever
+/// does not answer has been found to be away before the attempt is cut off, which would count against the order.
+const READ_PART: f64 = 0.2;
+const APPEND_PART: f64 = 0.9;
+
+/// What an attempt that went well has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AttemptOutcome {
+    /// The order needed nothing.
+    NothingToDo,
+    /// What the order needed.
+    Done,
+    /// The business said no, which is an answer.
+    Rejected,
+}
+
+impl AttemptOutcome {
+    /// The same in one word.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::NothingToDo => "nothing_to_do",
+            Self::Done => "done",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// Why an order could not be finished this time.
+#[derive(Debug, Error)]
+pub(crate) enum AttemptError {
+    #[error(transparent)]
+    Step(#[from] StepError),
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("order {0} is no longer kept")]
+    Gone(OrderId),
+    #[error("too little time is left to go on, {0:?} after the attempt began")]
+    Late(Duration),
+    #[error("the attempt took longer than {0:?}")]
+    TimedOut(Duration),
+    #[error("the attempt panicked")]
+    Panicked,
+}
+
+impl AttemptError {
+    /// The same in one word.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Step(StepError::Rejected { .. }) => "rejected",
+            Self::Step(StepError::Unavailable(_)) => "unavailable",
+            Self::Step(StepError::Unexpected(_)) => "unexpected",
+            Self::Append(_) => "append",
+            Self::Read(_) => "read",
+            Self::Gone(_) => "gone",
+            Self::Late(_) => "late",
+            Self::TimedOut(_) => "timeout",
+            Self::Panicked => "panic",
+        }
+    }
+
+    /// Whether this is no fault of the order: it would have gone the same way with any other.
+    pub(crate) fn is_away(&self) -> bool {
+        match self {
+            Self::Step(StepError::Unavailable(_)) | Self::Read(ReadError::NoAnswer(_)) | Self::Late(_) => {
+                true
+            }
+            Self::Append(error) => error.is_away(),
+            Self::Step(StepError::Rejected { .. } | StepError::Unexpected(_))
+            | Self::Read(ReadError::Broker(_))
+            | Self::Gone(_)
+            | Self::TimedOut(_)
+            | Self::Panicked => false,
+        }
+    }
+}
+
+/// Makes attempts for a step.
+#[derive(Debug)]
+pub(crate) struct Attempts<S> {
+    pub(crate) step: Arc<S>,
+    pub(crate) log: OrderLog,
+    /// How long one may take.
+    pub(crate) timeout: Duration,
+}
+
+impl<S: Step> Attempts<S> {
+    /// Makes one attempt at the order of `event`. Also says since when the order stands as it was worked on last.
+    pub(crate) async fn run(
+        &self,
+        event: Recorded,
+        delivery: &Delivery<'_>,
+    ) -> (Result<AttemptOutcome, AttemptError>, Revision) {
+        let seen = AtomicU64::new(event.stands_since().0);
+        // A step that panics has failed with this order, and goes on with others.
+        let attempt = AssertUnwindSafe(self.attempt(event, delivery, &seen)).catch_unwind();
+        let outcome = match timeout(self.timeout, attempt).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(AttemptError::Panicked),
+            Err(_) => Err(AttemptError::TimedOut(self.timeout)),
+        };
+        (outcome, Revision(seen.into_inner()))
+    }
+
+    /// One attempt at the order of `event`: effect, then append. Loses no effect to a race: when the order has
+    /// changed in between, it is looked at again, and what is no longer wanted is taken back. Tells whether the step
+    /// had anything to do. `seen` is since when the order stands as it was worked on last.
+    async fn attempt(
+        &self,
+        event: Recorded,
+        delivery: &Delivery<'_>,
+        seen: &AtomicU64,
+    ) -> Result<AttemptOutcome, AttemptError> {
+        let began = Instant::now();
+        let read_by = began + self.timeout.mul_f64(READ_PART);
+        let append_by = began + self.timeout.mul_f64(APPEND_PART);
+        // Another worker may have been at it before; then the event tells less than the log.
+        let redelivered = delivery.is_redelivery();
+        // A worker that died may have acted for the order, and not have lived to append. But after an event that called
+        // the order off, all that anybody can have done is to undo.
+        // Of an order that is carried, an earlier message may be in the hands of another worker.
+        let is_carried = event.kind() == EventKind::Carried;
+        let mut acted = (redelivered || is_carried) && !lifecycle::is_called_off(&event.order);
+        let (id, revision) = (event.id, event.revision);
+        let read = if redelivered {
+            Some(in_time(read_by, self.log.load_latest(&id)).await?.ok_or(AttemptError::Gone(id))?)
+        } else if !delivery.is_fresh {
+            Some(in_time(read_by, self.log.load(&id)).await?.ok_or(AttemptError::Gone(id))?)
+        } else {
+            None
+        };
+        // Whoever answered may be behind the event itself, and then say that there is nothing to do yet.
+        let read = read.filter(|read| read.revision() >= event.revision);
+        let mut current = read.unwrap_or_else(|| OrderState::from(event));
+        // The message of that event does all that is left to do, so that no two come again and again for one order. One that
+        // comes for the first time shows all the same whether the dependency is there: after an outage, all that come first
+        // are such, and none of them would close the breaker.
+        if redelivered && delivery.brings_carried && current.is_carried() && current.revision() > revision {
+            return Ok(AttemptOutcome::NothingToDo);
+        }
+        if is_carried && !lifecycle::is_finished(&current.order) {
+            self.step.keep(&current.order).await?;
+        }
+        let mut done = AttemptOutcome::NothingToDo;
+        loop {
+            seen.store(current.stands_since().0, Ordering::Relaxed);
+            if Instant::now() > read_by {
+                return Err(AttemptError::Late(began.elapsed()));
+            }
+            let Some(fact) = self.next_fact(&current, acted, read_by).await? else { return Ok(done) };
+            acted = true;
+            done = if matches!(fact, Detail::Rejected(_)) {
+                AttemptOutcome::Rejected
+            } else {
+                AttemptOutcome::Done
+            };
+            let deadline = append_by.min(Instant::now() + APPEND_TIMEOUT);
+            let appended = timeout_at(append_by, self.log.append(&current, fact, deadline)).await;
+            let no_answer = || AppendError::Unknown("no answer in time".to_owned());
+            match appended.unwrap_or_else(|_| Err(no_answer()))? {
+                Appended::Stored(order) => {
+                    let (order_id, revision) = (order.id, order.order.revision);
+                    let status = order.order.status().as_str_name();
+                    debug!(step = S::NAME, %order_id, revision, status, "done");
+                    return Ok(done);
+                }
+                Appended::Overtaken(now) => current = now,
+            }
+        }
+    }
+
+    /// Does what the order, as it stands, needs of the step, and says what happened. `None` if it needs nothing, though
+    /// what was done before in vain may have been taken back. What the order owes in the log is appended.
+    async fn next_fact(
+        &self,
+        current: &OrderState,
+        acted: bool,
+        read_by: Instant,
+    ) -> Result<Option<Detail>, AttemptError> {
+        let order = &current.order;
+        if lifecycle::waits_for(order, S::COMPLETES_WITH) {
+            let done = self.step.act(order).await;
+            return Ok(Some(done.or_else(|error| error.into_rejection(S::NAME))?));
+        }
+        let owes = S::COMPENSATES.is_some_and(|undo| lifecycle::owes(order, undo));
+        if owes || (acted && lifecycle::is_called_off(order)) {
+            let history = self.log.history_reaching(&current.id, current.revision());
+            let history = in_time(read_by, history).await?;
+            let done = carrying::has_happened(S::COMPLETES_WITH, &history);
+            let undone = self.step.compensate(order, done).await?;
+            return Ok(undone.filter(|_| owes));
+        }
+        Ok(None)
+    }
+}
+
+/// A read that has no answer by then has none at all.
+async fn in_time<T>(by: Instant, read: impl Future<Output = Result<T, ReadError>>) -> Result<T, ReadError> {
+    let no_answer = |_| Err(ReadError::NoAnswer("no answer in time".to_owned()));
+    timeout_at(by, read).await.unwrap_or_else(no_answer)
+}

@@ -1,0 +1,147 @@
+//! What a dead letter says, and the record of attempts before it is one. Nothing here asks the broker.
+
+use std::time::SystemTime;
+
+use async_nats::jetstream::Message;
+use backbone::broker::trace_headers;
+use backbone::dead_letters::{Kept, error_text, fingerprint, headers_of};
+use backbone::log::event::Undecodable;
+use backbone::log::ids::Revision;
+use backbone::log::subjects;
+use program::trace;
+use prost_types::Timestamp;
+use proto::operations::v1::{Attempt, DeadLetter, DeadLetterReason, DeadLetterState};
+use proto::orders::v1::OrderFailed;
+
+use super::order_context::OrderContext;
+use crate::delivery::Delivery;
+
+/// Reason of an order that a step has given up.
+const RETRIES_EXHAUSTED: &str = "RETRIES_EXHAUSTED";
+/// What is said of an announced attempt of which nothing was heard again.
+const VANISHED: &str = "the attempt ended without a word: its process died, or could not reach the broker";
+
+/// The record of `attempts` at a message, on the order as it stood at `order_revision`.
+pub(super) fn record(delivery: &Delivery<'_>, order_revision: u64, attempts: Vec<Attempt>) -> DeadLetter {
+    DeadLetter { order_revision, attempts, ..of_message(delivery) }
+}
+
+/// The letter of a message that cannot be decoded.
+pub(super) fn undecodable(step: &str, delivery: &Delivery<'_>, reason: &Undecodable) -> DeadLetter {
+    let error = error_text(reason);
+    DeadLetter {
+        order_id: subjects::parse(&delivery.message.subject)
+            .map(|(_, id)| id.to_string())
+            .unwrap_or_default(),
+        fingerprint: fingerprint(step, DeadLetterReason::Undecodable, &error),
+        trace_id: trace_of(delivery.message).unwrap_or_default(),
+        attempts: vec![Attempt { time: Some(now()), error }],
+        ..open(delivery, DeadLetterReason::Undecodable)
+    }
+}
+
+/// The letter of an order whose attempts, which are on record, are used up.
+pub(super) fn exhausted(
+    step: &str,
+    delivery: &Delivery<'_>,
+    about: &OrderContext,
+    record: &DeadLetter,
+) -> DeadLetter {
+    let reason = DeadLetterReason::RetriesExhausted;
+    let mut attempts = record.attempts.clone();
+    for attempt in attempts.iter_mut().filter(|attempt| is_open(attempt)) {
+        attempt.error = VANISHED.to_owned();
+    }
+    let error = attempts.last().map_or("", |attempt| &attempt.error);
+    DeadLetter {
+        fingerprint: fingerprint(step, reason, error),
+        order_id: about.order_id.to_string(),
+        order_revision: record.order_revision,
+        attempts,
+        trace_id: trace::current_trace_id(),
+        previous_dead_letter_id: about.redriven_from.clone(),
+        ..open(delivery, reason)
+    }
+}
+
+/// A letter that is taken back: of the message nothing is left but which one it is.
+pub(super) fn withdrawn(letter: &DeadLetter) -> DeadLetter {
+    let DeadLetter { subject, publish_time, .. } = letter.clone();
+    DeadLetter { subject, publish_time, ..DeadLetter::default() }
+}
+
+/// What the order's event says that makes it FAILED.
+pub(super) fn order_failed(step: &str, kept: &Kept) -> OrderFailed {
+    OrderFailed {
+        reason: RETRIES_EXHAUSTED.to_owned(),
+        message: kept.letter.attempts.last().map_or("", |attempt| &attempt.error).to_owned(),
+        step: step.to_owned(),
+        attempts: kept.letter.attempt_count,
+        dead_letter_id: kept.id.to_string(),
+    }
+}
+
+/// An attempt that begins now, and has no end yet.
+pub(super) fn announced() -> Attempt {
+    Attempt { time: Some(now()), error: String::new() }
+}
+
+/// An attempt that has failed now.
+pub(super) fn failed(error: &impl ToString) -> Attempt {
+    Attempt { time: Some(now()), error: error_text(error) }
+}
+
+/// Whether the record is about this message. Of a stream that was made anew, another had the same sequence.
+pub(super) fn is_about(letter: &DeadLetter, delivery: &Delivery<'_>) -> bool {
+    *letter.subject == *delivery.message.subject && letter.publish_time == Some(delivery.published)
+}
+
+/// Whether it is a record of attempts at an order, which stands as it did at `since`.
+pub(super) fn is_of_order(letter: &DeadLetter, about: &OrderContext, since: Revision) -> bool {
+    let order = subjects::parse(&letter.subject).map(|(_, order)| order);
+    order == Some(about.order_id) && letter.order_revision == since.0
+}
+
+/// Whether more was stored than a record of attempts.
+pub(super) fn is_letter(record: &Kept) -> bool {
+    record.letter.state() != DeadLetterState::Unspecified
+}
+
+/// Whether the attempt was announced, and no more is known of it.
+pub(super) fn is_open(attempt: &Attempt) -> bool {
+    attempt.error.is_empty()
+}
+
+/// The attempts whose error is known.
+pub(super) fn failed_of(attempts: &[Attempt]) -> Vec<Attempt> {
+    attempts.iter().filter(|attempt| !is_open(attempt)).cloned().collect()
+}
+
+/// What every record about the message says.
+fn of_message(delivery: &Delivery<'_>) -> DeadLetter {
+    DeadLetter {
+        subject: delivery.message.subject.to_string(),
+        publish_time: Some(delivery.published),
+        ..DeadLetter::default()
+    }
+}
+
+/// What every open letter says.
+fn open(delivery: &Delivery<'_>, reason: DeadLetterReason) -> DeadLetter {
+    DeadLetter {
+        state: DeadLetterState::Open.into(),
+        reason: reason.into(),
+        headers: headers_of(delivery.message.headers.as_ref()),
+        payload: delivery.message.payload.to_vec(),
+        create_time: Some(now()),
+        ..of_message(delivery)
+    }
+}
+
+fn trace_of(message: &Message) -> Option<String> {
+    Some(trace_headers::read(message.headers.as_ref()?)?.trace_id().to_string())
+}
+
+fn now() -> Timestamp {
+    SystemTime::now().into()
+}

@@ -1,0 +1,278 @@
+//! Giving up: what has been tried is counted, and what cannot be done is put where an operator finds it.
+//!
+//! First the dead letter is stored, then the order becomes FAILED, and only then is the message terminated. Each of
+//! these can be repeated: a message that is delivered again after a crash finds how far it had come.
+
+mod letter;
+mod order_context;
+mod park;
+
+use std::sync::OnceLock;
+
+use backbone::broker::direct_get::ReadError;
+use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
+use backbone::log::event::Undecodable;
+use backbone::log::ids::Revision;
+use backbone::log::{AppendError, OrderLog};
+use proto::operations::v1::DeadLetter;
+use thiserror::Error;
+use tokio::sync::{Mutex, MutexGuard};
+use tracing::{error, warn};
+
+pub(crate) use self::order_context::OrderContext;
+
+use self::letter::{is_letter, is_open};
+use crate::attempt::AttemptError;
+use crate::delivery::{Delivery, Disposition, RETRY};
+use crate::metrics;
+
+/// Deliveries of a message of which nothing was heard before further attempts are announced: that a step is killed
+/// once costs its orders no write.
+const SILENT_DELIVERIES_MAX: usize = 3;
+/// Announced attempts in a row that nothing was heard of again. Then the order is taken for what kills the step.
+const VANISHED_MAX: usize = 10;
+
+/// What is to happen to a message that has come before.
+#[derive(Debug)]
+pub(crate) enum BeforeAttempt<'a> {
+    /// An attempt. One that is announced goes on as long as it holds this.
+    Attempt(Option<MutexGuard<'a, ()>>),
+    /// No attempt.
+    Settled(Disposition),
+}
+
+/// How the work on a message ended.
+#[derive(Debug)]
+pub(crate) enum Outcome<'a> {
+    /// The order needs nothing more.
+    Finished,
+    /// It was stopped, or failed through no fault of the order: the message comes again after its pause.
+    Postponed,
+    /// An attempt at the order as it stood at `seen` has failed, which counts.
+    Failed { about: &'a OrderContext, seen: Revision, error: &'a AttemptError },
+    /// The message cannot be decoded. Delivering it again would change nothing.
+    Undecodable(&'a Undecodable),
+}
+
+/// Not given up, or not known to be: the message has to come again.
+#[derive(Debug, Error)]
+pub(crate) enum DeadLetteringError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Put(#[from] PutError),
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// Keeps count of attempts, and gives up.
+#[derive(Debug)]
+pub(crate) struct DeadLettering {
+    letters: DeadLetters,
+    log: OrderLog,
+    step: &'static str,
+    attempts_max: usize,
+    /// Held during an announced attempt.
+    announced: Mutex<()>,
+    /// The first message that this process was the first to be brought. What comes behind it was brought to nobody before
+    /// this process ran, so nothing that ended before can have died of it.
+    first_new: OnceLock<Revision>,
+}
+
+impl DeadLettering {
+    pub(crate) fn new(letters: DeadLetters, log: OrderLog, step: &'static str, attempts_max: usize) -> Self {
+        Self { letters, log, step, attempts_max, announced: Mutex::default(), first_new: OnceLock::new() }
+    }
+
+    /// Takes note of a message that was never brought to anybody before.
+    pub(crate) fn is_first(&self, message: Revision) {
+        self.first_new.get_or_init(|| message);
+    }
+
+    /// Before an attempt at a message that has come before: whether there is to be one. If the message comes again and
+    /// again, and nothing was heard of it, the attempt is announced: it leaves a trace even if the process does not live
+    /// to say how it ended.
+    pub(crate) async fn before_attempt(
+        &self,
+        delivery: &Delivery<'_>,
+        about: &OrderContext,
+    ) -> Result<BeforeAttempt<'_>, DeadLetteringError> {
+        let record = self.record(delivery).await?;
+        match &record {
+            Some(record) if is_letter(record) => {
+                return Ok(BeforeAttempt::Settled(self.fail(about, record.clone()).await?));
+            }
+            // A letter that was withdrawn, perhaps by somebody who died before it was off the list.
+            Some(record) if record.letter.attempts.is_empty() => self.letters.sweep(record).await?,
+            Some(_) | None => {}
+        }
+        let earlier = self.earlier(about, record.as_ref()).await?;
+        if let Some(earlier) = earlier.as_ref().filter(|earlier| is_letter(earlier)) {
+            return Ok(BeforeAttempt::Settled(self.fail(about, earlier.clone()).await?));
+        }
+        let tried = record.as_ref().or(earlier.as_ref()).map_or(&[][..], |record| &record.letter.attempts);
+        let failed_count = letter::failed_of(tried).len();
+        let vanished_count = tried.len() - failed_count;
+        let given_up = failed_count >= self.attempts_max || vanished_count >= VANISHED_MAX;
+        // Deliveries that were postponed leave no trace either. But whoever died of this order has been started since.
+        let is_new = self.first_new.get().is_some_and(|first| delivery.id.sequence() >= *first);
+        let silent_count = delivery.deliveries_before().saturating_sub(failed_count);
+        let announced = silent_count >= SILENT_DELIVERIES_MAX && !is_new;
+        if !given_up && !announced {
+            return Ok(BeforeAttempt::Attempt(None));
+        }
+
+        let current = self.log.load_latest(&about.order_id).await?.map(|current| current.stands_since().0);
+        // What was tried was tried at the order as it stood then.
+        let before = record.as_ref().filter(|record| {
+            current.is_none_or(|order_revision| order_revision == record.letter.order_revision)
+        });
+        if let Some(before) = before.filter(|_| given_up) {
+            return Ok(BeforeAttempt::Settled(self.park(delivery, about, before.clone()).await?));
+        }
+        let Some(order_revision) = current.filter(|_| announced) else {
+            return Ok(BeforeAttempt::Attempt(None));
+        };
+        // One at a time, so that none is blamed for what another has done.
+        let Ok(alone) = self.announced.try_lock() else {
+            return Ok(BeforeAttempt::Settled(Disposition::Retry(delivery.pause())));
+        };
+        let mut attempts = before.map(|record| record.letter.attempts.clone()).unwrap_or_default();
+        attempts.push(letter::announced());
+        let letter = letter::record(delivery, order_revision, attempts);
+        self.store(&delivery.id, record.as_ref(), letter).await?;
+        Ok(BeforeAttempt::Attempt(Some(alone)))
+    }
+
+    /// Stores how the work on a message ended, as far as it has to be, and says what becomes of the message.
+    pub(crate) async fn settle(
+        &self,
+        delivery: &Delivery<'_>,
+        end: Outcome<'_>,
+    ) -> Result<Disposition, DeadLetteringError> {
+        match end {
+            Outcome::Finished => {
+                self.heard_of(delivery).await;
+                Ok(Disposition::Acknowledge)
+            }
+            Outcome::Postponed => {
+                self.heard_of(delivery).await;
+                Ok(Disposition::Retry(delivery.pause()))
+            }
+            Outcome::Failed { about, seen, error } => self.count(delivery, about, seen, error).await,
+            Outcome::Undecodable(reason) => {
+                let disposition = self.set_aside(delivery, reason).await?;
+                let (sequence, subject) = (delivery.id.sequence().0, &delivery.message.subject);
+                error!(step = self.step, sequence, %subject, %reason, "undecodable message set aside");
+                Ok(disposition)
+            }
+        }
+    }
+
+    /// After an attempt that came to an end and does not count: whatever was announced is taken back. What cannot be
+    /// taken back counts as vanished, unless the next attempt has an end.
+    async fn heard_of(&self, delivery: &Delivery<'_>) {
+        if delivery.deliveries_before() < SILENT_DELIVERIES_MAX {
+            return;
+        }
+        let taken_back = async {
+            let Some(record) = self.record(delivery).await? else { return Ok(()) };
+            if is_letter(&record) || !record.letter.attempts.iter().any(is_open) {
+                return Ok(());
+            }
+            let attempts = letter::failed_of(&record.letter.attempts);
+            if attempts.is_empty() {
+                self.letters.forget(&record).await;
+            } else {
+                let letter = DeadLetter { attempts, ..record.letter.clone() };
+                self.letters.replace(&record, letter).await?;
+            }
+            Ok::<_, DeadLetteringError>(())
+        };
+        if let Err(error) = taken_back.await {
+            warn!(step = self.step, dead_letter_id = %delivery.id, %error, "announced attempt not taken back");
+        }
+    }
+
+    /// Counts an attempt that has failed on the order as it stood at `seen`, and gives up after the last one.
+    async fn count(
+        &self,
+        delivery: &Delivery<'_>,
+        about: &OrderContext,
+        seen: Revision,
+        error: &AttemptError,
+    ) -> Result<Disposition, DeadLetteringError> {
+        let record = self.record(delivery).await?;
+        let earlier = self.earlier(about, record.as_ref()).await?;
+        let mut attempts = match record.as_ref().or(earlier.as_ref()) {
+            Some(record) if is_letter(record) => return self.fail(about, record.clone()).await,
+            Some(record) if record.letter.order_revision == seen.0 => {
+                letter::failed_of(&record.letter.attempts)
+            }
+            Some(_) | None => Vec::new(),
+        };
+        attempts.push(letter::failed(error));
+        let letter = letter::record(delivery, seen.0, attempts);
+        let record = self.store(&delivery.id, record.as_ref(), letter).await?;
+        let attempts = record.letter.attempts.len();
+        if attempts < self.attempts_max {
+            return Ok(Disposition::Retry(RETRY.after(attempts as u64)));
+        }
+        self.park(delivery, about, record).await
+    }
+
+    /// Gives up a message that cannot be decoded.
+    async fn set_aside(
+        &self,
+        delivery: &Delivery<'_>,
+        reason: &Undecodable,
+    ) -> Result<Disposition, DeadLetteringError> {
+        let record = self.record(delivery).await?;
+        if record.as_ref().is_some_and(is_letter) {
+            return Ok(Disposition::Terminate);
+        }
+        let letter = letter::undecodable(self.step, delivery, reason);
+        let stored = self.store(&delivery.id, record.as_ref(), letter).await?;
+        metrics::given_up(self.step, &stored.letter.fingerprint);
+        Ok(Disposition::Terminate)
+    }
+
+    /// What is stored about the message so far.
+    async fn record(&self, delivery: &Delivery<'_>) -> Result<Option<Kept>, ReadError> {
+        let found = self.letters.find(&delivery.id).await?;
+        Ok(found.map(|mut kept| {
+            if !letter::is_about(&kept.letter, delivery) {
+                kept.letter = DeadLetter::default();
+            }
+            kept
+        }))
+    }
+
+    /// What was tried at an order before it was carried, unless the message has a record of its own by now. It is kept by
+    /// the event before, which may have been carried too, or by that which the order stands by. So no attempt is forgotten,
+    /// and a letter parks its order, though its message may have expired.
+    async fn earlier(&self, about: &OrderContext, record: Option<&Kept>) -> Result<Option<Kept>, ReadError> {
+        let Some((since, before)) = about.carried.filter(|_| record.is_none()) else { return Ok(None) };
+        for revision in [before, since] {
+            let Ok(id) = LetterId::new(self.step, revision) else { continue };
+            let found = self.letters.find(&id).await?;
+            if let Some(earlier) = found.filter(|earlier| letter::is_of_order(&earlier.letter, about, since))
+            {
+                return Ok(Some(earlier));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn store(
+        &self,
+        id: &LetterId,
+        record: Option<&Kept>,
+        letter: DeadLetter,
+    ) -> Result<Kept, PutError> {
+        match record {
+            Some(record) => self.letters.replace(record, letter).await,
+            None => self.letters.put(id, letter).await,
+        }
+    }
+}

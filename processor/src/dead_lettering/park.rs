@@ -1,0 +1,93 @@
+//! Parking an order: its letter is stored first, and then the order becomes FAILED.
+
+use std::time::Duration;
+
+use backbone::dead_letters::Kept;
+use backbone::log::ids::Revision;
+use backbone::log::{AppendError, Appended};
+use proto::operations::v1::DeadLetterState;
+use proto::orders::v1::order_event::Detail;
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use super::{DeadLettering, DeadLetteringError, OrderContext, letter};
+use crate::delivery::{Delivery, Disposition, RETRY};
+use crate::metrics;
+
+/// How long the append of `failed` may take; it is repeated when the message comes again.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl DeadLettering {
+    /// Makes the record of all attempts a letter, and then the order FAILED.
+    pub(super) async fn park(
+        &self,
+        delivery: &Delivery<'_>,
+        about: &OrderContext,
+        record: Kept,
+    ) -> Result<Disposition, DeadLetteringError> {
+        let letter = letter::exhausted(self.step, delivery, about, &record.letter);
+        let open = self.letters.replace(&record, letter).await?;
+        metrics::given_up(self.step, &open.letter.fingerprint);
+        self.fail(about, open).await
+    }
+
+    /// Makes the order FAILED that the letter is about, unless it is so already or has gone on.
+    pub(super) async fn fail(
+        &self,
+        about: &OrderContext,
+        kept: Kept,
+    ) -> Result<Disposition, DeadLetteringError> {
+        let (id, parking, dead_letter_id) = (about.order_id, &kept.letter, kept.id.to_string());
+        let Some(mut current) = self.log.load_latest(&id).await? else {
+            if parking.state() == DeadLetterState::Open {
+                let reason = "the order is no longer kept";
+                self.letters.resolve(&kept, DeadLetterState::Discarded, self.step, reason).await?;
+            }
+            return Ok(Disposition::Terminate);
+        };
+        if current.order.dead_letter_id == dead_letter_id {
+            return Ok(Disposition::Terminate);
+        }
+        if current.stands_since().0 != parking.order_revision {
+            // Parked once, and redriven or cancelled since?
+            // Who answered may have been behind the letter.
+            let least = current.revision().max(Revision(parking.order_revision));
+            let history = self.log.history_reaching(&id, least).await?;
+            let parked = history.iter().any(|event| event.parked_by() == Some(&dead_letter_id));
+            return if parked { Ok(Disposition::Terminate) } else { self.withdraw(&kept).await };
+        }
+        let attempts = parking.attempts.len();
+        let deadline = Instant::now() + APPEND_TIMEOUT;
+        let detail = Detail::Failed(letter::order_failed(self.step, &kept));
+        let appended = loop {
+            match self.log.append(&current, detail.clone(), deadline).await {
+                // It is only carried, and stands as it did.
+                Ok(Appended::Overtaken(now)) if now.stands_since().0 == parking.order_revision => {
+                    current = now
+                }
+                appended => break appended,
+            }
+        };
+        match appended {
+            Ok(Appended::Stored(parked)) => {
+                let (step, revision) = (self.step, parked.order.revision);
+                error!(step, order_id = %id, revision, dead_letter_id, attempts, "order parked");
+                Ok(Disposition::Terminate)
+            }
+            Ok(Appended::Overtaken(_)) => self.withdraw(&kept).await,
+            // It has ended, and what the step could not take back is for an operator.
+            Err(AppendError::Refused(refused)) => {
+                error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter of an order that is not parked");
+                Ok(Disposition::Terminate)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes the letter back: the order is no longer as it was when the attempts at it failed, and gets new ones.
+    async fn withdraw(&self, kept: &Kept) -> Result<Disposition, DeadLetteringError> {
+        self.letters.replace(kept, letter::withdrawn(&kept.letter)).await?;
+        warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, the order has gone on");
+        Ok(Disposition::Retry(RETRY.initial))
+    }
+}

@@ -1,0 +1,130 @@
+//! A message of the order log as the step's consumer delivers it: what it says, and what can become of it.
+
+use std::time::{Duration, SystemTime};
+
+use async_nats::jetstream::{AckKind, Message};
+use backbone::consumer::ConsumerTerms;
+use backbone::dead_letters::LetterId;
+use backbone::log::event::{Recorded, Undecodable};
+use backbone::log::ids::Revision;
+use program::backoff::Backoff;
+use prost_types::Timestamp;
+use tracing::warn;
+
+/// Growing pauses before a message is delivered again.
+pub(crate) const RETRY: Backoff =
+    Backoff { initial: Duration::from_millis(200), max: Duration::from_secs(30) };
+/// How old an event may be and still be taken for the order as it stands. What waited for longer, behind others or
+/// for a step that was away, has perhaps been cancelled meanwhile, and who cancels in time is not to be charged first.
+/// Nor is one taken for that which is older than the step's consumer: it may have been delivered before.
+const FRESH_AGE_MAX: Duration = Duration::from_secs(10);
+/// Deliveries after which a message without its payload is taken to have none. By then somebody has looked at the
+/// consumer, and if it had been edited to leave payloads out, that is over.
+const LEFT_OUT_DELIVERIES_MAX: i64 = 10;
+
+/// What becomes of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disposition {
+    /// It is acknowledged: the order needs nothing more.
+    Acknowledge,
+    /// It is terminated: the step has given it up, and all about that is stored.
+    Terminate,
+    /// It is delivered again after so long.
+    Retry(Duration),
+}
+
+impl Disposition {
+    /// The same in one word.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Acknowledge => "done",
+            Self::Terminate => "parked",
+            Self::Retry(_) => "postponed",
+        }
+    }
+
+    /// What the broker is told.
+    pub(crate) fn ack(self) -> AckKind {
+        match self {
+            Self::Acknowledge => AckKind::Ack,
+            Self::Terminate => AckKind::Term,
+            Self::Retry(delay) => AckKind::Nak(Some(delay)),
+        }
+    }
+}
+
+/// A message that is worked on.
+#[derive(Debug)]
+pub(crate) struct Delivery<'a> {
+    pub(crate) message: &'a Message,
+    /// The name of its letter, should there be one.
+    pub(crate) id: LetterId,
+    pub(crate) deliveries: i64,
+    /// When it was stored. With the subject it tells messages apart that had the same sequence, one after the other,
+    /// in a stream that was made anew.
+    pub(crate) published: Timestamp,
+    /// Whether the order stands as the message says, for all that is known.
+    pub(crate) is_fresh: bool,
+    /// Whether orders that are carried come by a message of their own.
+    pub(crate) brings_carried: bool,
+}
+
+impl<'a> Delivery<'a> {
+    /// What the broker says of a message.
+    pub(crate) fn of(message: &'a Message, step: &str, terms: ConsumerTerms) -> Result<Self, String> {
+        let info = message.info().map_err(|error| error.to_string())?;
+        let id = LetterId::new(step, Revision(info.stream_sequence)).map_err(|error| error.to_string())?;
+        let (seconds, nanos) = (info.published.unix_timestamp(), info.published.nanosecond());
+        let published = Timestamp { seconds, nanos: i32::try_from(nanos).unwrap_or_default() };
+        let is_fresh = age(&published) <= FRESH_AGE_MAX && SystemTime::from(info.published) >= terms.since;
+        let brings_carried = terms.brings_carried;
+        Ok(Self { message, id, deliveries: info.delivered, published, is_fresh, brings_carried })
+    }
+
+    /// Whether it was delivered before.
+    pub(crate) fn is_redelivery(&self) -> bool {
+        self.deliveries > 1
+    }
+
+    /// How often it was delivered before.
+    pub(crate) fn deliveries_before(&self) -> usize {
+        usize::try_from(self.deliveries - 1).unwrap_or_default()
+    }
+
+    /// The event in it.
+    pub(crate) fn decode(&self) -> Result<Recorded, Undecodable> {
+        let Message { message, .. } = self.message;
+        Recorded::decode(
+            &message.subject,
+            self.id.sequence(),
+            message.headers.as_ref(),
+            message.payload.clone(),
+        )
+    }
+
+    /// Whether the broker says that it has left the payload out (`headers_only`), and may bring it next time.
+    pub(crate) fn lacks_payload(&self) -> bool {
+        let size = self.message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Msg-Size"));
+        let is_left_out = self.message.payload.is_empty() && size.is_some_and(|size| size.as_str() != "0");
+        is_left_out && self.deliveries <= LEFT_OUT_DELIVERIES_MAX
+    }
+
+    /// How long it waits if it failed through no fault of its order.
+    pub(crate) fn pause(&self) -> Duration {
+        RETRY.after(u64::try_from(self.deliveries).unwrap_or(1))
+    }
+}
+
+/// Sends the last word on a message, or a sign of life. A word that is lost leads to a redelivery, which finds the work
+/// done.
+pub(crate) async fn acknowledge(step: &'static str, message: &Message, kind: AckKind) {
+    if let Err(error) = message.ack_with(kind).await {
+        warn!(step, %error, "acknowledgement not sent");
+    }
+}
+
+/// How long ago that was; nothing, if clocks disagree.
+fn age(published: &Timestamp) -> Duration {
+    let published = SystemTime::try_from(*published).ok();
+    published.and_then(|published| published.elapsed().ok()).unwrap_or_default()
+}

@@ -1,0 +1,66 @@
+//! The stock to begin with: the setting STOCK.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use stock::{SKU_RULE, is_sku};
+
+/// Settings of the inventory.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct InventoryConfig {
+    /// SKUs to begin with, as in `widget=100,gadget=5`. Those that exist keep the count they have.
+    #[arg(long, env = "STOCK")]
+    pub stock: Option<Stock>,
+}
+
+/// Units by SKU, each SKU once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stock(pub(super) BTreeMap<String, u64>);
+
+impl FromStr for Stock {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut stock = BTreeMap::new();
+        for line in text.split(',') {
+            let (sku, units) = parse_stock_line(line)?;
+            if stock.insert(sku.clone(), units).is_some() {
+                return Err(format!("\"{sku}\" is there twice"));
+            }
+        }
+        Ok(Self(stock))
+    }
+}
+
+fn parse_stock_line(text: &str) -> Result<(String, u64), String> {
+    let (sku, units) = text.split_once('=').ok_or("is not of the form sku=units")?;
+    if !is_sku(sku) {
+        return Err(format!("\"{sku}\" is no SKU: {SKU_RULE}"));
+    }
+    let units = units.parse().map_err(|_| format!("\"{units}\" is no number of units"))?;
+    Ok((sku.to_owned(), units))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stock_is_given_as_sku_and_units() {
+        let stock = BTreeMap::from([("widget".to_owned(), 100), ("gadget".to_owned(), 5)]);
+        assert_eq!("widget=100,gadget=5".parse(), Ok(Stock(stock)));
+        for bad in [
+            "",
+            "widget=1,",
+            "widget=1,gadget=2,widget=1",
+            "widget",
+            "=1",
+            "wid get=1",
+            "widget=-1",
+            "widget=many",
+            "a.b=1",
+        ] {
+            assert!(bad.parse::<Stock>().is_err(), "{bad}");
+        }
+    }
+}

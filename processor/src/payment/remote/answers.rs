@@ -1,0 +1,69 @@
+//! What the service answered: read, and told from what is no answer. Nothing here calls it.
+
+use std::error::Error;
+
+use program::plain_text::is_plain;
+use proto::orders::v1::Money;
+use proto::payments::v1 as payments;
+use tonic::{Code, Status};
+
+use crate::payment::provider::NoAnswer;
+
+/// References and messages go into the order's history.
+pub(super) const TEXT_CHARS_MAX: usize = 256;
+
+/// Whether the same call may have another outcome in a moment.
+pub(super) fn may_pass(status: &Status) -> bool {
+    // A status that our own side made up has the error of the connection as its source.
+    status.source().is_some()
+        || matches!(
+            status.code(),
+            Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::Cancelled
+                | Code::Aborted
+                | Code::ResourceExhausted
+        )
+}
+
+/// What a call came to in the end. That we are not let in, or that there is no such service, is no fault of the
+/// order either, though repeating it at once does not help.
+pub(super) fn no_answer(status: &Status) -> NoAnswer {
+    let text = format!("{:?}: {}", status.code(), shortened(status.message()));
+    let refused =
+        matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented);
+    if refused || may_pass(status) { NoAnswer::Unavailable(text) } else { NoAnswer::Unusable(text) }
+}
+
+pub(super) fn unusable(what: &str) -> NoAnswer {
+    NoAnswer::Unusable(what.to_owned())
+}
+
+pub(super) fn reference(field: &str, text: String) -> Result<String, NoAnswer> {
+    if !text.chars().all(is_plain) {
+        return Err(unusable(&format!("a {field} with control characters")));
+    }
+    match text.chars().count() {
+        1..=TEXT_CHARS_MAX => Ok(text),
+        chars => Err(unusable(&format!("a {field} of {chars} characters"))),
+    }
+}
+
+/// A text for people, without what would do something to their terminal instead of being read.
+pub(super) fn shortened(text: &str) -> String {
+    let plain = |c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER };
+    text.chars().take(TEXT_CHARS_MAX).map(plain).collect()
+}
+
+pub(super) fn to_payments(amount: &Money) -> payments::Money {
+    payments::Money { currency_code: amount.currency_code.clone(), minor_units: amount.minor_units }
+}
+
+pub(super) fn from_payments(amount: payments::Money) -> Result<Money, NoAnswer> {
+    let payments::Money { currency_code, minor_units } = amount;
+    let is_code = currency_code.len() == 3 && currency_code.bytes().all(|byte| byte.is_ascii_uppercase());
+    if !is_code || minor_units < 0 {
+        return Err(unusable("a refund of an impossible amount"));
+    }
+    Ok(Money { currency_code, minor_units })
+}

@@ -1,0 +1,114 @@
+//! A processor's whole life, the same for every step.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use backbone::broker::connection::Connection;
+use backbone::broker::streams::provision;
+use backbone::dead_letters::DeadLetters;
+use backbone::log::OrderLog;
+use program::shutdown::{self, Shutdown};
+use program::{Prepared, ops};
+use tokio::net::TcpListener;
+use tokio::{join, select};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::info;
+
+use crate::config::Config;
+use crate::runtime;
+use crate::status::Status;
+use crate::step::Step;
+
+/// How long, after the drain, a processor may take to give back what is left.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs a processor until it is told to stop. `open` makes the step, once the broker is there.
+pub async fn run<C, S, F>(open: impl FnOnce(C, Connection) -> F) -> ExitCode
+where
+    C: Config,
+    S: Step,
+    F: Future<Output = anyhow::Result<S>>,
+{
+    let prepare = |config: C| {
+        let telemetry = config.processor().telemetry.clone();
+        Ok(Prepared { telemetry, has_metrics: true, settings: config })
+    };
+    program::run(prepare, |config, shutdown| work(config, open, shutdown)).await
+}
+
+async fn work<C, S, F>(
+    config: C,
+    open: impl FnOnce(C, Connection) -> F,
+    mut shutdown: Shutdown,
+) -> anyhow::Result<()>
+where
+    C: Config,
+    S: Step,
+    F: Future<Output = anyhow::Result<S>>,
+{
+    let settings = config.processor().clone();
+    let connection = Connection::open(&settings.broker, S::NAME).await?;
+    let log = OrderLog::new(connection.clone(), S::NAME).await?;
+    let dead_letters = DeadLetters::new(connection.clone()).await?;
+    let status = Status::new(S::NAME, connection.clone());
+    let _answering = match settings.ops_addr {
+        Some(addr) => Some(answer(addr, status.clone()).await?),
+        None => None,
+    };
+    let drain = CancellationToken::new();
+
+    let processing = async {
+        let opening = async {
+            provision(&connection, &settings.stream, |reason| status.closed(reason)).await?;
+            status.closed("the step is being opened".to_owned());
+            open(config, connection.clone()).await
+        };
+        let step = select! {
+            step = opening => Arc::new(step?),
+            // Nothing has begun that would have to be finished.
+            () = drain.cancelled() => return Ok(()),
+        };
+        let lacking = step.clone();
+        status.depends(move || lacking.lacks());
+        let looking = async {
+            select! {
+                biased;
+                () = drain.cancelled() => {}
+                () = status.keep_looking(&log) => {}
+            }
+        };
+        join!(runtime::process(step, log.clone(), dead_letters, &settings, &status, &drain), looking);
+        Ok(())
+    };
+    tokio::pin!(processing);
+    select! {
+        // Ends by itself only with an error.
+        ended = &mut processing => return ended,
+        () = log.keep_quorum() => {}
+        never = log.watch_for_losses() => match never {},
+        () = connection.died() => bail!("the client of the broker has died"),
+        () = shutdown.requested() => {}
+    }
+    drain.cancel();
+    status.drains();
+    // Its own bounds end it before; but a broker that stands still does not even take what is given back.
+    if let Some(ended) = shutdown::drain(settings.drain_timeout + LEAVE_TIMEOUT, processing).await {
+        ended?;
+    }
+    connection.flush().await;
+    Ok(())
+}
+
+/// Answers probes, until what it returns is dropped.
+async fn answer(addr: SocketAddr, status: Status) -> anyhow::Result<AbortOnDropHandle<Infallible>> {
+    let listener = TcpListener::bind(addr).await;
+    let listener = listener.with_context(|| format!("cannot listen on {addr} (OPS_ADDR)"))?;
+    info!(pid = std::process::id(), ops_addr = %listener.local_addr()?, "listening");
+    Ok(AbortOnDropHandle::new(tokio::spawn(ops::serve(listener, status))))
+}

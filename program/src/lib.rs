@@ -1,0 +1,18 @@
+//! What every process is made of: settings, logging, traces, metrics and their export, the HTTP port with probes,
+//! signals, backoff.
+//!
+//! Knows no broker, no gRPC server and no order.
+
+pub mod backoff;
+pub mod config;
+mod in_trace;
+pub mod metrics;
+pub mod ops;
+pub mod otlp;
+pub mod plain_text;
+mod run;
+pub mod shutdown;
+pub mod telemetry;
+pub mod trace;
+
+pub use run::{Prepared, run};

@@ -1,0 +1,185 @@
+//! Metrics: what a program counts, for Prometheus to fetch at /metrics, and for a collector by OTLP if the standard
+//! variables of OpenTelemetry ask for it. Whoever has something to count makes the instrument; docs/metrics.md lists
+//! them all.
+//!
+//! Labels are bounded: they are words of the code, names of methods and steps, and fingerprints up to a number; never
+//! an order, a customer, a caller or free text.
+
+mod export;
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use opentelemetry::global;
+use opentelemetry::metrics::Meter;
+use opentelemetry_sdk::metrics::{Instrument, SdkMeterProvider, Stream};
+use prometheus::{Registry, TextEncoder};
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub use opentelemetry::KeyValue;
+pub use opentelemetry::metrics::{AsyncInstrument, Counter, Histogram, UpDownCounter};
+
+use crate::otlp::{self, FLUSH_TIMEOUT};
+use crate::telemetry;
+use crate::trace::export::dropped_spans;
+use export::{Sender, Settings};
+
+/// Series of one metric; what comes after them is counted together, as `otel_metric_overflow`. More than any of ours
+/// can have.
+const SERIES_MAX: usize = 512;
+/// What [`text`] is: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+pub const TEXT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Bounds of times that somebody waits for: a call, an append, an attempt.
+const WAIT_SECONDS: [f64; 17] =
+    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
+/// Bounds of times that may go on for hours: an order's whole way, what a watcher is behind.
+const WAY_SECONDS: [f64; 19] = [
+    0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0,
+    3600.0, 14400.0,
+];
+
+static REGISTRY: OnceLock<Registry> = OnceLock::new();
+
+/// The metrics of this program, as its `main` holds them.
+#[derive(Debug)]
+#[must_use = "the last metrics are sent by flush"]
+pub struct Metrics {
+    provider: SdkMeterProvider,
+    /// Whether they are sent to a collector.
+    sent: bool,
+    /// Ends what is still being sent.
+    over: CancellationToken,
+}
+
+impl Metrics {
+    /// Begins to count; called once, within the runtime, before anybody makes an instrument. Fails with the name of a
+    /// variable that cannot be used.
+    pub fn start(program: &str) -> Result<Self, String> {
+        let settings = Settings::read(otlp::variable)?;
+        let registry = Registry::new();
+        let fetched = opentelemetry_prometheus::exporter()
+            .with_registry(registry.clone())
+            // There is one scope, and its name says nothing.
+            .scope_info_enabled(false)
+            .build()
+            .map_err(|error| error.to_string())?;
+        let mut provider = SdkMeterProvider::builder()
+            .with_resource(otlp::resource(program))
+            .with_view(bounded)
+            .with_reader(fetched);
+        let over = CancellationToken::new();
+        if let Some(settings) = &settings {
+            provider = provider.with_reader(Sender::start(settings, over.clone())?);
+            for warning in &settings.warnings {
+                warn!("{warning}");
+            }
+            info!(protocol = ?settings.way.protocol, interval = ?settings.interval, "metrics are exported");
+        }
+        let provider = provider.build();
+        global::set_meter_provider(provider.clone());
+        REGISTRY.get_or_init(|| registry);
+        count_what_is_dropped();
+        Ok(Self { provider, sent: settings.is_some(), over })
+    }
+
+    /// Sends what was counted last, if that is possible within [`FLUSH_TIMEOUT`].
+    pub async fn flush(self) {
+        if !self.sent {
+            return;
+        }
+        let Self { provider, over, .. } = self;
+        let flushed = spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
+        over.cancel();
+        match flushed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "the last metrics were not sent"),
+            Err(error) => warn!(%error, "the last metrics were not sent"),
+        }
+    }
+}
+
+/// All that was counted, as Prometheus reads it.
+pub fn text() -> Result<String, prometheus::Error> {
+    let families = REGISTRY.get().map(Registry::gather).unwrap_or_default();
+    TextEncoder::new().encode_to_string(&families)
+}
+
+/// Makes instruments. Those that are made before [`Metrics::start`], and in tests, count nothing.
+pub fn meter() -> Meter {
+    global::meter("waybill")
+}
+
+/// How long something took that somebody waited for, 0.5 ms to a minute.
+pub fn wait(name: &'static str, description: &'static str) -> Histogram<f64> {
+    histogram(name, description, &WAIT_SECONDS)
+}
+
+/// How long something took that may go on for hours.
+pub fn way(name: &'static str, description: &'static str) -> Histogram<f64> {
+    histogram(name, description, &WAY_SECONDS)
+}
+
+fn histogram(name: &'static str, description: &'static str, bounds: &[f64]) -> Histogram<f64> {
+    let meter = meter();
+    let seconds = meter.f64_histogram(name).with_description(description).with_unit("s");
+    seconds.with_boundaries(bounds.to_vec()).build()
+}
+
+/// Something that happens now and then.
+pub fn counter(name: &'static str, description: &'static str) -> Counter<u64> {
+    meter().u64_counter(name).with_description(description).build()
+}
+
+/// Something of which there is more and less.
+pub fn up_and_down(name: &'static str, description: &'static str) -> UpDownCounter<i64> {
+    meter().i64_up_down_counter(name).with_description(description).build()
+}
+
+/// Something that is looked at whenever somebody asks. What `look` does not say then is not there.
+pub fn gauge(
+    name: &'static str,
+    description: &'static str,
+    look: impl Fn(&dyn AsyncInstrument<u64>) + Send + Sync + 'static,
+) {
+    // The provider keeps it.
+    meter().u64_observable_gauge(name).with_description(description).with_callback(look).build();
+}
+
+/// The same of an age.
+pub fn age(
+    name: &'static str,
+    description: &'static str,
+    look: impl Fn(&dyn AsyncInstrument<f64>) + Send + Sync + 'static,
+) {
+    let meter = meter();
+    let seconds = meter.f64_observable_gauge(name).with_description(description).with_unit("s");
+    seconds.with_callback(look).build();
+}
+
+/// A number that somebody else counts, and that only grows.
+pub fn total(name: &'static str, description: &'static str, look: impl Fn() -> u64 + Send + Sync + 'static) {
+    let meter = meter();
+    let total = meter.u64_observable_counter(name).with_description(description);
+    total.with_callback(move |total| total.observe(look(), &[])).build();
+}
+
+/// In seconds, as durations are told.
+pub fn seconds(time: Duration) -> f64 {
+    time.as_secs_f64()
+}
+
+fn bounded(_: &Instrument) -> Option<Stream> {
+    Stream::builder().with_cardinality_limit(SERIES_MAX).build().ok()
+}
+
+fn count_what_is_dropped() {
+    total("waybill.log.lines.dropped", "Log lines that nobody read in time.", telemetry::dropped_lines);
+    total(
+        "waybill.spans.dropped",
+        "Finished spans that were not exported: the queue was full, or the collector refused them or was away.",
+        dropped_spans,
+    );
+}

@@ -1,0 +1,42 @@
+//! When to stop: SIGTERM from an orchestrator, SIGINT from a terminal. What is under way then is drained.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use tokio::select;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+/// Signals that ask the program to stop. Made before the program does anything that a stop has to undo.
+#[derive(Debug)]
+pub struct Shutdown {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Shutdown {
+    /// From now on the signals no longer end the program by themselves.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one of the signals.
+    pub async fn requested(&mut self) {
+        let signal = select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        info!(signal, "stop requested, draining");
+    }
+}
+
+/// Lets work that was told to finish do so within `limit`; `None` if it does not.
+pub async fn drain<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let drained = timeout(limit, work).await.ok();
+    if drained.is_none() {
+        warn!(?limit, "drain timed out, work left unfinished");
+    }
+    drained
+}

@@ -1,0 +1,244 @@
+//! What the programs say of themselves: one line an event on standard output, for people or for machines.
+//!
+//! Lines are written by a thread of their own, so that a reader who stands still stops nobody but himself.
+
+use std::io::IsTerminal;
+use std::sync::mpsc;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tracing::{Level, Metadata, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+
+use crate::in_trace::InTrace;
+
+/// Lines that wait to be written; further ones are dropped, and counted.
+const LINES_MAX: usize = 16_384;
+/// How often it is looked whether any were dropped.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long, at the end, the last lines may take to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between two lines of a kind that callers can bring about as often as they like.
+const THROTTLE_INTERVAL: Duration = Duration::from_secs(1);
+
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Lines that nobody read in time, since the start.
+pub(crate) fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
+}
+
+/// How lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is said, and how.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TelemetryConfig {
+    /// What to log: a level, or directives as in `info,backbone=debug`.
+    #[arg(long, env = "RUST_LOG", default_value = "info,async_nats=warn", value_parser = directives)]
+    pub log: String,
+    /// How to write the log.
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// The log, for as long as the program runs. When it is dropped, the last lines are written.
+#[derive(Debug)]
+pub struct Telemetry {
+    writing: Option<WorkerGuard>,
+    /// Ends the thread that tells of dropped lines.
+    stop: Option<mpsc::Sender<()>>,
+    telling: Option<JoinHandle<()>>,
+}
+
+/// Starts logging; called once, first thing after the configuration is read. What it returns has to be kept to
+/// the end of the program.
+#[must_use = "the last lines are written when it is dropped"]
+pub fn start(config: &TelemetryConfig) -> Telemetry {
+    start_with(config, None)
+}
+
+/// The same with a layer that makes spans.
+pub(crate) fn start_with(
+    config: &TelemetryConfig,
+    spans: Option<Box<dyn Layer<Registry> + Send + Sync>>,
+) -> Telemetry {
+    // Colours are for terminals, not for files.
+    let ansi = std::io::stdout().is_terminal();
+    let builder =
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
+    let (writer, writing) = builder.finish(std::io::stdout());
+    let dropped = writer.error_counter();
+    DROPPED.get_or_init(|| dropped.clone());
+    let lines = fmt::layer().with_ansi(ansi).with_writer(writer);
+    let lines = match config.log_format {
+        LogFormat::Text => lines.map_event_format(|format| InTrace::text(format.with_ansi(ansi))).boxed(),
+        LogFormat::Json => lines.json().map_event_format(InTrace::json).boxed(),
+    };
+    let is_written =
+        |metadata: &Metadata<'_>| metadata.is_event() && !shows_secrets(metadata) && !repeats(metadata);
+    // With a hint, so that lines of lower levels cost nothing.
+    let is_written = filter_fn(is_written).with_max_level_hint(LevelFilter::TRACE);
+    let lines = lines.with_filter(EnvFilter::new(&config.log).and(is_written));
+    // Not an Option of a layer: beside a `None` no disabled line or span is known to be one.
+    let layers: Vec<_> = [lines.boxed()].into_iter().chain(spans).collect();
+    tracing_subscriber::registry().with(layers).init();
+    let (stop, stopped) = mpsc::channel();
+    let telling = thread::Builder::new().name("log-dropped".to_owned());
+    let telling = telling.spawn(move || tell_of_dropped_lines(&dropped, &stopped));
+    // Without it nothing is missing but a number.
+    Telemetry { writing: Some(writing), stop: Some(stop), telling: telling.ok() }
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(telling) = self.telling.take() {
+            // It waits for nothing; had it panicked, that would have been said.
+            drop(telling.join());
+        }
+        let writing = self.writing.take();
+        let (written, flushed) = mpsc::channel::<()>();
+        // Elsewhere, because the guard complains on standard output when its lines are not read.
+        let flushing = thread::Builder::new().spawn(move || {
+            drop(writing);
+            drop(written);
+        });
+        if flushing.is_ok() {
+            // Either way this is the end.
+            flushed.recv_timeout(FLUSH_TIMEOUT).ok();
+        }
+    }
+}
+
+/// Says how many lines were dropped, as soon as there is room for that line. Ends when the program does.
+fn tell_of_dropped_lines(dropped: &ErrorCounter, stopped: &mpsc::Receiver<()>) {
+    let mut told = 0;
+    let mut running = true;
+    while running {
+        running = stopped.recv_timeout(LOOK_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout);
+        let lines = dropped.dropped_lines();
+        if lines > told {
+            warn!(lines, "log not read in time; so many lines were dropped since the start");
+            // This line may have been dropped like the others.
+            if dropped.dropped_lines() == lines {
+                told = lines;
+            }
+        }
+    }
+}
+
+/// For lines that callers can bring about as often as they like: lets one through in an interval.
+#[derive(Debug)]
+pub struct LogThrottle {
+    interval: Duration,
+    left: Mutex<Left>,
+}
+
+#[derive(Debug)]
+struct Left {
+    last: Option<Instant>,
+    out: u64,
+}
+
+impl LogThrottle {
+    /// One a second. None has been let through yet.
+    pub const fn new() -> Self {
+        Self::every(THROTTLE_INTERVAL)
+    }
+
+    /// One in such an interval.
+    pub const fn every(interval: Duration) -> Self {
+        Self { interval, left: Mutex::new(Left { last: None, out: 0 }) }
+    }
+
+    /// Whether a line may be written now, and then how many like it were left out since the last one.
+    pub fn allow(&self) -> Option<u64> {
+        self.at(Instant::now())
+    }
+
+    fn at(&self, now: Instant) -> Option<u64> {
+        // Nothing panics while it is held, so poison would mean nothing.
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if left.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
+            left.out += 1;
+            return None;
+        }
+        left.last = Some(now);
+        Some(std::mem::take(&mut left.out))
+    }
+}
+
+impl Default for LogThrottle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The NATS client's finer levels show where it connects to, with the password, and what it sends.
+fn shows_secrets(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("async_nats") && *metadata.level() > Level::INFO
+}
+
+/// What the libraries that export say of it we say ourselves, and less often.
+fn repeats(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("opentelemetry")
+}
+
+fn directives(text: &str) -> Result<String, String> {
+    let directives: Vec<_> = text.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
+    if directives.is_empty() {
+        return Err("says nothing; a level is one of off, error, warn, info, debug, trace".to_owned());
+    }
+    for directive in &directives {
+        // The filter would take a misspelt level for a target, and be silent about all others.
+        if !directive.contains(['=', '[', ']']) && directive.parse::<LevelFilter>().is_err() {
+            return Err(format!(
+                "`{directive}` is not a level (off, error, warn, info, debug, trace); for a target use target=level"
+            ));
+        }
+    }
+    let directives = directives.join(",");
+    EnvFilter::builder().parse(&directives).map_err(|error| error.to_string())?;
+    Ok(directives)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_lines_one_a_second_is_told_with_the_number_of_the_others() {
+        let throttle = LogThrottle::new();
+        let start = Instant::now();
+        assert_eq!(throttle.at(start), Some(0));
+        for ms in [0, 1, 500, 999] {
+            assert_eq!(throttle.at(start + Duration::from_millis(ms)), None);
+        }
+        assert_eq!(throttle.at(start + THROTTLE_INTERVAL), Some(4));
+        assert_eq!(throttle.at(start + 3 * THROTTLE_INTERVAL), Some(0));
+    }
+
+    #[test]
+    fn what_would_silence_everything_by_mistake_is_refused() {
+        for text in ["info", "WARN", "off", "info,async_nats=warn", "backbone::log=debug", "[span]=info"] {
+            assert_eq!(directives(text).as_deref(), Ok(text));
+        }
+        assert_eq!(directives(" info, async_nats=warn,").as_deref(), Ok("info,async_nats=warn"));
+        for text in ["", ",", "infoo", "info,backbone", "a=b=c", "backbone=loud"] {
+            assert!(directives(text).is_err(), "{text}");
+        }
+        assert!(directives("infoo").unwrap_err().contains("target=level"));
+    }
+}
