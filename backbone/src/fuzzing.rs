@@ -1,6 +1,5 @@
-//! What has to hold of any bytes that come from outside. Each function takes the bytes, and panics where a promise
-//! is broken. The fuzz targets in `fuzz/` call them with what libFuzzer makes up; the test below, with the seeds
-//! that libFuzzer begins with.
+//! Properties that hold for any bytes from outside. Each function takes the bytes, and panics where a property is
+//! violated. The fuzz targets in `fuzz/` call them with libFuzzer's input, the test below with its seeds.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "it tells by panicking")]
 
@@ -32,8 +31,8 @@ pub fn order_id(bytes: &[u8]) {
     }
 }
 
-/// A message of the log is a whole event or passed over; what is made of an event can be read like it. Takes
-/// three lines, of a subject, a traceparent and a tracestate, and a payload.
+/// A message of the log is a complete event or is skipped; an event that is written can be read. Takes three lines
+/// (subject, traceparent, tracestate) and a payload.
 pub fn event(bytes: &[u8]) {
     let mut parts = bytes.splitn(4, |byte| *byte == b'\n');
     let mut part = || parts.next();

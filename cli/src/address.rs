@@ -1,4 +1,4 @@
-//! Where a gateway is, or whoever else is asked.
+//! The address of a gateway or another program.
 
 use program::config::has_usable_port;
 use tonic::transport::Uri;

@@ -18,13 +18,13 @@ pub(crate) fn plain(text: &str) -> String {
     plain
 }
 
-/// Lines of ours, in each of which all is plain.
+/// Lines without terminal control characters.
 fn plain_lines(lines: &str) -> String {
     lines.split('\n').map(plain).collect::<Vec<_>>().join("\n")
 }
 
-/// Writes lines of an answer. The error is the caller's to return: whoever read may have gone (`| head`), and
-/// then there is no point in going on.
+/// Writes lines of an answer. The caller returns the error: the reader may be gone (`| head`), and then the command
+/// ends.
 pub(crate) fn answer(lines: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{}", plain_lines(lines))?;
@@ -41,7 +41,7 @@ pub(crate) fn reader_is_gone(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
-/// Writes lines about what is under way. `dev` goes on when nobody reads them any more.
+/// Writes progress lines. `dev` continues without a reader.
 pub(crate) fn tell(lines: &str) {
     drop(answer(lines));
 }

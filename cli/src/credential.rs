@@ -1,4 +1,4 @@
-//! Who calls: the API key or the token that goes with every call. It is never shown, not even when it is no good.
+//! The credential: the API key or token of every call. It is never shown, even if it is invalid.
 
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;

@@ -1,9 +1,8 @@
 //! Programs that never outlive `waybill`, however it ends.
 //!
-//! An orderly stop is asked for with signals, but after a `kill -9` nobody is left to ask. So each child is
-//! first `waybill tether`, which has the kernel kill it when its parent dies, and then becomes the program
-//! itself: same process id, nothing in between. On systems other than Linux the kernel has no such service, and
-//! a killed `waybill` leaves its children behind.
+//! A graceful stop uses signals, but after a `kill -9` no process sends them. So each child is first `waybill tether`,
+//! which has the kernel kill it when its parent dies, and then becomes the program itself, with the same process id. On
+//! systems other than Linux a killed `waybill` leaves its children running.
 
 use std::io;
 use std::os::unix::process::CommandExt;

@@ -40,7 +40,7 @@ fn advice(status: &Status) -> Option<&'static str> {
     )
 }
 
-/// Code and message; for a broken connection also what broke it, at the bottom of a chain that repeats itself.
+/// Code and message; for a broken connection also the root cause, from a chain that duplicates messages.
 pub(crate) fn headline(status: &Status) -> String {
     let code = code_name(status.code());
     let text = match status.message() {
@@ -86,7 +86,7 @@ fn detail_lines(details: &ErrorDetails) -> Vec<String> {
     lines
 }
 
-/// To whole milliseconds: nobody waits more exactly.
+/// Rounded to milliseconds.
 fn rounded_up(delay: Duration) -> Duration {
     let millis = delay.as_nanos().div_ceil(1_000_000);
     Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))

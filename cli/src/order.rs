@@ -15,7 +15,7 @@ use crate::{console, render};
 /// Orders asked for at once, so few that even of the largest orders they fit in one message (4 MiB).
 const PAGE_SIZE_MAX: u32 = 100;
 
-/// Runs one of the order commands, until its end or until nobody reads its answer any more.
+/// Runs one of the order commands until it ends or its output is closed.
 pub(crate) async fn run(args: OrderArgs) -> anyhow::Result<()> {
     match obey(args).await {
         Err(error) if console::reader_is_gone(&error) => Ok(()),

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::console;
 use crate::usage::parse_timeout;
 
-/// Who makes it, as the broker's operator sees it; also part of the inbox that this user needs.
+/// The name of the provisioner at the broker; also part of the inbox that this user needs.
 const NAME: &str = "provisioner";
 
 #[derive(Debug, clap::Args)]
@@ -63,7 +63,7 @@ pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
     )?)
 }
 
-/// The one line that somebody reads: what could not be done, the cause as far as it is known, and what to do about it.
+/// The one line for the operator: the failure, its cause as far as known, and the fix.
 fn not_done(connection: &Connection, timeout: humantime::Duration, why: &str) -> anyhow::Error {
     if !connection.is_up() {
         return anyhow!("not done within {timeout}: {}", connection.away());

@@ -57,7 +57,7 @@ pub(crate) fn update(update: &Update) -> String {
     line
 }
 
-/// The status, the reason for it, and what has still to be undone.
+/// The status, its reason, and the compensation still owed.
 pub(crate) fn standing(order: &Order) -> String {
     let mut text = status_name(order.status()).to_owned();
     if !order.reason.is_empty() {
@@ -151,7 +151,7 @@ fn create_time(order: &Order) -> Option<SystemTime> {
     order.create_time.and_then(|time| time.try_into().ok())
 }
 
-/// A time that may not be told.
+/// A time that may be out of range.
 pub(crate) fn time_text(time: Option<SystemTime>) -> String {
     time.map_or_else(|| "unknown".to_owned(), |time| humantime::format_rfc3339_millis(time).to_string())
 }

@@ -1,4 +1,4 @@
-//! Whom a connection trusts, and what it shows of itself, where the gateway speaks TLS.
+//! The authorities that a connection trusts, and its client certificate, for gateways with TLS.
 
 use std::path::{Path, PathBuf};
 
@@ -44,7 +44,7 @@ impl Tls {
         endpoint.tls_config(tls).context("the certificates cannot be used")
     }
 
-    /// Whoever names certificates does not expect to talk in the clear.
+    /// Certificates are rejected for an address without TLS.
     pub(crate) fn check_unused(&self, address: &Uri) -> Result<(), Unusable> {
         if self.ca.is_some() || self.cert.is_some() || self.key.is_some() {
             return Err(Unusable(format!(

@@ -20,7 +20,7 @@ const EXIT_USAGE: u8 = 64;
 /// How long a user may have us wait.
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=DAY;
 
-/// What was asked for cannot be done as it was asked: the program ends with the same code.
+/// The command line is wrong: the program ends with the same code.
 #[derive(Debug)]
 pub(crate) struct Unusable(pub(crate) String);
 

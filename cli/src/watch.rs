@@ -42,7 +42,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Nothing is asked of the gateway before the first [`Watch::next`].
+    /// Sends no request before the first [`Watch::next`].
     pub(crate) fn new(orders: Orders, order_id: String, after_revision: u64) -> Self {
         Self { orders, order_id, revision: after_revision, stream: None, fruitless_tries: 0 }
     }

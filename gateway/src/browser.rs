@@ -11,7 +11,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use crate::errors;
 use crate::gate::Admit;
 
-/// How long a browser may remember what it was told.
+/// How long a browser may cache the answer.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// What a gRPC-Web client sends.
@@ -43,8 +43,8 @@ pub(crate) fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     (!origins.is_empty()).then_some(cors)
 }
 
-/// Lets in what says that it is gRPC or gRPC-Web. Browsers let every page send a form, or plain text, without
-/// asking whether it may.
+/// Admits requests with a content type of gRPC or gRPC-Web. Browsers let every page send forms and plain text to any
+/// server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OnlyGrpc;
 
@@ -59,7 +59,7 @@ impl Admit for OnlyGrpc {
         }
     }
 
-    /// Whoever does not speak gRPC reads no gRPC status.
+    /// A client that does not speak gRPC reads no gRPC status.
     fn answer(&self, _: Status) -> Response<Body> {
         let mut answer = Response::new(Body::empty());
         *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
@@ -67,8 +67,7 @@ impl Admit for OnlyGrpc {
     }
 }
 
-/// Lets in what is sent by POST, as every call of gRPC is: other methods may be repeated, and their answers stored, by
-/// whoever is between.
+/// Admits POST, the method of every gRPC call. Proxies may retry other methods and cache their answers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OnlyPost;
 

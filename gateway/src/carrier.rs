@@ -1,8 +1,9 @@
-//! The carrier: has unfinished orders written anew before their events expire, so that retention counts from an order's end.
+//! The carrier: appends unfinished orders again before their events expire, so that retention counts from an order's
+//! end.
 //!
-//! It runs in the gateway, without which there are no orders, so that it needs none of the steps. Of several gateways one
-//! carries: the holder of the record of how far that has come. Another one takes over when the record stands still. Two
-//! that carry for a moment do no harm: each order is carried by compare-and-set.
+//! It runs in the gateway, without which there are no orders, so that it needs no step. Of several gateways one
+//! carries: the owner of the progress record. Another one takes over when the record stops changing. Two carriers at
+//! once are harmless: compare-and-set carries each order once.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -19,7 +20,7 @@ use crate::metrics;
 /// How often it is looked whether events are due: fifty times before they are, within these bounds.
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(200);
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(10);
-/// How long the record has to stand still before another gateway takes over, in looks and at least.
+/// How long the record must stay unchanged before another gateway takes over: a number of looks, and a minimum time.
 const STANDSTILL_LOOKS: u32 = 4;
 const STANDSTILL_MIN: Duration = Duration::from_secs(2);
 
@@ -33,7 +34,7 @@ pub(crate) struct Carrier {
     log: OrderLog,
     name: String,
     carry_after: Option<Duration>,
-    /// The record that was seen last, and since when it has stood still.
+    /// The last record, and since when it is unchanged.
     seen: Option<(Revision, Instant)>,
     is_holder: bool,
     progress: Progress,
@@ -44,7 +45,8 @@ pub(crate) struct Carrier {
 pub(crate) struct Progress(Arc<Mutex<Option<(SystemTime, Duration)>>>);
 
 impl Progress {
-    /// Age of the oldest event that was not looked at, and the retention. `None` if nothing expires, or nothing is known.
+    /// Age of the oldest event that was not examined, and the retention. `None` if events never expire, or the age is
+    /// unknown.
     pub(crate) fn now(&self) -> Option<(Duration, Duration)> {
         let (until, retention) = (*self.known())?;
         Some((until.elapsed().unwrap_or_default(), retention))
@@ -155,8 +157,8 @@ impl Carrier {
     }
 }
 
-/// How many messages are gone although they were not looked at: none unless all of them were older than the retention. Else
-/// they were barriers, which expire early, or were taken away, which is counted elsewhere.
+/// How many messages expired unexamined: none unless all of them were older than the retention. Otherwise they were
+/// barriers, which expire early, or a loss, which is counted elsewhere.
 fn missed(position: &CarryPosition, kept: &Kept, now: SystemTime) -> u64 {
     let age = now.duration_since(position.until).unwrap_or_default();
     let has_expired = !kept.retention.is_zero() && age > kept.retention;
@@ -185,7 +187,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + MINUTE * (1_000 + minutes)
     }
 
-    /// Of a log that keeps events for 10 minutes, in which all up to minute 0 was looked at.
+    /// For a log that keeps events for 10 minutes, examined up to minute 0.
     fn missed_at(minute: u32, next: u64, first: u64) -> u64 {
         let retention = MINUTE * 10;
         let schedule = Schedule::of(retention, None);

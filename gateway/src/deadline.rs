@@ -15,11 +15,10 @@ use tower::{Layer, Service};
 
 use crate::errors;
 
-/// What is left of the caller's time for the answer to travel. [`CallerDeadline`] would cut the call at the end of
-/// that time with an answer that says less.
+/// Time reserved for the answer to travel. [`CallerDeadline`] would otherwise cut the call with a less informative
+/// answer.
 const MARGIN: Duration = Duration::from_millis(50);
-/// A caller that waits for less than this is at fault itself when its deadline comes first: nobody is promised an answer
-/// so soon.
+/// Below this deadline a timeout counts as the caller's fault: no answer is promised so soon.
 const TIMEOUT_FAIR_MIN: Duration = Duration::from_millis(100);
 /// Most digits of a `grpc-timeout`.
 const DIGITS_MAX: usize = 8;
@@ -39,7 +38,7 @@ fn caller_timeout(metadata: &MetadataMap) -> Option<Duration> {
     Some(timeout.saturating_sub(MARGIN.min(timeout / 10)))
 }
 
-/// Of several, the shortest: whoever set it no longer waits then.
+/// Of several, the shortest: its sender no longer waits then.
 fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
     let timeouts = headers.get_all("grpc-timeout").iter();
     timeouts.filter_map(|timeout| parse(timeout.to_str().ok()?)).min()

@@ -1,8 +1,8 @@
 //! How safely the broker keeps what it has acknowledged, and whether that is enough.
 //!
-//! STREAM.INFO says on how many servers the order log is, and whether on disk. Whether a server writes each message
-//! through to its disk before it acknowledges it (`sync_interval: always`) it tells at its monitoring port alone, so
-//! that is asked where NATS_MONITOR_URL names it. What is not known counts as no.
+//! STREAM.INFO reports on how many servers the order log is, and whether on disk. Only a server's monitoring port shows
+//! whether it syncs each message before it acknowledges it (`sync_interval: always`), so NATS_MONITOR_URL is read. An
+//! unknown value counts as no.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,10 +22,10 @@ use crate::transport::http_client::HttpClient;
 /// Copies of the log of which a majority survives the loss of a server, its disk and its power.
 const REPLICAS_SAFE: usize = 3;
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest answer: what a server says of itself.
+/// Longest answer: a server's `/varz`.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// What is asked of the broker.
+/// Requests to the broker.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DurabilityConfig {
     /// Required durability. `strict` accepts orders only while the order log is on at least three servers, or each
@@ -38,7 +38,7 @@ pub(crate) struct DurabilityConfig {
     pub(crate) nats_monitor_url: Vec<Uri>,
 }
 
-/// How much is asked for.
+/// The required durability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Wanted {
     Any,
@@ -112,7 +112,7 @@ pub(crate) struct Monitors {
     urls: Vec<Uri>,
 }
 
-/// What a server says of itself, as far as it matters.
+/// The relevant part of a server's `/varz`.
 #[derive(Deserialize)]
 struct Varz {
     server_name: String,

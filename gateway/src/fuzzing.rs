@@ -1,6 +1,5 @@
-//! What has to hold of any bytes that come from outside. Each function takes the bytes, and panics where a promise
-//! is broken. The fuzz targets in `fuzz/` call them with what libFuzzer makes up; the test below, with the seeds
-//! that libFuzzer begins with.
+//! Properties that hold for any bytes from outside. Each function takes the bytes, and panics where a property is
+//! violated. The fuzz targets in `fuzz/` call them with libFuzzer's input, the test below with its seeds.
 //!
 //! The rules are written here a second time, from the comments of the `.proto` files and docs/security.md.
 
@@ -215,8 +214,8 @@ pub fn credentials(bytes: &[u8]) {
     }
 }
 
-/// No token is taken without the signature that nobody here can make, and signed claims say whose it is. Takes a
-/// JWKS, a zero byte, a token, a zero byte, and claims of a token signed with the key "k".
+/// No token is accepted without a valid signature, and signed claims name the caller. Takes a JWKS, a zero byte, a
+/// token, a zero byte, and claims of a token signed with the key "k".
 pub fn token(bytes: &[u8]) {
     let mut parts = bytes.splitn(3, |byte| *byte == 0).map(|part| str::from_utf8(part).unwrap_or_default());
     let mut part = || parts.next().unwrap_or_default();

@@ -23,7 +23,7 @@ pub(crate) trait Admit {
     /// Lets the call in, or says why not. Must not wait.
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Status>;
 
-    /// What a call that is not let in is answered.
+    /// The answer to a rejected call.
     fn answer(&self, refusal: Status) -> Response<Body> {
         refusal.into_http()
     }
@@ -69,11 +69,11 @@ where
     }
 }
 
-/// The answer to a call that is not let in.
+/// The answer to a rejected call.
 pub(crate) type Refusal = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
-/// Answers a call that is not let in. Its message is taken off the connection first: what arrived for a call
-/// that is over already would count as a fault of the client, and many of those close its connection.
+/// Answers a rejected call. Its message is read from the connection first: data that arrives for a call that is over
+/// counts as an error of the client, and many of those close its connection.
 pub(crate) fn refuse(request: Request<Body>, answer: Response<Body>) -> Refusal {
     let mut message = Limited::new(request.into_body(), UNREAD_BYTES_MAX);
     async move {

@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: what is known of the gateway, for the server as a whole and for its services.
+//! `grpc.health.v1`: the state of the gateway, for the server as a whole and for its services.
 
 use std::pin::Pin;
 
@@ -13,8 +13,8 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::readiness::{Readiness, State};
 
-/// The health of these services, and the task that keeps it up to date. Cancels `told` when the drain has begun and everybody
-/// who watches can know of it.
+/// The health of these services, and the task that updates it. Cancels `told` when the drain has begun and all watchers
+/// can know of it.
 pub(crate) async fn service<const N: usize>(
     readiness: Readiness,
     told: CancellationToken,

@@ -56,7 +56,7 @@ use crate::streams::Streams;
 use crate::transport::open_files;
 use crate::transport::tls::Tls;
 
-/// The whole program: reads its settings, and serves until it is told to stop.
+/// The whole program: reads its settings, and serves until it is stopped.
 #[tokio::main]
 pub async fn main() -> ExitCode {
     let prepare = |config: Config| {

@@ -12,12 +12,12 @@ use backbone::log::ids::Revision;
 use tokio::time::sleep;
 use tracing::debug;
 
-/// Reads of open letters, of some dozens each. Those that came last name the highest sequences, and a log that was lost
-/// begins with 1: the first letters tell.
+/// Reads of open dead letters, of some dozens each. The latest ones name the highest sequences, and a lost log starts
+/// with 1: the first dead letters are enough.
 const READS_MAX: usize = 16;
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Compares the log, once, with what open letters and the steps' floors say of it.
+/// Compares the log, once, with open dead letters and the steps' recorded floors.
 pub(crate) async fn compare(log: &OrderLog, letters: &DeadLetters) -> Infallible {
     while let Err(error) = compare_once(log, letters).await {
         debug!(%error, "the log is not compared with the dead letters yet");

@@ -6,7 +6,7 @@ use backbone::broker::streams::DEAD_LETTERS;
 use backbone::log::loss_acknowledged;
 use tracing::error;
 
-/// What is known of the letters. Kept while they cannot be looked at.
+/// The last known state of the dead letters. Kept while they cannot be read.
 #[derive(Debug, Default)]
 pub(crate) struct LostLetters {
     before: Option<Look>,
@@ -23,7 +23,7 @@ struct Look {
 }
 
 impl LostLetters {
-    /// The stream, which was made at `created`, was found with so many open letters, or without any letter in any state.
+    /// The stream, created at `created`, has this many open dead letters, or no dead letter in any state.
     pub(crate) fn found(&mut self, created: SystemTime, open: u64, is_empty: bool) {
         self.is_missing = false;
         let before = self.before.replace(Look { created, open });
@@ -41,12 +41,12 @@ impl LostLetters {
         self.noticed = Some(SystemTime::now());
     }
 
-    /// The stream could not be looked at. Says whether it is time to make it anew, if it is missing.
+    /// The stream could not be read. Returns whether it is time to recreate it, if it is missing.
     pub(crate) fn not_found(&mut self) -> bool {
         std::mem::replace(&mut self.is_missing, true)
     }
 
-    /// Open letters that were lost and that no operator has acknowledged.
+    /// Open dead letters that were lost and that no operator has acknowledged.
     pub(crate) fn unacknowledged(&self) -> u64 {
         let is_acknowledged =
             self.noticed.is_none_or(|noticed| loss_acknowledged().is_some_and(|at| at >= noticed));

@@ -1,5 +1,4 @@
-//! Bytes that are not the message that a method takes. tonic says INTERNAL of them (0.14.9), which is what a fault of ours
-//! is called.
+//! Bytes that are not the message of a method. tonic answers INTERNAL (0.14.9), which means an internal error.
 
 use http::Response;
 use tonic::body::Body;
@@ -7,7 +6,7 @@ use tonic::{Code, Status};
 
 use crate::errors::{self, Refusal};
 
-/// Puts INVALID_ARGUMENT in the place of what tonic says of a request that it cannot read.
+/// Replaces tonic's status for an unreadable request by INVALID_ARGUMENT.
 pub(crate) fn answer(answer: Response<Body>) -> Response<Body> {
     // Ours has a mark, and that of a stream, or of an answer that cannot be written, comes behind the headers.
     if Refusal::is_marked(answer.headers()) {

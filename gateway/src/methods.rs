@@ -1,4 +1,4 @@
-//! The methods that there are, by their paths: anybody can call what does not exist, under any name.
+//! The existing methods, by their paths: a client can call any name.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -37,7 +37,7 @@ static SERVICES: LazyLock<HashMap<String, Vec<String>>> = LazyLock::new(|| {
 pub(crate) struct Method {
     /// Full name, as `orders.v1.OrderService/CreateOrder`.
     pub(crate) name: &'static str,
-    /// Whether it has a span of its own: probes are too many, and nobody's.
+    /// Whether it has a span of its own: there are too many probes.
     pub(crate) has_span: bool,
 }
 

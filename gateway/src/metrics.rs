@@ -64,7 +64,7 @@ pub(crate) fn start(readiness: &Readiness) {
     });
 }
 
-/// How far carrying has come, whenever somebody looks: the age of the oldest event that was not looked at, and the retention.
+/// Progress of carrying, at each collection: the age of the oldest unexamined event, and the retention.
 pub(crate) fn carrying(progress: impl Fn() -> Option<(Duration, Duration)> + Clone + Send + Sync + 'static) {
     carried(&Walked::default());
     missed(0);
@@ -85,13 +85,13 @@ pub(crate) fn carrying(progress: impl Fn() -> Option<(Duration, Duration)> + Clo
     });
 }
 
-/// A piece of the log was looked at.
+/// A piece of the log was examined.
 pub(crate) fn carried(walked: &Walked) {
     CARRIED.add(walked.carried, &[KeyValue::new("outcome", "carried")]);
     CARRIED.add(walked.refused, &[KeyValue::new("outcome", "refused")]);
 }
 
-/// Events were gone before they were looked at.
+/// Events expired unexamined.
 pub(crate) fn missed(events: u64) {
     EXPIRED.add(events, &[]);
 }

@@ -36,8 +36,8 @@ use crate::spans;
 use crate::validation::EventsRequest;
 use crate::{broker_errors, deadline, errors, metrics, validation};
 
-/// How large a page of events may grow, encoded; the event that goes beyond it is the last one. Clients take messages of
-/// 4 MiB unless they are told otherwise.
+/// Maximum encoded size of a page of events; the event that exceeds it is the last one. Clients accept messages of 4
+/// MiB by default.
 const PAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// The service over one order log.
@@ -245,7 +245,7 @@ fn page_of(id: OrderId, history: Vec<Recorded>, after: Revision, size: usize) ->
     ListOrderEventsResponse { events, next_page_token }
 }
 
-/// The principal whom the layers before have let in.
+/// The principal that the layers before have authenticated.
 pub(crate) fn principal_of<T>(request: &Request<T>) -> Result<&Arc<Principal>, Status> {
     request.extensions().get().ok_or_else(errors::internal)
 }
@@ -254,7 +254,7 @@ fn tenant_of<T>(request: &Request<T>) -> Result<Arc<str>, Status> {
     Ok(principal_of(request)?.tenant.clone())
 }
 
-/// Whether the order was cancelled: also if a step gave up while it undid what had been done.
+/// Whether the order was cancelled, even if a step gave up its compensation.
 fn is_cancelled(order: &Order) -> bool {
     [order.status(), order.parked_status()].contains(&OrderStatus::Cancelled)
 }
@@ -305,8 +305,8 @@ struct EndOfStream {
 }
 
 impl EndOfStream {
-    /// The updates up to the end. They are polled only when the client can take more, so a slow reader holds
-    /// back nothing but itself; when they are dropped, the watch ends.
+    /// The updates up to the end. They are polled only when the client can take more, so a slow reader delays only
+    /// itself; dropping them ends the watch.
     fn of<T>(
         self,
         updates: impl Stream<Item = Result<T, Status>> + Send,

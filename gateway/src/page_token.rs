@@ -8,7 +8,7 @@ use proto::orders::v1::OrderStatus;
 const VERSION: u8 = 1;
 const REVISION_BYTES: usize = 8;
 
-/// The list that a token belongs to. A token of another list would skip or repeat orders.
+/// The list that a token belongs to. A token of another list would skip or duplicate orders.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct List<'a> {
     pub(crate) customer: CustomerKey,
@@ -62,7 +62,7 @@ pub(crate) fn decode(token: &str, name: &[u8]) -> Option<Revision> {
     (named == name && revision > Revision::NONE).then_some(revision)
 }
 
-/// A token that says no more than these bytes.
+/// A token with only these bytes.
 pub(crate) fn encode_bytes(bytes: &[u8]) -> String {
     BASE64URL_NOPAD.encode(&[&[VERSION], bytes].concat())
 }

@@ -1,4 +1,4 @@
-//! A panic is a fault of ours: one call is answered with INTERNAL, and the others go on.
+//! A panic is an internal error: one call is answered with INTERNAL, and the others continue.
 
 use std::any::Any;
 

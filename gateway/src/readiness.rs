@@ -22,14 +22,14 @@ use crate::{errors, losses};
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What stands between this gateway and the next order.
+/// Why this gateway cannot accept orders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     /// Nothing.
     Ready,
     /// The broker is away, or the stream is missing or does not answer; says what.
     BrokerAway(String),
-    /// The broker guarantees less than was asked for; says what.
+    /// The durability is below the configured one; with the details.
     NotDurable(String),
     /// The broker has no space for orders; says what it says. Reads go on.
     StorageFull(String),
@@ -56,7 +56,7 @@ impl Readiness {
         Self { state, streams, stock, leaving, draining }
     }
 
-    /// Tells whoever asks that this gateway is about to stop. It still answers everybody.
+    /// Reports that this gateway is about to stop. It still answers all calls.
     pub(crate) fn leave(&self) {
         self.leaving.cancel();
         self.set(State::Draining);
@@ -77,12 +77,12 @@ impl Readiness {
         self.state.borrow().clone()
     }
 
-    /// Whether what is stored now is kept as safely as was asked for.
+    /// Whether writes are as durable as configured.
     pub(crate) fn may_store(&self) -> Result<(), Status> {
         self.streams.may_store().map_err(|reason| errors::not_durable(&reason))
     }
 
-    /// Whether the bucket with the stock is there, as far as that is known. One that was missing is looked for again.
+    /// Whether the bucket with the stock exists, as far as known. A missing one is looked up again.
     pub(crate) async fn has_stock(&self) -> Result<(), Status> {
         if self.stock.missing().is_some() {
             self.stock.look().await;
@@ -90,14 +90,13 @@ impl Readiness {
         self.stock.missing().map_or(Ok(()), |lacking| Err(errors::stock_missing(lacking)))
     }
 
-    /// After an append: what was stored by a broker that has been started anew meanwhile is not known to be kept as was
-    /// asked for.
+    /// After an append: the durability of a write is unknown if the broker restarted meanwhile.
     pub(crate) fn has_kept(&self) -> Result<(), AppendError> {
         self.streams.may_store().map_err(AppendError::Unknown)
     }
 
-    /// Sets the stream up, then asks it for a sign of life again and again, and sets it up anew when it is lost.
-    /// Ends only when the stream cannot be set up, or never.
+    /// Sets up the stream, checks it periodically, and sets it up again when it is lost. Ends only when the stream
+    /// cannot be set up.
     pub(crate) async fn keep(
         self,
         log: OrderLog,
@@ -139,8 +138,8 @@ impl Readiness {
         }
     }
 
-    /// Asks the stream for a sign of life, until it gives none although the broker is there: somebody deleted it,
-    /// or the broker came back without its data.
+    /// Checks the stream periodically, until it is gone although the broker is there: it was deleted, or the broker
+    /// returned without its data.
     async fn until_lost(&self, log: &OrderLog) {
         let mut lost = false;
         while !lost {

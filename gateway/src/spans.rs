@@ -1,4 +1,4 @@
-//! The server span of each call, and how long it took: from before anybody can refuse it until its answer is taken.
+//! The server span of each call, and its duration: from before any layer can reject it until its answer is read.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -1,4 +1,4 @@
-//! What the broker says of the two streams: for metrics, and to find out how safely orders are kept.
+//! The state of the two streams: for metrics, and for the durability of orders.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,31 +16,31 @@ use tracing::{debug, info, warn};
 use crate::durability::{Level, Monitors, Wanted};
 use crate::lost_letters::LostLetters;
 
-/// How often it is asked what changes slowly: the dead letters, and what the servers say of themselves.
+/// How often slowly changing state is read: the dead letters, and the servers' monitoring.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Steps whose open letters are counted; those of others are counted together.
+/// Steps whose open dead letters are counted one by one; those of others are counted together.
 const STEPS_MAX: usize = 32;
 const OTHER: &str = "other";
 
-/// What is known of the streams. Cheap to clone.
+/// The last known state of the streams. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Streams {
     known: Arc<Mutex<Known>>,
-    /// Has what changes slowly be looked at now.
+    /// Requests a read of the slowly changing state now.
     look_now: Arc<Notify>,
     connection: Connection,
     wanted: Wanted,
-    /// Copies that were asked for.
+    /// Configured replicas.
     replicas: Option<u8>,
 }
 
-/// What cannot be asked is not known: nothing is said of it rather than something old.
+/// A value that cannot be read is unknown, and missing rather than old.
 #[derive(Debug, Default)]
 struct Known {
     orders: Option<StreamState>,
     letters: Option<StreamState>,
-    /// Open letters by step. A step that had some stays, with none.
+    /// Open dead letters by step. A step that had some stays, with 0.
     open_letters: Option<BTreeMap<String, u64>>,
     lost_letters: LostLetters,
     /// Servers by name, and whether they write through.
@@ -65,7 +65,7 @@ impl Streams {
         streams
     }
 
-    /// The order log was found like this, or could not be asked. Says why orders cannot be kept in it, if so.
+    /// Records the state of the order log, or that it could not be read. Returns why it cannot keep orders, if so.
     pub(crate) fn found_orders(&self, orders: Option<StreamState>, connects: u64) -> Result<(), String> {
         let mut known = self.known();
         known.orders = orders;
@@ -96,7 +96,7 @@ impl Streams {
         if is_enough { Ok(()) } else { Err(too_little(level)) }
     }
 
-    /// Nobody looks any more.
+    /// There is no reader any more.
     pub(crate) fn forget(&self) {
         let mut known = self.known();
         known.orders = None;
@@ -104,7 +104,7 @@ impl Streams {
         known.open_letters = None;
     }
 
-    /// Whether what is stored now is kept as it was asked for; if not, why.
+    /// Whether writes are as durable as configured; if not, why.
     pub(crate) fn may_store(&self) -> Result<(), String> {
         if self.wanted == Wanted::Any {
             return Ok(());
@@ -122,7 +122,7 @@ impl Streams {
         }
     }
 
-    /// What is guaranteed, if that is known.
+    /// The durability, if known.
     pub(crate) fn level(&self) -> Option<Level> {
         self.known().level
     }
@@ -265,7 +265,7 @@ impl Streams {
         });
     }
 
-    /// The level, while the stream can be asked.
+    /// The level, while the stream can be read.
     fn known_level(&self) -> Option<Level> {
         let known = self.known();
         known.level.filter(|_| known.orders.is_some())

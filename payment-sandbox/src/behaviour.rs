@@ -1,4 +1,4 @@
-//! What the sandbox was told to do, for some customer or for all.
+//! The configured behaviour of the sandbox, for one customer or for all.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ impl Behaviour {
     const GOOD: Self = Self { latency: Duration::ZERO, fault: Fault::Unspecified };
 }
 
-/// As many customers as there may be have a behaviour.
+/// The limit of customers with a behaviour is reached.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("behaviour is set for {CUSTOMERS_MAX} customers already")]
 pub(super) struct TooManyCustomers;
@@ -35,7 +35,7 @@ pub(super) struct Behaviours {
 #[derive(Debug)]
 struct Set {
     behaviour: Behaviour,
-    /// 0: for ever.
+    /// 0: until it is replaced or reset.
     calls_left: u32,
 }
 

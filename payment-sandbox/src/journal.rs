@@ -11,7 +11,7 @@ use crate::ledger::{Ledger, Record};
 /// What every record begins with.
 const RECORD_STARTS: [&[u8]; 3] = [br#"{"captured":{"#, br#"{"declined":{"#, br#"{"refunded":{"#];
 
-/// An open journal, which nobody else has open.
+/// An open journal, locked against other processes.
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
@@ -20,7 +20,7 @@ pub(super) struct Journal {
 /// Why a journal cannot be used.
 #[derive(Debug, Error)]
 pub(crate) enum OpenError {
-    /// The file system says no.
+    /// An error of the file system.
     #[error("{0}: {1}")]
     Io(PathBuf, io::Error),
     /// Two processes would charge twice.
@@ -29,7 +29,7 @@ pub(crate) enum OpenError {
     /// The end of it would be cut off.
     #[error("{0} is no file of a payment sandbox; name another")]
     Foreign(PathBuf),
-    /// What cannot be read may have been a charge.
+    /// An unreadable record may have been a charge.
     #[error(
         "{path}, line {line}, is no record of a payment ({reason}); mend the file, or begin with another"
     )]
@@ -38,7 +38,7 @@ pub(crate) enum OpenError {
         path: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The error.
         reason: serde_json::Error,
     },
 }
@@ -46,8 +46,8 @@ pub(crate) enum OpenError {
 impl Journal {
     /// Opens the file, makes it, and the folder that it is in, if need be, and reads what it says.
     ///
-    /// What stands behind the last whole line was being written when its process died. Nobody has had an answer to
-    /// it, so it is cut off.
+    /// The text after the last complete line was being written when its process died. It had no answer, so it is cut
+    /// off.
     pub(super) fn open(path: &Path) -> Result<(Self, Ledger), OpenError> {
         let failed = |error| OpenError::Io(path.to_owned(), error);
         // Not more than that: a name that is mistyped would be an empty file.
@@ -100,7 +100,7 @@ impl Journal {
         Ok((Self { file }, ledger))
     }
 
-    /// Appends records. They are on disk when this returns; after an error nobody knows.
+    /// Appends records. They are on disk when this returns; after an error that is unknown.
     pub(super) fn append(&mut self, records: &[Record]) -> io::Result<()> {
         let mut lines = Vec::new();
         for record in records {

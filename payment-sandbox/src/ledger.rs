@@ -1,4 +1,4 @@
-//! What is on record under each key, and what it lets happen. No I/O: the same records make the same ledger.
+//! The record under each key, and the decisions that it permits. No I/O: the same records make the same ledger.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -93,8 +93,8 @@ impl Ledger {
         }
     }
 
-    /// Captures, or declines, unless something is on record already. The answer, and what has to be recorded
-    /// before it is given.
+    /// Captures or declines, unless there is a record already. Returns the answer, and the record to write before it is
+    /// given.
     pub(super) fn capture(
         &mut self,
         key: &str,
@@ -127,8 +127,7 @@ impl Ledger {
         Ok((outcome, None))
     }
 
-    /// Refunds what was captured, or forbids that anything will be. The answer, and what has to be recorded
-    /// before it is given.
+    /// Refunds the capture, or blocks a later one. Returns the answer, and the record to write before it is given.
     pub(super) fn refund(
         &mut self,
         key: &str,
@@ -232,7 +231,7 @@ fn shown(key: &str, state: &State) -> Payment {
     }
 }
 
-/// References are made of the key, so that a repeat gets the same without its being recorded.
+/// References derive from the key, so that a retry gets the same one without a record.
 fn captured(key: &str) -> capture_response::Outcome {
     capture_response::Outcome::Captured(Captured { payment_id: format!("sandbox-{key}") })
 }
@@ -251,7 +250,7 @@ fn declined(charge: &Charge) -> capture_response::Outcome {
     capture_response::Outcome::Declined(Declined { message })
 }
 
-/// Whether the sandbox declines this customer without being told.
+/// Whether the sandbox declines this customer by default.
 pub(super) fn is_declined(customer_id: &str) -> bool {
     customer_id.starts_with(DECLINED_PREFIX)
 }

@@ -1,6 +1,6 @@
-//! The one who decides what happens to payments, and has it on disk before anybody hears of it.
+//! The ledger task: decides on payments, and writes each decision to disk before it answers.
 //!
-//! Natural batching: what comes while one batch is written is the next batch, and each takes one fsync.
+//! Natural batching: calls that arrive while one batch is written form the next one, and each batch takes one fsync.
 
 use std::io;
 use std::path::Path;
@@ -107,8 +107,8 @@ impl Records {
 }
 
 impl LedgerTask {
-    /// Answers until nobody is left to ask. Blocks its thread. After an error it is not known what the disk has,
-    /// and only reading it anew tells.
+    /// Answers until all callers are gone. Blocks its thread. After an error the state of the disk is unknown until it
+    /// is read again.
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         while self.requests.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {

@@ -28,7 +28,7 @@ const CALLS_PER_CONNECTION_MAX: u32 = 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The sandbox, with its record read and nobody served yet.
+/// The sandbox with its record read, before it serves.
 #[derive(Debug)]
 pub(crate) struct PaymentSandbox {
     records: Records,

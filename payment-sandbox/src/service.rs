@@ -56,7 +56,7 @@ impl Service {
         Self { records, behaviours: Arc::default(), calls: Arc::default(), stopping }
     }
 
-    /// Does the work as the sandbox was told to.
+    /// Serves calls with the configured behaviour.
     async fn behave<T>(
         &self,
         behaviour: Behaviour,

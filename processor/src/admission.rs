@@ -1,15 +1,15 @@
-//! Which message is worked on now, and which comes again later. Pure: it is told the time.
+//! Decides which message starts now, and which is postponed. Pure: the time is an argument.
 //!
-//! The broker brings what comes again before what is new, so orders that fail again and again would take every place,
-//! and the healthy ones behind them would never be looked at. Therefore:
+//! The broker delivers retries before new messages, so orders that keep failing would take every worker, and the
+//! healthy ones behind them would never start. Therefore:
 //!
-//! - Suspects ([`Suspects`]) have a lane: a quarter of the pool. The others of them are postponed, unattempted. So have
-//!   orders that have failed while nothing was served since: those that have not been tried go first.
-//! - An attempt that was overtaken, because one that began a second later was served, is a suspect's too. While the pool
-//!   is full, those that have no place in the lane are stopped.
-//! - While the breaker is open, or every place is held by an attempt that takes long, messages are looked at all the
-//!   same, and an order that nothing is known against probes, in a place of its own: its success tells an outage from
-//!   orders that fail together. One that takes long makes way for the next.
+//! - Suspects ([`Suspects`]) have a lane: a quarter of the pool. Further suspects are postponed without an attempt.
+//!   Orders that have failed while nothing succeeded since share the lane: untried orders go first.
+//! - An attempt that was overtaken, because one that began a second later succeeded, becomes a suspect's too. While the
+//!   pool is full, those without a place in the lane are stopped.
+//! - While the breaker is open, or every worker hangs, messages are examined all the same, and an order without known
+//!   failures probes beside the pool. Its success distinguishes an outage from orders that fail together. A probe that
+//!   takes long makes way for the next.
 //! - A probe that is due after a pause is an order that has not failed before, if there is one.
 
 use std::collections::HashMap;
@@ -37,18 +37,18 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 const PROBE_FACTOR: u32 = 2;
 /// How long a probe that is due waits for an order that has not failed before.
 const PROBE_CHOICE: Duration = Duration::from_millis(500);
-/// Messages that are asked for at a time, to find a probe among them.
+/// Messages requested at a time to find a probe among them.
 const LOOKED_AT_MAX: usize = 64;
-/// How many are looked at for a start, and how often twice as many: a pool that stands still for a moment postpones next to
-/// nothing, and one that hangs looks past 10,000 within seconds.
+/// How many messages are examined at first, and how often the number doubles. A pool that is full for a moment
+/// postpones next to nothing, and one that hangs examines 10,000 within seconds.
 const LOOKED_AT_FIRST: usize = 1;
 const LOOKED_AT_DOUBLES: Duration = Duration::from_millis(150);
 /// Postponed messages come back so far apart, however many they are, and no sooner than this.
 const POSTPONED_INTERVAL: Duration = Duration::from_millis(5);
 const POSTPONED_MIN: Duration = Duration::from_millis(200);
-/// Those that were looked at for a probe come again no sooner than this, so that others are looked at meanwhile.
+/// Messages examined for a probe return no sooner than this, so that others are examined meanwhile.
 const LOOKED_PAST_MIN: Duration = Duration::from_secs(2);
-/// No more messages are looked at for a probe once those that were postponed take so long to come back.
+/// No more messages are examined for a probe once the postponed ones take this long to return.
 const LOOKED_PAST_MAX: Duration = Duration::from_secs(60);
 
 /// Where a message is worked on.
@@ -252,8 +252,8 @@ impl Admission {
         }
     }
 
-    /// Makes room. In a pool that is full, attempts that were overtaken move to the lane, and those that have to be stopped
-    /// because it is full too are told. So is a probe that takes long: another may show more.
+    /// Makes room. In a full pool, overtaken attempts move to the lane, and those without a place there are stopped. A
+    /// probe that takes long is stopped too: another may succeed.
     pub(crate) fn overtaken(&mut self, suspects: &mut Suspects, now: Instant) -> Vec<Ticket> {
         let mut stopped = Vec::new();
         if (self.room(now) > 0 && self.probes == 0) || self.next_search_at.is_some_and(|at| now < at) {

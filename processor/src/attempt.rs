@@ -24,10 +24,10 @@ use tracing::debug;
 use crate::delivery::Delivery;
 use crate::step::{Step, StepError};
 
-/// How long an append may take; the attempt is repeated afterwards.
+/// Deadline of an append; the attempt is retried afterwards.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// The parts of an attempt: reading the order, the step's work, which may take half of it, and the append. So whoever
-/// does not answer has been found to be away before the attempt is cut off, which would count against the order.
+/// The parts of an attempt: reading the order, the step's work, which may take half of it, and the append. So an
+/// unavailable dependency is detected before the attempt is cut off, which would count against the order.
 const READ_PART: f64 = 0.2;
 const APPEND_PART: f64 = 0.9;
 
@@ -131,9 +131,9 @@ impl<S: Step> Attempts<S> {
         (outcome, Revision(seen.into_inner()))
     }
 
-    /// One attempt at the order of `event`: effect, then append. Loses no effect to a race: when the order has
-    /// changed in between, it is looked at again, and what is no longer wanted is taken back. Tells whether the step
-    /// had anything to do. `seen` is since when the order stands as it was worked on last.
+    /// One attempt at the order of `event`: effect, then append. A race loses no effect: when the order has changed in
+    /// between, it is read again, and an effect that is no longer wanted is compensated. Returns whether the step had
+    /// anything to do. `seen` is when the order's present state began, as of the last attempt.
     async fn attempt(
         &self,
         event: Recorded,
@@ -198,8 +198,8 @@ impl<S: Step> Attempts<S> {
         }
     }
 
-    /// Does what the order, as it stands, needs of the step, and says what happened. `None` if it needs nothing, though
-    /// what was done before in vain may have been taken back. What the order owes in the log is appended.
+    /// Performs the work that the order needs from the step, and returns the event. `None` if it needs nothing, though
+    /// an earlier effect may have been compensated. Compensation that the order owes in the log is appended.
     async fn next_fact(
         &self,
         current: &OrderState,

@@ -1,9 +1,9 @@
-//! Sparing a dependency that is away. Pure: it is told the time.
+//! A circuit breaker for an unavailable dependency. Pure: the time is an argument.
 //!
-//! Closed, the pool works as wide as it is. After some failures in a row that were no order's own fault it is open:
-//! nothing is begun for a while. Then one order probes; if that goes well, each success lets one more begin, until
-//! the pool is as wide as before. A failure on the way opens it again, for longer. A success of what began after it opened
-//! ends the pause, whatever it was begun for.
+//! Closed, the pool has its full width. After several failures in a row that were no order's own fault the breaker
+//! opens: nothing starts for a while. Then one order probes; if it succeeds, each success permits one more, until the
+//! pool is as wide as before. A failure on the way opens it again, for longer. A success of an attempt that began after
+//! it opened ends the pause.
 
 use std::time::Duration;
 

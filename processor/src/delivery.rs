@@ -1,4 +1,4 @@
-//! A message of the order log as the step's consumer delivers it: what it says, and what can become of it.
+//! A message of the order log as the step's consumer delivers it: its contents, and its possible dispositions.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,15 +11,15 @@ use program::backoff::Backoff;
 use prost_types::Timestamp;
 use tracing::warn;
 
-/// Growing pauses before a message is delivered again.
+/// Backoff before a message is redelivered.
 pub(crate) const RETRY: Backoff =
     Backoff { initial: Duration::from_millis(200), max: Duration::from_secs(30) };
-/// How old an event may be and still be taken for the order as it stands. What waited for longer, behind others or
-/// for a step that was away, has perhaps been cancelled meanwhile, and who cancels in time is not to be charged first.
-/// Nor is one taken for that which is older than the step's consumer: it may have been delivered before.
+/// Maximum age of an event that counts as the order's present state. An older one has perhaps been cancelled meanwhile,
+/// and a customer who cancels in time must not be charged first. An event older than the step's consumer does not count
+/// either: it may have been delivered before.
 const FRESH_AGE_MAX: Duration = Duration::from_secs(10);
-/// Deliveries after which a message without its payload is taken to have none. By then somebody has looked at the
-/// consumer, and if it had been edited to leave payloads out, that is over.
+/// Deliveries after which a message without its payload counts as having none. By then the consumer has been checked,
+/// and an edit that omits payloads has been repaired.
 const LEFT_OUT_DELIVERIES_MAX: i64 = 10;
 
 /// What becomes of a message.
@@ -43,7 +43,7 @@ impl Disposition {
         }
     }
 
-    /// What the broker is told.
+    /// The answer to the broker.
     pub(crate) fn ack(self) -> AckKind {
         match self {
             Self::Acknowledge => AckKind::Ack,
@@ -57,11 +57,11 @@ impl Disposition {
 #[derive(Debug)]
 pub(crate) struct Delivery<'a> {
     pub(crate) message: &'a Message,
-    /// The name of its letter, should there be one.
+    /// The id of its dead letter, should there be one.
     pub(crate) id: LetterId,
     pub(crate) deliveries: i64,
-    /// When it was stored. With the subject it tells messages apart that had the same sequence, one after the other,
-    /// in a stream that was made anew.
+    /// When it was stored. With the subject it distinguishes messages that had the same sequence in a stream that was
+    /// recreated.
     pub(crate) published: Timestamp,
     /// Whether the order stands as the message says, for all that is known.
     pub(crate) is_fresh: bool,
@@ -70,7 +70,7 @@ pub(crate) struct Delivery<'a> {
 }
 
 impl<'a> Delivery<'a> {
-    /// What the broker says of a message.
+    /// The broker's metadata of a message.
     pub(crate) fn of(message: &'a Message, step: &str, terms: ConsumerTerms) -> Result<Self, String> {
         let info = message.info().map_err(|error| error.to_string())?;
         let id = LetterId::new(step, Revision(info.stream_sequence)).map_err(|error| error.to_string())?;

@@ -1,5 +1,5 @@
-//! Having the leader of the step's consumer step down while it lags behind the log. The reader is told by the broker that
-//! another one leads, and opens the consumer anew.
+//! Makes the leader of the step's consumer step down while it lags behind the log. The broker then reports another
+//! leader to the reader, which reopens the consumer.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::metrics;
 /// does not step down, so they need not wait for each other.
 const PAUSE: Backoff = Backoff { initial: Duration::from_secs(30), max: Duration::from_secs(5 * 60) };
 
-/// What was asked of the consumer's leaders.
+/// The step-downs requested so far.
 #[derive(Debug, Default)]
 pub(crate) struct Leadership {
     /// Requests since the consumer last kept up.
@@ -30,7 +30,7 @@ impl Leadership {
         self.requests = 0;
     }
 
-    /// The consumer's leader lags: it is asked to step down, unless it was a moment ago.
+    /// The consumer's leader lags: requests that it step down, unless it did so a moment ago.
     pub(crate) async fn lags(&mut self, step: &'static str, log: &OrderLog, behind: &Behind) {
         let now = Instant::now();
         if self.next.is_some_and(|next| now < next) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use backbone::consumer::ConsumerError;
 use program::metrics::{self, Counter, Histogram, KeyValue, seconds};
 
-/// Fingerprints that are told apart; the letters of others are counted together.
+/// Fingerprints counted one by one; the dead letters of others are counted together.
 const FINGERPRINTS_MAX: usize = 100;
 const OTHER: &str = "other";
 const STEP_DOWN_OUTCOMES: [&str; 3] = ["done", "not_allowed", "failed"];
@@ -83,7 +83,7 @@ pub(crate) fn postponed(step: &'static str, reason: &'static str) {
     POSTPONED.add(1, &[of(step), KeyValue::new("reason", reason)]);
 }
 
-/// How many orders are known to fail alone, whenever somebody looks.
+/// How many orders are known to fail alone, at each collection.
 pub(crate) fn alone(step: &'static str, count: impl Fn() -> usize + Send + Sync + 'static) {
     metrics::gauge(
         "waybill.step.alone",
@@ -105,7 +105,7 @@ pub(crate) fn reopened(step: &'static str, lost: &ConsumerError) {
     REOPENED.add(1, &[of(step), KeyValue::new("cause", cause)]);
 }
 
-/// The consumer's leader was asked to step down.
+/// A step-down of the consumer's leader was requested.
 pub(crate) fn stepped_down(step: &'static str, outcome: &'static str) {
     STEP_DOWNS.add(1, &[of(step), KeyValue::new("outcome", outcome)]);
 }

@@ -28,8 +28,8 @@ pub enum ProvisionError {
     Bucket(#[from] StoreError),
 }
 
-/// Makes sure that everything is there, waiting for the broker as long as it takes. `waiting` is told what for. May be
-/// repeated at any time: what is there already is left as it is, or completed.
+/// Ensures that everything exists, and waits for the broker without a deadline. `waiting` receives the cause. Safe to
+/// run at any time: existing parts are left as they are, or completed.
 pub async fn provision(
     connection: &Connection,
     config: &StreamConfig,

@@ -1,5 +1,5 @@
-//! The runtime of a step: a pool that takes no more messages than it can work on, so that a spike waits in the
-//! stream and not in memory, and what a dying process held is delivered again. `admission` decides what is worked on.
+//! The runtime of a step: a pool that pulls no more messages than it can work on. So a spike waits in the stream and
+//! not in memory, and the messages of a crashed process are redelivered. `admission` decides which message starts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
 
 static PAUSED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
-/// Works for `step` until `drain` is cancelled, and what runs then is finished or given back.
+/// Works for `step` until `drain` is cancelled, and running work is finished or nak'ed.
 pub(crate) async fn process<S: Step>(
     step: Arc<S>,
     log: OrderLog,
@@ -108,7 +108,7 @@ pub(crate) async fn process<S: Step>(
 struct Pool<S> {
     worker: Arc<Worker<S>>,
     running: JoinSet<DependencySignal>,
-    /// What runs, by its task, and how it is told to end.
+    /// The running work, by its task, and the means to stop it.
     tickets: HashMap<Id, (Ticket, CancellationToken)>,
     admission: Admission,
     leave: CancellationToken,

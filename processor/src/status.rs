@@ -1,4 +1,4 @@
-//! How a processor is: for probes, and for what is measured when somebody looks.
+//! The state of a processor, for probes and metrics.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -48,7 +48,7 @@ struct Known {
     in_flight: AtomicUsize,
     breaker: AtomicU8,
     last_delivery: Mutex<Instant>,
-    /// `None` while it cannot be asked: nothing is said then rather than something old.
+    /// `None` while it cannot be read: missing rather than old.
     backlog: Mutex<Option<Backlog>>,
     /// How far the consumer's leader lags behind the log. `None` as above.
     lag: Mutex<Option<Lagging>>,

@@ -12,15 +12,15 @@ use thiserror::Error;
 
 /// One step of an order's way.
 ///
-/// Any call may be repeated for the same order, in another process, long after or at the same time: effects
-/// are keyed by the order's id, and a repeat finds what is there already.
+/// Any call may be retried for the same order, in another process, much later or concurrently: effects are keyed by the
+/// order's id, and a retry finds the existing one.
 pub trait Step: Send + Sync + 'static {
     /// Name of the step: its durable consumer, its log lines, the `step` of its rejections.
     const NAME: &'static str;
-    /// What has happened to an order when the step is done with it. The lifecycle's row of this event says which orders
-    /// wait for the step, and so which events it consumes.
+    /// The event that completes the step. The lifecycle's row of this event decides which orders wait for the step, and
+    /// so which events it consumes.
     const COMPLETES_WITH: EventKind;
-    /// What an order that is called off may owe because of this step.
+    /// The compensation that a rejected or cancelled order may owe because of this step.
     const COMPENSATES: Option<Undo> = None;
     /// Orders that one process works on at the same time, unless it is configured otherwise.
     const WORKER_POOL_SIZE: u16 = 10;
@@ -32,13 +32,13 @@ pub trait Step: Send + Sync + 'static {
 
     /// Does the step's work for an order that waits for it, and says what happened: the detail of [`COMPLETES_WITH`](Self::COMPLETES_WITH).
     ///
-    /// What it waits for in vain has to end as [`StepError::Unavailable`] within half of ATTEMPT_TIMEOUT, as in
+    /// An unavailable dependency must be reported as [`StepError::Unavailable`] within half of ATTEMPT_TIMEOUT, as in
     /// [`compensate`](Self::compensate); an attempt that is cut off at its end counts against the order.
     fn act(&self, order: &Order) -> impl Future<Output = Result<Detail, StepError>> + Send;
 
-    /// Takes back what [`act`](Self::act) did for an order that is called off, and says so. That may have been nothing;
-    /// if it is still under way elsewhere, it must come to nothing. Also called for an order that owes nothing, when the
-    /// order was called off while `act` was at it: what is answered then goes nowhere.
+    /// Compensates [`act`](Self::act) for a rejected or cancelled order, and returns the event. There may be nothing to
+    /// compensate; an `act` in progress elsewhere must then fail. Also called for an order that owes nothing, when it
+    /// was rejected or cancelled during `act`: the result is then ignored.
     ///
     /// `done` says whether the log has it that `act` was done. Even if not, it may have been.
     fn compensate(
@@ -49,8 +49,8 @@ pub trait Step: Send + Sync + 'static {
         async { Ok(None) }
     }
 
-    /// Has what is held for an unfinished order live on, because the order is carried: whatever expires by itself counts
-    /// from now. A repeat changes nothing else.
+    /// Renews the effects of an unfinished order, because the order is carried: their expiry counts from now. A retry
+    /// changes nothing else.
     fn keep(&self, _order: &Order) -> impl Future<Output = Result<(), StepError>> + Send {
         async { Ok(()) }
     }
@@ -64,7 +64,7 @@ pub(crate) fn consumer<S: Step>(ack_wait: Duration) -> ConsumerConfig {
 /// Why a step did not do its work.
 #[derive(Debug, Error)]
 pub enum StepError {
-    /// A business no, the answer for good: the order becomes REJECTED.
+    /// A rejection for good: the order becomes REJECTED.
     #[error("rejected: {reason}: {message}")]
     Rejected {
         /// A stable upper-case word.
@@ -81,7 +81,7 @@ pub enum StepError {
 }
 
 impl StepError {
-    /// What a business no of `step` makes happen to the order; other errors are given back.
+    /// The change of the order by a rejection of `step`; other errors are returned.
     pub(crate) fn into_rejection(self, step: &str) -> Result<Detail, Self> {
         match self {
             Self::Rejected { reason, message } => Ok(Detail::Rejected(OrderRejected {

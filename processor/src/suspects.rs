@@ -1,9 +1,8 @@
-//! Telling orders that fail alone from an outage. Pure: it is told the time.
+//! Distinguishes orders that fail alone from an outage. Pure: the time is an argument.
 //!
-//! A dependency that is away is away for every order, so no order's attempts are used up by it. An order for which it
-//! is away again, while others were served in between, fails alone. Orders of one customer often fail together, for
-//! example because the customer's bank is away; so once some of them have failed and others were served, further ones
-//! are suspects before their first attempt.
+//! An outage affects every order, so it uses up no order's attempts. An order whose dependency is unavailable while
+//! others succeed fails alone. Orders of one customer often fail together, for example because of the customer's bank.
+//! So once some of them have failed and others succeeded, further ones are suspects before their first attempt.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,15 +10,15 @@ use std::time::Duration;
 use backbone::log::ids::{CustomerKey, Revision};
 use tokio::time::Instant;
 
-/// Orders and customers that are remembered, each. As many orders as the broker has delivered at most and nobody has
-/// acknowledged. More of them are forgotten, all at once, and found out again.
+/// Limit of remembered orders, and of customers: as many orders as the broker delivers without an acknowledgement.
+/// Beyond it all are forgotten at once, and detected again.
 const REMEMBERED_MAX: usize = 100_000;
 /// Failures in a row of one customer's orders that make the others suspects.
 const CUSTOMER_FAILURES: u32 = 3;
 /// After so long without a failure an order or a customer is no suspect any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(10 * 60);
 
-/// What has failed, and since when work was begun that went well.
+/// The failures, and when the latest success began.
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
     /// When the latest work began that the dependency served. Its end would say too much: the dependency may have gone
@@ -53,7 +52,7 @@ pub(crate) struct Subject {
     pub(crate) customer: Option<CustomerKey>,
 }
 
-/// What was known when an attempt began.
+/// The state when an attempt began.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Begun {
     at: Instant,
@@ -76,7 +75,7 @@ impl Suspects {
         self.orders.remove(&message);
     }
 
-    /// What is known when an attempt begins.
+    /// The state when an attempt begins.
     pub(crate) fn begin(&self, subject: Subject, now: Instant) -> Begun {
         let customer_fails =
             self.streak(subject.customer, now).is_some_and(|streak| self.makes_suspect(&streak));
@@ -107,13 +106,13 @@ impl Suspects {
         }
     }
 
-    /// An attempt was stopped, and nobody knows what it would have come to.
+    /// An attempt was stopped, with an unknown outcome.
     pub(crate) fn stopped(&mut self, subject: Subject, now: Instant) {
         let alone = self.order(subject.message, now).is_some_and(|before| before.alone);
         self.remember(subject, alone, now);
     }
 
-    /// The order failed, whatever the dependency did.
+    /// The order failed, with the dependency in any state.
     pub(crate) fn failed_alone(&mut self, subject: Subject, now: Instant) {
         self.remember(subject, true, now);
     }

@@ -34,7 +34,7 @@ use crate::suspects::{Begun, Subject, Suspects};
 static POSTPONED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 static NOT_STORED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
-/// What has become of a message.
+/// The disposition of a message.
 struct Ended {
     disposition: Disposition,
     found: DependencySignal,
@@ -58,7 +58,7 @@ pub(crate) struct Worker<S> {
     dead_lettering: DeadLettering,
     suspects: Mutex<Suspects>,
     ack_wait: Duration,
-    /// Cancelled when what still runs has to be given back.
+    /// Cancelled when running work has to be nak'ed.
     leave: CancellationToken,
 }
 
@@ -115,7 +115,7 @@ impl<S: Step> Worker<S> {
         found
     }
 
-    /// What becomes of the message, and what was found out on the way.
+    /// The disposition of the message, and the observations on the way.
     async fn work(&self, delivery: &Delivery<'_>, subject: Subject) -> Ended {
         let (received, context) = spans::received::<S>(delivery);
         let admitted = self.admit(delivery, &received);
@@ -307,7 +307,7 @@ impl<S: Step> Worker<S> {
     }
 }
 
-/// Leaves a message that nobody works on to whoever is there when it comes again.
+/// Leaves a message without a worker to the next delivery.
 pub(crate) async fn postpone<S: Step>(message: &Message, delay: Duration, reason: &'static str) {
     metrics::postponed(S::NAME, reason);
     acknowledge(S::NAME, message, AckKind::Nak(Some(delay))).await;

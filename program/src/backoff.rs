@@ -1,9 +1,9 @@
-//! How long to wait before trying again.
+//! How long to wait before a retry.
 
 use std::time::Duration;
 
-/// Exponential backoff with jitter: twice as long each time up to a maximum, and each wait drawn from the
-/// upper half of its range, so that many clients that failed together do not come back together.
+/// Exponential backoff with jitter: each wait doubles up to a maximum. Each is drawn from the upper half of its range,
+/// so that clients that failed together do not return together.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     /// Longest wait before the first retry.

@@ -23,8 +23,8 @@ pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Largest file of credentials or certificates.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Settings of who gets in and of what is encrypted, by what their variables begin with. An empty one is more likely a
-/// secret that was not filled in than a wish to go without.
+/// Settings of authentication and encryption, by the prefix of their variables. An empty one is more likely a secret
+/// that was not filled in than intent.
 const NEVER_EMPTY: [&str; 4] = ["API_KEYS_FILE", "JWT_", "TLS_", "NATS_"];
 
 /// Reads flags and environment. On a bad value, and on `--help`, says so and gives the code to exit with. An optional
@@ -79,8 +79,8 @@ pub fn parse_addr(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write it as IP:PORT, such as 127.0.0.1:50051 or [::1]:50051".to_owned())
 }
 
-/// Whether an address has a port that there is, or none. One that is parsed may have any number in its place, and would be
-/// asked at the port of its scheme.
+/// Whether an address has a valid port, or none. A parsed address may contain any number, and the default port of its
+/// scheme would then be used.
 pub fn has_usable_port(address: &Authority) -> bool {
     let text = address.as_str();
     let host_and_port = text.rsplit_once('@').map_or(text, |(_, host_and_port)| host_and_port);
@@ -179,7 +179,7 @@ mod tests {
         assert!(read_file(Path::new(env!("CARGO_MANIFEST_PATH"))).is_ok());
     }
 
-    /// What is said of a bad value, and the variable that it may come from.
+    /// The error text of an invalid value, and the variable that it may come from.
     fn refused(flag: &str, value: &str) -> (String, Option<String>) {
         let mut command = Config::command();
         command.build();

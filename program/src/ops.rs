@@ -1,4 +1,4 @@
-//! HTTP for whoever runs the programs: probes of an orchestrator, Prometheus, and people with curl.
+//! The HTTP port: probes of an orchestrator, Prometheus, and people with curl.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -31,7 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a program knows of how it is.
 pub trait Health: Clone + Send + Sync + 'static {
-    /// Whether to send it work: what more there is to say of that, or why not.
+    /// Whether to send it work: details of its state, or why not.
     fn ready(&self) -> Result<String, String>;
 
     /// Whether what it stands on is well, or what is not.

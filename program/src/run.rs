@@ -28,7 +28,7 @@ pub struct Prepared<P> {
 /// Runs a program: reads its settings, has `prepare` check them, and does `work` until that ends, which it has to soon
 /// after [`Shutdown::requested`].
 ///
-/// The exit code is 64 if a setting cannot be used, which is said on standard error, and 1 if the work fails.
+/// The exit code is 64 for an invalid setting, which standard error names, and 1 if the work fails.
 pub async fn run<C, P, W>(
     prepare: impl FnOnce(C) -> Result<Prepared<P>, String>,
     work: impl FnOnce(P, Shutdown) -> W,

@@ -1,4 +1,4 @@
-//! When to stop: SIGTERM from an orchestrator, SIGINT from a terminal. What is under way then is drained.
+//! When to stop: SIGTERM from an orchestrator, SIGINT from a terminal. Work in progress is then drained.
 
 use std::future::Future;
 use std::io;
@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-/// Signals that ask the program to stop. Made before the program does anything that a stop has to undo.
+/// Signals that stop the program. Made before the program does anything that it has to clean up.
 #[derive(Debug)]
 pub struct Shutdown {
     terminate: tokio::signal::unix::Signal,
@@ -32,7 +32,7 @@ impl Shutdown {
     }
 }
 
-/// Lets work that was told to finish do so within `limit`; `None` if it does not.
+/// Waits for work that is stopping, at most `limit`; `None` if it does not.
 pub async fn drain<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
     let drained = timeout(limit, work).await.ok();
     if drained.is_none() {

@@ -1,6 +1,6 @@
-//! What the programs say of themselves: one line an event on standard output, for people or for machines.
+//! Logging: one line an event on standard output, as text or JSON.
 //!
-//! Lines are written by a thread of their own, so that a reader who stands still stops nobody but himself.
+//! A thread of its own writes the lines. A stalled stdout never blocks the process; lines are dropped and counted.
 
 use std::io::IsTerminal;
 use std::sync::mpsc;
@@ -23,12 +23,12 @@ const LINES_MAX: usize = 16_384;
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long, at the end, the last lines may take to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Pause between two lines of a kind that callers can bring about as often as they like.
+/// Interval between two lines of a kind that callers can cause at any rate.
 const THROTTLE_INTERVAL: Duration = Duration::from_secs(1);
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// Lines that nobody read in time, since the start.
+/// Lines dropped since the start, because stdout stalled.
 pub(crate) fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
@@ -42,7 +42,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// What is said, and how.
+/// Level and format.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TelemetryConfig {
     /// What to log: a level, or directives as in `info,backbone=debug`.
@@ -57,7 +57,7 @@ pub struct TelemetryConfig {
 #[derive(Debug)]
 pub struct Telemetry {
     writing: Option<WorkerGuard>,
-    /// Ends the thread that tells of dropped lines.
+    /// Stops the thread that reports dropped lines.
     stop: Option<mpsc::Sender<()>>,
     telling: Option<JoinHandle<()>>,
 }
@@ -139,7 +139,7 @@ fn tell_of_dropped_lines(dropped: &ErrorCounter, stopped: &mpsc::Receiver<()>) {
     }
 }
 
-/// For lines that callers can bring about as often as they like: lets one through in an interval.
+/// Limits lines that callers can cause at any rate: one in an interval.
 #[derive(Debug)]
 pub struct LogThrottle {
     interval: Duration,
@@ -191,7 +191,7 @@ fn shows_secrets(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with("async_nats") && *metadata.level() > Level::INFO
 }
 
-/// What the libraries that export say of it we say ourselves, and less often.
+/// Messages of the export libraries, which the program logs itself at a lower rate.
 fn repeats(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with("opentelemetry")
 }

@@ -47,8 +47,8 @@ pub(crate) async fn has_reserved(connection: &Connection) -> Result<bool, ReadEr
     Ok(reserved.is_some())
 }
 
-/// Makes sure that the bucket is there, waiting for the broker and for the order log as long as it takes. `waiting` is told
-/// what for.
+/// Ensures that the bucket exists, and waits for the broker and the order log without a deadline. `waiting` receives
+/// the cause.
 pub async fn provision(connection: &Connection, waiting: impl Fn(String)) -> Result<(), StoreError> {
     let mut attempts = 0;
     loop {
@@ -72,7 +72,7 @@ pub async fn provision(connection: &Connection, waiting: impl Fn(String)) -> Res
     }
 }
 
-/// Takes from a bucket that an earlier version made what we do not use: that one message of whoever may write to it can
+/// Removes a feature that Waybill does not use from a bucket of an earlier version: one message of a writer could
 /// remove all others.
 async fn forbid_rollup(connection: &Connection) -> Result<(), String> {
     let jetstream = connection.jetstream();

@@ -1,6 +1,6 @@
-//! Stock that operators put in, take out or set. What they change others change at the same time, so a change is relative,
-//! or names the revision that it was decided by. It is committed in one batch with a record of its request, so that a
-//! repeat finds what the first has done, also when nobody heard of it.
+//! Stock that operators add, remove or set. Orders change the stock at the same time, so a change is relative, or names
+//! the revision that it is based on. One batch contains the change and a record of its request, so that a retry finds
+//! the result of the first call.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::store::Store;
 
 /// Most units of a SKU: what a client can say in JSON without losing digits.
 pub const UNITS_MAX: u64 = 1_000_000_000_000;
-/// How long a request may be repeated.
+/// How long a request may be retried.
 const REQUEST_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const REQUEST_KEY_BYTES: usize = 16;
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_secs(1) };
@@ -36,21 +36,21 @@ pub enum Change {
     Set {
         /// Units.
         units: u64,
-        /// The revision that whoever sets them saw.
+        /// The revision that the caller read.
         expected: u64,
     },
 }
 
-/// An operator's wish.
+/// An operator's request.
 #[derive(Clone, Debug)]
 pub struct ChangeRequest {
-    /// Names the request: repeated, it changes nothing.
+    /// Identifies the request: a retry changes nothing.
     pub request_id: String,
     /// Whose units.
     pub sku: String,
     /// What becomes of them.
     pub change: Change,
-    /// Who wants it, for the record.
+    /// The operator, for the record.
     pub operator: String,
 }
 
@@ -106,12 +106,12 @@ pub enum ChangeError {
     /// Nothing was changed.
     #[error("nothing was changed: {0}")]
     Unavailable(String),
-    /// Perhaps changed; a repeat tells.
+    /// Unknown; a retry tells.
     #[error("no answer in time whether the stock was changed: {0}")]
     Unknown(String),
 }
 
-/// What is kept of a change.
+/// The record of a change.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     sku: String,
@@ -155,9 +155,9 @@ impl Store {
         Err(ChangeError::Unavailable("no attempt".to_owned()))
     }
 
-    /// Reads, decides and commits. Inventory writes the count of a SKU that is in demand again and again, by what it
-    /// remembers, and would always be first; so whoever was `overtaken` writes the same count anew, which is quick, and
-    /// while inventory reads it the batch is committed.
+    /// Reads, decides and commits. Inventory keeps writing the count of a SKU in demand, from its cache, and would
+    /// always be first. So a change that was `overtaken` writes the same count again, which is quick; while inventory
+    /// reads it, the batch is committed.
     async fn try_change(
         &self,
         request: &ChangeRequest,
@@ -222,7 +222,7 @@ impl Store {
 
 /// Why one try decided nothing.
 enum Failed {
-    /// Somebody else has changed the stock, or made the same request.
+    /// Another writer has changed the stock, or made the same request.
     Overtaken,
     /// Nothing was sent.
     Nothing(String),

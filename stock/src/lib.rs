@@ -7,13 +7,13 @@
 //! | key                       | value                                                                     |
 //! |---------------------------|---------------------------------------------------------------------------|
 //! | `stock.<sku>`             | units available, as a decimal number                                      |
-//! | `reservation.<order_id>`  | JSON: what the order holds, or that it holds nothing any more             |
-//! | `change.<request key>`    | JSON: what an operator changed, so that a repeat changes nothing; 7 days  |
+//! | `reservation.<order_id>`  | JSON: the units that the order holds, or that it holds none               |
+//! | `change.<request key>`    | JSON: an operator's change, so that a retry changes nothing; 7 days       |
 //! | `remade`                  | when the bucket was found to stand in for one that was lost               |
-//! | `barrier`                 | nothing: by it what is not there is proved (`backbone/src/broker/barrier.rs`)    |
+//! | `barrier`                 | empty: proves that an answer is current (`backbone/src/broker/barrier.rs`) |
 //!
-//! A reservation is written anew when its order is carried, so it expires after its order's last event. Until then the
-//! same id may come to name another order; so it says which incarnation of the order it belongs to.
+//! A reservation is written again when its order is carried, so it expires after its order's last event. Until then
+//! another order may get the same id, so the reservation names the incarnation of its order.
 
 mod batch;
 mod bucket;

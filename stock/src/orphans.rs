@@ -1,8 +1,8 @@
-//! Reservations of orders that the log does not have: they hold stock for ever, unless somebody releases them.
+//! Reservations of orders that are not in the log: they hold stock until an operator releases them.
 //!
-//! A reservation is made after its order was stored, so without any event of its order it is left over from a loss of the
-//! log. If the order's events may have expired, because the reservation is as old as that, nothing can be told, and it is
-//! left alone.
+//! A reservation is made after its order was stored, so one without any event of its order remains from a loss of the
+//! log. If the order's events may have expired, because the reservation is that old, the loss cannot be proved, and it
+//! is left alone.
 
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
@@ -43,7 +43,7 @@ pub enum ReleaseError {
     /// Another writer was always first, or the outcome is not known.
     #[error(transparent)]
     Commit(#[from] CommitError),
-    /// It could not be looked at.
+    /// It could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The count that the units belong to cannot be read.
@@ -51,10 +51,10 @@ pub enum ReleaseError {
     Unreadable(String),
 }
 
-/// Which reservations are looked at.
+/// The reservations to examine.
 #[derive(Clone, Debug)]
 pub struct OrphanQuery {
-    /// How long events are kept; zero is for ever.
+    /// Retention of events; zero is forever.
     pub retention: Duration,
     /// Only reservations that are at least so old.
     pub older_than: Duration,
@@ -88,8 +88,7 @@ impl Store {
         Ok(Orphans { store: self, log, query, scan, found: VecDeque::new(), examined: 0 })
     }
 
-    /// Releases what an orphan holds, in one commit with what it gives back. Says whether it was still there to be
-    /// released.
+    /// Releases an orphan's units, in one commit with the counts. Returns whether the orphan was still there.
     pub async fn release_orphan(&self, log: &OrderLog, orphan: &Orphan) -> Result<bool, ReleaseError> {
         let id = orphan.order_id.to_string();
         let key = reservation_key(&id);

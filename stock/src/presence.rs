@@ -1,5 +1,5 @@
-//! Whether the bucket is there. One that was there before and is missing holds up all orders, and is not made anew by any
-//! program: only an operator can say what stock there is.
+//! Whether the bucket exists. One that existed before and is missing blocks all orders, and no program recreates it:
+//! only an operator knows the stock.
 
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime};
@@ -24,7 +24,7 @@ const MISSING: &str = "bucket INVENTORY is missing: the stock that it held is no
 /// How the bucket was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Seen {
-    /// It could not be asked for yet.
+    /// It could not be read yet.
     #[default]
     Unknown,
     /// It was never there, as far as anything tells.
@@ -35,7 +35,7 @@ pub enum Seen {
     Missing,
 }
 
-/// What is known of the bucket. Cheap to clone.
+/// The last known state of the bucket. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Presence {
     store: Store,
@@ -67,7 +67,7 @@ impl Presence {
         *self.seen.borrow()
     }
 
-    /// What is wrong and what to do about it, if the bucket was there and is missing.
+    /// The problem and its fix, if the bucket existed and is missing.
     pub fn missing(&self) -> Option<&'static str> {
         match self.now() {
             Seen::Missing => Some(MISSING),
@@ -89,7 +89,7 @@ impl Presence {
         }
     }
 
-    /// Looks once. What cannot be found out is as it was.
+    /// Checks once. If that fails, the state stays.
     pub async fn look(&self) -> Seen {
         let before = self.now();
         let found = timeout(LOOK_TIMEOUT, self.find(before)).await.unwrap_or(before);

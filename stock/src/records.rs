@@ -1,4 +1,4 @@
-//! The bucket's keys, and what is under them.
+//! The bucket's keys and values.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub const ORDER_SKUS_MAX: usize = 100;
 /// on sale again.
 pub const REMADE: &str = "remade";
 
-/// Header of a record that is not kept for ever, in whole seconds.
+/// Header of a record that expires, in whole seconds.
 pub(crate) const TTL: &str = "Nats-TTL";
 pub(crate) const SUBJECT_PREFIX: &str = "$KV.INVENTORY.";
 
@@ -63,7 +63,7 @@ pub fn parse_count(value: &[u8]) -> Option<u64> {
     if value.is_empty() { Some(0) } else { std::str::from_utf8(value).ok()?.trim().parse().ok() }
 }
 
-/// Reads a reservation; a key without a value is none. What no order can hold, somebody else has written.
+/// Reads a reservation; a key without a value is `None`. An impossible one was written by another program.
 pub fn parse_reservation(value: &[u8]) -> Option<Option<Reservation>> {
     if value.is_empty() {
         return Some(None);

@@ -17,7 +17,7 @@ use crate::store::{Store, Versioned, retention_of};
 
 /// Records read at once.
 const READ_RECORDS_MAX: u32 = 256;
-/// Orders whose latest events are asked for at once: of each kind of event one answers, and the broker gives 1,024 at the most.
+/// Orders whose latest events are read at once: one for each kind of event, and the broker returns at most 1,024.
 const READ_ORDERS_MAX: usize = 64;
 /// How far back a scan of reservations goes, in writes to the bucket. An order in progress is a young one, as a rule.
 const SCAN_WRITES_MAX: u64 = 200_000;
@@ -40,7 +40,7 @@ pub struct Listed {
 pub struct Reserved {
     /// By SKU.
     pub units: Units,
-    /// Whether there are reservations that were not looked at.
+    /// Whether some reservations were not examined.
     pub is_incomplete: bool,
 }
 
@@ -137,7 +137,7 @@ impl Store {
 }
 
 impl Held {
-    /// Whether the order's latest event cannot have expired, where that takes `retention` now; zero is for ever. It is no
+    /// Whether the order's latest event cannot have expired under the present `retention`; zero is forever. It is no
     /// older than the reservation.
     pub(crate) fn is_kept(&self, retention: Duration) -> bool {
         let shortest =
@@ -149,7 +149,7 @@ impl Held {
     }
 }
 
-/// Events so close to the end of their retention count as expired, whatever the clocks say.
+/// Events this close to their expiry count as expired, to allow for clock differences.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 
 /// Reservations that are in force, the oldest first, some at a time.

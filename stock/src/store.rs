@@ -46,8 +46,8 @@ pub struct Store {
     look_at: Instant,
 }
 
-/// How long a reservation is kept after it was written, by how long the order log keeps events; zero is for ever. It is
-/// written anew when its order is carried, at half of the retention or earlier.
+/// How long a reservation is kept after it was written, by the retention of the order log; zero is forever. It is
+/// written again when its order is carried, at half of the retention or earlier.
 pub fn reservation_ttl(retention: Duration) -> Option<Duration> {
     (!retention.is_zero()).then(|| retention + RESERVATION_GRACE)
 }
@@ -65,7 +65,7 @@ impl Store {
         Self { connection, barrier, reservation_ttl, look_at: Instant::now() + LOOK_INTERVAL }
     }
 
-    /// Looks now and then whether the retention was changed while the program runs. What cannot be asked is as it was.
+    /// Checks now and then whether the retention was changed while the program runs. If that fails, the value stays.
     pub async fn look(&mut self) {
         if Instant::now() < self.look_at {
             return;
@@ -121,7 +121,7 @@ impl Store {
         Write { ttl: self.reservation_ttl, ..self.write(&reservation_key(order_id), value, expected) }
     }
 
-    /// Has the bucket say that it stands in for one that was lost, so that nobody who starts later applies STOCK.
+    /// Marks the bucket as the replacement of a lost one, so that no later start applies STOCK.
     pub async fn mark_as_remade(&self) -> Result<(), CommitError> {
         let now = Timestamp::from(SystemTime::now()).to_string();
         let mut batch = Batch::default();

@@ -1,9 +1,9 @@
 //! CreateOrder at the gateway, side by side with the smallest handler that could do it: decode, publish to
 //! JetStream, await the acknowledgement, answer. Same machine, same broker, same client, turn by turn.
 //!
-//! A second bare handler publishes what the order log needs of a message (a subject for each order, headers,
-//! the expectation, republishing), so that one sees how much of the difference is the log's and how much the
-//! gateway's. Both are there once more in Go, with grpc-go and nats.go, if Go is.
+//! A second bare handler publishes a message as the order log needs it: a subject for each order, headers, the
+//! expectation, republishing. It shows how much of the difference is the log's and how much the gateway's. Both exist
+//! in Go too, with grpc-go and nats.go, if Go is installed.
 //!
 //! Throughput is that of all processes together, on the same cores. So CPU time is measured too: how many calls a core
 //! would carry if it had nothing else to do.
@@ -115,7 +115,7 @@ struct Handler {
     name: &'static str,
     addr: String,
     pid: u32,
-    /// What has to live as long as it is asked.
+    /// Values that must live as long as the server.
     _process: Option<Process>,
 }
 

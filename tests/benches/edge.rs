@@ -183,8 +183,8 @@ async fn watch(
     (order_id, watch)
 }
 
-/// Accepted calls alone, and beside ten times as many as are permitted. All but the permitted number come from a process
-/// of its own that gives way to all others, so that the costs of making so many calls are not taken for the gateway's.
+/// Accepted calls alone, and beside ten times as many as are permitted. The excess comes from a `nice` process of its
+/// own, so that its cost does not count as the gateway's.
 async fn refusals() {
     let waybill = gateway_only(PERMITTED_PER_SECOND).await;
     let client = waybill.client().await;
@@ -267,7 +267,7 @@ async fn crowd(grpc_addr: &str) {
     println!("{}", measured.latencies_us.len());
 }
 
-/// Open loop: so many calls each second, whatever becomes of them. Measures those that were accepted.
+/// Open loop: a fixed number of calls each second, with any outcome. Measures those that were accepted.
 async fn paced(client: &OrderServiceClient<Channel>, per_second: u32, duration: Duration) -> Measured {
     const TICK: Duration = Duration::from_millis(1);
     let (mut calls, mut latencies_us) = (JoinSet::new(), histogram());

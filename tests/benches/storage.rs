@@ -1,4 +1,4 @@
-//! What an order costs the broker: bytes on disk, and memory, while it runs and after it was started anew.
+//! The cost of an order at the broker: bytes on disk, and memory, while it runs and after a restart.
 //!
 //! `cargo bench --workspace --bench storage`
 

@@ -11,13 +11,13 @@ use crate::eventually;
 use crate::namespaces::{Host, Network, command_on};
 use crate::process::{Process, START_RETRY, binary};
 
-/// Who may do everything; the test's own clients are.
+/// The user with all rights, for the test's own clients.
 const USER: &str = "waybill";
 /// The further users of a broker that has some: one for each program, and the broker's own operator.
 const USERS: [&str; 6] = ["gateway", "inventory", "payment", "fulfilment", "provisioner", "sys"];
 /// Where a server listens that has a host of its own.
 const PORT: u16 = 4222;
-/// Who may do what, as it is shipped.
+/// The users with least privilege, as shipped.
 const ACCOUNTS: &str = include_str!("../../deploy/nats/accounts.conf");
 
 /// The nats-server of one test. Keeps its port and its data when it is started again.
@@ -40,9 +40,9 @@ pub struct Broker {
 pub(crate) struct Users {
     /// Whether what the programs need is made in a broker that holds nothing yet.
     pub(crate) provisioned: bool,
-    /// The beginning of subjects that nobody but the test may publish on, although the file says who may.
+    /// The prefix of subjects that only the test may publish on, although the file restricts them.
     pub(crate) withheld: Option<&'static str>,
-    /// What `waybill provision` is told.
+    /// The settings of `waybill provision`.
     pub(crate) environment: Vec<(&'static str, String)>,
 }
 
@@ -55,7 +55,7 @@ impl Broker {
         Self { process: None, address, host: None, peers, dir, password, users, provisioning: None }
     }
 
-    /// Takes free ports for the other servers of a cluster of so many, of which programs are told.
+    /// Takes free ports for the other servers of a cluster of this size, for the settings of programs.
     pub(crate) fn with_peers(self, servers: usize) -> Self {
         Self { peers: (1..servers).map(|_| (Ipv4Addr::LOCALHOST, free_port()).into()).collect(), ..self }
     }
@@ -73,14 +73,14 @@ impl Broker {
         Self { host, ..self }
     }
 
-    /// The nth of those, which lets in the same users; nothing is made in it but by others.
+    /// The nth of those, with the same users; only other servers create streams in it.
     pub(crate) fn peer(&self, n: usize, dir: &Path) -> Self {
         let users = self.users.clone().map(|users| Users { provisioned: false, ..users });
         let peer = Self { address: self.peers[n], ..Self::reserve(dir) };
         peer.with_password(self.password).with_users(users)
     }
 
-    /// Lets in nobody without this password, if there is one.
+    /// Requires this password, if there is one.
     pub(crate) fn with_password(self, password: Option<&'static str>) -> Self {
         Self { password, ..self }
     }
@@ -209,7 +209,7 @@ impl Broker {
         format!("nats://{}{}", self.login_of(user), self.address)
     }
 
-    /// What a client says of itself that speaks NATS' own words, as fields of JSON.
+    /// The options of a client that speaks the NATS protocol itself, as fields of JSON.
     pub fn words_of(&self, user: &str) -> String {
         format!(r#""user":{:?},"pass":{:?}"#, user, self.password_of(user))
     }
@@ -307,7 +307,7 @@ async fn provisioned(process: &mut Process) {
     assert!(status.success(), "{status}: {}", process.output());
 }
 
-/// A port that nobody listens on at the moment, and that no connection is given by itself: those begin at 32768.
+/// A port without a listener that no connection gets as its local port: those start at 32768.
 pub fn free_port() -> u16 {
     let mut ports = std::iter::repeat_with(|| rand::random_range(10_000..32_768));
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("free port")

@@ -216,7 +216,7 @@ pub fn item(sku: &str, quantity: i32) -> OrderItem {
     OrderItem { sku: sku.to_owned(), quantity, unit_price }
 }
 
-/// A request for `items`, safe to repeat under `request_id`.
+/// A request for `items`, safe to retry under `request_id`.
 pub fn order_of(customer_id: &str, request_id: &str, items: Vec<OrderItem>) -> CreateOrderRequest {
     CreateOrderRequest { request_id: request_id.to_owned(), customer_id: customer_id.to_owned(), items }
 }

@@ -12,7 +12,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 /// Where gateways of tests are reached.
 const GATEWAY: &str = "127.0.0.1";
 
-/// An authority that nobody else trusts.
+/// An authority that only this test trusts.
 #[derive(Debug)]
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -96,7 +96,7 @@ impl Certified {
     }
 }
 
-/// Writes a file so that nobody reads half of it.
+/// Writes a file atomically.
 pub fn replace(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     let new = dir.join(format!("{name}.new"));

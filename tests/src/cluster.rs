@@ -108,7 +108,7 @@ impl Cluster {
         if n == 0 { &waybill.broker } else { &self.others[n - 1] }
     }
 
-    /// Which of them leads the stream, as the one that is asked has it.
+    /// The leader of the stream, according to one server.
     pub async fn leader(&self, waybill: &Deployment, asked: usize, stream: &str) -> Option<usize> {
         let jetstream = self.peek(waybill, asked).jetstream().await;
         place(jetstream.get_stream(stream).await.ok()?.cached_info().cluster.as_ref())

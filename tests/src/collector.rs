@@ -82,9 +82,9 @@ pub struct Span {
     pub span_id: String,
     /// Empty if it has none.
     pub parent: String,
-    /// What it says of itself, as text.
+    /// Its attributes, as text.
     pub attributes: HashMap<String, String>,
-    /// Names of what happened in it, and what was said of each.
+    /// The names of its events, with their attributes.
     pub events: Vec<(String, HashMap<String, String>)>,
     /// Trace and span ids of what it links to.
     pub links: Vec<(String, String)>,
@@ -153,7 +153,7 @@ impl Collector {
         self.url.clone()
     }
 
-    /// Environment of programs that send every span here soon, and are asked by nobody to sample less.
+    /// Environment of programs that send every span here soon, unsampled.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let of = |name, value: &str| (name, value.to_owned());
         vec![

@@ -37,7 +37,7 @@ pub struct Options {
     pub servers: usize,
     /// Where everything runs, if not on the test's own network: servers and programs have hosts of their own there.
     pub network: Option<Arc<Network>>,
-    /// What the broker asks of everybody.
+    /// The broker's authentication.
     pub password: Option<&'static str>,
     /// Whether each program is a user of its own at the broker, with the rights of deploy/nats and no others. With
     /// LEAST_PRIVILEGE=1 in the environment they always are.
@@ -123,9 +123,9 @@ pub struct Deployment {
     pub gateway: Gateway,
     /// The steps' processes by step.
     pub processors: HashMap<&'static str, Vec<Process>>,
-    /// Who moves the money, if that is a process of its own.
+    /// The payment service, if it is a process of its own.
     pub payment_sandbox: Option<PaymentSandbox>,
-    /// What one of the programs is connected by, if that was asked for.
+    /// The connection of one program, if it is intercepted.
     pub wire: Option<Wire>,
     /// The broker.
     pub broker: Broker,
@@ -303,7 +303,7 @@ impl Deployment {
         self.payment_sandbox.as_mut().expect("a payment sandbox")
     }
 
-    /// Starts the gateway anew, at the same address; the old process is killed if it still runs.
+    /// Restarts the gateway at the same address; the old process is killed if it still runs.
     pub async fn restart_gateway(&mut self) {
         self.replace_gateway().await;
         self.ready().await;

@@ -1,4 +1,4 @@
-//! Whoever issues tokens: signs them by the standards alone (RFC 7515 to 7519), and publishes the keys.
+//! A token issuer: signs tokens by the standards alone (RFC 7515 to 7519), and publishes the keys.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 
-/// What the tokens of [`claims`] say of who issues them, and for whom.
+/// Issuer and audience of the tokens of [`claims`].
 pub const ISSUER: &str = "https://issuer.example.org";
 /// The same.
 pub const AUDIENCE: &str = "waybill";

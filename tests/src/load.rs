@@ -16,11 +16,11 @@ use crate::PATIENCE;
 
 /// Orders placed side by side.
 const CALLS_AT_ONCE: usize = 32;
-/// What a client waits before it repeats a call.
+/// The delay of a client before it retries a call.
 const REPEAT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Orders on their way to the gateway, by clients that behave as the contract tells them to: what was not
-/// answered is repeated with the same request_id until it is.
+/// Orders sent to the gateway by clients that follow the contract: a call without an answer is retried with the same
+/// request_id.
 #[derive(Debug)]
 pub struct Load {
     placing: JoinHandle<Vec<Order>>,
@@ -89,7 +89,7 @@ pub async fn cancel(client: &OrderServiceClient<Channel>, order_id: &str) -> Res
     Ok(cancelled.await?.order.expect("order"))
 }
 
-/// Makes a call as the contract tells clients to: what was not answered is repeated until it is.
+/// Makes a call as the contract asks of clients: it is retried until there is an answer.
 async fn insist<T, F>(mut call: impl FnMut() -> F) -> Result<T, Status>
 where
     F: Future<Output = Result<Response<T>, Status>>,

@@ -1,8 +1,8 @@
 //! A network of its own for a cluster: each server, and the programs, in a network namespace, joined by a bridge, so
 //! that a test can cut any of them off, both ways or one way.
 //!
-//! A link that is down drops packets both ways. A wrong entry for a neighbour drops them silently in one direction:
-//! whoever has it sends to an address that no host on the bridge has.
+//! A link that is down drops packets both ways. A wrong neighbour entry drops them silently in one direction: its owner
+//! sends to an address that no host on the bridge has.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::skip;
 const PREFIX: &str = "waybill-test-";
 /// A hardware address that no host has.
 const NOBODY: &str = "02:00:00:00:00:ff";
-/// Network prefixes to choose from, of 198.18.0.0/15, which is set aside for tests (RFC 2544).
+/// Network prefixes to choose from, of 198.18.0.0/15, which is reserved for tests (RFC 2544).
 const SUBNETS: u32 = 512;
 /// The test itself, on the bridge too.
 const TEST: u8 = 1;
@@ -104,12 +104,12 @@ impl Network {
         host
     }
 
-    /// Cuts the host off from everybody, both ways.
+    /// Cuts the host off from all others, both ways.
     pub fn cut(&self, host: &Host) {
         ip(&["-n", &host.bridge, "link", "set", &host.name, "down"]);
     }
 
-    /// What `from` sends to `to` gets lost from now on, silently; what comes the other way does not.
+    /// Packets of `from` to `to` are lost from now on, silently; the other direction works.
     pub fn lose(&self, from: &Host, to: &Host) {
         let to = to.address.to_string();
         let entry = ["neigh", "replace", &to, "lladdr", NOBODY, "nud", "permanent", "dev", "eth0"];
@@ -143,14 +143,14 @@ impl Network {
         servers.filter(move |(other, _)| *other != n).map(|(_, host)| host)
     }
 
-    /// Undoes every cut.
+    /// Heals every cut.
     pub fn heal(&self) {
         self.heal_servers();
         let others = self.others.lock().expect("hosts");
         [&self.programs].into_iter().chain(others.iter()).for_each(restore);
     }
 
-    /// Undoes every cut between servers. What another host sends to a server that it was cut off from still gets lost.
+    /// Heals every cut between servers. Packets of other hosts to a server that they were cut off from are still lost.
     pub fn heal_servers(&self) {
         self.servers.iter().for_each(restore);
     }
@@ -189,7 +189,7 @@ impl Host {
     }
 }
 
-/// Has the host send to everybody again, and be sent to.
+/// Connects the host with all others again.
 fn restore(host: &Host) {
     ip(&["-n", &host.namespace, "neigh", "flush", "dev", "eth0", "nud", "permanent"]);
     ip(&["-n", &host.bridge, "link", "set", &host.name, "up"]);
@@ -200,8 +200,8 @@ pub(crate) fn command_on(host: Option<&Host>, program: &Path) -> Command {
     host.map_or_else(|| Command::new(program), |host| host.command(program))
 }
 
-/// Puts the test's own namespace on the bridge too, in a subnet that nobody else on this machine has: the name of the
-/// link reserves it.
+/// Connects the test's own namespace to the bridge too, in a subnet that no other process on this machine uses: the
+/// name of the link reserves it.
 fn join_test(bridge: &str) -> [u8; 3] {
     for _ in 0..SUBNETS {
         let [_, _, high, low] = rand::random_range(0..SUBNETS).to_be_bytes();

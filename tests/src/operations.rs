@@ -74,18 +74,18 @@ impl Deployment {
         self.gateway.operations()
     }
 
-    /// A letter, by one call.
+    /// A dead letter, by one call.
     pub async fn letter(&self, dead_letter_id: &str) -> Result<DeadLetter, Status> {
         let request = GetDeadLetterRequest { dead_letter_id: dead_letter_id.to_owned() };
         Ok(self.operations().get_dead_letter(request).await?.into_inner().dead_letter.unwrap_or_default())
     }
 
-    /// The ids of all open letters, as they are listed.
+    /// The ids of all listed open dead letters.
     pub async fn open_letters(&self) -> Vec<String> {
         self.listed_letters().await.dead_letters.into_iter().map(|letter| letter.dead_letter_id).collect()
     }
 
-    /// All open letters, of as many pages as there are, and their counts by cause.
+    /// All open dead letters, of all pages, and their counts by cause.
     pub async fn listed_letters(&self) -> ListDeadLettersResponse {
         let mut request = ListDeadLettersRequest { page_size: 500, ..ListDeadLettersRequest::default() };
         let mut operations = self.operations();
@@ -100,7 +100,7 @@ impl Deployment {
         all
     }
 
-    /// Every letter that the stream of dead letters holds, with its subject.
+    /// Every dead letter in the stream, with its subject.
     pub async fn letters_kept(&self) -> Vec<(String, DeadLetter)> {
         let client = self.jetstream().await.client();
         let stored = direct_get::all_from(&client, DEAD_LETTERS, ALL_DEAD_LETTERS, Revision::NONE).await;
@@ -117,7 +117,7 @@ impl Deployment {
         DeadLetters::new(connection).await.expect("dead letters")
     }
 
-    /// Redrives, and tells for each letter what was done.
+    /// Redrives, and returns the outcome for each dead letter.
     pub async fn redrive(
         &self,
         request: RedriveDeadLettersRequest,
@@ -131,7 +131,7 @@ impl Deployment {
     }
 }
 
-/// A request for these letters, as fast as may be.
+/// A request for these dead letters, at the maximum rate.
 pub fn these(ids: &[&str]) -> RedriveDeadLettersRequest {
     RedriveDeadLettersRequest {
         dead_letter_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
@@ -140,7 +140,7 @@ pub fn these(ids: &[&str]) -> RedriveDeadLettersRequest {
     }
 }
 
-/// A request for all open letters, as fast as may be.
+/// A request for all open dead letters, at the maximum rate.
 pub fn every_one() -> RedriveDeadLettersRequest {
     let filter = Some(DeadLetterFilter::default());
     RedriveDeadLettersRequest { filter, rate_per_second: 1000, ..RedriveDeadLettersRequest::default() }

@@ -22,11 +22,11 @@ pub(crate) const PAYMENTS: &str = "payments.jsonl";
 pub struct Account {
     /// How often money was taken.
     pub captures: usize,
-    /// How often it was given back.
+    /// Number of refunds.
     pub refunds: usize,
     /// How often it was not taken.
     pub declines: usize,
-    /// What was taken and not given back, in minor units.
+    /// The amount captured and not refunded, in minor units.
     pub balance: i64,
 }
 
@@ -69,14 +69,14 @@ impl PaymentSandbox {
         Self { process, grpc_addr, program, dir: dir.to_owned(), environment: environment.to_vec() }
     }
 
-    /// Starts it anew, at the same address; the old process is killed if it still runs.
+    /// Restarts it at the same address; the old process is killed if it still runs.
     pub async fn restart(&mut self) {
         self.process.kill();
         let Self { grpc_addr, program, dir, environment, .. } = &*self;
         *self = Self::start(program.clone(), dir, grpc_addr, environment).await;
     }
 
-    /// The program that it is started anew by.
+    /// The program of the next start.
     pub(crate) fn use_program(&mut self, program: PathBuf) {
         self.program = program;
     }
@@ -109,7 +109,7 @@ impl PaymentSandbox {
         self.control().get_ledger(request).await.expect("ledger").into_inner()
     }
 
-    /// The lines of its file: what it has ever decided, whichever process it was.
+    /// The lines of its file: every decision of any process.
     pub fn records(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.dir.join(PAYMENTS)).expect("records");
         text.lines().map(str::to_owned).collect()

@@ -23,7 +23,7 @@ impl Deployment {
         self.broker.jetstream().await
     }
 
-    /// The order log as a program of ours has it, for a test that plays one.
+    /// The order log as a Waybill program opens it, for a test that plays one.
     pub async fn order_log(&self) -> OrderLog {
         let config = BrokerConfig {
             nats_url: vec![self.broker.url().parse().expect("address")],

@@ -19,9 +19,9 @@ pub struct Relay {
 struct Lines {
     /// Subscriptions by their inboxes, as the client made them.
     subscriptions: Vec<(String, String)>,
-    /// The inbox that messages are asked for by.
+    /// The inbox of the pull requests.
     asking: Option<String>,
-    /// What the broker is to be told in the client's name.
+    /// The messages to send to the broker in the client's name.
     forged: Vec<String>,
 }
 
@@ -46,8 +46,8 @@ impl Relay {
         self.addr
     }
 
-    /// Makes the broker forget the subscription by which the client gets the messages of its consumer. Nobody is told,
-    /// and the connection stays up.
+    /// Makes the broker forget the subscription for the messages of the client's consumer. The client does not learn of
+    /// it, and the connection stays up.
     pub fn lose_subscription(&self) {
         let mut lines = self.lines.lock().expect("lines");
         let asking = lines.asking.clone().expect("a request for messages");
@@ -57,7 +57,7 @@ impl Relay {
         lines.forged.push(unsubscribe);
     }
 
-    /// Whether the broker has been told all that it was to be told.
+    /// Whether all messages were sent to the broker.
     pub fn is_done(&self) -> bool {
         self.lines.lock().expect("lines").forged.is_empty()
     }

@@ -13,8 +13,8 @@ use crate::skip;
 pub struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    /// Mounts a file system of so many MiB. `None`, which is said, where the test may not mount; with CI=true it has to be
-    /// able to.
+    /// Mounts a file system of this many MiB. `None`, with a message, where the test may not mount; with CI=true it
+    /// must be able to.
     pub fn mount(path: &Path, mebibytes: u32) -> Option<Self> {
         let is_root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
         if !is_root {

@@ -1,8 +1,8 @@
-//! The wire of one program: a proxy before the broker and before the payment service, that reads what passes message
-//! by message, and kills the program at the one it was told to.
+//! The wire of one program: a proxy before the broker and the payment service that reads each message, and kills the
+//! program at a chosen one.
 //!
-//! A program that dies loses its memory and keeps what it has sent. So the points at which its death can make a
-//! difference are those before and behind each message by which it changes something, and all of them are on its wire.
+//! A program that dies loses its memory and keeps what it has sent. So a crash matters only before or after a message
+//! that changes something, and all of them are on its wire.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -103,7 +103,7 @@ impl Wire {
         self.state().writes.clear();
     }
 
-    /// What has been noted, each once, in the order in which it was sent first.
+    /// The recorded messages, each once, in the order in which they were first sent.
     pub fn writes(&self) -> Vec<String> {
         self.state().writes.clone()
     }
@@ -123,7 +123,7 @@ impl Wire {
         state.sprung = Some(tripped);
     }
 
-    /// Kills nobody any more.
+    /// Stops killing the program.
     pub fn disarm(&self) {
         self.state().trip = None;
     }

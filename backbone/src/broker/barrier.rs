@@ -26,13 +26,13 @@ use crate::log::subjects;
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a proof takes at most, the reads behind the barrier included.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a barrier is kept: longer than anybody looks for it.
+/// How long a barrier is kept: longer than any reader looks for it.
 const TTL: &str = "10s";
 /// Least time between two barriers of one process, so that calls about what is not there do not fill the log.
 const INTERVAL: Duration = Duration::from_millis(10);
 /// Wait before the next look at a replica that lags.
 const LOOK: Backoff = Backoff { initial: Duration::from_millis(10), max: Duration::from_millis(200) };
-/// How long it is believed how many copies a stream has.
+/// How long the number of replicas of a stream is cached.
 const REPLICAS_BELIEVED: Duration = Duration::from_secs(10);
 
 /// The barriers of one stream. Cheap to clone; clones share them.
@@ -46,18 +46,18 @@ pub struct Barrier {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// The barrier that was begun last. Held while it is under way.
+    /// The latest barrier. Locked while it is in flight.
     last: Mutex<Option<Attempt>>,
-    /// Held while it is asked for.
+    /// Locked during the request.
     replicated: Mutex<Option<Replicated>>,
-    /// Where the last message on a filter is, for as long as somebody waits to know.
+    /// The position of the last message on a filter, while a reader waits for it.
     positions: StdMutex<HashMap<String, Weak<Mutex<Option<Position>>>>>,
-    /// When the stream's group last committed something of ours, and by which connection that was sent: it says nothing of the
-    /// server that another one leads to.
+    /// When the stream's group last committed a write of this process, and the connection that sent it. A commit says
+    /// nothing of the server that another connection leads to.
     committed: StdMutex<Option<(Instant, u64)>>,
 }
 
-/// Whether the stream has several copies, when and by which connection that was asked.
+/// Whether the stream has several replicas, and when and by which connection that was read.
 #[derive(Debug)]
 struct Replicated {
     begun: Instant,
@@ -121,8 +121,8 @@ impl Barrier {
         attempt.committed.clone().map(Some).map_err(ReadError::NoAnswer)
     }
 
-    /// The last message on each subject that matches one of `filters`, by sequence. What is not among them was not
-    /// there when this was called.
+    /// The last message on each subject that matches one of `filters`, by sequence. A subject without one had no
+    /// message when this was called.
     pub async fn last_of_each(&self, filters: &[String]) -> Result<Vec<Stored>, ReadError> {
         let deadline = Instant::now() + PROOF_TIMEOUT;
         let client = &self.connection.client;
@@ -215,7 +215,7 @@ impl Barrier {
         timeout_at(deadline, proof).await.unwrap_or_else(|_| Err(lags()))
     }
 
-    /// Something of ours was committed that was sent by this connection.
+    /// A write sent by this connection was committed.
     pub(crate) fn committed(&self, connects: u64) {
         *self.last_commit() = Some((Instant::now(), connects));
     }

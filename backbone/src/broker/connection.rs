@@ -1,5 +1,4 @@
-//! The connection to the broker: made once, and then kept for ever. While the broker is away it is tried
-//! again and again, at start too.
+//! The connection to the broker: connected once and then reconnected forever, at start too.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,10 +31,10 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Acknowledgements awaited at once; further publishes wait for a place.
 const ACKS_IN_FLIGHT_MAX: usize = 4096;
-/// How long a connection stands on which no answers are heard. The broker ends a subscription that is allowed no longer
-/// without disconnecting, and a right that is given back does not bring it back: only another connection does.
+/// How long a connection without answers is kept. The broker ends a forbidden subscription without disconnecting and
+/// does not restore it with the right: only another connection does.
 const UNHEARD: Backoff = Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(30) };
-/// Rounds of attempts after which it is asked anew why they fail.
+/// Rounds of attempts after which the cause of the failures is looked up again.
 const REASON_ROUNDS: u64 = 8;
 /// Messages held for one subscription that is not read; further ones are dropped (and the gap is noticed).
 const SUBSCRIPTION_MESSAGES_MAX: usize = 4096;
@@ -50,7 +49,7 @@ pub struct Connection {
     /// Why the last attempts to connect failed; empty if none did.
     unreachable: Arc<Mutex<String>>,
     storage: Storage,
-    /// Set while another server is looked for than the one that it names.
+    /// Set while the program connects to a server other than the one named.
     leaving: Arc<Mutex<Option<Leaving>>>,
     _listening: Arc<AbortOnDropHandle<()>>,
 }
@@ -178,8 +177,7 @@ impl Connection {
         }
     }
 
-    /// Counts the times that the connection came up. Whoever listens on a core subscription has missed what
-    /// came before the latest.
+    /// Counts the connections made. A core subscription has missed all messages before the latest one.
     pub fn connects(&self) -> watch::Receiver<u64> {
         self.connects.clone()
     }
@@ -206,12 +204,12 @@ impl Connection {
         if self.is_up() { lock(&self.refusals).said(false) } else { None }
     }
 
-    /// The same of all that was asked for.
+    /// The same for all requests.
     pub fn refused_at_all(&self) -> Option<String> {
         if self.is_up() { lock(&self.refusals).said(true) } else { None }
     }
 
-    /// Why nobody has answered a request to JetStream: the error, or what is known to be behind it.
+    /// Why a request to JetStream had no answer: the error, or its known cause.
     pub fn unanswered(&self, error: &impl ToString) -> String {
         if self.is_up() && !self.client.server_info().jetstream {
             return "JetStream is off at the broker; run it with --jetstream, or with jetstream {} in its configuration"
@@ -225,7 +223,7 @@ impl Connection {
         lock(&self.refusals).is_refused(subject)
     }
 
-    /// What comes of a request on a subject, or `None` if this user may not make it; then it is not made again.
+    /// The result of a request on a subject, or `None` if this user may not make it; then it is not retried.
     pub async fn if_allowed<T, E>(
         &self,
         subject: &str,
@@ -248,7 +246,7 @@ impl Connection {
         &self.jetstream
     }
 
-    /// Connects to another server of NATS_URL than the one that it is connected to, which answers and is no good.
+    /// Connects to another server of NATS_URL, because the present one answers but is not usable.
     pub(crate) async fn leave_server(&self, reason: &impl std::fmt::Display) {
         let info = self.client.server_info();
         if info.cluster.is_none() {
@@ -298,8 +296,7 @@ impl Connection {
     }
 }
 
-/// Connects anew whenever the broker says that this user may not hear its answers, after a while that grows: the right may
-/// have been given back by then.
+/// Reconnects, with backoff, when the broker forbids this user's inbox: the right may have been restored meanwhile.
 async fn listen_anew(client: Client, refusals: Arc<Mutex<DeniedPermissions>>, unheard: Arc<Notify>) {
     // Of connections made for that.
     let (mut in_a_row, mut last) = (0, Instant::now());

@@ -37,7 +37,7 @@ pub struct BrokerConfig {
     pub nats_tls_key: Option<PathBuf>,
 }
 
-/// A server, and what its URL says of who we are.
+/// A server, and the user and password in its URL.
 #[derive(Clone, Debug)]
 pub struct ServerUrl {
     pub(crate) addr: ServerAddr,

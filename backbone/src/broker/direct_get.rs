@@ -47,8 +47,8 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// What a status of a direct get means that gave no message. Nobody to answer (503) is a stream that is gone
-    /// or has no leader, or a broker without JetStream.
+    /// The meaning of a direct get's status without a message. 503 (no responders) means that the stream is gone or has
+    /// no leader, or a broker without JetStream.
     pub(crate) fn of(status: StatusCode, text: &str) -> Self {
         let said = format!("{status} {text}");
         if status.is_server_error() { Self::NoAnswer(said) } else { Self::Broker(said) }
@@ -154,7 +154,7 @@ pub async fn batch_from(
     get(client, stream, &request).await
 }
 
-/// What is asked while the broker is away is not answered in time: better to say so at once.
+/// A request during a broker outage times out: report the outage at once instead.
 pub(crate) fn reachable(client: &Client) -> Result<(), ReadError> {
     match client.connection_state() {
         State::Connected => Ok(()),

@@ -12,9 +12,9 @@ use async_nats::jetstream::{self, ErrorCode};
 /// What becomes of a request that the broker answered with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// It may succeed when it is repeated soon: a leader is missing, a server starts.
+    /// A retry may soon succeed: a leader is missing, a server starts.
     Passing,
-    /// There is no space. It may succeed when somebody has made some, or old messages have expired.
+    /// There is no space. A retry may succeed once an operator has made some, or old messages have expired.
     Full,
     /// The message is larger than the broker, or the stream, takes. It never succeeds.
     TooLarge,
@@ -35,7 +35,7 @@ const fn text(code: u64, text: &'static str, meaning: Meaning) -> Row {
     (ErrorCode(code), text, meaning)
 }
 
-/// The first row that matches holds. What has none is judged by its class, see [`meaning`].
+/// The first matching row applies. An error without a row is classified by its class, see [`meaning`].
 const TABLE: [Row; 53] = [
     // No space: the account's limit, the server's limit (max_file_store), and what a new stream would reserve.
     any(10002, Meaning::Full),
@@ -119,7 +119,7 @@ pub fn meaning(error: &jetstream::Error) -> Meaning {
 pub enum Unpublished {
     /// It was not stored, and what that means.
     Refused(Meaning),
-    /// Perhaps stored: nobody has answered.
+    /// Perhaps stored: there was no answer.
     Unanswered,
 }
 

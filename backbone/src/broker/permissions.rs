@@ -1,5 +1,5 @@
-//! What the broker has said lately that this user may not do. It says so beside the request, which then waits for an answer
-//! in vain.
+//! Permission errors that the broker reported recently for this user. It reports them beside the request, which then
+//! times out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(crate) struct DeniedPermissions {
 }
 
 impl DeniedPermissions {
-    /// Takes note of a complaint of the broker's. Tells whether it is that no answers are heard.
+    /// Records a permission error of the broker. Returns whether it forbids this user's inbox.
     pub(crate) fn note(&mut self, complaint: &str) -> bool {
         if let Some(subject) = subject_after(MAY_NOT_PUBLISH, complaint) {
             self.publishing.retain(|_, at| at.elapsed() < REMEMBERED_FOR);
@@ -49,7 +49,7 @@ impl DeniedPermissions {
         is_inbox(subject)
     }
 
-    /// What was refused on another connection says nothing of this one.
+    /// Forgets permission errors of an earlier connection.
     pub(crate) fn forget(&mut self) {
         *self = Self::default();
     }
@@ -59,12 +59,12 @@ impl DeniedPermissions {
         self.publishing.get(request).is_some_and(|at| at.elapsed() < REMEMBERED_FOR)
     }
 
-    /// Whether answers are not heard.
+    /// Whether this user's inbox is forbidden.
     pub(crate) fn answers_are_unheard(&self) -> bool {
         self.subscribing.iter().any(|subject| is_inbox(subject))
     }
 
-    /// All of it in words, with or without changes that were asked for; `None` if nothing was refused.
+    /// All permission errors as text, with or without those of requested changes; `None` without any.
     pub(crate) fn said(&self, with_changes: bool) -> Option<String> {
         let is_change = |subject: &str| CHANGES.iter().any(|change| subject.starts_with(change));
         let publishing = self.publishing.iter().filter(|(_, at)| at.elapsed() < REMEMBERED_FOR);

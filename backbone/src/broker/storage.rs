@@ -58,8 +58,8 @@ impl Full {
 }
 
 impl Storage {
-    /// Why there is no space for a write to this stream. If it is time to find out anew, there may be some, and the caller
-    /// is the one who does.
+    /// Why there is no space for a write to this stream. If a probe is due, there may be some, and this caller's write
+    /// is the probe.
     pub fn admit(&self, stream: &str) -> Result<(), String> {
         self.admit_at(stream, Instant::now())
     }
@@ -172,7 +172,7 @@ impl Storage {
         self.0.is_any_full.load(Ordering::Relaxed)
     }
 
-    /// Somebody else than the caller has to find out whether there is space: the next write.
+    /// Leaves the probe for storage space to the next write.
     pub(crate) fn assume_space(&self, stream: &str) {
         let mut streams = self.streams();
         streams.get_mut(stream).and_then(Option::take);
@@ -189,7 +189,7 @@ impl Storage {
         self.0.is_suspect.swap(false, Ordering::Relaxed)
     }
 
-    /// When somebody is to find out whether the stream has space again; `None` if it has some.
+    /// When the next probe for storage space is due; `None` if there is space.
     pub(crate) fn probe_at(&self, stream: &str) -> Option<Instant> {
         Some(self.streams().get(stream)?.as_ref()?.probe_at)
     }

@@ -1,9 +1,9 @@
 //! How far a consumer is known to have come, and going back there.
 //!
-//! In a cluster another server may take the lead of a consumer, and take for brought and acknowledged what never was
-//! (nats-server issue 8036; seen with 2.15.1 after a server had stood still for some seconds). Nothing is pending then,
-//! and those orders would wait for ever. So whoever had the consumer open under the former leader has everything brought
-//! again that came after the floor that was seen there. For those who start later it is recorded now and then.
+//! In a cluster a new leader of a consumer may count undelivered messages as acknowledged (nats-server issue 8036; seen
+//! with 2.15.1 after a server had paused for some seconds). Nothing is pending then, and those orders would wait
+//! forever. So a process that had the consumer open under the former leader resets it to the ack floor seen there. For
+//! processes that start later the floor is recorded.
 
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +21,7 @@ use crate::broker::leader_get;
 use crate::broker::streams::{DEAD_LETTERS, ORDERS};
 use crate::log::event::stored;
 
-/// How long a record is kept. A step that nobody has run for so long reads its consumer as it is.
+/// How long a record is kept. A step that did not run for so long reads its consumer as it is.
 const RECORD_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// How far a consumer had come when it was last seen to be as it should be: up to there all was acknowledged.
@@ -54,8 +54,8 @@ impl Floor {
         Self { created_ns, sequence, leader: Leader::of(info) }
     }
 
-    /// What is known of a consumer that is looked at again. While it is other than it has to be (`is_wrong`) it may pass
-    /// messages over, and how far it then comes says nothing.
+    /// The state of a consumer that is read again. While its settings are wrong (`is_wrong`) it may skip messages, and
+    /// its position is meaningless.
     pub(crate) fn again(former: Option<&Self>, info: &Info, is_wrong: bool) -> Self {
         let seen = Self::of(info);
         if !is_wrong {
@@ -75,8 +75,8 @@ impl Floor {
         self.is_of(info) && both.is_some_and(|(former, present)| *former != present)
     }
 
-    /// Whether the consumer may have passed something over that came after this floor, because it has got another leader
-    /// since. One that stands before the floor has been set back, by the loss of data or by somebody who wants it so.
+    /// Whether the consumer may have skipped messages after this floor, because it has a new leader. A consumer before
+    /// the floor was set back, by a loss of data or by an operator.
     pub(crate) fn is_passed(&self, info: &Info) -> bool {
         self.is_of_former_leader(info) && self.sequence <= info.ack_floor.stream_sequence
     }
@@ -86,7 +86,7 @@ impl Floor {
         self.sequence.saturating_add(1)
     }
 
-    /// What somebody has recorded of the consumer.
+    /// The recorded floor of the consumer.
     pub(crate) async fn recorded(connection: &Connection, consumer: &str) -> Result<Option<Self>, ReadError> {
         let record = leader_get::last(connection, DEAD_LETTERS, &subject(consumer)).await?;
         let read = record.map(|record| serde_json::from_slice(&record.payload));
@@ -132,7 +132,7 @@ fn subject(consumer: &str) -> String {
     format!("DEAD_LETTER.floor.{consumer}")
 }
 
-/// Where a consumer is asked to go back.
+/// The subject of a request to reset a consumer.
 pub(crate) fn resetting(consumer: &str) -> String {
     format!("$JS.API.{}", reset(consumer))
 }

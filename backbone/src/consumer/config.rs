@@ -22,7 +22,7 @@ pub struct ConsumerConfig {
 pub struct ConsumerTerms {
     /// How long the broker waits for a sign of life. Another program may have chosen that.
     pub ack_wait: Duration,
-    /// When the consumer was made. What is older may have been brought before, by another of its name.
+    /// When the consumer was created. Older messages may have been delivered before, by another consumer of its name.
     pub since: SystemTime,
     /// Whether it brings the event of an order that is carried, so that older ones need not be kept for it.
     pub brings_carried: bool,

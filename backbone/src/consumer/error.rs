@@ -1,8 +1,8 @@
-//! Why a consumer has to be opened anew.
+//! Why a consumer has to be reopened.
 
 use thiserror::Error;
 
-/// The consumer brings no more messages and has to be opened anew.
+/// The consumer delivers no more messages and has to be reopened.
 #[derive(Debug, Error)]
 pub enum ConsumerError {
     /// The broker refuses its requests.
@@ -14,16 +14,16 @@ pub enum ConsumerError {
         /// Messages that it should have delivered.
         pending: u64,
     },
-    /// Somebody has edited it, so that it may pass messages over, hold them back, or bring them too often.
+    /// It was edited, so that it may skip, delay or redeliver messages.
     #[error("it was edited: {settings}")]
     Edited {
-        /// What is other than it has to be.
+        /// The wrong settings.
         settings: String,
     },
     /// Another server leads its replicas, and may have passed messages over.
     #[error("it has got another leader")]
     Led,
-    /// Whatever is asked, nothing comes, although the connection is up: so the broker knows no longer whom to answer.
+    /// No request is answered although the connection is up: the broker has lost the subscription.
     #[error("no sign of life from the broker, although it was asked again")]
     Silent,
     /// The connection is closed for good.

@@ -1,10 +1,9 @@
 //! Whether the server that leads a consumer lags behind the stream.
 //!
-//! A consumer's leader delivers what its own copy of the stream holds, and counts as pending what it finds there. A server
-//! that has come back and has not caught up says that nothing is pending, and orders wait until it has (nats-server 2.15
-//! begins a catch-up that stalls anew after 5 to 30 s, again and again). Nor does the leader of the stream know: it takes the
-//! copy for current once it has sent what was missing, whether or not that arrived. So the position of the consumer is
-//! compared with how far the stream has come. Nothing here asks the broker.
+//! A consumer's leader delivers its own copy of the stream, and counts pending messages there. A server that has
+//! returned and not caught up reports nothing pending, and orders wait (nats-server 2.15 restarts a stalled catch-up
+//! after 5 to 30 s). The stream's leader calls that copy current once it has sent the missing messages. So the
+//! consumer's position is compared with the stream's. No I/O.
 
 use std::time::Duration;
 
@@ -13,10 +12,10 @@ use async_nats::jetstream::consumer;
 use async_nats::jetstream::stream::{self, PeerInfo};
 use tokio::time::Instant;
 
-/// How long a consumer that is asked for messages may take to come to where the stream was.
+/// How long a consumer with open pull requests may take to reach the stream's earlier position.
 const BEHIND_MAX: Duration = Duration::from_secs(5);
 
-/// What was seen of a consumer so far.
+/// The observations of a consumer so far.
 #[derive(Debug, Default)]
 pub struct Lag {
     mark: Option<Mark>,
@@ -102,8 +101,8 @@ fn leadership(consumer: &consumer::Info) -> Leadership {
     consumer.cluster.as_ref().map(|cluster| (cluster.leader.clone(), cluster.leader_since))
 }
 
-/// Whether the consumer has replicas, is asked for messages, may deliver some, and says that it has none: then it moves on to
-/// where its leader's copy of the stream ends.
+/// Whether the consumer has replicas and open pull requests, may deliver, and reports nothing pending: then its
+/// position moves to the end of its leader's copy of the stream.
 fn is_waiting(consumer: &consumer::Info) -> bool {
     let has_replicas = consumer.cluster.as_ref().is_some_and(|cluster| !cluster.replicas.is_empty());
     let has_room = i64::try_from(consumer.num_ack_pending).is_ok_and(|ack_pending| {
@@ -145,7 +144,7 @@ mod tests {
         names.iter().map(replica).collect()
     }
 
-    /// A consumer led by n2 that has come so far, is asked for messages and says that it has none.
+    /// A consumer led by n2 at this position, with open pull requests and nothing pending.
     fn consumer(position: u64, edit: impl FnOnce(&mut Value)) -> consumer::Info {
         let mut info = json!({
             "stream_name": "ORDERS",

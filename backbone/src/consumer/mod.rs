@@ -1,4 +1,4 @@
-//! A durable pull consumer of the order log, shared by all replicas of whoever reads under its name.
+//! A durable pull consumer of the order log, shared by all replicas of a step.
 
 pub mod lag;
 

@@ -20,9 +20,9 @@ use super::requests::{self, Request, Requests};
 use crate::broker::connection::Connection;
 use crate::broker::streams::ORDERS;
 
-/// How often the consumer's settings are looked at. The broker answers from memory, however long the stream is.
+/// How often the consumer's settings are read. The broker answers from memory, however long the stream is.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
-/// How often its floor is recorded, for those who start when nobody is left who knows it.
+/// How often its ack floor is recorded, for processes that start when no other one knows it.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// How much longer than its requests stand a leaving reader waits for what they bring.
 const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_millis(100);
@@ -45,13 +45,13 @@ pub struct Consumer {
     record_at: Instant,
     terms: ConsumerTerms,
     leave_at: Option<Instant>,
-    /// Whether the broker was told that no more is wanted.
+    /// Whether the broker knows that no more messages are requested.
     drained: bool,
 }
 
 impl Consumer {
-    /// Opens the consumer: makes it if it is missing, and makes it right if somebody has edited it. One that this user
-    /// may not make right is used as it is. `floor` is how far it had come when it was open before.
+    /// Opens the consumer: creates it if it is missing, and repairs it if it was edited. One that this user may not
+    /// repair is used as it is. `floor` is its ack floor when it was last open.
     pub async fn open(
         connection: &Connection,
         config: &ConsumerConfig,
@@ -162,14 +162,14 @@ impl Consumer {
         self.durable.wrong.as_deref()
     }
 
-    /// Messages that may come although no more are asked for.
+    /// Messages that may still arrive although no more are requested.
     pub fn standing(&self) -> usize {
         self.requests.standing()
     }
 
-    /// Asks for no more, and gives out what still comes: the message, or `None` when that was all. Waits until no request
-    /// stands, but no longer than until `leave_by`: a broker that is asked from another account may not notice that
-    /// nobody listens any more, and what it then delivers comes again only after ACK_WAIT.
+    /// Stops pulling and returns messages that still arrive; `None` when that was all. Waits until no pull request is
+    /// open, at most until `leave_by`. A broker in another account may not notice that the program is gone, and
+    /// redelivers those messages only after ACK_WAIT.
     pub async fn last(&mut self, leave_by: Instant) -> Option<Message> {
         let ended_by = *self
             .leave_at

@@ -9,16 +9,16 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-/// How long one request for messages stands. Whoever leaves has to wait for its end.
+/// How long one pull request lasts. A program that stops has to wait for its end.
 pub(super) const EXPIRY: Duration = Duration::from_secs(2);
 /// A broker silent for so long while a request stands has lost it.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Requests in a row that the broker may lose. After more of them it is not the requests.
 const LOST_MAX: u32 = 1;
-/// For how long requests may bring nothing before somebody looks whether there was nothing.
+/// How long pull requests may bring nothing before the program checks whether messages are pending.
 const UNSERVED_MAX: Duration = Duration::from_secs(30);
 
-/// What the broker is asked.
+/// Requests to the broker.
 #[derive(Serialize)]
 pub(super) struct Request {
     batch: usize,
@@ -32,7 +32,7 @@ impl Request {
     }
 }
 
-/// What was asked for, and what of it may still come.
+/// Requested messages, and how many of them may still arrive.
 #[derive(Debug)]
 pub(super) struct Requests {
     /// Answers to request number n come to `<inbox>.<n>`.
@@ -69,7 +69,7 @@ impl Requests {
         }
     }
 
-    /// Messages that may come although no more are asked for.
+    /// Messages that may still arrive although no more are requested.
     pub(super) fn standing(&self) -> usize {
         self.standing
     }
@@ -120,7 +120,7 @@ impl Requests {
         self.standing = self.standing.saturating_sub(1);
     }
 
-    /// Nothing of what was asked for comes any more.
+    /// No requested message arrives any more.
     pub(super) fn give_up(&mut self) {
         self.given_up = self.latest;
         self.standing = 0;
@@ -153,7 +153,7 @@ impl Requests {
         self.standing = 0;
     }
 
-    /// Whether requests had brought nothing when somebody last had to find out why, and have not since.
+    /// Whether requests had brought nothing at the last check of the cause, and still have not.
     pub(super) fn take_unserved(&mut self) -> bool {
         self.unserved.take().is_some_and(|request| self.served < request)
     }

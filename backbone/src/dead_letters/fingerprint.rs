@@ -1,4 +1,4 @@
-//! What letters of one cause have in common.
+//! The fingerprint that dead letters of one cause share.
 
 use data_encoding::HEXLOWER;
 use proto::operations::v1::DeadLetterReason;

@@ -1,11 +1,12 @@
-//! Making a letter fit into one message of the broker: what can be done without is cut off, and the letter says so.
+//! Makes a dead letter fit into one message of the broker by cutting off less important parts, which the dead letter
+//! reports.
 
 use proto::operations::v1::DeadLetter;
 
 /// What a text ends with that was cut off.
 const CUT_OFF: &str = "… (cut off)";
 
-/// How much is cut off a letter.
+/// How much is cut off a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cut {
     /// Nothing.

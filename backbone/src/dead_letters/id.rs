@@ -10,25 +10,25 @@ use crate::log::ids::Revision;
 
 /// The subjects that belong to dead letters: `DEAD_LETTER.<state>.<step>.<sequence>`.
 pub const ALL_DEAD_LETTERS: &str = "DEAD_LETTER.>";
-/// All letters, and records of attempts.
+/// All dead letters and records of attempts.
 pub(super) const ALL_LETTERS: &str = "DEAD_LETTER.*.*.*";
 /// Longest name of a step, in characters.
 const STEP_CHARS_MAX: usize = 32;
 
-/// Names a letter: the step that gave up, and the sequence of the message in the order log.
+/// Identifies a dead letter: the step that gave up, and the sequence of the message in the order log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LetterId {
     step: String,
     sequence: Revision,
 }
 
-/// A text that is not a letter's id.
+/// A text that is not the id of a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("a dead_letter_id is the name of a step, '-', and a sequence, such as inventory-42")]
 pub struct MalformedLetterId;
 
 impl LetterId {
-    /// The letter of `step` about the message at `sequence`.
+    /// The dead letter of `step` about the message at `sequence`.
     pub fn new(step: &str, sequence: Revision) -> Result<Self, MalformedLetterId> {
         if !is_step(step) || sequence == Revision::NONE {
             return Err(MalformedLetterId);
@@ -36,7 +36,7 @@ impl LetterId {
         Ok(Self { step: step.to_owned(), sequence })
     }
 
-    /// Whose letter it is.
+    /// The step that owns the dead letter.
     pub fn step(&self) -> &str {
         &self.step
     }
@@ -46,7 +46,7 @@ impl LetterId {
         self.sequence
     }
 
-    /// Where the letter lies in one of its states.
+    /// The subject of the dead letter in one of its states.
     pub(super) fn subject(&self, state: DeadLetterState) -> String {
         format!("DEAD_LETTER.{}.{}.{}", word(state), self.step, self.sequence)
     }
@@ -83,17 +83,17 @@ pub fn is_step(text: &str) -> bool {
     (1..=STEP_CHARS_MAX).contains(&text.len()) && text.bytes().all(allowed)
 }
 
-/// All open letters, of all steps or of one.
+/// All open dead letters, of all steps or of one.
 pub(super) fn open(step: Option<&str>) -> String {
     format!("DEAD_LETTER.{}.{}.*", word(DeadLetterState::Open), step.unwrap_or("*"))
 }
 
-/// All letters in one state.
+/// All dead letters in one state.
 pub(super) fn all_in(state: DeadLetterState) -> String {
     format!("DEAD_LETTER.{}.>", word(state))
 }
 
-/// The word for a state in a subject. Before it is a letter it is a record of attempts.
+/// The word for a state in a subject. Before a dead letter exists there is a record of attempts.
 fn word(state: DeadLetterState) -> &'static str {
     match state {
         DeadLetterState::Unspecified => "attempts",

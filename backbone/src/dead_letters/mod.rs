@@ -1,8 +1,8 @@
 //! Dead letters: the messages of the order log that a step has given up, and what it had tried before.
 //!
-//! They lie in a stream of their own. A letter has one subject for each state, and its latest message, on whichever of
-//! them, is the letter as it stands. Each is published with the expectation of the one before, as events are; so of
-//! two writers one wins, and nothing happens to a letter twice.
+//! Dead letters have a stream of their own. A dead letter has one subject for each state, and its latest message on any
+//! of them is the dead letter. Each message is published with the expectation of the previous one, as events are. So of
+//! two writers one wins, and no change happens twice.
 
 mod fingerprint;
 mod fit;
@@ -39,12 +39,12 @@ use fit::Cut;
 
 /// How long the attempts at a message are remembered after the latest of them.
 const ATTEMPTS_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// How long a letter that is resolved stays readable.
+/// How long a resolved dead letter stays readable.
 const RESOLVED_TTL: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
-/// What a message of the broker needs beside a letter.
+/// Bytes of a broker's message beside the dead letter.
 const HEADER_BYTES_MAX: usize = 4 * 1024;
-/// Letters read at once.
+/// Dead letters read at once.
 const READ_LETTERS_MAX: u32 = 64;
 /// Looks at replicas that are behind, before giving up.
 const REPLICA_LOOKS_MAX: u32 = 5;
@@ -60,12 +60,12 @@ pub struct DeadLetters {
     barrier: Barrier,
 }
 
-/// A letter as it lies in the stream, or what was tried before there is one.
+/// A dead letter as stored, or the record of attempts before there is one.
 #[derive(Clone, Debug)]
 pub struct Kept {
     /// Whose it is.
     pub id: LetterId,
-    /// The letter. Its state is unspecified as long as it is but a record of attempts.
+    /// The dead letter. Its state is unspecified while it is only a record of attempts.
     pub letter: DeadLetter,
     /// Where in its order's trace it was written, if its message tells.
     pub trace: Option<SpanContext>,
@@ -73,10 +73,10 @@ pub struct Kept {
     head: Revision,
 }
 
-/// A letter that was not stored.
+/// A dead letter that was not stored.
 #[derive(Debug, Error)]
 pub enum PutError {
-    /// Somebody else has changed the letter.
+    /// Another writer has changed the dead letter.
     #[error("the dead letter has changed meanwhile")]
     Conflict,
     /// The broker is away, or has no space; nothing was stored.
@@ -85,12 +85,12 @@ pub enum PutError {
     /// It is larger than the broker takes, or refused for another reason that stays; nothing was stored.
     #[error("the broker refuses the dead letter: {0}")]
     Permanent(String),
-    /// Perhaps stored; finding the letter tells.
+    /// Perhaps stored; reading the dead letter shows it.
     #[error("no answer in time whether the dead letter was stored: {0}")]
     Unknown(String),
 }
 
-/// Some open letters, and whether there are more behind them.
+/// A page of open dead letters, and whether there are more.
 #[derive(Debug)]
 pub struct Letters {
     /// The oldest first.
@@ -100,20 +100,20 @@ pub struct Letters {
 }
 
 impl Kept {
-    /// Where it lies among the letters.
+    /// Its position among the dead letters.
     pub fn position(&self) -> Revision {
         self.head
     }
 }
 
-/// What the stream of the letters holds.
+/// The contents of the stream of dead letters.
 #[derive(Debug)]
 pub struct Contents {
     /// How the stream is.
     pub stream: StreamState,
-    /// How many open letters there are of each step that has any.
+    /// The number of open dead letters of each step that has any.
     pub open: BTreeMap<String, u64>,
-    /// Whether there is no letter in any state, and no record of attempts.
+    /// Whether there is no dead letter in any state, and no record of attempts.
     pub is_empty: bool,
 }
 
@@ -126,14 +126,15 @@ impl DeadLetters {
         Ok(Self { connection, stream, barrier })
     }
 
-    /// The letter; that there is none, or none that is newer, is proved.
+    /// The dead letter. Its absence, and that there is no newer version, is proved.
     pub async fn find_proven(&self, id: &LetterId) -> Result<Option<Kept>, ReadError> {
         let found = self.barrier.last_of_each(&[id.filter()]).await;
         let last = self.or_restored(found).await?.pop();
         Ok(last.map(|Stored { sequence, headers, payload, .. }| kept(id, sequence, &headers, payload)))
     }
 
-    /// The letter as a server has it that takes itself for the stream's leader: for a write that finds out if that was old.
+    /// The dead letter from the server that acts as the stream's leader: for a write, whose expectation fails if the
+    /// read was stale.
     pub async fn find(&self, id: &LetterId) -> Result<Option<Kept>, ReadError> {
         let found = found(self.stream.get_last_raw_message_by_subject(&id.filter()).await);
         let last = self.or_restored(found).await?;
@@ -145,7 +146,7 @@ impl DeadLetters {
         self.publish(id, letter, Revision::NONE).await
     }
 
-    /// Stores the letter anew, provided that it is still as it was when `before` was read.
+    /// Stores the dead letter again if it is unchanged since `before` was read.
     pub async fn replace(&self, before: &Kept, letter: DeadLetter) -> Result<Kept, PutError> {
         let after = self.publish(&before.id, letter, before.head).await?;
         if before.letter.state() == DeadLetterState::Open && after.letter.state() != DeadLetterState::Open {
@@ -154,7 +155,7 @@ impl DeadLetters {
         Ok(after)
     }
 
-    /// Ends an open letter in `state`.
+    /// Closes an open dead letter in `state`.
     pub async fn resolve(
         &self,
         open: &Kept,
@@ -178,7 +179,7 @@ impl DeadLetters {
         }
     }
 
-    /// Removes what a writer that died has left of the time when the letter was open.
+    /// Removes the message of the open state that a crashed writer has left behind.
     pub async fn sweep(&self, closed: &Kept) -> Result<(), ReadError> {
         let open = closed.id.subject(DeadLetterState::Open);
         if let Some(left) = found(self.stream.get_last_raw_message_by_subject(&open).await)?
@@ -189,7 +190,7 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// Some open letters of `step`, or of all steps, from `from` on.
+    /// Some open dead letters of `step`, or of all steps, starting at `from`.
     pub async fn open_from(&self, step: Option<&str>, from: Revision) -> Result<Letters, ReadError> {
         let batch = self.open_batch(&id::open(step), from).await;
         let batch = self.or_restored(batch).await?;
@@ -226,7 +227,7 @@ impl DeadLetters {
         Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()))
     }
 
-    /// What the stream of the letters holds.
+    /// The contents of the stream of dead letters.
     pub async fn contents(&self) -> Result<Contents, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
@@ -274,7 +275,7 @@ impl DeadLetters {
         self.publish_cut(id, letter, expected, &span).instrument(span.clone()).await
     }
 
-    /// Publishes the letter, with as much left out as makes it fit.
+    /// Publishes the dead letter, cut to the size that fits.
     async fn publish_cut(
         &self,
         id: &LetterId,
@@ -332,7 +333,7 @@ impl DeadLetters {
         Err(error)
     }
 
-    /// The answer of a read. Without one the stream may be gone: whoever comes back then finds it made anew.
+    /// The answer of a read. Without one the stream may be gone: a retry then finds it recreated.
     async fn or_restored<T>(&self, answer: Result<T, ReadError>) -> Result<T, ReadError> {
         if matches!(answer, Err(ReadError::NoAnswer(_))) {
             self.restore().await;
@@ -340,7 +341,7 @@ impl DeadLetters {
         answer
     }
 
-    /// Makes the stream anew if somebody has deleted it.
+    /// Recreates the stream if it was deleted.
     pub async fn restore(&self) {
         if self.connection.is_up() {
             // Rare, and large.
@@ -348,8 +349,8 @@ impl DeadLetters {
         }
     }
 
-    /// Removes the message by which a letter was open. If that fails, the letter is listed until somebody looks at it
-    /// again, and nothing else.
+    /// Removes the message of the open state. If that fails, the dead letter stays listed until it is read again;
+    /// nothing else depends on it.
     async fn delete(&self, id: &LetterId, open: Revision) {
         if let Err(error) = self.stream.delete_message(open.0).await {
             warn!(dead_letter_id = %id, %error, "a dead letter that is resolved is still listed");
@@ -357,7 +358,7 @@ impl DeadLetters {
     }
 }
 
-/// A letter as it is stored.
+/// A dead letter as stored.
 fn kept(id: &LetterId, head: Revision, headers: &HeaderMap, payload: Bytes) -> Kept {
     let letter = DeadLetter::decode(payload).unwrap_or_else(|error| {
         warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, passed over");
@@ -366,17 +367,17 @@ fn kept(id: &LetterId, head: Revision, headers: &HeaderMap, payload: Bytes) -> K
     Kept { id: id.clone(), letter, trace: trace_headers::read(headers), head }
 }
 
-/// Whose letter it is, or is to become; empty of a message that names no order.
+/// The order of the dead letter; empty for a message that names no order.
 fn order_of(letter: &DeadLetter) -> String {
     subjects::parse(&letter.subject).map(|(_, order)| order.to_string()).unwrap_or_default()
 }
 
-/// All letters in the same state.
+/// All dead letters in the same state.
 fn subject_of(letter: &DeadLetter) -> String {
     id::all_in(letter.state())
 }
 
-/// The headers of a message as a letter has them, by name.
+/// The headers of a message as a dead letter has them, by name.
 pub fn headers_of(headers: Option<&HeaderMap>) -> Vec<Header> {
     let header = |(name, values): (&HeaderName, &Vec<HeaderValue>)| {
         let name = name.to_string();
@@ -388,7 +389,7 @@ pub fn headers_of(headers: Option<&HeaderMap>) -> Vec<Header> {
     headers
 }
 
-/// The text of an error, no longer than a letter holds.
+/// The text of an error, cut to the size that a dead letter holds.
 pub fn error_text(error: &impl ToString) -> String {
     error.to_string().chars().take(ERROR_CHARS_MAX).collect()
 }

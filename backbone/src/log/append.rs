@@ -1,7 +1,7 @@
 //! Appending events: publish with an expectation, and never take a missing answer for a no.
 //!
-//! A publish whose acknowledgement does not come may have been stored, or may yet be. So it is repeated
-//! with the same event id until the broker answers: if it was stored, the repeat meets its own event.
+//! A publish without an acknowledgement may have been stored, or may yet be. So it is retried with the same event id
+//! until the broker answers: if it was stored, the retry meets its own event.
 
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
@@ -69,13 +69,13 @@ pub enum AppendError {
     /// The event is not in the log: the order has none any more.
     #[error("the order is no longer kept")]
     Gone,
-    /// Whether the event is in the log is not known. Only a repeat can tell.
+    /// The outcome is unknown. Only a retry can tell.
     #[error("no answer in time whether the event was stored: {0}")]
     Unknown(String),
 }
 
 impl AppendError {
-    /// Whether it is no use to try again at once.
+    /// Whether an immediate retry is useless.
     fn is_hopeless(&self) -> bool {
         match self {
             Self::Refused(_) | Self::Full(_) | Self::TooLarge(_) | Self::Permanent(_) | Self::Gone => true,
@@ -117,7 +117,7 @@ struct Next {
     detail: Detail,
 }
 
-/// What was in the way of an append.
+/// The cause of a failed append.
 enum Settled {
     /// The event itself, stored by an earlier try.
     Mine(Revision),
@@ -278,7 +278,7 @@ impl OrderLog {
         Err(AppendError::Unknown("gave up".to_owned()))
     }
 
-    /// After a conflict: what was in the way.
+    /// The cause of a conflict.
     async fn settle(
         &self,
         id: &OrderId,
@@ -301,7 +301,7 @@ impl OrderLog {
     }
 }
 
-/// An append until it has ended. The outcome of one that nobody waits for any longer is not known.
+/// An append in progress. If its caller stops waiting, the outcome is unknown.
 struct Measured {
     kind: EventKind,
     began: Instant,
@@ -315,7 +315,7 @@ impl Drop for Measured {
     }
 }
 
-/// The order has come to its end: how long it took, by the clocks of those who appended its first and last event.
+/// The order has ended: records its duration, by the clocks of the writers of its first and last event.
 fn ended(order: &Order) {
     let time = |time: Option<prost_types::Timestamp>| SystemTime::try_from(time?).ok();
     let (Some(created), Some(ended)) = (time(order.create_time), time(order.update_time)) else { return };

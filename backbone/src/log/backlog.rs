@@ -13,7 +13,7 @@ use crate::log::ids::Revision;
 /// The messages that a consumer has not acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backlog {
-    /// Not delivered to anybody yet.
+    /// Not delivered yet.
     pub pending: u64,
     /// Delivered, and not acknowledged: worked on, or waiting for a further attempt.
     pub ack_pending: u64,

@@ -1,7 +1,7 @@
-//! Carrying unfinished orders: reading the log as far as it is due, and writing anew the orders in it that have not ended.
+//! Carrying unfinished orders: reads the log as far as it is due, and appends again the orders that have not ended.
 //!
-//! The log is read by sequence, so a message costs as little as it can, and only orders whose end is not in the same piece
-//! are looked at one by one. Several programs may do this at a time: the compare-and-set lets each order be carried once.
+//! The log is read by sequence, so a message costs little, and only orders that do not end within the same piece are
+//! examined one by one. Several programs may carry at once: the compare-and-set carries each order once.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -23,7 +23,7 @@ use crate::log::event::stored;
 use crate::log::ids::{OrderId, Revision};
 use crate::log::subjects::{self, ALL_ORDERS};
 
-/// Messages read before the orders among them are looked at.
+/// Messages read before their orders are examined.
 const WINDOW_MESSAGES_MAX: usize = 2048;
 const READ_MESSAGES_MAX: u32 = 256;
 /// Orders that are carried side by side.
@@ -37,16 +37,16 @@ static NOT_CARRIED: LogThrottle = LogThrottle::every(Duration::from_secs(1));
 
 const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What has come of one piece of the log.
+/// The result for one piece of the log.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Walked {
     /// Where the next piece begins.
     pub next: Revision,
-    /// When the last message before it was stored, or up to when everything is looked at.
+    /// When the last message before it was stored, or the time up to which all is examined.
     pub until: Option<SystemTime>,
     /// Whether nothing more is due now.
     pub caught_up: bool,
-    /// Orders that were looked at by themselves.
+    /// Orders examined one by one.
     pub looked_at: u64,
     /// Orders that were carried.
     pub carried: u64,
@@ -59,9 +59,9 @@ pub struct Walked {
 pub struct Kept {
     /// When the stream was made.
     pub created: SystemTime,
-    /// How long it keeps messages; zero is for ever.
+    /// Retention of its messages; zero is forever.
     pub retention: Duration,
-    /// Its first sequence; what was before is gone.
+    /// Its first sequence; earlier messages are gone.
     pub first: Revision,
     /// Its last sequence.
     pub last: Revision,
@@ -153,8 +153,8 @@ impl OrderLog {
         Ok(())
     }
 
-    /// The last event of each kind of these orders. Any replica may answer: one that is behind is found out by the append,
-    /// and what has ended stays so.
+    /// The last event of each kind of these orders. Any replica may answer: the append detects a stale one, and an
+    /// ended order stays ended.
     async fn last_events(
         &self,
         candidates: &[Candidate],

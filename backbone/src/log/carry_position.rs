@@ -25,9 +25,9 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct CarryPosition {
     /// When the log was made: of another one the record says nothing.
     pub log_created: SystemTime,
-    /// The first message that was not looked at.
+    /// The first message that was not examined.
     pub next: u64,
-    /// All that was stored before was looked at.
+    /// The time up to which all stored messages were examined.
     pub until: SystemTime,
     /// The schedule that holds.
     pub schedule: Schedule,
@@ -36,7 +36,7 @@ pub struct CarryPosition {
 }
 
 impl OrderLog {
-    /// What is recorded, and where the record is.
+    /// The record and its position.
     pub async fn carry_position(&self) -> Result<(Option<CarryPosition>, Revision), ReadError> {
         let record = leader_get::last(&self.connection, DEAD_LETTERS, SUBJECT).await?;
         let Some(record) = record else { return Ok((None, Revision::NONE)) };

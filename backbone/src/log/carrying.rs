@@ -1,5 +1,5 @@
-//! Which orders are carried, and when. Retention counts from an order's end: before the events of an unfinished order
-//! expire, it is written anew (the event `carried`). Nothing here asks the broker.
+//! Which orders are carried, and when. Retention counts from an order's end, so an unfinished order is appended again
+//! (the event `carried`) before its events expire. No I/O.
 //!
 //! An order is due when its `created` or latest `carried` event has reached a certain age, half of the retention unless
 //! it is set otherwise. So every unfinished order always has one of the two in the log, and its other events do not matter.
@@ -31,7 +31,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule of a log that keeps events for `retention`, zero for ever. `wanted` is an age that an operator has set.
+    /// The schedule of a log that keeps events for `retention`; zero is forever. `wanted` is an age that an operator
+    /// has set.
     pub fn of(retention: Duration, wanted: Option<Duration>) -> Self {
         let half = (!retention.is_zero()).then_some(retention / 2);
         let age = half.map(|half| wanted.map_or(half, |wanted| wanted.min(half)));
@@ -43,9 +44,9 @@ impl Schedule {
         self.age
     }
 
-    /// What holds from now on if `wanted` is what the log needs now. What is due earlier than before is due at once. If
-    /// events are kept longer, those that are there already keep their age: what is held for their orders expires by
-    /// the retention that held when it was written.
+    /// The schedule from now on, if `wanted` is the schedule of the log now. Events that become due earlier are due at
+    /// once. With a longer retention existing events keep their age, because their reservations expire by the old
+    /// retention.
     #[must_use]
     pub fn changed(self, wanted: Self, now: SystemTime) -> Self {
         let longer = match (self.age, wanted.age) {
@@ -89,8 +90,8 @@ pub struct Candidate {
     pub due: Revision,
 }
 
-/// A piece of the log, read in its order: whose due events are in it, and who of them has ended in it. Most orders
-/// end within milliseconds, so few are left to be looked at one by one.
+/// A piece of the log in order: orders with due events, and which of them ended within the piece. Most orders end
+/// within milliseconds, so few are examined one by one.
 #[derive(Debug, Default)]
 pub struct Window {
     open: HashMap<OrderId, Candidate>,
@@ -133,7 +134,7 @@ pub fn has_to_be_carried(order: &Order, carried: Option<Revision>, due: Revision
     !is_finished(order) && carried.is_none_or(|carried| carried <= due)
 }
 
-/// What has happened to an order, in the words of its events, by the last of each kind of them.
+/// The kinds of an order's earlier events, by the last event of each kind.
 pub fn happened(events: &[Recorded]) -> Vec<String> {
     let words = events.iter().flat_map(|event| {
         if let Detail::Carried(carried) = &event.detail {

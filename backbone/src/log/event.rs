@@ -1,8 +1,8 @@
 //! An event as it lies in the order log: protobuf payload, CloudEvents and trace headers around it.
 //!
 //! Headers follow the CloudEvents binding for NATS in binary mode
-//! (<https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/nats-protocol-binding.md>), so that
-//! consumers that are not ours need nothing of ours.
+//! (<https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/nats-protocol-binding.md>), so that foreign
+//! consumers need no code of Waybill.
 
 use std::time::SystemTime;
 
@@ -105,7 +105,7 @@ pub struct Recorded {
     pub(crate) unknown_fields: Bytes,
 }
 
-/// A message on a subject of the order log that is not a whole event of ours.
+/// A message on a subject of the order log that is not a complete event of Waybill.
 #[derive(Debug, Error)]
 pub enum Undecodable {
     /// Waybill writes no such subject.
@@ -122,7 +122,7 @@ pub enum Undecodable {
     Mismatch(&'static str),
 }
 
-/// What the stream says of when it stored a message that it gives or republishes.
+/// The stream's metadata of a message that it returns or republishes.
 pub fn stored(headers: &HeaderMap) -> Option<SystemTime> {
     let time: Timestamp = headers.get_last("Nats-Time-Stamp")?.as_str().parse().ok()?;
     time.try_into().ok()

@@ -16,7 +16,7 @@ const CUSTOMER_KEY_CHARS: usize = 16;
 /// Characters of an order key: 128 bits in base32.
 const ORDER_KEY_CHARS: usize = 26;
 
-/// How many partitions the order log has. Fixed for ever: it is part of every subject.
+/// Number of partitions of the order log. Never changes: it is part of every subject.
 pub const PARTITIONS: u8 = 64;
 
 /// Lower-case base32 (RFC 4648 alphabet, no padding): safe in a NATS subject, easy to read aloud.
@@ -55,7 +55,7 @@ impl fmt::Display for CustomerKey {
 pub struct OrderKey([u8; ORDER_KEY_BYTES]);
 
 impl OrderKey {
-    /// The key that every repeat of one request arrives at: 128 bits of a SHA-256.
+    /// The key that every retry of one request derives: 128 bits of a SHA-256.
     pub fn of_request(tenant: &str, customer_id: &str, request_id: &str) -> Self {
         Self(truncated_hash("waybill.request", &[tenant, customer_id, request_id]))
     }

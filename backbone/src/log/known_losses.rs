@@ -38,7 +38,7 @@ pub(super) struct Losses {
 /// How often events were found to be lost since the process began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LossCounts {
-    /// The stream was another one: revisions begin anew, whether or not it held events.
+    /// The stream was another one: revisions start over, whether or not it held events.
     pub replaced: u64,
     /// Events were lost, so or otherwise.
     pub all: u64,
@@ -58,7 +58,7 @@ impl fmt::Display for Mark {
 }
 
 impl Losses {
-    /// Says it once, and to everybody who waits for it.
+    /// Logs it once, and notifies all waiting tasks.
     pub(super) fn say(&self, loss: &Loss, at: SystemTime) {
         let Loss { cause, events, sequences: (from, to), times: (from_time, to_time) } = loss;
         error!(
@@ -96,8 +96,8 @@ pub(super) fn appended(Revision(sequence): Revision) {
     LOSSES.appended.fetch_max(sequence, Ordering::Relaxed);
 }
 
-/// What a stream says in its metadata that this process makes in the place of one that held events: from its beginning, so
-/// that whoever starts before the next look knows that it is not the first.
+/// The metadata of a stream that this process creates in place of one that held events. It is set from the start, so
+/// that a process that starts before the next look knows that the stream is not the first.
 pub(crate) fn mark_of_successor() -> Option<(String, String)> {
     let appended = LOSSES.appended.load(Ordering::Relaxed);
     let unseen = appended.saturating_sub(LOSSES.last.load(Ordering::Relaxed));

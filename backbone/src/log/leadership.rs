@@ -1,4 +1,4 @@
-//! Whether the server that leads a step's consumer lags behind the log. One that does can be asked to step down.
+//! Whether the server that leads a step's consumer lags behind the log, and requests that it step down.
 
 use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::response::Response;
@@ -13,7 +13,7 @@ use crate::broker::leader_get;
 use crate::broker::streams::ORDERS;
 use crate::consumer::lag::{Behind, Lag, Unseen};
 
-/// What comes of asking a consumer's leader to step down.
+/// The result of a request that a consumer's leader step down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StepDown {
     /// It does.

@@ -11,8 +11,8 @@
 //! | cancelled | ACCEPTED                                 | CANCELLED, owes release                        |
 //! | cancelled | RESERVED, PAID                           | CANCELLED, owes release and refund             |
 //! | cancelled | FAILED, parked as one of the three       | as from the status it was parked with          |
-//! | released  | owing release                            | owes it no longer                              |
-//! | refunded  | owing refund                             | owes it no longer                              |
+//! | released  | owing release                            | no longer owes it                              |
+//! | refunded  | owing refund                             | no longer owes it                              |
 //! | failed    | ACCEPTED, RESERVED, PAID, or owing       | FAILED, parked with that status                |
 //! | redriven  | FAILED                                   | the status it was parked with                  |
 //! | carried   | not finished                             | as it was, with a younger event                |
@@ -35,7 +35,7 @@ pub enum Refused {
     /// The order's status does not allow the event.
     #[error("an order that is {status} can not be {event}", status = status.as_str_name(), event = event.as_str())]
     Transition {
-        /// What was to happen.
+        /// The intended change.
         event: EventKind,
         /// Where the order stands.
         status: OrderStatus,
@@ -101,12 +101,12 @@ struct Row {
     next: OrderStatus,
     /// What the order owes if the step rejects it. `None`: the step cannot.
     rejected_owes: Option<&'static [Undo]>,
-    /// What the order owes if it is cancelled while it waits. The step may be at it at that moment, and only its owner
-    /// can tell what was done, so its own undoing is among that.
+    /// The compensation owed by an order that is cancelled while it waits. Its step may be working on it at that
+    /// moment, and only the step knows what was done, so the step's compensation is included.
     cancelled_owes: &'static [Undo],
 }
 
-/// An order's way: whatever a step waits for, appends and leaves to be undone follows from its row.
+/// An order's way: what each step waits for, appends and compensates follows from its row.
 const WAY: &[Row] = &[
     Row {
         status: OrderStatus::Accepted,
@@ -146,7 +146,7 @@ pub fn is_called_off(order: &Order) -> bool {
     matches!(order.status(), OrderStatus::Rejected | OrderStatus::Cancelled)
 }
 
-/// Whether this is to be undone for the order, now. A parked order waits with that too.
+/// Whether the order owes this compensation now. A parked order does not compensate until it is redriven.
 pub fn owes(order: &Order, undo: Undo) -> bool {
     is_called_off(order) && order.undo_pending.contains(&undo.into())
 }

@@ -20,12 +20,12 @@ use crate::log::subjects::{self, EventKind};
 
 /// Orders that one call looks at before it gives its page out as it is; when few of them are wanted, it is not full.
 const EXAMINED_MAX: usize = 1_000;
-/// Orders that are looked for at least, once some have been looked at and were not wanted.
+/// Minimum number of orders to search, once some did not match.
 const LOOKED_FOR_MIN: usize = 256;
-/// How large a page may grow, encoded; the order that goes beyond it is the last one. Clients take messages of
-/// 4 MiB unless they are told otherwise.
+/// Maximum encoded size of a page; the order that exceeds it is the last one. Clients accept messages of 4 MiB by
+/// default.
 const PAGE_BYTES_MAX: usize = 1024 * 1024;
-/// Orders that are looked at side by side.
+/// Orders loaded concurrently.
 const LOADS_AT_ONCE: usize = 32;
 /// Messages that a window may hold beyond those asked for: finding a closer one would cost more than to read
 /// them.
@@ -60,7 +60,7 @@ struct Mark {
     messages: u64,
 }
 
-/// What was read at once.
+/// Messages of one read.
 struct Look {
     created: Vec<Created>,
     /// The last message on the filter that was met.
@@ -218,7 +218,7 @@ impl OrderLog {
         }
     }
 
-    /// The newest `count` first events on `filter`, of those before `before`, or more, by whatever replicas answer.
+    /// The newest `count` first events on `filter` before `before`, or more, from any replica.
     async fn look(&self, filter: &str, before: Option<Revision>, count: u64) -> Result<Look, ReadError> {
         let Window { from, is_first } = self.window(filter, before, count).await?;
         let (created, reached) = self.created_between(filter, from, before).await?;

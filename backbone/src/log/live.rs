@@ -19,7 +19,7 @@ use crate::log::subjects::LIVE_PREFIX;
 /// Events held for the slowest watcher of a subject. One that falls further behind reads the log.
 const EVENTS_HELD_MAX: usize = 16;
 
-/// The subjects that somebody watches.
+/// The watched subjects.
 #[derive(Debug, Default)]
 pub(super) struct Live {
     subjects: Mutex<HashMap<String, Weak<Topic>>>,
@@ -34,14 +34,14 @@ struct Topic {
     _receiving: AbortOnDropHandle<()>,
 }
 
-/// What one watcher hears of a subject.
+/// The messages that one watcher receives on a subject.
 #[derive(Debug)]
 pub(super) struct Listener {
     events: Receiver<Arc<Recorded>>,
     _topic: Arc<Topic>,
 }
 
-/// What is to be heard.
+/// A received message.
 #[derive(Debug)]
 pub(super) enum LiveEvent {
     Event(Arc<Recorded>),
@@ -50,7 +50,7 @@ pub(super) enum LiveEvent {
 }
 
 impl Live {
-    /// Listens to `subject`. What is stored after this returned is heard, unless the connection is lost.
+    /// Subscribes to `subject`. Receives what is stored after this returns, unless the connection is lost.
     pub(super) async fn listen(
         self: &Arc<Self>,
         client: &Client,
@@ -103,7 +103,7 @@ impl Listener {
         Self { events: topic.events.subscribe(), _topic: topic }
     }
 
-    /// What is heard next. Cancel-safe.
+    /// The next message. Cancel-safe.
     pub(super) async fn next(&mut self) -> LiveEvent {
         match self.events.recv().await {
             Ok(event) => LiveEvent::Event(event),
@@ -113,7 +113,7 @@ impl Listener {
         }
     }
 
-    /// What has already been heard.
+    /// Messages already received.
     pub(super) fn try_next(&mut self) -> Option<LiveEvent> {
         match self.events.try_recv() {
             Ok(event) => Some(LiveEvent::Event(event)),
@@ -123,7 +123,7 @@ impl Listener {
     }
 }
 
-/// Passes on what comes, to whoever listens at that moment. Ends with the topic.
+/// Forwards messages to the current receivers. Ends with the topic.
 async fn receive(mut subscriber: Subscriber, events: Sender<Arc<Recorded>>) {
     while let Some(message) = subscriber.next().await {
         let subject = message.subject.clone();

@@ -1,8 +1,8 @@
 //! Whether events were lost between two looks at the log: pure.
 //!
-//! Waybill never deletes an event, and the broker deletes one only when it is older than `max_age`. So whatever else is
-//! missing was purged, deleted, or lost with the broker's store. STREAM.INFO shows that: the number of messages falls by
-//! more than has expired, the sequence goes back, or the stream is another one.
+//! Waybill never deletes an event, and the broker only deletes events older than `max_age`. Any other missing event was
+//! purged, deleted, or lost with the broker's store. STREAM.INFO shows that: the number of messages falls by more than
+//! has expired, the sequence decreases, or the stream is another one.
 //!
 //! Barriers (`broker/barrier.rs`) expire after 10 s. How many have expired between two looks is known as a bound only: as many as
 //! there were at the first. So in a replicated log a removal of no more events than that, a few dozen, is not noticed, and
@@ -10,7 +10,7 @@
 
 use std::time::{Duration, SystemTime};
 
-/// Messages that are so close to the end of their time count as expired, whatever the clocks of the servers say.
+/// Messages this close to their expiry count as expired, to allow for clock differences between servers.
 pub(super) const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 /// A barrier that was written after the last message of one look has not expired when another one comes within this time.
 const BARRIERS_KEPT: Duration = Duration::from_secs(9);
@@ -18,11 +18,11 @@ const BARRIERS_KEPT: Duration = Duration::from_secs(9);
 /// How the log was at one moment, by the broker's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Look {
-    /// When it was looked at.
+    /// When it was observed.
     pub(super) at: SystemTime,
     /// When the stream was made.
     pub(super) created: SystemTime,
-    /// How long messages are kept; zero is for ever.
+    /// Retention of messages; zero is forever.
     pub(super) max_age: Duration,
     pub(super) messages: u64,
     /// How many of the messages are barriers.
@@ -46,7 +46,7 @@ pub(super) struct Keeps {
 /// What kind of loss it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The stream was deleted or its store was wiped, and it was made anew.
+    /// The stream was deleted or its store was wiped, and it was recreated.
     Replaced,
     /// Messages were purged or deleted.
     Removed,
@@ -105,8 +105,8 @@ impl Look {
             && !self.at.duration_since(self.first_time).is_ok_and(is_kept)
     }
 
-    /// What was lost since the look `before`. A sequence that has gone back is not judged here: a leader that was deposed
-    /// and does not know it yet answers like that.
+    /// The loss since `before`. A lower sequence is not judged here: a deposed leader that does not know it yet answers
+    /// like that.
     pub(super) fn lost_since(&self, before: &Self) -> Option<Loss> {
         if self.created != before.created {
             return (before.events() > 0).then_some(Loss {
@@ -286,7 +286,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a deposed leader answers between the looks, nothing is lost that comes back.
+        /// An answer of a deposed leader between two looks never counts as a loss.
         #[test]
         fn an_old_answer_is_no_loss(now in 1u64..1000, ago in 0u64..1000) {
             let (fresh, old) = (look(now, 1), look(now.saturating_sub(ago), 1));

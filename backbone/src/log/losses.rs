@@ -127,7 +127,7 @@ impl Watchman<'_> {
         Ok(())
     }
 
-    /// What was lost since the last look.
+    /// The loss since the last look.
     async fn loss(&mut self, look: &Look) -> Result<Option<Loss>, ReadError> {
         let Some(before) = &self.before else { return Ok(None) };
         if look.created != before.created {
@@ -184,7 +184,7 @@ impl Watchman<'_> {
         }
     }
 
-    /// A loss that an earlier process has noticed, and nobody has acknowledged.
+    /// A loss that an earlier process detected, and that no operator has acknowledged.
     fn recall(&self, config: &Config) {
         let Some(mark) = unacknowledged(config) else { return };
         let Mark { events, at } = mark;

@@ -62,7 +62,7 @@ pub struct OrderLog {
     live: Arc<Live>,
     barrier: Barrier,
     quorum: Sender<Result<(), String>>,
-    /// Counts the times that a quorum was found again. What was republished before may have been missed.
+    /// Counts recoveries of the quorum. Live messages before the latest one may have been missed.
     regained: Sender<u64>,
     /// CloudEvents source of what this program appends.
     source: &'static str,

@@ -23,8 +23,8 @@ impl OrderLog {
         self.connection.storage().full(ORDERS)
     }
 
-    /// Whenever it is time to find out whether there is space, and no event does, publishes a message of no order, which
-    /// nobody reads. One that is stored stays in the log until it expires.
+    /// When it is time to probe for storage space, and no event does so, publishes a message of no order, which no
+    /// process reads. A stored one stays in the log until it expires.
     pub async fn keep_probing(&self) {
         let storage = self.connection.storage();
         let mut suspected_from = Instant::now();

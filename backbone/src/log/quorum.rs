@@ -12,7 +12,7 @@ use super::OrderLog;
 use crate::broker::direct_get::ReadError;
 use crate::broker::streams::{ORDERS, StreamState};
 
-/// How often it is looked at.
+/// How often the quorum is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a commit is a sign.
 const COMMIT_AGE_MAX: Duration = Duration::from_secs(1);

@@ -23,7 +23,7 @@ const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 /// How far the log goes, and which log it is.
 #[derive(Clone, Debug)]
 pub struct LogInfo {
-    /// When the stream was made. One that was lost and made anew has another time, and counts from 1 again.
+    /// When the stream was created. One that was lost and recreated has another time, and starts again at 1.
     pub created: SystemTime,
     /// The last revision of any order.
     pub last: Revision,
@@ -144,7 +144,8 @@ impl OrderLog {
         Ok(events)
     }
 
-    /// The order's events, up to the one at `least` at the least: what is not among them did not happen before that.
+    /// The order's events, at least up to the one at `least`: an event that is missing here did not happen before that
+    /// one.
     pub async fn history_reaching(&self, id: &OrderId, least: Revision) -> Result<Vec<Recorded>, ReadError> {
         for looks in 1..=REPLICA_LOOKS_MAX {
             let history = self.history(id, Revision::NONE).await?;
@@ -190,7 +191,7 @@ impl OrderLog {
     }
 }
 
-/// Decodes what can be; what cannot is logged and passed over.
+/// Decodes the events; logs and skips those that cannot be decoded.
 pub(super) fn decode_all(stored: Vec<Stored>) -> Vec<Recorded> {
     let decode = |stored: Stored| {
         Recorded::decode(&stored.subject, stored.sequence, Some(&stored.headers), stored.payload)

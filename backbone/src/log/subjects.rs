@@ -6,8 +6,8 @@ use crate::log::ids::{CustomerKey, OrderId};
 
 /// The subjects that belong to the order log.
 pub const ALL_ORDERS: &str = "ORDER.>";
-/// Where barriers are put into the order log ([`crate::broker::barrier`]). No event has this subject, nor does a filter for
-/// events match it.
+/// The subject of barriers in the order log ([`crate::broker::barrier`]). No event has it, and no filter for events
+/// matches it.
 pub const ORDER_BARRIER: &str = "ORDER.barrier";
 /// Where the stream republishes every stored event: `live.` and the event's own subject.
 pub const LIVE_PREFIX: &str = "live.";

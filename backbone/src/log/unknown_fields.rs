@@ -1,8 +1,8 @@
-//! What a newer version has said of an order and this one does not know, kept in what this one says of it.
+//! Fields of a newer version of the contract are preserved in snapshots that this version writes.
 //!
-//! A snapshot is made of the one before it. Read and written again as this version knows it, it would lose the fields of a
-//! newer one, for good: while both run side by side, whichever step comes next may be the older. So of a snapshot that has
-//! more to it than this version knows, all that an order's life leaves as it is goes on byte for byte.
+//! A snapshot derives from the previous one. Decoding and encoding it with this version would drop the fields of a
+//! newer one. While both versions run side by side, the next step may be the older one. So this version copies a
+//! snapshot with unknown fields byte for byte, except for the fields that change in an order's life.
 
 use bytes::{Buf, Bytes};
 use prost::Message;

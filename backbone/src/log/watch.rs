@@ -1,8 +1,8 @@
 //! Watching an order: its history, and then every event as the stream republishes it.
 //!
-//! The live subject is a hint, the log is the truth. Live messages may be missed without notice (a
-//! reconnect, a slow reader, a failover), so each event is checked against the one before it, and the log is
-//! read again after every reconnect, after every loss of the quorum, and at the latest every [`RECONCILE_INTERVAL`].
+//! The live subject is a hint, the log is the truth. Live messages may be missed without notice (a reconnect, a slow
+//! reader, a failover), so each event is checked against the previous one. The log is read again after every reconnect,
+//! after every loss of the quorum, and at least every [`RECONCILE_INTERVAL`].
 //!
 //! That the log has nothing new is a conclusion from what is not there. After a reconnect or a loss of the quorum, when events
 //! have probably been missed and a replica probably lags, it is proved ([`Barrier`](crate::broker::barrier::Barrier)).

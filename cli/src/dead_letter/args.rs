@@ -83,7 +83,7 @@ pub(crate) struct RedriveArgs {
 }
 
 impl RedriveArgs {
-    /// Nothing is redriven unless it is said what.
+    /// A redrive requires a selection.
     pub(crate) fn check(&self) -> Result<(), Unusable> {
         let named = !self.dead_letter_ids.is_empty();
         if !named && !self.all && !self.filter.is_set() {

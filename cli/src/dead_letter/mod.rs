@@ -18,10 +18,10 @@ use args::{DeadLetterCommand, FilterArgs, RedriveArgs};
 use crate::client::{self, DeadLetters};
 use crate::console;
 
-/// Letters asked for at once.
+/// Dead letters requested at once.
 const PAGE_SIZE_MAX: u32 = 500;
 
-/// Runs one of the commands, until its end or until nobody reads its answer any more.
+/// Runs one of the commands until it ends or its output is closed.
 pub(crate) async fn run(args: DeadLetterArgs) -> anyhow::Result<()> {
     match obey(args).await {
         Err(error) if console::reader_is_gone(&error) => Ok(()),

@@ -8,7 +8,7 @@ use proto::operations::v1::{
 use crate::console::plain;
 use crate::render::time_text;
 
-/// A letter, one field a line.
+/// A dead letter, one field a line.
 pub(super) fn letter(letter: &DeadLetter) -> String {
     let time = |time: Option<_>| time_text(time.and_then(|time| std::time::SystemTime::try_from(time).ok()));
     let mut lines = vec![
@@ -50,7 +50,7 @@ pub(super) fn letter(letter: &DeadLetter) -> String {
     lines.iter().map(|line| plain(line)).collect::<Vec<_>>().join("\n")
 }
 
-/// A letter, on one line.
+/// A dead letter, on one line.
 pub(super) fn letter_line(letter: &DeadLetter) -> String {
     let created = letter.create_time.and_then(|time| std::time::SystemTime::try_from(time).ok());
     let what = match &letter.resolution {
@@ -66,13 +66,13 @@ pub(super) fn letter_line(letter: &DeadLetter) -> String {
     ))
 }
 
-/// How many letters have one cause, on one line.
+/// The number of dead letters with one cause, on one line.
 pub(super) fn group(group: &DeadLetterGroup) -> String {
     let DeadLetterGroup { count, step, fingerprint, sample_error, .. } = group;
     plain(&format!("{count:>7}  {step}  {}  {fingerprint}  {sample_error}", reason(group.reason())))
 }
 
-/// What was done about a letter, on one line.
+/// The outcome for a dead letter, on one line.
 pub(super) fn answer(answer: &RedriveDeadLettersResponse) -> String {
     let what = outcome(answer.outcome());
     plain(&format!(

@@ -23,7 +23,7 @@ const OLDEST: (u32, u32) = (2, 12);
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// What would lead to another broker than ours, which is a single server that lets everybody in.
+/// Variables that would select another broker. The one of `dev` is a single server without authentication.
 const OF_OTHER_BROKERS: [&str; 5] =
     ["NATS_CREDS", "NATS_TLS_CA", "NATS_TLS_CERT", "NATS_TLS_KEY", "ORDERS_REPLICAS"];
 const NAME: &str = "nats-server";
@@ -36,8 +36,7 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    /// The command for one of our own programs that works with this broker. What is set here stands in the help of
-    /// `dev`.
+    /// The command for a Waybill program that uses this broker. The help of `dev` lists the variables set here.
     pub(super) fn command_of_client(&self, programs: &Programs, program: &Path) -> io::Result<Command> {
         let mut command = programs.command_of_ours(program)?;
         command.env("NATS_URL", &self.url);
@@ -109,8 +108,8 @@ pub(super) async fn start(
     Ok(Broker { url })
 }
 
-/// The broker writes the file of its ports only once it listens: better proof than a port that answers, which
-/// might be anybody's.
+/// The broker writes the file of its ports only once it listens. That is better proof than a port that answers, which
+/// may belong to another program.
 async fn listening(ports: &Path) -> String {
     loop {
         if let Some(url) = url_in(ports) {

@@ -22,7 +22,7 @@ use crate::console;
 
 /// How long a child may take to stop when asked to.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// After SIGKILL only the kernel can hold a process up.
+/// After SIGKILL only the kernel can delay the end of a process.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The running children, in the order in which they were started.
@@ -130,7 +130,7 @@ impl Running {
         }
     }
 
-    /// Sends a signal to the child and to whatever it has started itself. Not to one that is gone: its id may be
+    /// Sends a signal to the child and the processes that it started. Never to a child that is gone: its id may be
     /// another's by now.
     fn signal(&self, signal: Signal) {
         let Some(Ok(group)) = self.process.id().map(i32::try_from) else {

@@ -90,7 +90,7 @@ async fn is_serving(health: &mut HealthClient<Channel>) -> bool {
     }
 }
 
-/// The addresses that were asked for; for a port that the gateway was to choose, the one that it logs.
+/// The configured addresses; for port 0 the address that the gateway logs.
 async fn addresses(args: &DevArgs, log: &Path) -> anyhow::Result<Gateway> {
     let DevArgs { grpc_addr, ops_addr, operations_addr, .. } = *args;
     let mut gateway = Gateway { grpc_addr, ops_addr, operations_addr };

@@ -51,8 +51,7 @@ pub(super) struct Jaeger {
 }
 
 impl Jaeger {
-    /// What one of our programs gets so that it sends its spans here: variables to set, and to unset. What is set here
-    /// stands in the help of `dev`.
+    /// The variables that a program needs to send its spans here: to set, and to unset. The help of `dev` lists them.
     pub(super) fn variables(&self) -> Vec<(&'static str, Option<String>)> {
         let mut variables: Vec<_> = OF_OTHER_COLLECTORS.iter().map(|name| (*name, None)).collect();
         variables.push(("OTEL_EXPORTER_OTLP_ENDPOINT", Some(self.otlp_url.clone())));

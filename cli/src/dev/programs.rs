@@ -66,7 +66,7 @@ impl Programs {
         })
     }
 
-    /// The command for one of our own programs, whose log is read here. What is set here stands in the help of `dev`.
+    /// The command for a Waybill program whose log is read here. The help of `dev` lists the variables set here.
     pub(super) fn command_of_ours(&self, program: &Path) -> io::Result<Command> {
         let mut command = die_with_parent::command(program)?;
         command
@@ -118,7 +118,7 @@ fn ours(name: &str, here: &Path) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// As a shell looks programs up: what has a slash is taken as it is.
+/// Looks up a program as a shell does: a name with a slash is a path.
 fn on_path(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         return is_program(program).then(|| program.to_owned());

@@ -72,7 +72,7 @@ async fn one(orders: Orders, request: CreateOrderRequest, deadline: time::Instan
     Outcome::Unfinished { order, why }
 }
 
-/// Places the order, as often as it takes: its request_id makes the repeats harmless. The caller bounds the time.
+/// Places the order, with retries: its request_id makes them safe. The caller bounds the time.
 async fn place(mut orders: Orders, request: CreateOrderRequest) -> Result<Order, Status> {
     let mut fruitless_tries = 0;
     loop {

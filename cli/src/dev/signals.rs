@@ -5,7 +5,7 @@ use std::io;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Made before anything is started that a stop has to undo.
+/// Made before the command starts anything that a stop has to clean up.
 #[derive(Debug)]
 pub(super) struct Signals {
     interrupt: Signal,

@@ -25,7 +25,7 @@ use crate::usage::Unusable;
 const PAGE_SIZE_MAX: i32 = 1000;
 const INCOMPLETE: &str = "older reservations were not looked at, which may hold more";
 
-/// Runs one of the commands, until its end or until nobody reads its answer any more.
+/// Runs one of the commands until it ends or its output is closed.
 pub(crate) async fn run(args: StockArgs) -> anyhow::Result<()> {
     match obey(args).await {
         Err(error) if console::reader_is_gone(&error) => Ok(()),

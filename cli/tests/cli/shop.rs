@@ -55,7 +55,7 @@ pub(crate) struct Seen {
     pub(crate) cancels: Arc<Mutex<Vec<CancelOrderRequest>>>,
     pub(crate) lists: Arc<Mutex<Vec<ListOrdersRequest>>>,
     pub(crate) watches: Arc<Mutex<Vec<WatchOrderRequest>>>,
-    /// The API key or token of each call, whatever it was for; empty if there was none.
+    /// The API key or token of each call; empty without one.
     pub(crate) credentials: Arc<Mutex<Vec<String>>>,
 }
 

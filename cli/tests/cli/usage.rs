@@ -1,4 +1,4 @@
-//! What the user got wrong is said in the user's words.
+//! Errors of usage are reported in the user's terms.
 
 use tokio::process::Command;
 

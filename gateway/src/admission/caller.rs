@@ -13,7 +13,7 @@ use crate::transport::peer::Peer;
 pub(crate) enum Caller {
     /// A tenant that has shown a credential.
     Tenant(Arc<str>),
-    /// Somebody at an address, or in a network of IPv6; `None` of a connection that is gone already.
+    /// A peer address, or a network of IPv6; `None` for a connection that is gone.
     Peer(Option<IpAddr>),
 }
 
@@ -25,7 +25,7 @@ impl Caller {
         }
     }
 
-    /// What a client is told.
+    /// The answer to the client.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Tenant(_) => "tenant",
@@ -34,7 +34,8 @@ impl Caller {
     }
 }
 
-/// What counts as one address. Whoever has one of IPv6 has the other 2^64 of its network too (RFC 6177).
+/// The unit that counts as one address: a client with one IPv6 address has the other 2^64 of its network too (RFC
+/// 6177).
 fn counted(addr: IpAddr) -> IpAddr {
     match addr.to_canonical() {
         IpAddr::V6(addr) => Ipv6Addr::from_bits(addr.to_bits() & !u128::from(u64::MAX)).into(),

@@ -1,5 +1,5 @@
-//! Calls under way. More at once than can be answered in time would make all of them late, and each holds
-//! memory for as long as its client is slow: with its message, or with taking the answer.
+//! Calls in flight. More than the gateway can answer in time would make all of them late. Each holds memory for as long
+//! as its client is slow to send its message or read the answer.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -28,7 +28,7 @@ pub(crate) struct Calls {
     pub(crate) limit: ConcurrencyLimit,
     /// How long a message may take to come.
     pub(crate) message_timeout: Duration,
-    /// How much may come: a client that sends messages without end holds up its own call, and the reader.
+    /// The maximum size: a client that sends messages without end blocks only its own call.
     pub(crate) request_bytes_max: usize,
     /// Methods whose calls give their permit back when their answer begins: others count their streams.
     pub(crate) streams: &'static [&'static str],

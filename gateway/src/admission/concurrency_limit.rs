@@ -1,5 +1,4 @@
-//! Limits on what may be open at once: calls under way, and streams. Each costs memory for as long as its
-//! client wants.
+//! Limits on what is open at once: calls in flight, and streams. Each costs memory for as long as its client wants.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +17,7 @@ pub(crate) struct ConcurrencyLimit {
     refusal_of_caller: Refuse,
 }
 
-/// What a caller is told that has too much open: what kind of caller it is, and how much it may have.
+/// The answer to a caller at its limit: the kind of caller, and the limit.
 type Refuse = fn(&str, usize) -> Status;
 
 #[derive(Debug, Default)]

@@ -1,5 +1,5 @@
-//! How large the metadata of a call may be. The protocol's library reads more than that and refuses what is larger still,
-//! but by HTTP's means, which a client of gRPC reads as UNKNOWN or as the end of its connection.
+//! The size of a call's metadata. The protocol's library reads more than that and rejects even larger metadata at the
+//! level of HTTP, which a gRPC client reports as UNKNOWN or as a broken connection.
 
 use http::Request;
 use tonic::Status;

@@ -1,4 +1,4 @@
-//! Who is let in: the layers that a call passes before its handler sees it, each of which can refuse it.
+//! Admission: the layers before a handler, each of which can reject a call.
 
 mod caller;
 mod calls;

@@ -1,5 +1,5 @@
-//! Health and reflection, which ask nobody who they are: no number of callers who hold what they have opened
-//! keeps a health check from its answer, and what they hold ends with the gateway.
+//! Health and reflection, which need no credential. Callers that hold theirs open never block a health check, and these
+//! streams end with the gateway.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -24,7 +24,7 @@ use super::{Caller, ConcurrencyLimit, Permit};
 use crate::errors;
 use crate::gate::refuse;
 
-/// Health checks under way, and those of one peer address.
+/// Health checks in flight, in all and of one peer address.
 const CHECKS_MAX: usize = 16_384;
 const CHECKS_PER_PEER_MAX: usize = 256;
 /// Open streams of health and reflection, and those of one peer address.
@@ -158,7 +158,7 @@ impl http_body::Body for Answer {
         Poll::Ready(Some(written.map(|()| Frame::trailers(trailers))))
     }
 
-    /// A refusal without a body has to be told apart from one that yet comes: it ends with its headers.
+    /// A rejection without a body must be distinguished from one with a body to come: it ends with its headers.
     fn is_end_stream(&self) -> bool {
         self.is_over || self.body.is_end_stream()
     }

@@ -1,5 +1,5 @@
-//! A virtual queue of the callers that a rate limit has refused. Each of them is told to come back when its turn comes, and not
-//! all of them at the moment when the next call is allowed.
+//! A virtual queue of the callers that a rate limit has rejected. Each gets its own turn, and not the moment when the
+//! next call is allowed.
 
 use std::hash::Hash;
 use std::num::NonZeroU32;
@@ -12,12 +12,12 @@ use governor::{Jitter, Quota, RateLimiter};
 
 use super::cost::COST_MAX;
 
-/// The queue holds as many calls as are allowed in this time. Callers beyond that are told to wait about so long: they may be
-/// one that does not wait at all, and its calls must not put off those of others for ever.
+/// The queue holds as many calls as are allowed in this time. Further callers get about this delay: such a caller may
+/// never wait, and its calls must not delay those of others without bound.
 const QUEUE_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// The queue is a token bucket itself: a refusal takes out of it what the call costs, and it fills again at the rate at which
-/// calls are allowed. What it lacks are the calls that have been told a time that is yet to come.
+/// The queue is a token bucket itself: a rejection takes the cost of the call out of it, and it refills at the allowed
+/// rate. Its deficit is the calls with a turn in the future.
 #[derive(Debug)]
 pub(super) struct Turns<K: Hash + Eq + Clone, C: Clock> {
     queue: RateLimiter<K, DefaultKeyedStateStore<K>, C, StateInformationMiddleware>,

@@ -18,7 +18,7 @@ use super::principal::{Principal, Role, is_tenant};
 use crate::transport::files::{self, Current, Watched};
 
 const HASH_BYTES: usize = 32;
-/// Where in the table a hash is looked for; what lies there is then compared in constant time.
+/// The lookup of a hash in the table; the entry is then compared in constant time.
 const SLOT_BYTES: usize = 8;
 
 type Hash = [u8; HASH_BYTES];
@@ -101,7 +101,7 @@ impl Directory {
         self.watched.clone().follow(read, take).await;
     }
 
-    /// Who is as before stays the same principal, and keeps its streams; the others are withdrawn.
+    /// An unchanged entry stays the same principal and keeps its streams; the others are revoked.
     fn replace(&self, mut table: Table) {
         let before = self.table.get();
         for (hash, principal) in table.0.values_mut().flatten() {

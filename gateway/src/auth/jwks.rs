@@ -21,7 +21,7 @@ use crate::transport::http_client::HttpClient;
 const SET_BYTES_MAX: usize = 1024 * 1024;
 /// How long a URL may take to answer.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// A set is not asked for again before it is this old, whatever keys tokens name.
+/// Minimum age of a set before it is fetched again, for any unknown key.
 pub(super) const FETCH_INTERVAL_MIN: Duration = Duration::from_secs(10);
 
 /// Where keys come from.
@@ -34,7 +34,7 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// Reads a path or a URL. Keys that came in the clear could be anybody's, so `http` is for this machine only.
+    /// Reads a path or a URL. Plaintext keys could be forged, so `http` is for this machine only.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         if !text.contains("://") {
             return if text.is_empty() { Err("is empty".to_owned()) } else { Ok(Self::File(text.into())) };
@@ -71,8 +71,7 @@ pub(super) struct Key {
 }
 
 impl KeySet {
-    /// Reads a set. Keys that cannot be used for any of `algorithms`, or have no id, are left out, as RFC 7517
-    /// (section 5) wishes.
+    /// Reads a set. Keys that fit none of `algorithms`, or have no id, are skipped, as RFC 7517 (section 5) asks.
     pub(super) fn parse(text: &str, algorithms: &[Algorithm]) -> Result<Self, serde_json::Error> {
         #[derive(Deserialize)]
         struct Set {
@@ -96,8 +95,8 @@ impl KeySet {
         self.text == other.text
     }
 
-    /// Goes on with the keys that were in the set before. What was signed with the others is no longer good
-    /// once [`KeySet::withdraw_what_is_not_in`] was called.
+    /// Keeps the keys that were in the previous set. Signatures of the others are invalid once
+    /// [`KeySet::withdraw_what_is_not_in`] was called.
     pub(super) fn continue_from(&mut self, before: &Self) {
         for (id, key) in &mut self.keys {
             if let Some(same) = before.keys.get(id).filter(|before| before.jwk == key.jwk) {
@@ -149,19 +148,19 @@ fn algorithms_of(parameters: &AlgorithmParameters) -> &'static [Algorithm] {
     }
 }
 
-/// A URL that keys are asked from.
+/// A URL that keys are fetched from.
 #[derive(Debug)]
 pub(super) struct Remote {
     uri: Uri,
     client: HttpClient,
-    /// When the set in use was asked for.
+    /// When the set in use was requested.
     fetched: Mutex<Option<Instant>>,
     /// Told when a token names a key that is not in the set.
     pub(super) wanted: Notify,
 }
 
 impl Remote {
-    /// Nothing is asked yet.
+    /// No request has been sent yet.
     pub(super) fn new(uri: Uri) -> Result<Self, String> {
         let client = HttpClient::new(SET_BYTES_MAX)
             .map_err(|error| format!("no certificate authorities to trust: {error}"))?;
@@ -175,7 +174,7 @@ impl Remote {
         String::from_utf8(set.to_vec()).context("is no text")
     }
 
-    /// Notes that a set that was asked for at `asked` is in use.
+    /// Notes that a set that was requested at `asked` is in use.
     pub(super) fn has_fetched(&self, asked: Instant) {
         *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
     }

@@ -1,4 +1,4 @@
-//! Who calls, and what they may do.
+//! Authentication and roles.
 
 mod directory;
 mod jwks;
@@ -34,7 +34,7 @@ pub(crate) struct Authentication {
     api_keys: Option<Directory>,
     tokens: Option<Tokens>,
     clients: Option<Directory>,
-    /// Whoever calls a gateway that asks for no credential: one tenant without a name, that may do everything.
+    /// The caller of a gateway without authentication: one tenant without a name, with every role.
     anonymous: Arc<Principal>,
 }
 
@@ -48,7 +48,7 @@ impl Authentication {
         Self { api_keys, tokens, clients, anonymous }
     }
 
-    /// Whether nobody is asked who they are.
+    /// Whether authentication is disabled.
     pub(crate) fn is_anonymous(&self) -> bool {
         self.api_keys.is_none() && self.tokens.is_none() && self.clients.is_none()
     }

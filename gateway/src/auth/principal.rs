@@ -14,7 +14,7 @@ use crate::errors;
 /// Longest tenant name, in characters.
 const TENANT_CHARS_MAX: usize = 64;
 
-/// How often the clock is looked at for a credential's end: it may be set, or stand while the machine sleeps.
+/// How often the expiry of a credential is checked: the clock may be set, or the machine may sleep.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Services of this package are for callers who order; all others are for operators.
@@ -25,7 +25,7 @@ const ORDERS: &str = "/orders.v1.";
 pub(crate) struct Principal {
     pub(crate) tenant: Arc<str>,
     pub(super) roles: Vec<Role>,
-    /// From when on the credential is no longer good, if it says so itself.
+    /// When the credential expires, if it has an expiry.
     pub(super) expires: Option<SystemTime>,
     /// Cancelled when the credential is taken away.
     pub(super) withdrawn: CancellationToken,
@@ -74,7 +74,7 @@ impl Principal {
         Self { tenant: tenant.into(), roles, expires: None, withdrawn: CancellationToken::new() }
     }
 
-    /// Waits until the credential is no longer good; says why.
+    /// Waits until the credential is invalid; returns the reason.
     pub(crate) async fn ended(&self) -> Status {
         let expired = OptionFuture::from(self.expires.map(async |at| {
             // None is left of a time that is past.

@@ -24,7 +24,7 @@ use crate::transport::files::{self, Current, Watched};
 
 /// How much the clocks of issuer and gateway may differ.
 const LEEWAY: Duration = Duration::from_secs(30);
-/// How often a URL is asked for its keys.
+/// How often the keys of a URL are fetched.
 const FETCH_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// Pauses while it does not answer.
 const FETCH_BACKOFF: Backoff = Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(30) };
@@ -93,7 +93,7 @@ struct State {
     verified: Mutex<HashMap<[u8; 32], Arc<Principal>>>,
 }
 
-/// Why a token is not taken. Only the log is told all of it.
+/// Why a token is invalid. Only the log has the details.
 #[derive(Debug, Error)]
 enum Refusal {
     #[error("it has expired")]
@@ -115,7 +115,7 @@ impl From<Refusal> for Status {
 }
 
 impl Tokens {
-    /// Reads a file of keys; a URL is asked later. `None` if no tokens are configured.
+    /// Reads a file of keys; a URL is fetched later. `None` if tokens are not configured.
     pub(crate) fn read(config: &TokenConfig) -> Result<Option<Self>, String> {
         let (Some(source), Some(issuer), Some(audience)) =
             (&config.jwt_jwks, &config.jwt_issuer, &config.jwt_audience)
@@ -155,7 +155,7 @@ impl Tokens {
         Some(Self { rules: Arc::new(rules), source, state })
     }
 
-    /// Who would call with these claims, if the key `id` had signed them.
+    /// The caller with these claims, if the key `id` had signed them.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn claimed(&self, id: &str, claims: &Map<String, Value>) -> Option<Principal> {
         self.rules.principal(claims, self.state.get().keys.get(id)?).ok()
@@ -277,8 +277,8 @@ impl Rules {
         validation
     }
 
-    /// What checked claims say of who calls. Roles come from `scope` (RFC 8693, section 4.2) and `roles` (RFC
-    /// 9068, section 2.2.3); those that are not ours are for somebody else.
+    /// The principal of checked claims. Roles come from `scope` (RFC 8693, section 4.2) and `roles` (RFC 9068, section
+    /// 2.2.3); unknown ones are ignored.
     fn principal(&self, claims: &Map<String, Value>, key: &Key) -> Result<Principal, Refusal> {
         let invalid = |problem: String| Refusal::Invalid(problem);
         let tenant = claims.get(&self.tenant_claim).and_then(Value::as_str).filter(|text| is_tenant(text));

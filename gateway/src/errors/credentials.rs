@@ -1,4 +1,4 @@
-//! Calls whose credential is missing, is no good, or lacks a role.
+//! Calls whose credential is missing, is invalid, or lacks a role.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ pub(crate) fn credential_ambiguous() -> Status {
     status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
 }
 
-/// The credential is none of those that are good.
+/// The credential is unknown.
 pub(crate) fn credential_invalid() -> Status {
     let message = "the credential is not, or no longer, good";
     status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())

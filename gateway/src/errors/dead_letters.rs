@@ -10,11 +10,11 @@ use super::invalid::VIOLATIONS_MAX;
 use super::reason::Reason;
 use super::status::{RETRY_DELAY, come_back, internal, status};
 
-/// Why a letter without an event cannot be redriven, and what to do about it.
+/// Why a dead letter without an event cannot be redriven, and what to do about it.
 pub(crate) const UNDECODABLE: &str = "the message cannot be decoded, so there is no order to redrive; find out who wrote \
                                       it (GetDeadLetter shows it), and discard the letter";
 
-/// There is no such letter.
+/// There is no such dead letter.
 pub(crate) fn letter_not_found(id: &LetterId) -> Status {
     let description = "there is no dead letter with this dead_letter_id";
     let details =
@@ -22,7 +22,7 @@ pub(crate) fn letter_not_found(id: &LetterId) -> Status {
     Status::with_error_details(Code::NotFound, format!("{description}: {id}"), details)
 }
 
-/// Letters were named that cannot be redriven.
+/// Named dead letters cannot be redriven.
 pub(crate) fn undecodable(ids: &[LetterId]) -> Status {
     let mut details = ErrorDetails::new();
     for id in ids.iter().take(VIOLATIONS_MAX) {
@@ -31,7 +31,7 @@ pub(crate) fn undecodable(ids: &[LetterId]) -> Status {
     status(Reason::NotRedrivable, UNDECODABLE, HashMap::new(), details)
 }
 
-/// The letter's order is on its way again.
+/// The order of the dead letter was redriven.
 pub(crate) fn already_redriven(id: &LetterId) -> Status {
     let description = "the order of this letter was redriven; if it fails again, it gets a new letter";
     let details =
@@ -39,7 +39,7 @@ pub(crate) fn already_redriven(id: &LetterId) -> Status {
     status(Reason::AlreadyRedriven, description, of_letter(id), details)
 }
 
-/// A status for a letter that was not changed, or may not have been.
+/// The status for a dead letter that was not changed, or may not have been.
 pub(crate) fn put(id: &LetterId, put_error: &PutError) -> Status {
     match put_error {
         PutError::Conflict | PutError::Unavailable(_) => {
@@ -50,7 +50,7 @@ pub(crate) fn put(id: &LetterId, put_error: &PutError) -> Status {
     }
 }
 
-/// Whether the letter was changed is not known.
+/// It is unknown whether the dead letter was changed.
 pub(crate) fn letter_unknown(id: &LetterId) -> Status {
     let message = "it is not known whether the letter was changed; repeat the call";
     status(Reason::OutcomeUnknown, message, of_letter(id), ErrorDetails::new())

@@ -1,11 +1,11 @@
 //! Whose fault it is that a call was not answered with OK: what alerts wake an operator by.
 //!
-//! A code alone does not tell: INTERNAL may be bytes that are no message, DEADLINE_EXCEEDED a deadline that nobody could
-//! meet. So a status says it where it is made.
+//! A code alone is ambiguous: INTERNAL may be malformed bytes, DEADLINE_EXCEEDED an impossible deadline. So a status
+//! carries its fault from where it is made.
 
 use tonic::Code;
 
-/// Who would have to act so that it does not happen again.
+/// The side that has to act so that the error does not occur again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Those who run Waybill.

@@ -103,7 +103,7 @@ pub(crate) fn draining() -> Status {
     come_back(Reason::Draining, message, RETRY_DELAY)
 }
 
-/// What the broker guarantees is less than was asked for, or not known yet.
+/// The durability is below the configured one, or unknown yet.
 pub(crate) fn not_durable(reason: &str) -> Status {
     let message = format!("nothing was accepted: {reason}");
     come_back(Reason::NotDurable, &message, RETRY_DELAY)

@@ -14,13 +14,13 @@ pub(crate) fn rate_limited(subject: &str, wait: Duration) -> Status {
     over_quota(Reason::RateLimited, subject, &format!("calls per second of this {subject}"), wait)
 }
 
-/// The caller has as many streams open as it may.
+/// The caller has reached its limit of open streams.
 pub(crate) fn too_many_streams(subject: &str, streams_max: usize) -> Status {
     let description = format!("at most {streams_max} open streams of this {subject}");
     over_quota(Reason::TooManyStreams, subject, &description, around(RETRY_DELAY))
 }
 
-/// The caller has as many calls under way as it may.
+/// The caller has reached its limit of calls in flight.
 pub(crate) fn too_many_calls(subject: &str, calls_max: usize) -> Status {
     let description = format!("at most {calls_max} calls under way of this {subject}");
     over_quota(Reason::TooManyCalls, subject, &description, around(RETRY_DELAY))
@@ -41,7 +41,7 @@ pub(crate) fn too_long(bytes_max: usize) -> Status {
     ))
 }
 
-/// As many calls are under way, or streams open, as there may be.
+/// The limit of calls in flight, or of open streams, is reached.
 pub(crate) fn overloaded() -> Status {
     come_back(Reason::Overloaded, "the gateway has too much to do; try again", RETRY_DELAY)
 }

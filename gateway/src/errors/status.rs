@@ -16,19 +16,19 @@ use super::refusal::Refusal;
 const DOMAIN: &str = "orders.waybill";
 /// When to come back after a refusal that passes by itself, on average.
 pub(super) const RETRY_DELAY: Duration = Duration::from_millis(500);
-/// When to come back while the stream has no room, on average: somebody has to make some.
+/// Mean retry delay while the stream is full: an operator has to make space.
 pub(super) const RETRY_DELAY_FULL: Duration = Duration::from_secs(30);
 /// What the retries of gRPC's own libraries obey: milliseconds until the next attempt, or -1 for none (gRFC A6).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
-/// The longest wait that a library is told to sit out. A longer one is for the caller to know of.
+/// The longest delay that a library should wait. A longer one is left to the caller.
 const PUSHBACK_MAX: Duration = Duration::from_secs(5);
 
-/// A fault of ours.
+/// An internal error.
 pub(crate) fn internal() -> Status {
     status(Reason::Internal, "internal error; it was logged", HashMap::new(), ErrorDetails::new())
 }
 
-/// What came is no call of gRPC.
+/// The request is not a gRPC call.
 pub(crate) fn malformed(description: &str) -> Status {
     status(Reason::MalformedRequest, description, HashMap::new(), ErrorDetails::new())
 }

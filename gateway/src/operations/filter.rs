@@ -1,4 +1,4 @@
-//! Which open letters a call is about, and the tokens of its pages.
+//! The selection of open dead letters of a call, and the tokens of its pages.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use crate::page_token;
 
 const TOKEN_HASH_BYTES: usize = 8;
 
-/// Which open letters are meant.
+/// The selected open dead letters.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Filter {
     pub(super) step: String,
@@ -20,7 +20,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// The step, if only letters of one are meant.
+    /// The step, if only its dead letters are selected.
     pub(super) fn step(&self) -> Option<&str> {
         (!self.step.is_empty()).then_some(&self.step)
     }
@@ -49,7 +49,7 @@ impl Filter {
     }
 }
 
-/// A letter's age is that of its creation.
+/// The age of a dead letter counts from its creation.
 fn time_of(timestamp: Option<Timestamp>) -> SystemTime {
     timestamp.and_then(|time| SystemTime::try_from(time).ok()).unwrap_or(SystemTime::UNIX_EPOCH)
 }

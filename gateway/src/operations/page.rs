@@ -1,4 +1,4 @@
-//! Open letters by pages, and how many there are of each cause.
+//! Open dead letters by pages, and their number by cause.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -10,12 +10,12 @@ use proto::operations::v1::{DeadLetter, DeadLetterGroup};
 
 use super::filter::Filter;
 
-/// Most letters that one call looks at.
+/// Maximum number of dead letters that one call reads.
 pub(super) const EXAMINED_MAX: usize = 20_000;
 /// Most causes that one answer tells; each may take a kilobyte.
 const GROUPS_MAX: usize = 500;
 
-/// Some open letters.
+/// A page of open dead letters.
 #[derive(Debug, Default)]
 pub(super) struct Page {
     pub(super) letters: Vec<DeadLetter>,
@@ -24,7 +24,7 @@ pub(super) struct Page {
     pub(super) groups_incomplete: bool,
 }
 
-/// Reads a page of `size` letters from `from` on. A first page also counts all there are.
+/// Reads a page of `size` dead letters, starting at `from`. A first page also counts all of them.
 pub(super) async fn read(
     letters: &DeadLetters,
     filter: &Filter,
@@ -59,7 +59,7 @@ pub(super) async fn read(
     Ok(page)
 }
 
-/// The open letters that match a filter, the oldest first, one after the other.
+/// The open dead letters that match a filter, oldest first, one after the other.
 pub(super) struct Walk<'a> {
     letters: &'a DeadLetters,
     filter: &'a Filter,
@@ -67,7 +67,7 @@ pub(super) struct Walk<'a> {
     read: std::vec::IntoIter<Kept>,
     from: Option<Revision>,
     examined: usize,
-    /// Where there is more, if as many letters were looked at as may be.
+    /// Where to continue, if the limit of dead letters was read.
     stopped_at: Option<Revision>,
 }
 
@@ -96,7 +96,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The letter without what would make a list too large.
+/// The dead letter without the parts that would make a list too large.
 pub(super) fn in_list(mut letter: DeadLetter) -> DeadLetter {
     letter.headers = Vec::new();
     letter.payload = Vec::new();

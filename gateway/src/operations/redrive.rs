@@ -20,7 +20,7 @@ use crate::{broker_errors, errors};
 /// How long the canary's order may take to its end.
 const CANARY_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What one call redrives, a letter at a time. May be dropped at any moment: what was begun can be repeated.
+/// The redrive of one call, one dead letter at a time. May be dropped at any moment: a retry is safe.
 pub(super) struct Redrive {
     pub(super) log: OrderLog,
     pub(super) letters: DeadLetters,
@@ -28,7 +28,7 @@ pub(super) struct Redrive {
     pub(super) pace: Interval,
     pub(super) dry_run: bool,
     pub(super) operator: String,
-    /// How long one letter may take.
+    /// Deadline for one dead letter.
     pub(super) timeout: Duration,
     pub(super) canary: Canary,
 }
@@ -39,14 +39,14 @@ pub(super) enum Canary {
     Done,
     /// The next that can be redriven.
     Next,
-    /// On its way. Whether its order was called off before it was redriven, and is finished by being undone.
+    /// Redriven. Whether its order was cancelled or rejected before the redrive, and finishes by compensation.
     Gone { letter: LetterId, order: OrderId, called_off: bool },
 }
 
 type Answer = Result<RedriveDeadLettersResponse, Status>;
 
 impl Redrive {
-    /// Deals with the next letter. An error is the last answer.
+    /// Processes the next dead letter. An error is the last answer.
     pub(super) async fn next(&mut self) -> Option<Answer> {
         let answer = match &self.canary {
             Canary::Gone { letter, order, called_off } => {
@@ -176,7 +176,8 @@ impl Redrive {
         say(NotRedrivable, "the step has not parked the order yet; try again in a moment")
     }
 
-    /// The order goes on in its own trace: from its letter, not from the call of the operator, who may redrive many.
+    /// The order continues in its own trace: that of its dead letter, not that of the operator's call, which may
+    /// redrive many.
     fn redriving(&self, kept: &Kept) -> (Span, Context) {
         let span = info_span!(
             "redrive",
@@ -217,7 +218,7 @@ impl Redrive {
         })
     }
 
-    /// The order decides; a letter that could not be resolved is resolved when somebody looks at it again.
+    /// The order decides; a dead letter that could not be resolved is resolved at the next read.
     async fn resolve(&self, open: &Kept, state: DeadLetterState, reason: &str) {
         if self.dry_run {
             return;

@@ -17,7 +17,7 @@ use crate::validation::Violations;
 
 const PAGE_SIZE_DEFAULT: usize = 50;
 const PAGE_SIZE_MAX: usize = 500;
-/// Most letters that a redrive names one by one.
+/// Maximum number of dead letters that a redrive names.
 const IDS_MAX: usize = 1000;
 const RATE_DEFAULT: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
 const RATE_MAX: u32 = 1000;
@@ -33,7 +33,7 @@ pub(super) struct PageRequest {
     pub(super) from: Option<Revision>,
 }
 
-/// Which letters to redrive.
+/// The dead letters to redrive.
 #[derive(Debug)]
 pub(super) enum Which {
     These(Vec<LetterId>),
@@ -50,7 +50,7 @@ pub(super) struct RedriveRequest {
     pub(super) canary: bool,
 }
 
-/// Checks the id of a letter.
+/// Checks the id of a dead letter.
 pub(super) fn letter_id(text: &str) -> Result<LetterId, Status> {
     let mut violations = Violations::default();
     let id = check_id(&mut violations, "dead_letter_id", text);

@@ -29,7 +29,7 @@ use crate::orders::{principal_of, read_by};
 use crate::readiness::Readiness;
 use crate::{broker_errors, deadline, errors};
 
-/// How a caller of whom nobody asked a credential is named in what it does.
+/// The name of an unauthenticated operator in records.
 const ANONYMOUS: &str = "anonymous";
 
 /// The service over one order log and its dead letters.
@@ -57,7 +57,7 @@ impl Operations {
         found.filter(is_letter).ok_or_else(|| errors::letter_not_found(id))
     }
 
-    /// The letters that a redrive is about, as they are now.
+    /// The dead letters of a redrive, in their present state.
     async fn chosen(&self, which: Which, limit: usize, by: Instant) -> Result<VecDeque<LetterId>, Status> {
         let mut chosen = VecDeque::new();
         match which {

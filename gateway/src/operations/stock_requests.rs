@@ -17,7 +17,7 @@ const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1000;
 const REQUEST_ID_CHARS_MAX: usize = 128;
 const ORDERS_MAX: usize = 1000;
-/// A reservation that is younger may be of an order that is under way.
+/// A younger reservation may be of an order in progress.
 const OLDER_THAN_DEFAULT: Duration = Duration::from_secs(600);
 
 /// A page of the stock.
@@ -28,7 +28,7 @@ pub(super) struct Page {
     pub(super) after: String,
 }
 
-/// What is to be reconciled.
+/// The reservations to reconcile.
 #[derive(Debug)]
 pub(super) struct Reconcile {
     pub(super) dry_run: bool,

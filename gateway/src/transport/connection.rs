@@ -31,7 +31,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug> Io for T {}
 pub(crate) struct Connection {
     stream: Box<dyn Io>,
     peer: Peer,
-    /// Until it is known that the client speaks HTTP/2, and for ever if it speaks an older one.
+    /// Until the client turns out to speak HTTP/2, and for the whole connection if it speaks an older version.
     opening: Option<Opening>,
     evicted: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     _place: OwnedSemaphorePermit,
@@ -68,7 +68,7 @@ impl Connection {
         Self { stream, peer, opening: Some(opening), evicted, _place: place }
     }
 
-    /// Who is at the other end, for each call that comes on it.
+    /// The peer, for each call on the connection.
     pub(crate) fn peer(&self) -> Peer {
         self.peer.clone()
     }

@@ -121,7 +121,7 @@ fn accept_tcp(
     )
 }
 
-/// A connection on which nothing was said yet.
+/// A connection without data yet.
 struct Accepted {
     stream: TcpStream,
     place: OwnedSemaphorePermit,

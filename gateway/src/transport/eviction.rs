@@ -1,4 +1,4 @@
-//! Which connections make way for others: the oldest on which nobody has shown a good credential.
+//! Eviction of connections: the oldest one without an authenticated call.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 /// How old an unauthenticated connection has to be before it is evicted for another one.
 const UNAUTHENTICATED_AGE_MIN: Duration = Duration::from_secs(10);
 
-/// Connections on which nobody has shown a good credential yet, and others, the oldest first.
+/// Connections without an authenticated call yet, and the others, oldest first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UnauthenticatedConnections(Arc<Mutex<Vec<Weak<AuthenticationState>>>>);
 
-/// Whether somebody has shown a good credential on a connection.
+/// Whether a connection has had an authenticated call.
 #[derive(Debug)]
 pub(super) struct AuthenticationState {
     since: Instant,
@@ -23,7 +23,7 @@ pub(super) struct AuthenticationState {
 }
 
 impl AuthenticationState {
-    /// Somebody has shown a good credential: the connection keeps its place.
+    /// A call was authenticated: the connection keeps its slot.
     pub(super) fn keep(&self) {
         self.is_authenticated.store(true, Ordering::Relaxed);
     }

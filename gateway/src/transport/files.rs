@@ -12,14 +12,13 @@ use nix::fcntl::OFlag;
 use tokio::sync::mpsc;
 use tracing::error;
 
-/// How often they are looked at.
+/// How often they are checked.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Largest file.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Tells one state of a file from another. The inode, because a file that is moved into place may be as long
-/// and as old as the one that it replaces; the time of the last change of any kind, because a change of who may
-/// read it changes nothing else.
+/// Distinguishes states of a file. The inode, because a file that is moved into place may have the length and age of
+/// the old one. The time of the last status change, because a change of permissions changes nothing else.
 type Stamp = (u64, u64, Time, Time);
 /// Seconds and nanoseconds.
 type Time = (i64, i64);
@@ -32,15 +31,15 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// Begins to watch. Whoever reads the files after this misses no change.
+    /// Starts to watch. A reader that reads the files after this misses no change.
     pub(crate) fn new(paths: Vec<PathBuf>) -> Self {
         let seen = stamps(&paths);
         Self { paths, seen }
     }
 
-    /// Reads the files again whenever one of them is not what it was, and every second until that succeeds: what
-    /// is in the way may go away without a trace in the file, as a want of file descriptors does. `take` is given
-    /// what was read, and each error once. Runs for as long as the server does.
+    /// Reads the files again when one of them has changed, and every second until that succeeds: the cause of a
+    /// failure, such as too many open files, may pass without a change of the file. `take` receives the contents, and
+    /// each error once. Runs as long as the server.
     pub(crate) async fn follow<T: Send + 'static>(
         self,
         read: impl Fn() -> Result<T, String> + Send + 'static,
@@ -57,7 +56,7 @@ impl Watched {
         error!(?looking, "changes of files are not noticed any more");
     }
 
-    /// Ends when nobody wants to know any more.
+    /// Ends when the receiver is gone.
     fn look<T>(mut self, read: &impl Fn() -> Result<T, String>, found: &mpsc::Sender<Result<T, String>>) {
         let mut failure = None;
         while !found.is_closed() {
@@ -83,7 +82,7 @@ impl Watched {
     }
 }
 
-/// What was read last, for all who use it. Cheap to clone; clones share it.
+/// The latest contents, shared by all clones. Cheap to clone.
 #[derive(Debug)]
 pub(crate) struct Current<T>(Arc<RwLock<Arc<T>>>);
 

@@ -25,7 +25,7 @@ impl Head {
         }
     }
 
-    /// An answer has begun: what comes next is the head of another request.
+    /// An answer has begun: the next bytes are the head of another request.
     pub(super) fn answered(&mut self) {
         self.is_answered = true;
     }

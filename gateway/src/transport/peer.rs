@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection.
+//! The peer of a connection.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tonic::body::Body;
 use super::eviction::AuthenticationState;
 use crate::gate::Admit;
 
-/// Who is at the other end of a connection.
+/// The peer of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     /// `None` of a connection that is gone already.
@@ -21,13 +21,13 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// What the client's certificate says of it, if it has shown one.
+    /// The identity in the client's certificate, if it sent one.
     pub(crate) fn certificate_names(&self) -> Option<&[String]> {
         self.certificate_names.as_deref()
     }
 }
 
-/// Behind authentication: whoever gets as far keeps the connection.
+/// Behind authentication: an authenticated call keeps its connection.
 #[derive(Clone, Debug)]
 pub(crate) struct KeepAuthenticated;
 

@@ -1,8 +1,8 @@
 //! Serves HTTP on the connections of one address. hyper speaks the protocol; this file hands it every limit and
 //! decides when a connection ends.
 //!
-//! tonic's own server is not used because with a grace it never sends the GOAWAY of an old connection and cuts its calls
-//! (tonic 0.14.9), and because it knows one age for all connections.
+//! tonic's own server is not used: with a grace it never sends the GOAWAY of an old connection and cuts its calls
+//! (tonic 0.14.9), and it has one age for all connections.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -32,7 +32,7 @@ pub(crate) const HEADER_BYTES_READ_MAX: u32 = 64 * 1024;
 const RESET_STREAMS_MAX: usize = 64;
 /// Frames for streams that are over, and the like, before a connection is closed.
 const FAULTS_MAX: usize = 256;
-/// How long a connection may be silent before the client is asked whether it is there, and how long it has to answer.
+/// How long a connection may be silent before the gateway sends a ping, and how long the client has to answer.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the head of a request of HTTP/1.1 may take to come.
@@ -40,14 +40,14 @@ const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// By which part of its age a connection may end earlier or later than others (gRPC proposal A9).
 const AGE_JITTER: f64 = 0.1;
 
-/// What is different at each address.
+/// The settings that differ by address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Streams that one connection may have open at once.
     pub(crate) streams_per_connection_max: u32,
     /// Whether HTTP/1.1 is spoken, for gRPC-Web.
     pub(crate) allows_http1: bool,
-    /// When a client is asked to open another connection; with jitter.
+    /// When the client should open another connection; with jitter.
     pub(crate) age_max: Duration,
     /// How long its calls and streams may go on after that.
     pub(crate) age_grace: Duration,

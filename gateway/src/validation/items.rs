@@ -66,7 +66,7 @@ impl Violations {
         }
     }
 
-    /// Of an order that breaks a rule, what can be counted is: more would only make it more.
+    /// For an order that breaks a rule, the total counts valid items only: it is a lower bound.
     fn check_total(&mut self, items: &[OrderItem]) {
         let total = if self.is_empty() {
             lifecycle::total(items)

@@ -26,7 +26,7 @@ const PAGE_SIZE_DEFAULT: usize = 50;
 const EVENTS_PAGE_SIZE_MAX: usize = 1_000;
 const EVENTS_PAGE_SIZE_DEFAULT: usize = 100;
 
-/// Characters that customer_id may hold beside letters and digits.
+/// Characters that customer_id may hold beside alphanumeric ones.
 const CUSTOMER_ID_PUNCTUATION: &str = "-_.:@";
 
 /// An order that may be appended.
@@ -140,7 +140,7 @@ pub(crate) fn page(tenant: &str, request: &ListOrdersRequest) -> Result<PageRequ
     Ok(page)
 }
 
-/// Which events of which order are asked for.
+/// The requested events of an order.
 #[derive(Debug)]
 pub(crate) struct EventsRequest {
     pub(crate) id: OrderId,

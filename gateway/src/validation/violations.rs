@@ -8,7 +8,7 @@ use tonic_types::FieldViolation;
 
 use crate::errors::{self, VIOLATIONS_MAX};
 
-/// What a request breaks. A request can break a million rules at once, so those beyond what is told are only
+/// The violations of a request. A request can break a million rules at once, so those beyond the reported ones are only
 /// counted.
 #[derive(Default)]
 pub(crate) struct Violations {

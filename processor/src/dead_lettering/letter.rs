@@ -18,7 +18,7 @@ use crate::delivery::Delivery;
 
 /// Reason of an order that a step has given up.
 const RETRIES_EXHAUSTED: &str = "RETRIES_EXHAUSTED";
-/// What is said of an announced attempt of which nothing was heard again.
+/// The error text of an announced attempt without a result.
 const VANISHED: &str = "the attempt ended without a word: its process died, or could not reach the broker";
 
 /// The record of `attempts` at a message, on the order as it stood at `order_revision`.
@@ -26,7 +26,7 @@ pub(super) fn record(delivery: &Delivery<'_>, order_revision: u64, attempts: Vec
     DeadLetter { order_revision, attempts, ..of_message(delivery) }
 }
 
-/// The letter of a message that cannot be decoded.
+/// The dead letter of a message that cannot be decoded.
 pub(super) fn undecodable(step: &str, delivery: &Delivery<'_>, reason: &Undecodable) -> DeadLetter {
     let error = error_text(reason);
     DeadLetter {
@@ -40,7 +40,7 @@ pub(super) fn undecodable(step: &str, delivery: &Delivery<'_>, reason: &Undecoda
     }
 }
 
-/// The letter of an order whose attempts, which are on record, are used up.
+/// The dead letter of an order whose recorded attempts are used up.
 pub(super) fn exhausted(
     step: &str,
     delivery: &Delivery<'_>,
@@ -64,7 +64,7 @@ pub(super) fn exhausted(
     }
 }
 
-/// A letter that is taken back: of the message nothing is left but which one it is.
+/// A withdrawn dead letter: of the message only its identity is left.
 pub(super) fn withdrawn(letter: &DeadLetter) -> DeadLetter {
     let DeadLetter { subject, publish_time, .. } = letter.clone();
     DeadLetter { subject, publish_time, ..DeadLetter::default() }
@@ -91,7 +91,7 @@ pub(super) fn failed(error: &impl ToString) -> Attempt {
     Attempt { time: Some(now()), error: error_text(error) }
 }
 
-/// Whether the record is about this message. Of a stream that was made anew, another had the same sequence.
+/// Whether the record is about this message. In a stream that was recreated, another message had the same sequence.
 pub(super) fn is_about(letter: &DeadLetter, delivery: &Delivery<'_>) -> bool {
     *letter.subject == *delivery.message.subject && letter.publish_time == Some(delivery.published)
 }
@@ -126,7 +126,7 @@ fn of_message(delivery: &Delivery<'_>) -> DeadLetter {
     }
 }
 
-/// What every open letter says.
+/// The common fields of every open dead letter.
 fn open(delivery: &Delivery<'_>, reason: DeadLetterReason) -> DeadLetter {
     DeadLetter {
         state: DeadLetterState::Open.into(),

@@ -1,7 +1,7 @@
-//! Giving up: what has been tried is counted, and what cannot be done is put where an operator finds it.
+//! Dead-lettering: counts failed attempts, and stores messages that a step gives up for an operator.
 //!
-//! First the dead letter is stored, then the order becomes FAILED, and only then is the message terminated. Each of
-//! these can be repeated: a message that is delivered again after a crash finds how far it had come.
+//! First the dead letter is stored, then the order becomes FAILED, and only then is the message terminated. Each is
+//! safe to retry: a message that is redelivered after a crash finds the completed part.
 
 mod letter;
 mod order_context;
@@ -26,13 +26,13 @@ use crate::attempt::AttemptError;
 use crate::delivery::{Delivery, Disposition, RETRY};
 use crate::metrics;
 
-/// Deliveries of a message of which nothing was heard before further attempts are announced: that a step is killed
-/// once costs its orders no write.
+/// Deliveries of a message without a result before further attempts are announced: so a step that is killed once costs
+/// its orders no write.
 const SILENT_DELIVERIES_MAX: usize = 3;
-/// Announced attempts in a row that nothing was heard of again. Then the order is taken for what kills the step.
+/// Announced attempts in a row without a result. Then the order counts as one that kills the step.
 const VANISHED_MAX: usize = 10;
 
-/// What is to happen to a message that has come before.
+/// The disposition of a redelivered message.
 #[derive(Debug)]
 pub(crate) enum BeforeAttempt<'a> {
     /// An attempt. One that is announced goes on as long as it holds this.
@@ -74,8 +74,8 @@ pub(crate) struct DeadLettering {
     attempts_max: usize,
     /// Held during an announced attempt.
     announced: Mutex<()>,
-    /// The first message that this process was the first to be brought. What comes behind it was brought to nobody before
-    /// this process ran, so nothing that ended before can have died of it.
+    /// The first message that this process received as its first delivery. Later messages were not delivered before
+    /// this process ran, so no earlier process can have died of them.
     first_new: OnceLock<Revision>,
 }
 
@@ -84,14 +84,13 @@ impl DeadLettering {
         Self { letters, log, step, attempts_max, announced: Mutex::default(), first_new: OnceLock::new() }
     }
 
-    /// Takes note of a message that was never brought to anybody before.
+    /// Notes a first delivery of a message.
     pub(crate) fn is_first(&self, message: Revision) {
         self.first_new.get_or_init(|| message);
     }
 
-    /// Before an attempt at a message that has come before: whether there is to be one. If the message comes again and
-    /// again, and nothing was heard of it, the attempt is announced: it leaves a trace even if the process does not live
-    /// to say how it ended.
+    /// Before an attempt at a redelivered message: whether to start it. If the message has been delivered several times
+    /// without a result, the attempt is announced: it leaves a record even if the process dies.
     pub(crate) async fn before_attempt(
         &self,
         delivery: &Delivery<'_>,
@@ -169,8 +168,8 @@ impl DeadLettering {
         }
     }
 
-    /// After an attempt that came to an end and does not count: whatever was announced is taken back. What cannot be
-    /// taken back counts as vanished, unless the next attempt has an end.
+    /// After an attempt that ended and does not count: its announcement is removed. One that cannot be removed counts
+    /// as without a result, unless the next attempt ends.
     async fn heard_of(&self, delivery: &Delivery<'_>) {
         if delivery.deliveries_before() < SILENT_DELIVERIES_MAX {
             return;
@@ -237,7 +236,7 @@ impl DeadLettering {
         Ok(Disposition::Terminate)
     }
 
-    /// What is stored about the message so far.
+    /// The stored record of the message.
     async fn record(&self, delivery: &Delivery<'_>) -> Result<Option<Kept>, ReadError> {
         let found = self.letters.find(&delivery.id).await?;
         Ok(found.map(|mut kept| {
@@ -248,9 +247,9 @@ impl DeadLettering {
         }))
     }
 
-    /// What was tried at an order before it was carried, unless the message has a record of its own by now. It is kept by
-    /// the event before, which may have been carried too, or by that which the order stands by. So no attempt is forgotten,
-    /// and a letter parks its order, though its message may have expired.
+    /// The attempts at an order before it was carried, unless the message has a record of its own by now. They belong
+    /// to the previous event, which may be a `carried` too, or to the event that set the order's status. So no attempt
+    /// is forgotten, and a dead letter parks its order even if its message has expired.
     async fn earlier(&self, about: &OrderContext, record: Option<&Kept>) -> Result<Option<Kept>, ReadError> {
         let Some((since, before)) = about.carried.filter(|_| record.is_none()) else { return Ok(None) };
         for revision in [before, since] {

@@ -3,11 +3,11 @@
 use backbone::log::event::Recorded;
 use backbone::log::ids::{OrderId, Revision};
 
-/// What is known of a message that could be decoded.
+/// A decoded message.
 #[derive(Debug)]
 pub(crate) struct OrderContext {
     pub(crate) order_id: OrderId,
-    /// The letter that the order was redriven from, if that is what the message says.
+    /// The dead letter that the order was redriven from, if the message is a `redriven`.
     pub(crate) redriven_from: String,
     /// If the message says that the order is carried: since when it stands as it does, and its event before.
     pub(crate) carried: Option<(Revision, Revision)>,

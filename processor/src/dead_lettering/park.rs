@@ -1,4 +1,4 @@
-//! Parking an order: its letter is stored first, and then the order becomes FAILED.
+//! Parking an order: its dead letter is stored first, and then the order becomes FAILED.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use super::{DeadLettering, DeadLetteringError, OrderContext, letter};
 use crate::delivery::{Delivery, Disposition, RETRY};
 use crate::metrics;
 
-/// How long the append of `failed` may take; it is repeated when the message comes again.
+/// Deadline of the append of `failed`; it is retried when the message is redelivered.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl DeadLettering {
-    /// Makes the record of all attempts a letter, and then the order FAILED.
+    /// Makes the record of all attempts a dead letter, and then the order FAILED.
     pub(super) async fn park(
         &self,
         delivery: &Delivery<'_>,
@@ -31,7 +31,7 @@ impl DeadLettering {
         self.fail(about, open).await
     }
 
-    /// Makes the order FAILED that the letter is about, unless it is so already or has gone on.
+    /// Makes the order of the dead letter FAILED, unless it already is or has moved on.
     pub(super) async fn fail(
         &self,
         about: &OrderContext,
@@ -84,7 +84,7 @@ impl DeadLettering {
         }
     }
 
-    /// Takes the letter back: the order is no longer as it was when the attempts at it failed, and gets new ones.
+    /// Withdraws the dead letter: the order has moved on since its attempts failed, and gets new ones.
     async fn withdraw(&self, kept: &Kept) -> Result<Disposition, DeadLetteringError> {
         self.letters.replace(kept, letter::withdrawn(&kept.letter)).await?;
         warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, the order has gone on");

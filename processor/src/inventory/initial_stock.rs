@@ -8,7 +8,7 @@ use stock::{SKU_RULE, is_sku};
 /// Settings of the inventory.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct InventoryConfig {
-    /// SKUs to begin with, as in `widget=100,gadget=5`. Those that exist keep the count they have.
+    /// Initial stock, such as `widget=100,gadget=5`. Existing SKUs keep their count.
     #[arg(long, env = "STOCK")]
     pub stock: Option<Stock>,
 }

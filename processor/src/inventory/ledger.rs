@@ -11,23 +11,23 @@ use stock::{
 
 use crate::incarnation::Incarnation;
 
-/// What is wanted for an order.
+/// A request for an order.
 #[derive(Clone, Debug)]
 pub(super) enum ReservationRequest {
     /// To hold these units, all or none.
     Reserve(Units),
-    /// To hold nothing, from now on for ever.
+    /// To hold nothing from now on.
     Release,
     /// To have what is on record live as long from now on as it would have when it was written.
     Keep,
 }
 
-/// What becomes of a wish.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The order holds its units.
     Held,
-    /// What is on record, if anything, lives on.
+    /// The record, if any, is renewed.
     Kept,
     /// There is not enough.
     OutOfStock(String),
@@ -43,7 +43,7 @@ impl Answer {
     }
 }
 
-/// The wish depends on a record that the ledger does not know for certain.
+/// The request depends on a record that the ledger does not know for certain.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unsure;
 
@@ -62,8 +62,8 @@ pub(super) struct Ledger {
     pub(super) reservations: HashMap<String, Entry<Option<Reservation>>>,
     /// Keys whose value cannot be read.
     damaged: BTreeSet<String>,
-    /// Whether all records were read for these very wishes. If not, stock is remembered from earlier, and a
-    /// new order is taken to have no reservation; the commit's expectations find out if that is wrong.
+    /// Whether all records were read for these very requests. If not, stock comes from the cache, and a new order is
+    /// assumed to have no reservation; the commit's expectations fail if that is wrong.
     certain: bool,
 }
 
@@ -73,7 +73,7 @@ impl Ledger {
         Self { stock, ..Self::default() }
     }
 
-    /// A ledger of records just read. What is not among them does not exist.
+    /// A ledger of records just read. A record that is missing does not exist.
     pub(super) fn read(records: &Records) -> Self {
         let mut ledger = Self { certain: true, ..Self::default() };
         for (key, record) in records {
@@ -103,7 +103,7 @@ impl Ledger {
         ledger
     }
 
-    /// Decides on a wish and notes what changes by it.
+    /// Decides on a request and notes its changes.
     pub(super) fn decide(
         &mut self,
         order_id: &str,

@@ -106,8 +106,8 @@ impl Step for Inventory {
     }
 }
 
-/// What the order wants. Only an order that no gateway accepted breaks a rule here; it must not get as far as a
-/// batch, where it would hold up the others.
+/// The request of the order. Only an order that no gateway accepted breaks a rule here; it must not get into a batch,
+/// where it would delay the others.
 fn units_of(order: &Order) -> Result<Units, StepError> {
     let malformed = |reason: String| StepError::Unexpected(format!("malformed order: {reason}"));
     let mut units = Units::new();

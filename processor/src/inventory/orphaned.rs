@@ -12,11 +12,11 @@ use tokio::select;
 use tokio::time::sleep;
 use tracing::{debug, error};
 
-/// How often all reservations are looked at: they become orphans only by a loss, which is looked at when it is noticed.
+/// How often all reservations are examined: they become orphans only by a loss, and each loss starts an examination.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// And while there are some, which an operator may be releasing, or when it was not possible.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
-/// How long after the loss: the reservations of orders that were under way are made by then.
+/// How long after the loss: the reservations of orders in progress exist by then.
 const LOOK_AFTER_LOSS: Duration = Duration::from_secs(5);
 /// A reservation that is younger may be of an order that this look has not seen.
 const OLDER_THAN: Duration = Duration::from_secs(5);

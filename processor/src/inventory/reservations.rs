@@ -1,5 +1,5 @@
-//! Reserving for many orders at once. The broker commits some hundred batches a second, whatever their size;
-//! so the wishes that wait while one batch is under way make up the next. Nobody waits for a timer.
+//! Reserves for many orders at once. The broker commits some hundred batches a second of any size, so the requests that
+//! wait during one batch form the next one. There is no timer.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -22,11 +22,11 @@ use super::ledger::{Answer, Entry, Ledger, ReservationRequest, Unsure};
 use crate::incarnation::Incarnation;
 use crate::step::StepError;
 
-/// Wishes that wait for the next batch; further ones wait for a place.
+/// Requests that wait for the next batch; further ones wait for a slot.
 const QUEUE_WISHES_MAX: usize = 1000;
-/// Most writes that one wish can lead to: each SKU's stock and the reservation.
+/// Maximum number of writes of one request: each SKU's stock and the reservation.
 const WISH_WRITES_MAX: usize = ORDER_SKUS_MAX + 1;
-/// After this long without a commit the orders are given back, to be tried again later.
+/// After this long without a commit the requests fail, and the orders are retried later.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_secs(1) };
 
@@ -47,7 +47,7 @@ struct Request {
 }
 
 impl Reservations {
-    /// Whoever asks has an answer within `answer_timeout`.
+    /// A caller has an answer within `answer_timeout`.
     pub(super) fn start(store: Store, answer_timeout: Duration) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE_WISHES_MAX);
         // A wish may wait for the batch before its own.
@@ -57,7 +57,7 @@ impl Reservations {
         Self { queue, answer_timeout, _batching }
     }
 
-    /// What becomes of the order's wish, once that is durable. A repeat changes nothing more.
+    /// The outcome of the order's request, once it is durable. A retry changes nothing more.
     pub(super) async fn ask(&self, order: &Order, wish: ReservationRequest) -> Result<Answer, StepError> {
         let closed = || StepError::Unavailable("the inventory is closed".to_owned());
         let span = asking(order, &wish);
@@ -80,7 +80,7 @@ impl Reservations {
     }
 }
 
-/// The span of one order's wish: from its place in the queue to the commit of the batch that it was in.
+/// The span of one order's request: from the queue to the commit of its batch.
 fn asking(order: &Order, wish: &ReservationRequest) -> Span {
     let operation = match wish {
         ReservationRequest::Reserve(_) => "reserve",
@@ -196,8 +196,8 @@ impl ReservationBatcher {
         Ok(answers)
     }
 
-    /// A commit finds out that a record was old, and a refusal commits nothing. So whoever would be refused is decided on
-    /// again by what is proved to be the latest.
+    /// A commit fails if a record was stale, but a rejection commits nothing. So a request that would be rejected is
+    /// decided again by records that are proved to be the latest.
     async fn decide_by_records(&self, requests: &[Request]) -> Result<(Ledger, Vec<Answer>), Failure> {
         let mut records = self.read(requests).await?;
         let mut latest = HashSet::new();
@@ -214,7 +214,7 @@ impl ReservationBatcher {
         }
     }
 
-    /// What is remembered of the stock that the requests want.
+    /// The cached stock of the requested SKUs.
     fn remember(&self, requests: &[Request]) -> Ledger {
         let wanted = requests.iter().flat_map(|request| match &request.wish {
             ReservationRequest::Reserve(units) => units.keys().collect(),

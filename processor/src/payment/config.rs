@@ -1,4 +1,4 @@
-//! Who moves the money: the service at PAYMENT_URL, or the sandbox in this process.
+//! The payment provider: the service at PAYMENT_URL, or the sandbox in this process.
 
 use std::error::Error;
 use std::time::Duration;
@@ -95,8 +95,8 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
     })
 }
 
-/// Whether it is scheme, host and port alone. gRPC has its own paths, and credentials in a URL would be ignored:
-/// neither may look as if it had an effect.
+/// Whether it is scheme, host and port alone. gRPC has its own paths, and credentials in a URL would be ignored without
+/// notice.
 fn is_address(uri: &Uri) -> bool {
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return false };
     let host_and_port = match authority.port_u16() {

@@ -141,7 +141,7 @@ mod tests {
         assert!(matches!(late, Err(StepError::Unexpected(_))), "{late:?}");
     }
 
-    /// Fails at whatever it is asked.
+    /// Fails every call.
     struct Unasked;
 
     impl PaymentProvider for Unasked {
@@ -188,7 +188,7 @@ mod tests {
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
     }
 
-    /// Says of each payment that there was none.
+    /// Answers that no payment exists.
     struct Forgetful;
 
     impl PaymentProvider for Forgetful {

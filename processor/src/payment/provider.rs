@@ -1,4 +1,4 @@
-//! What the payment step needs of whoever moves the money.
+//! The interface of the payment step to a payment provider.
 
 use std::future::Future;
 
@@ -10,9 +10,9 @@ use thiserror::Error;
 pub struct Capture<'a> {
     /// The same key always means the same capture.
     pub idempotency_key: &'a str,
-    /// What is paid for.
+    /// The order to pay for.
     pub order_id: &'a str,
-    /// Who pays.
+    /// The customer.
     pub customer_id: &'a str,
     /// How much.
     pub amount: &'a Money,
@@ -30,7 +30,7 @@ pub struct Refund {
 /// The provider gave no answer that says what happened.
 #[derive(Clone, Debug, Error)]
 pub enum NoAnswer {
-    /// It is away, or serves nobody at the moment: no fault of the order.
+    /// The provider is unavailable, or rejects all calls at the moment: not the order's fault.
     #[error("no answer: {0}")]
     Unavailable(String),
     /// It answered what makes no sense, or refused what it should not have.
@@ -44,21 +44,21 @@ pub enum CaptureError {
     /// The provider's answer for good.
     #[error("declined: {0}")]
     Declined(String),
-    /// The capture was undone before it was done.
+    /// The capture was refunded before it arrived.
     #[error("refunded before")]
     Refunded,
-    /// Perhaps it was; a repeat tells.
+    /// Unknown; a retry tells.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
 }
 
-/// Moves money. Both calls may be repeated: the idempotency key makes a repeat the same call.
+/// Moves money. Both calls are safe to retry: the idempotency key identifies a retry.
 pub trait PaymentProvider: Send + Sync + 'static {
     /// Takes the money and gives the provider's reference for it.
     fn capture(&self, capture: Capture<'_>) -> impl Future<Output = Result<String, CaptureError>> + Send;
 
-    /// Gives back what was captured under the key, and tells what it was: `None` if nothing was. No capture
-    /// under the key succeeds afterwards.
+    /// Refunds the capture under the key, and returns it: `None` if there was none. No capture under the key succeeds
+    /// afterwards.
     fn refund(&self, idempotency_key: &str) -> impl Future<Output = Result<Option<Refund>, NoAnswer>> + Send;
 
     /// Whether it still knows of every capture that it has ever answered for.

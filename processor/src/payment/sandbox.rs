@@ -13,9 +13,9 @@ const PAYMENTS_MAX: usize = 100_000;
 
 /// Answers by rule: the same call has the same outcome and reference in every process.
 ///
-/// What was captured and refunded is remembered, but only by this process, and for the latest 100,000 payments.
-/// A payment that was captured by another process, or before a restart, counts as never captured when it is to
-/// be refunded. Whoever moves real money has to remember longer.
+/// The sandbox keeps captures and refunds in memory, and only the latest 100,000 payments. A payment that another
+/// process captured, or that was captured before a restart, counts as never captured when it is to be refunded. A real
+/// payment service has to remember longer.
 #[derive(Debug, Default)]
 pub struct Sandbox {
     memory: Mutex<Memory>,

@@ -1,6 +1,5 @@
-//! Metrics: what a program counts, for Prometheus to fetch at /metrics, and for a collector by OTLP if the standard
-//! variables of OpenTelemetry ask for it. Whoever has something to count makes the instrument; docs/metrics.md lists
-//! them all.
+//! Metrics for Prometheus at /metrics, and by OTLP if the standard variables of OpenTelemetry ask for it. Each module
+//! makes its own instruments; docs/metrics.md lists them all.
 //!
 //! Labels are bounded: they are words of the code, names of methods and steps, and fingerprints up to a number; never
 //! an order, a customer, a caller or free text.
@@ -26,13 +25,13 @@ use crate::telemetry;
 use crate::trace::export::dropped_spans;
 use export::{Sender, Settings};
 
-/// Series of one metric; what comes after them is counted together, as `otel_metric_overflow`. More than any of ours
-/// can have.
+/// Maximum number of series of one metric; further ones are counted together as `otel_metric_overflow`. No metric of
+/// Waybill reaches it.
 const SERIES_MAX: usize = 512;
 /// What [`text`] is: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 pub const TEXT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Bounds of times that somebody waits for: a call, an append, an attempt.
+/// Bucket bounds for durations of calls, appends and attempts.
 const WAIT_SECONDS: [f64; 17] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 /// Bounds of times that may go on for hours: an order's whole way, what a watcher is behind.
@@ -55,8 +54,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Begins to count; called once, within the runtime, before anybody makes an instrument. Fails with the name of a
-    /// variable that cannot be used.
+    /// Starts metrics; called once, within the runtime, before any instrument is made. Fails with the name of an
+    /// invalid variable.
     pub fn start(program: &str) -> Result<Self, String> {
         let settings = Settings::read(otlp::variable)?;
         let registry = Registry::new();
@@ -112,7 +111,7 @@ pub fn meter() -> Meter {
     global::meter("waybill")
 }
 
-/// How long something took that somebody waited for, 0.5 ms to a minute.
+/// The duration of a call, append or attempt, 0.5 ms to a minute.
 pub fn wait(name: &'static str, description: &'static str) -> Histogram<f64> {
     histogram(name, description, &WAIT_SECONDS)
 }
@@ -138,7 +137,7 @@ pub fn up_and_down(name: &'static str, description: &'static str) -> UpDownCount
     meter().i64_up_down_counter(name).with_description(description).build()
 }
 
-/// Something that is looked at whenever somebody asks. What `look` does not say then is not there.
+/// A gauge that is read at each collection. A value that `look` does not report is missing then.
 pub fn gauge(
     name: &'static str,
     description: &'static str,
@@ -159,14 +158,14 @@ pub fn age(
     seconds.with_callback(look).build();
 }
 
-/// A number that somebody else counts, and that only grows.
+/// A number counted elsewhere that only grows.
 pub fn total(name: &'static str, description: &'static str, look: impl Fn() -> u64 + Send + Sync + 'static) {
     let meter = meter();
     let total = meter.u64_observable_counter(name).with_description(description);
     total.with_callback(move |total| total.observe(look(), &[])).build();
 }
 
-/// In seconds, as durations are told.
+/// In seconds, as all durations.
 pub fn seconds(time: Duration) -> f64 {
     time.as_secs_f64()
 }

@@ -1,5 +1,5 @@
-//! The HTTP client of the exporters, and of whoever asks the broker's monitoring port: the one that is in the tree
-//! already.
+//! The HTTP client of the exporters and of requests to the broker's monitoring port: the one that is in the dependency
+//! tree already.
 
 use std::io;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use hyper_util::rt::TokioExecutor;
 use opentelemetry_http::{HttpClient, HttpError, Request, Response};
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 
-/// Longest answer: which spans a collector refused, and why; what a broker says of itself.
+/// Longest answer: the spans that a collector rejected, or a broker's description of itself.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// A client that trusts what the system trusts. Sets no deadline of its own.

@@ -30,7 +30,7 @@ pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a variable may name as a time, in milliseconds: up to a day. With none at all an exporter would never rest.
 pub(crate) const TIME_MS: RangeInclusive<u64> = 1..=24 * 60 * 60 * 1000;
 
-/// How long one export may take, with its repeats, unless OTEL_EXPORTER_OTLP_TIMEOUT says otherwise.
+/// Deadline of one export with its retries, unless OTEL_EXPORTER_OTLP_TIMEOUT is set.
 const TIMEOUT_MS: u64 = 10_000;
 
 /// Headers that say what a request is, and how it is sent: the exporters' own.
@@ -48,7 +48,7 @@ const RESERVED_HEADERS: [&str; 11] = [
     "upgrade",
 ];
 
-/// What is exported, by the names that its variables have.
+/// The exported signals, by the names in their variables.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Signal {
     /// Says whether.
@@ -73,7 +73,7 @@ pub(crate) struct Way {
     timeout: Duration,
 }
 
-/// The environment, in which an empty variable is one that is not set. What is no text becomes one that is refused.
+/// The environment, in which an empty variable counts as unset. A value that is not text becomes one that is rejected.
 pub(crate) fn variable(name: &str) -> Option<String> {
     env::var_os(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty())
 }
@@ -196,7 +196,7 @@ fn not_an_address(name: &str) -> String {
 
 static RESOURCE: OnceLock<(Resource, usize)> = OnceLock::new();
 
-/// Who sends: the same in all signals of a process.
+/// The resource of all signals of a process.
 pub(crate) fn resource(program: &str) -> Resource {
     RESOURCE.get_or_init(|| resource_of(program)).0.clone()
 }

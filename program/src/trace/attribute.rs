@@ -1,5 +1,5 @@
-//! Names of attributes that spans get later than they begin, and of metrics' labels: by the OpenTelemetry semantic
-//! conventions where they have one, else of ours.
+//! Names of attributes that spans get after their start, and of metrics' labels: those of the OpenTelemetry semantic
+//! conventions where they exist, else `waybill.*`.
 
 pub use opentelemetry_semantic_conventions::attribute::{
     ERROR_TYPE, RPC_METHOD, RPC_RESPONSE_STATUS_CODE, SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION,

@@ -34,7 +34,7 @@ const QUEUE_SPANS_MAX: u64 = 1_000_000;
 const BATCH_SPANS: u64 = 512;
 /// How long a batch waits to become full unless OTEL_BSP_SCHEDULE_DELAY says otherwise.
 const DELAY_MS: u64 = 5000;
-/// How long one batch may take to be sent, with its repeats, unless OTEL_BSP_EXPORT_TIMEOUT says otherwise.
+/// Deadline of one batch with its retries, unless OTEL_BSP_EXPORT_TIMEOUT is set.
 const EXPORT_TIMEOUT_MS: u64 = 30_000;
 /// Least time between two lines about dropped spans.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
@@ -185,7 +185,7 @@ impl Settings {
     }
 }
 
-/// Whether a parent's decision counts, and the share of the other traces. What cannot be used counts as unset.
+/// Whether a parent's decision counts, and the share of the other traces. An invalid value counts as unset.
 fn sampler(variable: impl Fn(&str) -> Option<String>, warnings: &mut Vec<String>) -> (bool, f64) {
     let mut ratio = |default: f64| {
         let Some(text) = variable("OTEL_TRACES_SAMPLER_ARG") else { return default };
@@ -300,7 +300,7 @@ struct Sender {
     counts: Arc<Counts>,
 }
 
-/// What was said of the export last.
+/// The last reported state of the export.
 #[derive(Debug, Default)]
 struct Said {
     is_away: bool,

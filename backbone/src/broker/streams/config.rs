@@ -14,12 +14,12 @@ pub const RETENTION_MAX: Duration = Duration::from_secs(100 * 31_557_600);
 /// How the order log is kept.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct StreamConfig {
-    /// How long events are kept, such as `30d`; a longer time than the stream's is applied, a shorter one
-    /// refused. 1s-100y. Unset: what the stream has, or 30 days if it is new.
+    /// Retention of events, such as `30d`, 1s-100y. A longer time than the stream's is applied, a shorter one rejected.
+    /// Unset: that of the stream, or 30 days if it is new.
     #[arg(long, env = "ORDERS_RETENTION", value_parser = duration(RETENTION_MIN..=RETENTION_MAX))]
     pub orders_retention: Option<Duration>,
-    /// Copies of the stream, 1-5. Unset: what the stream has, or if it is new 1 on a single server and 3 on a
-    /// cluster. The stream of dead letters has as many.
+    /// Replicas of the streams, 1-5. Unset: those of the stream, or if it is new 1 on a single server and 3 on a
+    /// cluster.
     #[arg(long, env = "ORDERS_REPLICAS", value_parser = clap::value_parser!(u8).range(1..=5))]
     pub orders_replicas: Option<u8>,
 }

@@ -19,7 +19,7 @@ pub(super) struct Layout {
     pub(super) name: &'static str,
     /// The stream as a new one is made.
     new: Config,
-    /// How long messages have to be kept at least; zero is for ever. `None`: as long as the stream does.
+    /// Minimum retention of messages; zero is forever. `None`: that of the stream.
     retention: Option<Duration>,
     /// How many replicas there have to be at least. `None`: as many as the stream has.
     pub(super) replicas: Option<usize>,
@@ -44,7 +44,7 @@ impl Layout {
         Self { name: ORDERS, new, retention: config.orders_retention, replicas, more_replicas: false }
     }
 
-    /// Dead letters are kept until somebody deals with them, and as safely as the orders.
+    /// Dead letters are kept until an operator resolves them, with as many replicas as the orders.
     pub(super) fn of_dead_letters(replicas: usize) -> Self {
         let new = Config {
             name: DEAD_LETTERS.to_owned(),
@@ -63,8 +63,8 @@ impl Layout {
         Config { num_replicas: replicas, ..self.new.clone() }
     }
 
-    /// Whether a stream that is `present` keeps and answers all that it has to, though it may do so for a shorter time or
-    /// on fewer replicas than was asked for.
+    /// Whether a stream that is `present` has all required features, though perhaps less retention or fewer replicas
+    /// than configured.
     pub(super) fn can_do_with(&self, present: &Config) -> bool {
         let least = Self { retention: None, replicas: None, ..self.clone() };
         least.complete(present).is_ok_and(|(_, changes)| changes.is_empty())
@@ -183,8 +183,8 @@ fn guarantees(config: &Config) -> [(&'static str, String); 12] {
     ]
 }
 
-/// What is in the way of the largest event that the contract allows, if there is something: the broker's `max_payload`, or
-/// the stream's `max_msg_size`, which is not positive if there is none.
+/// The limit that the largest event of the contract exceeds, if any: the broker's `max_payload`, or the stream's
+/// `max_msg_size`, which is not positive without a limit.
 pub(super) fn too_small(max_payload: usize, max_msg_size: i32) -> Option<String> {
     let of_stream = usize::try_from(max_msg_size).ok().filter(|bytes| *bytes > 0);
     let limits = [("max_payload", Some(max_payload)), ("max_msg_size", of_stream)];

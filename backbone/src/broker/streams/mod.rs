@@ -57,7 +57,7 @@ enum Hopeless {
     Broker(String),
 }
 
-/// Makes sure that both streams are there, waiting for the broker as long as it takes. `waiting` is told what for.
+/// Ensures that both streams exist, and waits for the broker without a deadline. `waiting` receives the cause.
 pub async fn provision(
     connection: &Connection,
     config: &StreamConfig,
@@ -68,7 +68,7 @@ pub async fn provision(
     Ok(())
 }
 
-/// Makes the stream of dead letters anew if somebody has deleted it while the programs run.
+/// Recreates the stream of dead letters if it was deleted while the programs run.
 pub(crate) async fn restore_dead_letters(connection: &Connection) {
     let jetstream = connection.jetstream();
     match jetstream.get_stream(DEAD_LETTERS).await {
@@ -93,7 +93,7 @@ pub(crate) async fn restore_dead_letters(connection: &Connection) {
     }
 }
 
-/// What is said of the stream by a server that takes itself for its leader. [`ReadError::Broker`] if it is missing.
+/// The stream's info from the server that acts as its leader. [`ReadError::Broker`] if it is missing.
 pub(crate) async fn info(connection: &Connection, name: &str) -> Result<Info, ReadError> {
     match connection.jetstream().get_stream(name).await {
         Ok(stream) => Ok(stream.cached_info().clone()),

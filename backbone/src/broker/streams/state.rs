@@ -1,4 +1,4 @@
-//! What the broker says of a stream at the moment.
+//! The present state of a stream, from the broker.
 
 use std::time::SystemTime;
 

@@ -1,8 +1,8 @@
-//! A durable consumer as it has to be, what somebody may have made of it, and how it is made right again.
+//! The required settings of a durable consumer, how an operator may have edited it, and how it is reconciled.
 //!
-//! What an edited consumer has passed over does not come by editing it back: the broker goes on from where the consumer
-//! stands. So one that may have passed messages over is deleted and made anew. It begins behind the last message of
-//! which it is known that all before it were brought and acknowledged, and if that is not known, with the first.
+//! Editing a consumer back does not deliver the messages that it skipped: the broker continues at the consumer's
+//! position. So a consumer that may have skipped messages is deleted and recreated. It starts after the last known ack
+//! floor, or else at the first message.
 
 mod reconcile;
 
@@ -22,7 +22,7 @@ use crate::broker::streams::{ORDERS, PROVISION};
 use crate::consumer::ack_floor::{Floor, can_go_back, go_back, resetting};
 use crate::consumer::config::ConsumerConfig;
 
-/// A consumer as it is asked for, and as it was when it was opened.
+/// A consumer as requested, and as it was when it was opened.
 #[derive(Debug)]
 pub(crate) struct Durable {
     pub(crate) name: &'static str,
@@ -79,7 +79,7 @@ impl Durable {
         Ok((durable, info))
     }
 
-    /// Which settings somebody has edited since it was opened, in words.
+    /// The settings edited since it was opened, as text.
     pub(crate) fn edited(&self, present: &Config) -> Option<String> {
         if settings(present) == self.opened {
             return None;
@@ -201,7 +201,7 @@ async fn create(
     }
 }
 
-/// Where the broker is asked to make a consumer, and to change one.
+/// The subjects of requests that create and update a consumer.
 fn creating(consumer: &str) -> String {
     format!("$JS.API.CONSUMER.CREATE.{ORDERS}.{consumer}")
 }

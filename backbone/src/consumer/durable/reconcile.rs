@@ -1,4 +1,4 @@
-//! What a consumer has to be like, and what has to be done about one that is not. Nothing here asks the broker.
+//! The required settings of a consumer, and how to repair one that differs. No I/O.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -119,7 +119,7 @@ pub(super) fn beginning_at(start_sequence: u64) -> DeliverPolicy {
     }
 }
 
-/// What is asked for, and beside it what an operator may choose: replicas, a pause, a description.
+/// The required settings, and the operator's: replicas, pause, description.
 pub(super) fn with_choices_of(present: &Config, asked: &pull::Config) -> pull::Config {
     // A push consumer has nothing of it.
     let present = pull::Config::try_from_consumer_config(present.clone()).unwrap_or_default();
@@ -142,7 +142,7 @@ pub(super) fn marked(mut config: pull::Config) -> pull::Config {
     config
 }
 
-/// Whether the consumer is as a program of ours made it.
+/// Whether the consumer has the settings that a Waybill program gave it.
 fn is_given(config: &Config) -> bool {
     config.metadata.get(GIVEN).is_some_and(|given| *given == text(&settings(config)))
 }
@@ -228,7 +228,7 @@ mod tests {
         config(&[EventKind::Created, EventKind::Cancelled], 10)
     }
 
-    /// The consumer as the broker describes it, after somebody has edited what one of our programs made.
+    /// The consumer as the broker describes it after an operator edited a Waybill consumer.
     fn info(made_by: &ConsumerConfig, edit: impl FnOnce(&mut Config)) -> Info {
         let mut config = marked(asked(made_by)).into_consumer_config();
         edit(&mut config);

@@ -26,8 +26,8 @@ pub(super) fn may_pass(status: &Status) -> bool {
         )
 }
 
-/// What a call came to in the end. That we are not let in, or that there is no such service, is no fault of the
-/// order either, though repeating it at once does not help.
+/// The outcome of a call. A rejected caller or a missing service is not the order's fault either, though an immediate
+/// retry does not help.
 pub(super) fn no_answer(status: &Status) -> NoAnswer {
     let text = format!("{:?}: {}", status.code(), shortened(status.message()));
     let refused =

@@ -44,8 +44,7 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// The service at `endpoint`. One call may take `call_timeout`, and a call with all its repeats
-    /// `answer_timeout`.
+    /// The service at `endpoint`. One call may take `call_timeout`, and a call with all its retries `answer_timeout`.
     pub fn new(endpoint: Endpoint, call_timeout: Duration, answer_timeout: Duration) -> Self {
         let uri = endpoint.uri();
         let host = uri.host().unwrap_or_default().to_owned();
@@ -63,7 +62,7 @@ impl Remote {
         Self { client, host, port, call_timeout, answer_timeout }
     }
 
-    /// Makes a call, and repeats it while that may help and there is time.
+    /// Makes a call, and retries it while that may help and there is time.
     async fn call<T: Clone, R>(
         &self,
         name: &'static str,
