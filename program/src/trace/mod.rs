@@ -51,7 +51,8 @@ fn joined<'a>(tracestates: impl IntoIterator<Item = &'a [u8]>) -> Cow<'a, str> {
         [only] => Cow::from(only),
         [..] => Cow::from(states.join(",")),
     };
-    if list.len() > TRACESTATE_BYTES_MAX { Cow::default() } else { list }
+    let is_printable = list.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if is_printable && list.len() <= TRACESTATE_BYTES_MAX { list } else { Cow::default() }
 }
 
 struct Headers<'a> {
