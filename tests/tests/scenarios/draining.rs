@@ -182,8 +182,7 @@ async fn a_rolling_restart_of_all_processors_redelivers_next_to_nothing() {
          processors stopped"
     );
     let restarted = redelivered - contended;
-    // On a busy machine a pool stalls now and then, and postpones a message that it looks at.
-    assert!(restarted * 10 <= in_flight as u64, "{restarted} of {in_flight}");
+    assert!(restarted * 100 <= in_flight as u64, "{restarted} of {in_flight}");
 }
 
 #[tokio::test]
