@@ -192,10 +192,10 @@ impl Admission {
     /// When there is more to want than now, though nothing ends until then.
     pub(crate) fn wakes_at(&self, now: Instant) -> Option<Instant> {
         let is_full = self.room(now) == 0;
-        let slow_at = self.still_at().filter(|_| is_full);
+        let still_at = self.still_at().filter(|_| is_full);
         let search_at = self.next_search_at.filter(|_| is_full || self.probes > 0);
         let look_at = self.question.filter(|_| is_full).map(|_| now + LOOKED_AT_DOUBLES);
-        let times = [self.breaker.probe_at(), self.next_probe_at, slow_at, search_at, look_at];
+        let times = [self.breaker.probe_at(), self.next_probe_at, still_at, search_at, look_at];
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
@@ -335,8 +335,7 @@ impl Admission {
     }
 
     fn still_at(&self) -> Option<Instant> {
-        let still = (self.usual * SLOW_FACTOR).clamp(STILL_MIN, SLOW_MAX);
-        Some(self.latest?.max(self.served_at.unwrap_or(self.latest?)) + still)
+        Some(self.latest?.max(self.served_at.unwrap_or(self.latest?)) + self.longer_than_usual(STILL_MIN))
     }
 
     /// Whether nothing is known against an order, and it is not of the customer whose orders hold most places.
@@ -356,7 +355,12 @@ impl Admission {
     }
 
     fn slow(&self) -> Duration {
-        (self.usual * SLOW_FACTOR).clamp(SLOW_MIN, SLOW_MAX)
+        self.longer_than_usual(SLOW_MIN)
+    }
+
+    /// Several times as long as attempts take that go well, within bounds.
+    fn longer_than_usual(&self, min: Duration) -> Duration {
+        (self.usual * SLOW_FACTOR).clamp(min, SLOW_MAX)
     }
 }
 
