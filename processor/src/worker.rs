@@ -480,6 +480,9 @@ fn delivery<S: Step>(message: &Message, terms: Terms) -> Result<Delivery<'_>, St
 
 /// Sends the last word on a message. A word that is lost leads to a redelivery, which finds the work done.
 async fn acknowledge<S: Step>(message: &Message, kind: AckKind) {
+    if let AckKind::Nak(delay) = kind {
+        debug!(step = S::NAME, subject = %message.subject, ?delay, "redelivery requested");
+    }
     if let Err(error) = message.ack_with(kind).await {
         warn!(step = S::NAME, %error, "acknowledgement not sent");
     }
