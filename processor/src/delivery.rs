@@ -9,7 +9,7 @@ use backbone::log::event::{Recorded, Undecodable};
 use backbone::log::ids::Revision;
 use program::backoff::Backoff;
 use prost_types::Timestamp;
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// Backoff before a message is redelivered.
 pub(crate) const RETRY: Backoff =
@@ -118,6 +118,9 @@ impl<'a> Delivery<'a> {
 /// Sends the last word on a message, or a sign of life. A word that is lost leads to a redelivery, which finds the work
 /// done.
 pub(crate) async fn acknowledge(step: &'static str, message: &Message, kind: AckKind) {
+    if let AckKind::Nak(delay) = kind {
+        debug!(step, subject = %message.subject, ?delay, "redelivery requested");
+    }
     if let Err(error) = message.ack_with(kind).await {
         warn!(step, %error, "acknowledgement not sent");
     }
