@@ -16,7 +16,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use harness::collector::Collector;
-use harness::measure::{Measured, closed_loop, spread};
+use harness::measure::{Measured, closed_loop, cpu_time, spread};
 use harness::{Deployment, Gateway, Options, Process, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use tonic::transport::Channel;
@@ -77,19 +77,36 @@ async fn compare() {
         }
     }
     println!(
-        "\nCreateOrder, {IN_FLIGHT} in flight, {ROUNDS} turns of {TURN:?} each: median [lowest-highest]"
+        "\nCreateOrder, {IN_FLIGHT} in flight, {ROUNDS} turns of {TURN:?} each: median [lowest-highest]; ratios to no traces"
     );
     for ((name, _), of_gateway) in gateways.iter().zip(&turns) {
-        let of = |value: fn(&Measured) -> f64| spread(&of_gateway.iter().map(value).collect::<Vec<_>>());
-        let (rate, slowest, fastest) = of(Measured::rate);
-        let (p99, ..) = of(|measured| measured.percentile_ms(99.0));
-        let ratios: Vec<_> =
-            of_gateway.iter().zip(&turns[0]).map(|(with, without)| with.rate() / without.rate()).collect();
-        let (ratio, lowest, highest) = spread(&ratios);
+        let of = |value: fn(&Turn) -> f64| spread(&of_gateway.iter().map(value).collect::<Vec<_>>());
+        let ratio = |value: fn(&Turn) -> f64| {
+            let ratios = of_gateway.iter().zip(&turns[0]).map(|(with, without)| value(with) / value(without));
+            let (median, lowest, highest) = spread(&ratios.collect::<Vec<_>>());
+            format!("{median:.2} [{lowest:.2}-{highest:.2}]")
+        };
+        let (rate, slowest, fastest) = of(Turn::rate);
+        let (p99, ..) = of(|turn| turn.load.percentile_ms(99.0));
+        let (cpu, ..) = of(|turn| turn.cpu_us);
         println!(
-            "  {name:<17} {rate:>6.0} [{slowest:.0}-{fastest:.0}] calls/s   p99 {p99:.2} ms   / no traces: {ratio:.2} \
-             [{lowest:.2}-{highest:.2}]"
+            "  {name:<17} {rate:>6.0} [{slowest:.0}-{fastest:.0}] calls/s  {}   p99 {p99:.2} ms   CPU {cpu:.1} us a call  {}",
+            ratio(Turn::rate),
+            ratio(|turn| turn.cpu_us)
         );
+    }
+}
+
+/// What one gateway did in one turn.
+struct Turn {
+    load: Measured,
+    /// CPU time of the gateway for each call.
+    cpu_us: f64,
+}
+
+impl Turn {
+    fn rate(&self) -> f64 {
+        self.load.rate()
     }
 }
 
@@ -104,11 +121,12 @@ async fn collector() -> (Process, String) {
     (process, url)
 }
 
-async fn turn(gateway: &Gateway, duration: Duration) -> Measured {
+async fn turn(gateway: &Gateway, duration: Duration) -> Turn {
     let connect =
         || Channel::from_shared(format!("http://{}", gateway.grpc_addr)).expect("address").connect_lazy();
     let clients: Vec<_> = (0..CONNECTIONS).map(|_| OrderServiceClient::new(connect())).collect();
-    closed_loop(IN_FLIGHT, duration, move |caller, call| {
+    let before = cpu_time(gateway.process.pid());
+    let load = closed_loop(IN_FLIGHT, duration, move |caller, call| {
         let mut client = clients[caller % clients.len()].clone();
         async move {
             let items = vec![item("widget", 2), item("gadget", 1)];
@@ -116,5 +134,7 @@ async fn turn(gateway: &Gateway, duration: Duration) -> Measured {
             client.create_order(request).await.expect("order accepted");
         }
     })
-    .await
+    .await;
+    let cpu = cpu_time(gateway.process.pid()) - before;
+    Turn { cpu_us: cpu.as_secs_f64() * 1e6 / load.latencies_us.len() as f64, load }
 }
