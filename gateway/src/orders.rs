@@ -11,7 +11,7 @@ use backbone::log::ids::{CustomerKey, OrderId, Revision};
 use backbone::log::{AppendError, Appended, LossCounts, OrderLog, Update, WatchError};
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
-use program::trace::{KeyValue, OpenTelemetrySpanExt, attribute};
+use program::trace::{self, KeyValue, attribute};
 use prost::Message;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::order_service_server::OrderService;
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use tracing::{Span, debug};
+use tracing::debug;
 
 use crate::admission::{Caller, ConcurrencyLimit, Permit};
 use crate::auth::Principal;
@@ -359,15 +359,13 @@ fn delivered(method: &'static str, Update { event, lag }: &Update) {
     if let Some(lag) = lag {
         metrics::delivered(method, *lag);
     }
-    let span = Span::current();
-    if let Some(appended) = &event.trace
-        && !span.is_disabled()
-    {
+    let Some(appended) = &event.trace else { return };
+    trace::with_current(|call| {
         let revision = i64::try_from(event.revision.0).unwrap_or(i64::MAX);
         let about = vec![
             KeyValue::new(attribute::ORDER_ID, event.id.to_string()),
             KeyValue::new(attribute::ORDER_REVISION, revision),
         ];
-        span.add_link_with_attributes(appended.clone(), about);
-    }
+        call.add_link(appended.clone(), about);
+    });
 }

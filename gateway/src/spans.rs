@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use pin_project_lite::pin_project;
-use program::trace::{self, Context, TRACEPARENT, TRACESTATE, attribute};
+use program::trace::{self, Context, KeyValue, TRACEPARENT, TRACESTATE, attribute};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -31,7 +31,7 @@ pub(crate) struct Spans;
 
 /// Says which order the current call is about.
 pub(crate) fn about(id: &OrderId) {
-    Span::current().record("waybill.order.id", tracing::field::display(id));
+    trace::with_current(|call| call.set_attribute(KeyValue::new(attribute::ORDER_ID, id.to_string())));
 }
 
 impl<S> Layer<S> for Spans {
@@ -87,8 +87,6 @@ impl Traced {
             rpc.system.name = "grpc",
             rpc.method = request.uri().path().trim_start_matches('/'),
             rpc.response.status_code = Empty,
-            waybill.order.id = Empty,
-            waybill.dead_letter.id = Empty,
         );
         let context = trace::continue_in(&span, trace::extract(all(TRACEPARENT), all(TRACESTATE)));
         Self { span, context }
@@ -99,9 +97,8 @@ impl Traced {
     }
 
     fn within<T>(&self, work: impl FnOnce() -> T) -> T {
-        // That of a span is attached with the span.
-        let _context = self.span.is_disabled().then(|| self.context.clone().attach());
-        self.span.in_scope(work)
+        let _current = self.context.clone().attach();
+        work()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use program::trace::{self, Context, FutureExt, TRACEPARENT, TRACESTATE, attribute};
+use program::trace::{self, Context, FutureExt, KeyValue, TRACEPARENT, TRACESTATE, attribute};
 use proto::payments::v1::payment_service_server::PaymentService;
 use proto::payments::v1::sandbox_control_service_server::SandboxControlService;
 use proto::payments::v1::{
@@ -19,7 +19,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::field::Empty;
-use tracing::{Instrument, Span, info_span};
+use tracing::{Span, info_span};
 
 use crate::behaviour::{Behaviour, Behaviours};
 use crate::ledger::{Charge, Refusal, is_declined};
@@ -88,7 +88,8 @@ impl PaymentService for Service {
         let (span, context) = serving(request.metadata(), "payments.v1.PaymentService/Capture");
         let answer = async {
             let (key, charge) = charge_in(request.into_inner())?;
-            Span::current().record("waybill.order.id", &*charge.order_id);
+            let order_id = KeyValue::new(attribute::ORDER_ID, charge.order_id.clone());
+            trace::with_current(|call| call.set_attribute(order_id));
             let behaviour = self.behaviours.next(&charge.customer_id);
             if is_nonsense(behaviour, &charge.customer_id) {
                 let outcome = self.behave(behaviour, async { Ok(None) }).await?;
@@ -98,7 +99,7 @@ impl PaymentService for Service {
             let outcome = self.behave(behaviour, self.records.capture(key, charge, decline)).await?;
             Ok(Response::new(CaptureResponse { outcome: Some(outcome) }))
         };
-        let answer = answer.instrument(span.clone()).with_context(context).await;
+        let answer = answer.with_context(context).await;
         served(&span, answer)
     }
 
@@ -117,7 +118,7 @@ impl PaymentService for Service {
             let outcome = self.behave(behaviour, self.records.refund(key)).await?;
             Ok(Response::new(RefundResponse { outcome: Some(outcome) }))
         };
-        let answer = answer.instrument(span.clone()).with_context(context).await;
+        let answer = answer.with_context(context).await;
         served(&span, answer)
     }
 }

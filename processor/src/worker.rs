@@ -18,7 +18,7 @@ use tokio::select;
 use tokio::sync::MutexGuard as AsyncMutexGuard;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, Span, error, warn};
+use tracing::{Span, error, warn};
 
 use crate::admission::DependencySignal;
 use crate::attempt::{AttemptError, AttemptOutcome, Attempts};
@@ -119,7 +119,7 @@ impl<S: Step> Worker<S> {
     async fn work(&self, delivery: &Delivery<'_>, subject: Subject) -> Ended {
         let (received, context) = spans::received::<S>(delivery);
         let admitted = self.admit(delivery, &received);
-        let admitted = admitted.instrument(received.clone()).with_context(context.clone()).await;
+        let admitted = admitted.with_context(context.clone()).await;
         let Admitted { event, about, _alone } = match admitted {
             Ok(admitted) => admitted,
             Err(ended) => return ended,
@@ -129,7 +129,7 @@ impl<S: Step> Worker<S> {
         drop(received);
         spans::about(&span, &event);
         let tried = self.try_order(event, about, delivery, subject, &span);
-        tried.instrument(span.clone()).with_context(context).await
+        tried.with_context(context).await
     }
 
     /// What there is to do for the message; or what becomes of it without an attempt.

@@ -15,13 +15,13 @@ use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use futures::TryStreamExt;
-use program::trace::{self, SpanContext};
+use program::trace::{self, FutureExt, SpanContext};
 use prost::Message;
 use proto::operations::v1::{DeadLetter, DeadLetterState, Header, Resolution};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 use tracing::field::Empty;
-use tracing::{Instrument, Span, info_span, warn};
+use tracing::{Span, info_span, warn};
 
 pub use fingerprint::fingerprint;
 pub use id::{ALL_DEAD_LETTERS, LetterId, MalformedLetterId, is_step};
@@ -272,7 +272,7 @@ impl DeadLetters {
         if letter.state() != DeadLetterState::Unspecified {
             span.record("waybill.keep", true);
         }
-        self.publish_cut(id, letter, expected, &span).instrument(span.clone()).await
+        self.publish_cut(id, letter, expected, &span).with_context(trace::within(&span)).await
     }
 
     /// Publishes the dead letter, cut to the size that fits.

@@ -9,13 +9,13 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use program::backoff::Backoff;
 use program::metrics::{self, Histogram, seconds};
-use program::trace::{self, KeyValue, OpenTelemetrySpanExt, attribute};
+use program::trace::{self, FutureExt, KeyValue, OpenTelemetrySpanExt, attribute};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderCreated};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 use tracing::field::Empty;
-use tracing::{Instrument, Span, debug, info_span};
+use tracing::{Span, debug, info_span};
 
 use super::read::Latest;
 use super::{OrderLog, OrderState, carried_since, known_losses};
@@ -177,7 +177,8 @@ impl OrderLog {
             waybill.order.revision = Empty,
             waybill.outcome = Empty,
         );
-        let appended = self.publish_until_decided(next, deadline, &span).instrument(span.clone()).await;
+        let appended =
+            self.publish_until_decided(next, deadline, &span).with_context(trace::within(&span)).await;
         measured.outcome = match &appended {
             Ok(Appended::Stored(_)) => "acked",
             Ok(Appended::Overtaken(_)) => "conflict",

@@ -13,7 +13,7 @@ use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{OrderRedriven, OrderStatus};
 use tokio::time::{Instant, Interval, timeout};
 use tonic::Status;
-use tracing::{Instrument, Span, info, info_span, warn};
+use tracing::{Span, info, info_span, warn};
 
 use crate::{broker_errors, errors};
 
@@ -104,9 +104,9 @@ impl Redrive {
         if self.dry_run {
             return self.redrive_order(id, &kept, order, deadline).await;
         }
-        let (span, context) = self.redriving(&kept);
+        let (_span, context) = self.redriving(&kept);
         let redriven = self.redrive_order(id, &kept, order, deadline);
-        redriven.instrument(span).with_context(context).await
+        redriven.with_context(context).await
     }
 
     async fn redrive_order(
@@ -194,7 +194,7 @@ impl Redrive {
             span.add_link_with_attributes(letter, vec![id()]);
             span.add_link(call);
             let order_id = KeyValue::new(attribute::ORDER_ID, kept.letter.order_id.clone());
-            Span::current().add_link_with_attributes(redrive, vec![id(), order_id]);
+            trace::with_current(|call| call.add_link(redrive, vec![id(), order_id]));
         }
         (span, context)
     }

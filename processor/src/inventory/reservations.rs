@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backbone::broker::direct_get::ReadError;
 use program::backoff::Backoff;
-use program::trace;
+use program::trace::{self, FutureExt};
 use proto::orders::v1::Order;
 use stock::{
     BUCKET, Batch, CommitError, ORDER_SKUS_MAX, Records, ReservationState, Store, WRITES_MAX,
@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{Instrument, Span, debug, info_span};
+use tracing::{Span, debug, info_span};
 
 use super::ledger::{Answer, Entry, Ledger, ReservationRequest, Unsure};
 use crate::incarnation::Incarnation;
@@ -69,8 +69,10 @@ impl Reservations {
             answer.await.map_err(|_| closed())?
         };
         let late = |_| Err(StepError::Unavailable("inventory: no commit in time".to_owned()));
-        let answer =
-            timeout(self.answer_timeout, answered).instrument(span.clone()).await.unwrap_or_else(late);
+        let answer = timeout(self.answer_timeout, answered)
+            .with_context(trace::within(&span))
+            .await
+            .unwrap_or_else(late);
         match &answer {
             Ok(Answer::Held | Answer::Kept | Answer::Released(_) | Answer::OutOfStock(_)) => {}
             Ok(Answer::Refused(reason)) => trace::fail(&span, "refused", reason),

@@ -78,7 +78,8 @@ impl Traces {
             .with_location(false)
             .with_target(false)
             .with_threads(false)
-            .with_tracked_inactivity(false);
+            .with_tracked_inactivity(false)
+            .with_context_activation(false);
         // Lines of the log are not events of spans, and spans of libraries do not say their kind.
         let is_ours =
             |metadata: &Metadata<'_>| metadata.is_span() && metadata.fields().field("otel.kind").is_some();

@@ -16,7 +16,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Span;
 
 pub use opentelemetry::context::{Context, FutureExt};
-pub use opentelemetry::trace::SpanContext;
+pub use opentelemetry::trace::{SpanContext, SpanRef};
 pub use opentelemetry::{ContextGuard, KeyValue};
 pub use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -126,6 +126,22 @@ pub fn continue_in(span: &Span, parent: Option<SpanContext>) -> Context {
         tracing::debug!(%error, "span without its parent");
     }
     span.context()
+}
+
+/// The trace context of work within `span`, or the current one if it is disabled. Work is put into it by
+/// [`FutureExt::with_context`]. No span is ever entered: that costs a look-up in every layer each time a task is polled.
+pub fn within(span: &Span) -> Context {
+    if span.is_disabled() { Context::current() } else { span.context() }
+}
+
+/// Does something to the current span, if there is one.
+pub fn with_current(change: impl FnOnce(&SpanRef<'_>)) {
+    Context::map_current(|context| {
+        let span = context.span();
+        if span.is_recording() {
+            change(&span);
+        }
+    });
 }
 
 /// The span failed: `kind` is one of a few words, `reason` is for people. It is exported even if its trace is not sampled.

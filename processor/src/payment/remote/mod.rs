@@ -5,7 +5,7 @@ mod answers;
 use std::time::Duration;
 
 use program::backoff::Backoff;
-use program::trace;
+use program::trace::{self, FutureExt};
 use proto::payments::v1::payment_service_client::PaymentServiceClient;
 use proto::payments::v1::{CaptureRequest, RefundRequest, capture_response, refund_response};
 use tokio::time::{Instant, sleep, timeout};
@@ -13,7 +13,7 @@ use tonic::metadata::{AsciiMetadataKey, MetadataMap};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 use tracing::field::Empty;
-use tracing::{Instrument, Span, debug, info_span};
+use tracing::{Span, debug, info_span};
 
 use self::answers::{from_payments, may_pass, no_answer, reference, shortened, to_payments, unusable};
 use super::provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
@@ -78,9 +78,13 @@ impl Remote {
             // So that the service need not finish what nobody waits for.
             request.set_timeout(time);
             let span = self.calling(name, order_id);
-            span.in_scope(|| pass_on(request.metadata_mut()));
+            let context = trace::within(&span);
+            {
+                let _current = context.clone().attach();
+                pass_on(request.metadata_mut());
+            }
             let called = timeout(time, method(self.client.clone(), request));
-            let status = match called.instrument(span.clone()).await {
+            let status = match called.with_context(context).await {
                 Ok(Ok(response)) => {
                     answered(&span, Code::Ok);
                     return Ok(response.into_inner());
