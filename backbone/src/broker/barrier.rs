@@ -110,12 +110,12 @@ impl Barrier {
         let begun = Instant::now();
         let committed = match self.write(None).await {
             Outcome::Stored(revision) => Ok(revision),
-            Outcome::Conflict => Err("barrier refused".to_owned()),
+            Outcome::Conflict => Err("barrier rejected".to_owned()),
             Outcome::Full(error)
             | Outcome::TooLarge(error)
             | Outcome::Permanent(error)
             | Outcome::Unavailable(error)
-            | Outcome::Unknown(error) => Err(format!("stream {} commits nothing: {error}", self.stream)),
+            | Outcome::Unknown(error) => Err(format!("stream {} does not commit: {error}", self.stream)),
         };
         let attempt = last.insert(Attempt { begun, committed });
         attempt.committed.clone().map(Some).map_err(ReadError::NoAnswer)
@@ -272,5 +272,5 @@ impl Barrier {
 }
 
 fn lags() -> ReadError {
-    ReadError::NoAnswer("no server shows in time that it has everything".to_owned())
+    ReadError::NoAnswer("no server proved in time that it is up to date".to_owned())
 }

@@ -105,7 +105,7 @@ impl Connection {
                     if is_said || (attempts > 0 && attempts.is_multiple_of(REASON_ROUNDS)) {
                         let reason = reasons(servers).await;
                         if is_said {
-                            warn!(attempts, reason, "broker not reachable, waiting for it");
+                            warn!(attempts, reason, "broker unreachable, retrying");
                         }
                         *lock(&unreachable) = reason;
                     }
@@ -212,7 +212,7 @@ impl Connection {
     /// Why a request to JetStream had no answer: the error, or its known cause.
     pub fn unanswered(&self, error: &impl ToString) -> String {
         if self.is_up() && !self.client.server_info().jetstream {
-            return "JetStream is off at the broker; run it with --jetstream, or with jetstream {} in its configuration"
+            return "JetStream is disabled at the broker; start it with --jetstream, or add jetstream {} to its configuration"
                 .to_owned();
         }
         error.to_string()
@@ -252,7 +252,7 @@ impl Connection {
         if info.cluster.is_none() {
             return;
         }
-        warn!(server = info.server_name, %reason, "leaving the server, trying another of NATS_URL");
+        warn!(server = info.server_name, %reason, "leaving the server, connecting to another of NATS_URL");
         let (id, connects) = (info.server_id, *self.connects.borrow());
         lock(&self.leaving).get_or_insert_with(Leaving::begin).left = Some((id, connects));
         if let Err(error) = self.client.force_reconnect().await {
@@ -278,7 +278,7 @@ impl Connection {
     /// The server is as good as any: none is left any more.
     pub(crate) fn stay(&self) {
         if lock(&self.leaving).take().is_some() {
-            info!(server = self.client.server_info().server_name, "connected to a server that is good");
+            info!(server = self.client.server_info().server_name, "connected to a server that commits writes");
         }
     }
 
@@ -291,7 +291,7 @@ impl Connection {
         match timeout(FLUSH_TIMEOUT, self.client.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "last messages may not have been sent"),
-            Err(_) => warn!("last messages may not have been sent: the broker does not take them"),
+            Err(_) => warn!("last messages may not have been sent: flush timed out"),
         }
     }
 }
@@ -307,7 +307,7 @@ async fn listen_anew(client: Client, refusals: Arc<Mutex<DeniedPermissions>>, un
         // Another connection may have come by itself, or be on its way.
         let is_up = client.connection_state() == State::Connected;
         if is_up && lock(&refusals).answers_are_unheard() {
-            warn!("the broker's answers may not be heard, connecting anew");
+            warn!("inbox subscription denied, reconnecting");
             last = Instant::now();
             if let Err(error) = client.force_reconnect().await {
                 debug!(%error, "connection to the broker");
@@ -327,9 +327,9 @@ fn log(event: &Event) {
     match event {
         Event::Connected => info!("connected to the broker"),
         Event::Disconnected => warn!("connection to the broker lost"),
-        Event::LameDuckMode => info!("broker is about to leave"),
+        Event::LameDuckMode => info!("server entered lame duck mode"),
         Event::Draining | Event::Closed => info!(%event, "connection to the broker"),
-        Event::SlowConsumer(_) => warn!(%event, "messages dropped, to be read from the log"),
+        Event::SlowConsumer(_) => warn!(%event, "slow consumer, messages dropped; reading them from the log"),
         // One for each message that a user may not publish, and callers bring such messages about.
         Event::ServerError(_) => {
             if let Some(left_out) = COMPLAINTS.allow() {

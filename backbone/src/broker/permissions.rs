@@ -75,7 +75,7 @@ impl DeniedPermissions {
         let subscribing = self.subscribing.iter().map(|subject| format!("subscribe to {subject}"));
         let refused: Vec<_> = publishing.chain(subscribing).collect();
         (!refused.is_empty()).then(|| {
-            format!("the broker does not let this user (NATS_URL, NATS_CREDS) {}", refused.join(", nor "))
+            format!("this user (NATS_URL, NATS_CREDS) has no permission to {}", refused.join(", or "))
         })
     }
 }
@@ -126,7 +126,7 @@ mod tests {
         assert!(refusals.is_refused("$JS.API.STREAM.INFO.ORDERS"));
         let said = refusals.said(false).unwrap();
         assert!(said.ends_with(
-            "publish to $JS.API.STREAM.INFO.ORDERS, nor subscribe to _INBOX_payment.>, nor subscribe to live.ORDER.>"
+            "publish to $JS.API.STREAM.INFO.ORDERS, or subscribe to _INBOX_payment.>, or subscribe to live.ORDER.>"
         ), "{said}");
         refusals.forget();
         assert_eq!((refusals.said(true), refusals.is_refused("$JS.API.STREAM.INFO.ORDERS")), (None, false));

@@ -29,7 +29,7 @@ pub(crate) enum Outcome {
     Stored(Revision),
     /// Something else lies there than was expected.
     Conflict,
-    /// Not stored by this publish: the broker is away, or has no leader.
+    /// Not stored by this publish: broker unavailable, or has no leader.
     Unavailable(String),
     /// Not stored: the broker has no space.
     Full(String),
@@ -42,7 +42,7 @@ pub(crate) enum Outcome {
 }
 
 /// Publishes once to a subject of `stream`, and waits for the acknowledgement. An expectation is a filter, and where the last
-/// message on it has to be. While the broker is away or has no space nothing is sent: what the client would buffer could be stored
+/// message on it has to be. While broker unavailable or has no space nothing is sent: what the client would buffer could be stored
 /// long after its writer gave up, and one write in a while is enough to find out whether there is space.
 pub(crate) async fn publish(
     connection: &Connection,
@@ -54,7 +54,7 @@ pub(crate) async fn publish(
     deadline: Instant,
 ) -> Outcome {
     if !connection.is_up() {
-        return Outcome::Unavailable("the broker is away".to_owned());
+        return Outcome::Unavailable("broker unavailable".to_owned());
     }
     let space = connection.storage();
     if let Err(reason) = space.admit(stream) {
@@ -89,11 +89,11 @@ pub(crate) async fn publish(
             Outcome::Full(refusal(&error).map_or_else(|| error.to_string(), ToString::to_string))
         }
         Unpublished::Refused(Meaning::TooLarge) => {
-            Outcome::TooLarge(format!("a message of {bytes} bytes is larger than the broker takes: {error}"))
+            Outcome::TooLarge(format!("message of {bytes} bytes exceeds the broker's limit: {error}"))
         }
         Unpublished::Refused(Meaning::Permanent) => {
             if let Some(left_out) = PERMANENT.allow() {
-                error!(stream, left_out, %error, "the broker refuses a message for good");
+                error!(stream, left_out, %error, "broker rejected message, not retried");
             }
             Outcome::Permanent(error.to_string())
         }

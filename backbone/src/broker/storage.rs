@@ -76,7 +76,7 @@ impl Storage {
             return Ok(());
         }
         if let Some(left_out) = full.said.allow() {
-            error!(stream, reason = full.reason, left_out, "no storage space; writes are refused");
+            error!(stream, reason = full.reason, left_out, "no storage space; writes are rejected");
         }
         Err(full.reason.clone())
     }
@@ -105,7 +105,7 @@ impl Storage {
         full.seen = now;
         reason.clone_into(&mut full.reason);
         if let Some(left_out) = full.said.allow() {
-            error!(stream, reason, left_out, "no storage space; writes are refused");
+            error!(stream, reason, left_out, "no storage space; writes are rejected");
         }
         self.0.is_any_full.store(true, Ordering::Relaxed);
     }
@@ -144,7 +144,7 @@ impl Storage {
         }
         let mut streams = self.streams();
         if let Some(full) = streams.get_mut(stream).and_then(Option::take) {
-            info!(stream, after = ?full.since.elapsed(), "there is storage space again");
+            info!(stream, after = ?full.since.elapsed(), "storage space available again");
         }
         self.0.is_any_full.store(streams.values().any(Option::is_some), Ordering::Relaxed);
     }
@@ -198,7 +198,7 @@ impl Storage {
         let storage = self.clone();
         metrics::gauge(
             "waybill.storage.full",
-            "1 while the broker has no space for what is written to a stream.",
+            "1 while the broker has no storage space for a stream.",
             move |gauge| {
                 let mut states = BTreeMap::from([(ORDERS, false), (DEAD_LETTERS, false)]);
                 states.extend(

@@ -10,8 +10,8 @@ use crate::broker::connection::Connection;
 use crate::broker::meaning::refusal;
 
 /// Why writes are not answered by a broker that answers all else.
-pub const SWALLOWED: &str = "the broker takes messages and stores none; as a rule there is no space left on its disk, and it \
-                             has to be restarted when there is some";
+pub const SWALLOWED: &str =
+    "the broker accepts messages but stores none; usually its disk is full: free space, then restart it";
 const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -91,7 +91,7 @@ impl Floor {
         let record = leader_get::last(connection, DEAD_LETTERS, &subject(consumer)).await?;
         let read = record.map(|record| serde_json::from_slice(&record.payload));
         Ok(read.transpose().unwrap_or_else(|error| {
-            warn!(consumer, %error, "foreign message where the consumer's floor is recorded, passed over");
+            warn!(consumer, %error, "foreign message in place of the recorded ack floor, skipped");
             None
         }))
     }
@@ -118,7 +118,7 @@ impl Floor {
         if let Err(error) =
             connection.client.publish_with_headers(subject(consumer), headers, record.into()).await
         {
-            warn!(consumer, %error, "the consumer's floor is not recorded");
+            warn!(consumer, %error, "ack floor not recorded");
         }
     }
 }

@@ -114,7 +114,7 @@ impl Consumer {
                     if self.requests.lost_one() {
                         return Err(ConsumerError::Silent);
                     }
-                    debug!(consumer = self.durable.name, "no sign of life from the broker, asked again");
+                    debug!(consumer = self.durable.name, "no reply from the broker, pull request resent");
                     self.requests.give_up();
                     continue;
                 }
@@ -253,7 +253,7 @@ impl Consumer {
     /// Whether the consumer is as it has to be, and whether nothing came because there is nothing.
     fn learn(&mut self, answer: &async_nats::Message) -> Result<(), ConsumerError> {
         let Ok(Response::Ok(info)) = serde_json::from_slice::<Response<Info>>(&answer.payload) else {
-            debug!(consumer = self.durable.name, "no answer how the consumer is");
+            debug!(consumer = self.durable.name, "consumer info not readable");
             return Ok(());
         };
         if let Some(settings) = self.durable.edited(&info.config) {

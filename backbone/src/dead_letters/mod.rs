@@ -77,16 +77,16 @@ pub struct Kept {
 #[derive(Debug, Error)]
 pub enum PutError {
     /// Another writer has changed the dead letter.
-    #[error("the dead letter has changed meanwhile")]
+    #[error("the dead letter was changed concurrently")]
     Conflict,
     /// The broker is away, or has no space; nothing was stored.
     #[error("the dead letter was not stored: {0}")]
     Unavailable(String),
     /// It is larger than the broker takes, or refused for another reason that stays; nothing was stored.
-    #[error("the broker refuses the dead letter: {0}")]
+    #[error("the broker rejected the dead letter: {0}")]
     Permanent(String),
     /// Perhaps stored; reading the dead letter shows it.
-    #[error("no answer in time whether the dead letter was stored: {0}")]
+    #[error("outcome unknown, the dead letter was not acknowledged in time: {0}")]
     Unknown(String),
 }
 
@@ -175,7 +175,7 @@ impl DeadLetters {
     /// Removes the record of attempts that came to nothing. If that fails, it expires.
     pub async fn forget(&self, record: &Kept) {
         if let Err(error) = self.stream.delete_message(record.head.0).await {
-            warn!(dead_letter_id = %record.id, %error, "a record of attempts was not removed");
+            warn!(dead_letter_id = %record.id, %error, "record of attempts not deleted");
         }
     }
 
@@ -224,7 +224,7 @@ impl DeadLetters {
             }
             sleep(REPLICA_PAUSE * looks).await;
         }
-        Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()))
+        Err(ReadError::NoAnswer("the replica that answered lags".to_owned()))
     }
 
     /// The contents of the stream of dead letters.
@@ -353,7 +353,7 @@ impl DeadLetters {
     /// nothing else depends on it.
     async fn delete(&self, id: &LetterId, open: Revision) {
         if let Err(error) = self.stream.delete_message(open.0).await {
-            warn!(dead_letter_id = %id, %error, "a dead letter that is resolved is still listed");
+            warn!(dead_letter_id = %id, %error, "open entry of a resolved dead letter not deleted");
         }
     }
 }
@@ -361,7 +361,7 @@ impl DeadLetters {
 /// A dead letter as stored.
 fn kept(id: &LetterId, head: Revision, headers: &HeaderMap, payload: Bytes) -> Kept {
     let letter = DeadLetter::decode(payload).unwrap_or_else(|error| {
-        warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, passed over");
+        warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, skipped");
         DeadLetter::default()
     });
     Kept { id: id.clone(), letter, trace: trace_headers::read(headers), head }

@@ -64,13 +64,13 @@ pub enum AppendError {
     #[error("the event was not stored: {0}")]
     TooLarge(String),
     /// The event is not in the log, and never will be.
-    #[error("the broker refuses the event: {0}")]
+    #[error("the broker rejected the event: {0}")]
     Permanent(String),
     /// The event is not in the log: the order has none any more.
-    #[error("the order is no longer kept")]
+    #[error("the order's events have expired")]
     Gone,
     /// The outcome is unknown. Only a retry can tell.
-    #[error("no answer in time whether the event was stored: {0}")]
+    #[error("outcome unknown, the event was not acknowledged in time: {0}")]
     Unknown(String),
 }
 
@@ -250,7 +250,7 @@ impl OrderLog {
                         (Ok(Settled::Gone), None) => AppendError::Gone,
                         (Ok(Settled::Vacant(head)), None) => {
                             expected = head;
-                            AppendError::Unavailable(format!("foreign messages up to {head} on its subjects"))
+                            AppendError::Unavailable(format!("foreign messages up to {head} on the order's subjects"))
                         }
                         // The broker decided, but what it decided cannot be read at the moment.
                         (Err(error), None) => AppendError::Unknown(error.to_string()),
@@ -271,11 +271,11 @@ impl OrderLog {
                 trace::fail(span, error.kind(), &error);
                 return Err(error);
             }
-            debug!(order_id = %id, attempts, %error, "append tried again");
-            span.add_event("append tried again", vec![KeyValue::new(attribute::ERROR_TYPE, error.kind())]);
+            debug!(order_id = %id, attempts, %error, "append retried");
+            span.add_event("append retried", vec![KeyValue::new(attribute::ERROR_TYPE, error.kind())]);
             sleep(pause).await;
         }
-        Err(AppendError::Unknown("gave up".to_owned()))
+        Err(AppendError::Unknown("retries exhausted".to_owned()))
     }
 
     /// The cause of a conflict.

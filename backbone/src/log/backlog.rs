@@ -49,7 +49,7 @@ impl OrderLog {
         match backlog.oldest {
             Some(_) => Ok(backlog),
             // A replica that is behind, or what was expired or deleted a moment ago.
-            None => Err(ReadError::NoAnswer("the oldest message of the consumer is not there".to_owned())),
+            None => Err(ReadError::NoAnswer("the consumer's oldest message was not found".to_owned())),
         }
     }
 

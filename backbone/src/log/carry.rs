@@ -164,7 +164,7 @@ impl OrderLog {
         let all = match direct_get::last_of_each(client, ORDERS, &filters).await {
             // The broker answers no more than 1,024 subjects, and foreign messages may lie on any number of them.
             Err(ReadError::Broker(error)) if candidates.len() > 1 => {
-                debug!(error, "orders are looked at one by one");
+                debug!(error, "reading orders one by one");
                 let mut all = Vec::new();
                 for filter in filters {
                     all.extend(direct_get::last_of_each(client, ORDERS, &[filter]).await?);

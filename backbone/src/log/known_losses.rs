@@ -68,7 +68,7 @@ impl Losses {
             from_time = rfc3339(*from_time),
             to_time = rfc3339(*to_time),
             cause = cause.as_str(),
-            "the order log has lost events; the orders that they belong to may be lost"
+            "the order log has lost events; orders may be lost"
         );
         let mut unacknowledged = self.unacknowledged();
         let before = unacknowledged.map_or(0, |mark| mark.events);
@@ -81,7 +81,7 @@ impl Losses {
     pub(super) fn acknowledge(&self, acknowledged: SystemTime) {
         *self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner) = Some(acknowledged);
         if self.unacknowledged().take_if(|mark| mark.at <= acknowledged).is_some() {
-            info!("the loss of events is acknowledged");
+            info!("loss of events acknowledged");
         }
     }
 

@@ -130,7 +130,7 @@ async fn receive(mut subscriber: Subscriber, events: Sender<Arc<Recorded>>) {
         match decode(message) {
             // Nobody listening is no failure: it ends this task.
             Ok(event) => drop(events.send(Arc::new(event))),
-            Err(error) => warn!(%subject, error, "foreign message on a live subject, passed over"),
+            Err(error) => warn!(%subject, error, "foreign message on a live subject, skipped"),
         }
     }
 }

@@ -60,9 +60,9 @@ impl Cause {
     /// In words, for the log.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Replaced => "the stream was deleted or its store was wiped, and it was made anew",
+            Self::Replaced => "the stream was deleted or its storage was wiped, and it was recreated",
             Self::Removed => "events were purged or deleted",
-            Self::RolledBack => "the last events are gone, as after the return of an older store",
+            Self::RolledBack => "the last events are missing, as after an older storage was restored",
             Self::Missing => "other records name events that the log does not have",
         }
     }

@@ -70,8 +70,8 @@ impl OrderLog {
             match timeout(LOOK_TIMEOUT, watchman.look()).await {
                 Ok(Ok(())) => {}
                 // The broker is away, or the stream is missing: the next look that is answered tells.
-                Ok(Err(error)) => debug!(%error, "order log not looked at"),
-                Err(_) => debug!("order log not looked at: no answer in time"),
+                Ok(Err(error)) => debug!(%error, "order log not checked"),
+                Err(_) => debug!("order log not checked: no answer in time"),
             }
             let is_first = watchman.before.is_none();
             sleep(if is_first { FIRST_LOOK_INTERVAL } else { LOOK_INTERVAL }).await;
@@ -181,7 +181,7 @@ impl Watchman<'_> {
         match direct_get::first_since(&self.log.connection.client, ORDERS, from).await {
             Ok(first) => Some(Keeps { from: first.map_or(look.last + 1, |first| first.0), until }),
             Err(error) => {
-                debug!(%error, "not known which events can expire");
+                debug!(%error, "expiring events not determined");
                 known
             }
         }
@@ -194,7 +194,7 @@ impl Watchman<'_> {
         error!(
             events,
             noticed_at = rfc3339(at),
-            "the order log has lost events, which no operator has acknowledged yet (waybill provision --acknowledge-loss)"
+            "the order log has lost events; loss not acknowledged yet (waybill provision --acknowledge-loss)"
         );
         LOSSES.unacknowledged().get_or_insert(mark);
     }
@@ -225,7 +225,7 @@ async fn record(connection: &Connection, config: &Config, mark: Mark) {
     config.metadata.insert(LOST.to_owned(), Mark { events, ..mark }.to_string());
     if let Err(error) = update(connection, config).await {
         // The gauge tells for as long as this process lives.
-        info!(%error, "the loss is not recorded in the stream's metadata");
+        info!(%error, "loss not recorded in the stream's metadata");
     }
 }
 

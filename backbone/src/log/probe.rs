@@ -44,7 +44,7 @@ impl OrderLog {
             if self.connection.may_not_publish(STORAGE_PROBE) && self.full().is_some() {
                 warn!(
                     subject = STORAGE_PROBE,
-                    "no right to find out whether there is space; the next order finds out"
+                    "storage probe not permitted, the next order probes instead"
                 );
                 storage.assume_space(ORDERS);
             }

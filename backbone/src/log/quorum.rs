@@ -71,9 +71,9 @@ impl OrderLog {
         let quorum = found.as_ref().copied().map_err(ToString::to_string);
         let before = self.quorum.send_replace(quorum.clone());
         match (before, quorum) {
-            (Ok(()), Err(reason)) => warn!(reason, "the order log commits nothing"),
+            (Ok(()), Err(reason)) => warn!(reason, "order log does not commit, quorum lost"),
             (Err(_), Ok(())) => {
-                info!("the order log commits again");
+                info!("order log commits again, quorum regained");
                 self.regained.send_modify(|times| *times += 1);
             }
             (Ok(()), Ok(())) | (Err(_), Err(_)) => {}
@@ -82,7 +82,7 @@ impl OrderLog {
 
     async fn has_committed(&self) -> Result<(), ReadError> {
         if !self.barrier.has_committed_within(COMMIT_AGE_MAX) {
-            let late = |_| ReadError::NoAnswer(format!("stream {ORDERS} commits nothing in time"));
+            let late = |_| ReadError::NoAnswer(format!("stream {ORDERS} does not commit in time"));
             timeout(COMMIT_TIMEOUT, self.barrier.pass()).await.map_err(late)??;
         }
         Ok(())

@@ -184,7 +184,7 @@ impl OrderLog {
             Ok(last) => return Ok(Latest::Order(Box::new(last.into()))),
             Err(undecodable) => undecodable,
         };
-        warn!(order_id = %id, sequence = head.0, error = %undecodable, "foreign message on an order's subject, passed over");
+        warn!(order_id = %id, sequence = head.0, error = %undecodable, "foreign message on an order's subject, skipped");
         let last = decode_all(self.all_reaching(id, head).await?).pop();
         Ok(last
             .map_or(Latest::Vacant(head), |last| Latest::Order(Box::new(OrderState { head, ..last.into() }))))
@@ -196,7 +196,7 @@ pub(super) fn decode_all(stored: Vec<Stored>) -> Vec<Recorded> {
     let decode = |stored: Stored| {
         Recorded::decode(&stored.subject, stored.sequence, Some(&stored.headers), stored.payload)
             .inspect_err(|error| {
-                warn!(subject = %stored.subject, sequence = stored.sequence.0, %error, "foreign message, passed over");
+                warn!(subject = %stored.subject, sequence = stored.sequence.0, %error, "foreign message, skipped");
             })
             .ok()
     };
@@ -211,7 +211,7 @@ fn is_whole(events: &[Recorded]) -> bool {
 
 /// The replica that answered lags.
 pub(super) fn behind() -> ReadError {
-    ReadError::NoAnswer("the replica that answered is behind".to_owned())
+    ReadError::NoAnswer("the replica that answered lags".to_owned())
 }
 
 pub(super) fn read_error(error: &DirectGetError) -> ReadError {

@@ -94,7 +94,7 @@ pub enum WatchError {
 /// Why a watch ends before its order is finished: the log has lost the order's events, or has dropped them because they
 /// were older than it keeps them.
 #[derive(Debug, Error)]
-#[error("the log has no longer what it had of the order")]
+#[error("the log has lost events of the order")]
 pub struct EventsLost;
 
 #[derive(Debug, Error)]
@@ -176,7 +176,7 @@ impl Watch {
                 Ok(()) => {}
                 Err(LookError::Lost(lost)) => return Err(lost),
                 Err(LookError::Read(error)) => {
-                    debug!(order_id = %self.id, %error, "watcher could not read the log, tries again");
+                    debug!(order_id = %self.id, %error, "watch could not read the log, retrying");
                     self.reconcile_at = Instant::now() + RECONCILE_RETRY;
                 }
             }

@@ -110,7 +110,7 @@ impl CustomerWatch {
             if self.read_at <= Instant::now()
                 && let Err(error) = self.read_log().await
             {
-                debug!(%error, "watcher could not read the log, tries again");
+                debug!(%error, "watch could not read the log, retrying");
                 self.read_at = Instant::now() + RECONCILE_RETRY;
             }
         }

@@ -77,7 +77,7 @@ impl Layout {
         let mut harm = harm(present, &self.wanted(present.num_replicas));
         let mut require = |holds: bool, field: &str, is: String, needs: &str| {
             if !holds {
-                harm.push(format!("{field} is {is}, needed is {needs}"));
+                harm.push(format!("{field} is {is}, must be {needs}"));
             }
         };
 
@@ -155,7 +155,7 @@ fn kept_for(max_age: Duration) -> Duration {
 pub fn harm(present: &Config, needed: &Config) -> Vec<String> {
     let fields = guarantees(present).into_iter().zip(guarantees(needed));
     let differing = fields.filter(|(is, needs)| is != needs);
-    differing.map(|((field, is), (_, needs))| format!("{field} is {is}, needed is {needs}")).collect()
+    differing.map(|((field, is), (_, needs))| format!("{field} is {is}, must be {needs}")).collect()
 }
 
 /// What decides whether a stream keeps all that it is given.
@@ -194,7 +194,7 @@ pub(super) fn too_small(max_payload: usize, max_msg_size: i32) -> Option<String>
     });
     let small: Vec<_> = small.collect();
     (!small.is_empty())
-        .then(|| format!("{}, needed are {BYTES_MAX} bytes; large orders are refused", small.join(", ")))
+        .then(|| format!("{}, must be at least {BYTES_MAX} bytes; large orders will be rejected", small.join(", ")))
 }
 
 /// How long messages are kept, in words.
@@ -274,8 +274,8 @@ mod tests {
         assert_eq!(too_small(1024 * 1024, -1), None);
         assert_eq!(too_small(BYTES_MAX, i32::try_from(BYTES_MAX).unwrap()), None);
         let small = too_small(16_384, 1_000).unwrap();
-        assert!(small.starts_with("max_payload is 16384, max_msg_size is 1000, needed are "), "{small}");
-        assert!(too_small(16_384, 0).unwrap().starts_with("max_payload is 16384, needed"));
+        assert!(small.starts_with("max_payload is 16384, max_msg_size is 1000, must be "), "{small}");
+        assert!(too_small(16_384, 0).unwrap().starts_with("max_payload is 16384, must"));
     }
 
     #[test]

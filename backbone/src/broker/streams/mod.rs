@@ -37,7 +37,7 @@ pub enum ProvisionError {
     #[error("stream {0} exists and will not be changed, because that could lose orders: {harm}", harm = .1.join("; "))]
     Differs(&'static str, Vec<String>),
     /// The broker refused.
-    #[error("the broker refused to set up stream {0}: {1}")]
+    #[error("the broker rejected stream {0}: {1}")]
     Broker(&'static str, String),
 }
 
@@ -81,12 +81,10 @@ pub(crate) async fn restore_dead_letters(connection: &Connection) {
     let layout = Layout::of_dead_letters(orders.cached_info().config.num_replicas);
     match create(connection, &layout).await {
         Ok(Attempt::Done(_)) => {
-            error!(
-                "stream {DEAD_LETTERS} was deleted and is made anew; the dead letters that it held are lost"
-            );
+            error!("stream {DEAD_LETTERS} was deleted, recreated empty; its dead letters are lost");
         }
         Ok(Attempt::Again(error)) | Err(Hopeless::Broker(error)) => {
-            error!(error, "stream {DEAD_LETTERS} was deleted, and is not made anew yet");
+            error!(error, "stream {DEAD_LETTERS} was deleted, not recreated yet");
         }
         // Said of one that is there.
         Err(Hopeless::Differs(_)) => {}
@@ -123,7 +121,7 @@ async fn provision_one(
             Ok(Attempt::Again(error)) => {
                 attempts += 1;
                 if let Some(left_out) = said.allow() {
-                    warn!(stream, error, attempts, left_out, "stream not ready, waiting for it");
+                    warn!(stream, error, attempts, left_out, "stream not ready, retrying");
                 }
                 waiting(format!("stream {stream} cannot be set up yet: {error}"));
                 tokio::time::sleep(RETRY.after(attempts)).await;
@@ -164,12 +162,12 @@ async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, Ho
     let subject = format!("$JS.API.STREAM.UPDATE.{}", layout.name);
     match connection.if_allowed(&subject, jetstream.update_stream(&completed)).await {
         Some(Ok(_)) => {
-            info!(stream = layout.name, changes, "stream completed");
+            info!(stream = layout.name, changes, "stream updated");
             Ok(Attempt::Done(replicas))
         }
         Some(Err(error)) => not_done(&error, error.kind()),
         None if layout.can_do_with(&present) => {
-            warn!(stream = layout.name, changes, "stream used as it is: {PROVISION}");
+            warn!(stream = layout.name, changes, "stream not updated: {PROVISION}");
             Ok(Attempt::Done(present.num_replicas))
         }
         None => Ok(Attempt::Again(format!("it needs {changes}: {PROVISION}"))),
@@ -217,7 +215,7 @@ fn refused_or_again(refusal: &jetstream::Error) -> Result<Attempt, Hopeless> {
     // What is to be done about some of them.
     let hint = match refusal.error_code() {
         ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
-            ": give this user's account one, or name another user (NATS_URL)"
+            "; enable it for this user's account, or use another user (NATS_URL)"
         }
         ErrorCode::CLUSTER_NO_PEERS | ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => " (ORDERS_REPLICAS)",
         ErrorCode::STREAM_INVALID_CONFIG => " (ORDERS_RETENTION, ORDERS_REPLICAS)",
@@ -235,7 +233,7 @@ fn refused_or_again(refusal: &jetstream::Error) -> Result<Attempt, Hopeless> {
 fn warn_of_limits(connection: &Connection, present: &jetstream::stream::Config) {
     let max_payload = connection.client.server_info().max_payload;
     if let Some(reason) = layout::too_small(max_payload, present.max_message_size) {
-        warn!(stream = present.name, reason, "the broker's messages are smaller than events can be");
+        warn!(stream = present.name, reason, "broker's message size limit is below the largest event");
     }
 }
 

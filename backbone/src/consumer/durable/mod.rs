@@ -65,14 +65,14 @@ impl Durable {
         match (&durable.wrong, may) {
             (None, true) => {}
             // Those of another program, or of none: what has to be is.
-            (None, false) => info!(consumer = name, "consumer keeps the settings that it has: {PROVISION}"),
+            (None, false) => info!(consumer = name, "consumer settings kept: {PROVISION}"),
             (Some(wrong), true) => {
-                error!(consumer = name, wrong, "the broker gives the consumer other settings than asked for");
+                error!(consumer = name, wrong, "consumer has other settings than requested");
             }
             (Some(wrong), false) => {
                 error!(
                     consumer = name,
-                    wrong, "consumer is not as it has to be, and is used as it is: {PROVISION}"
+                    wrong, "consumer not configured as required: {PROVISION}"
                 );
             }
         }
@@ -84,7 +84,7 @@ impl Durable {
         if settings(present) == self.opened {
             return None;
         }
-        let mended = || self.wrong.as_ref().map(|_| "it is as it has to be again".to_owned());
+        let mended = || self.wrong.as_ref().map(|_| "configured as required again".to_owned());
         differing(present, &self.asked).or_else(mended)
     }
 }
@@ -110,14 +110,14 @@ async fn made_right(
             };
             let updated = updated?.cached_info().clone();
             if !settings.is_empty() {
-                warn!(consumer, settings, "consumer had other settings, given those of this program");
+                warn!(consumer, settings, "consumer settings differed, updated");
             }
             Ok(Some(updated))
         }
         Plan::Replace(config, from) => {
             let anew = made_anew(connection, stream, consumer, config).await?;
             if anew.is_some() {
-                warn!(consumer, settings, from, "consumer may have passed orders over, made anew");
+                warn!(consumer, settings, from, "consumer may have skipped orders, recreated");
             }
             Ok(anew)
         }
@@ -175,11 +175,11 @@ async fn gone_back(
         error!(
             consumer,
             needed,
-            "consumer got another leader, which may have passed orders over, and this user may not have it go back"
+            "consumer leader changed, reset not permitted; orders may have been skipped"
         );
         return Ok(present);
     };
-    warn!(consumer, from, "consumer got another leader, which may have passed orders over: has gone back");
+    warn!(consumer, from, "consumer leader changed, consumer reset");
     Ok(back)
 }
 

@@ -158,7 +158,7 @@ pub(super) fn differing(present: &Config, asked: &Config) -> Option<String> {
     if is_given(present) && covers(present, asked) {
         differing.retain(|(setting, ..)| *setting == INACTIVE_THRESHOLD);
     }
-    let said = |(setting, is, needs): (&str, String, String)| format!("{setting} is {is}, needed is {needs}");
+    let said = |(setting, is, needs): (&str, String, String)| format!("{setting} is {is}, must be {needs}");
     (!differing.is_empty()).then(|| differing.into_iter().map(said).collect::<Vec<_>>().join("; "))
 }
 
@@ -322,7 +322,7 @@ mod tests {
         let seen = looked_at(&usual(), &present).unwrap();
         assert_eq!(
             seen,
-            "ack_wait is 1h, needed is 10s; max_ack_pending is 1, needed is 100000; priority_groups is A, needed is "
+            "ack_wait is 1h, must be 10s; max_ack_pending is 1, must be 100000; priority_groups is A, must be "
         );
         let Plan::Update(config) = planned(&usual(), &present, None) else { panic!("{seen}") };
         assert_eq!((config.max_ack_pending, config.ack_wait), (ACK_PENDING_MAX, usual().ack_wait));
@@ -338,7 +338,7 @@ mod tests {
         let longer = config(&usual().events, 60);
         let present = info(&usual(), |config| config.inactive_threshold = Duration::from_secs(5));
         for asked in [&usual(), &longer] {
-            assert_eq!(looked_at(asked, &present).as_deref(), Some("inactive_threshold is 5s, needed is 0s"),);
+            assert_eq!(looked_at(asked, &present).as_deref(), Some("inactive_threshold is 5s, must be 0s"),);
             let Plan::Update(made) = planned(asked, &present, None) else { panic!("left, or made anew") };
             assert_eq!(made.inactive_threshold, Duration::ZERO);
             let made = Info { config: made.into_consumer_config(), ..present.clone() };
