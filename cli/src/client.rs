@@ -85,10 +85,10 @@ fn advice(error: &transport::Error, flag: &str) -> String {
     for (reason, advice) in [
         (
             "UnknownIssuer",
-            "its certificate is of an authority that this machine does not trust; name that with --ca",
+            "its certificate is from an authority that this machine does not trust; pass that with --ca",
         ),
         ("not valid for name", "its certificate is for other names: use one of those in the address"),
-        ("InvalidContentType", "it speaks no TLS: write http:// instead of https://"),
+        ("InvalidContentType", "it does not use TLS: write http:// instead of https://"),
     ] {
         if reasons.iter().any(|said| said.contains(reason)) {
             return advice.to_owned();

@@ -63,7 +63,7 @@ async fn over_grpc(args: &HealthArgs) -> anyhow::Result<String> {
 async fn over_http(args: &HealthArgs) -> anyhow::Result<String> {
     if args.url.scheme_str() != Some("http") || !args.service.is_empty() {
         return Err(
-            Unusable(format!("{}: over HTTP it asks without TLS, and about no service", args.url)).into()
+            Unusable(format!("{}: a check over HTTP supports neither TLS nor --service", args.url)).into()
         );
     }
     args.tls.check_unused(&args.url)?;

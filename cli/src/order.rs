@@ -90,7 +90,7 @@ async fn list(mut orders: Orders, args: ListArgs) -> anyhow::Result<()> {
         page_token = answer.next_page_token;
         if page_token.is_empty() {
             if wanted == args.limit {
-                console::warn("there are none");
+                console::warn("no orders found");
             }
             return Ok(());
         }

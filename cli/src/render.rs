@@ -135,13 +135,13 @@ fn detail_text(detail: &Detail) -> String {
             format!("{} after {} attempts: {}", failed.step, failed.attempts, failed.message)
         }
         Detail::Redriven(redriven) => format!("by {}", redriven.operator),
-        Detail::Carried(_) => "unfinished, written anew before its events expire".to_owned(),
+        Detail::Carried(_) => "unfinished, appended again before its events expire".to_owned(),
     }
 }
 
 fn undo_text(undo: Undo) -> &'static str {
     match undo {
-        Undo::Unspecified => "something to undo",
+        Undo::Unspecified => "compensation owed",
         Undo::Release => "stock to release",
         Undo::Refund => "payment to refund",
     }

@@ -38,7 +38,7 @@ impl Tls {
             (Some(cert), Some(key)) => tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
             (None, None) => tls,
             (Some(_), None) | (None, Some(_)) => {
-                return Err(Unusable("--cert and --key only go together".to_owned()).into());
+                return Err(Unusable("--cert and --key must be given together".to_owned()).into());
             }
         };
         endpoint.tls_config(tls).context("the certificates cannot be used")

@@ -23,7 +23,7 @@ impl Behaviour {
 
 /// The limit of customers with a behaviour is reached.
 #[derive(Clone, Copy, Debug, Error)]
-#[error("behaviour is set for {CUSTOMERS_MAX} customers already")]
+#[error("behaviour is set for {CUSTOMERS_MAX} customers, the maximum; call ResetBehaviour")]
 pub(super) struct TooManyCustomers;
 
 /// All that was set, by customer; under the empty id for all others.

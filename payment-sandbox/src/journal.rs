@@ -27,12 +27,10 @@ pub(crate) enum OpenError {
     #[error("{0} is used by another payment sandbox")]
     InUse(PathBuf),
     /// The end of it would be cut off.
-    #[error("{0} is no file of a payment sandbox; name another")]
+    #[error("{0} is not a journal of the payment sandbox; use another file")]
     Foreign(PathBuf),
     /// An unreadable record may have been a charge.
-    #[error(
-        "{path}, line {line}, is no record of a payment ({reason}); mend the file, or begin with another"
-    )]
+    #[error("{path}, line {line}: not a payment record ({reason}); fix the file, or use another")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -92,7 +90,7 @@ impl Journal {
             if !RECORD_STARTS.iter().any(begins_as) {
                 return Err(OpenError::Foreign(path.to_owned()));
             }
-            tracing::warn!(path = %path.display(), torn_bytes, "cut off a record that was never finished");
+            tracing::warn!(path = %path.display(), torn_bytes, "incomplete last record truncated");
             file.set_len(whole_bytes).map_err(failed)?;
         }
         file.sync_all().map_err(failed)?;

@@ -49,7 +49,7 @@ pub(super) enum Record {
 pub(super) enum Refusal {
     #[error("the idempotency_key was used for another order, customer or amount")]
     KeyReused,
-    #[error("the sandbox has {PAYMENTS_MAX} payments on record and takes no more; begin with an empty file")]
+    #[error("the sandbox holds {PAYMENTS_MAX} payments, its maximum; start with an empty file")]
     Full,
 }
 
@@ -245,7 +245,7 @@ fn declined(charge: &Charge) -> capture_response::Outcome {
     let message = if is_declined(&charge.customer_id) {
         format!("the sandbox declines customers whose id begins with \"{DECLINED_PREFIX}\"")
     } else {
-        "the sandbox was told to decline".to_owned()
+        "declined, as SetBehaviour requested".to_owned()
     };
     capture_response::Outcome::Declined(Declined { message })
 }

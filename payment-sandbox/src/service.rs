@@ -69,7 +69,7 @@ impl Service {
             }
         }
         if behaviour.fault == Fault::Outage {
-            return Err(Status::unavailable("the sandbox was told to be away"));
+            return Err(Status::unavailable("unavailable, as SetBehaviour requested"));
         }
         let outcome = work.await.map_err(|error| refused(&error))?;
         if behaviour.fault == Fault::LostReply {
@@ -132,7 +132,7 @@ impl SandboxControlService for Service {
         check_id("customer_id", &customer_id)?;
         let behaviour = behaviour.unwrap_or_default();
         let fault = Fault::try_from(behaviour.fault)
-            .map_err(|_| Status::invalid_argument("behaviour.fault is not known"))?;
+            .map_err(|_| Status::invalid_argument("behaviour.fault is unknown"))?;
         let calls = behaviour.calls.try_into().map_err(|_| {
             Status::invalid_argument(format!("behaviour.calls must be 0 or more, not {}", behaviour.calls))
         })?;

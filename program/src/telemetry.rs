@@ -130,7 +130,7 @@ fn tell_of_dropped_lines(dropped: &ErrorCounter, stopped: &mpsc::Receiver<()>) {
         running = stopped.recv_timeout(LOOK_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout);
         let lines = dropped.dropped_lines();
         if lines > told {
-            warn!(lines, "log not read in time; so many lines were dropped since the start");
+            warn!(lines, "log not read in time, lines dropped since the start");
             // This line may have been dropped like the others.
             if dropped.dropped_lines() == lines {
                 told = lines;
@@ -199,7 +199,7 @@ fn repeats(metadata: &Metadata<'_>) -> bool {
 fn directives(text: &str) -> Result<String, String> {
     let directives: Vec<_> = text.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
     if directives.is_empty() {
-        return Err("says nothing; a level is one of off, error, warn, info, debug, trace".to_owned());
+        return Err("is empty; a level is one of off, error, warn, info, debug, trace".to_owned());
     }
     for directive in &directives {
         // The filter would take a misspelt level for a target, and be silent about all others.

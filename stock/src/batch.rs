@@ -40,13 +40,13 @@ pub struct Batch(Vec<Write>);
 #[derive(Debug, Error)]
 pub enum CommitError {
     /// A record was not as expected; nothing was stored.
-    #[error("a record has changed meanwhile")]
+    #[error("a record was changed concurrently")]
     Conflict,
     /// The broker has no space.
     #[error("no storage space: {0}")]
     Full(String),
     /// A write is larger than the broker takes, or refused for another reason that stays; nothing was stored.
-    #[error("the broker refuses a record: {0}")]
+    #[error("the broker rejected a record: {0}")]
     Permanent(String),
     /// Perhaps committed, perhaps not; reading the records tells.
     #[error("no answer: {0}")]

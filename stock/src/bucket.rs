@@ -25,12 +25,12 @@ const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Durati
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// The broker refused.
-    #[error("the broker refused to set up bucket {BUCKET}: {0}")]
+    #[error("the broker rejected bucket {BUCKET}: {0}")]
     Broker(#[from] CreateStreamError),
     /// The bucket exists, but is not as it has to be.
     #[error(
-        "bucket {BUCKET} exists, but could lose stock, and will not be changed: {}; mend it, or remove it when it \
-         holds nothing of worth", .0.join("; ")
+        "bucket {BUCKET} exists with settings that could lose stock, and will not be changed: {}; fix them, or delete \
+         the bucket if it holds no stock", .0.join("; ")
     )]
     Differs(Vec<String>),
 }
@@ -81,7 +81,7 @@ async fn forbid_rollup(connection: &Connection) -> Result<(), String> {
     if present.allow_rollup {
         let completed = Config { allow_rollup: false, ..present.clone() };
         jetstream.update_stream(completed).await.map_err(|error| error.to_string())?;
-        info!("bucket {BUCKET} cannot be emptied by one message any more");
+        info!("bucket {BUCKET} updated, rollup disabled");
     }
     Ok(())
 }
@@ -156,7 +156,7 @@ fn harm(present: &Config) -> Vec<String> {
     let mut harm = streams::harm(present, &bucket(present.num_replicas));
     if !present.max_age.is_zero() {
         let age = streams::age(present.max_age);
-        harm.push(format!("max_age is {age}, needed is unlimited"));
+        harm.push(format!("max_age is {age}, must be unlimited"));
     }
     let features = [
         ("allow_direct", present.allow_direct),
@@ -164,7 +164,7 @@ fn harm(present: &Config) -> Vec<String> {
         ("allow_msg_ttl", present.allow_message_ttl),
     ];
     let missing = features.into_iter().filter(|(_, present)| !present);
-    harm.extend(missing.map(|(feature, _)| format!("{feature} is false, needed is true")));
+    harm.extend(missing.map(|(feature, _)| format!("{feature} is false, must be true")));
     harm
 }
 

@@ -78,7 +78,7 @@ pub enum ChangeError {
         available: u64,
     },
     /// There would be more than [`UNITS_MAX`].
-    #[error("{available} available, and at most {UNITS_MAX} can be")]
+    #[error("{available} available; the maximum is {UNITS_MAX}")]
     TooMany {
         /// How many there are.
         available: u64,
@@ -101,13 +101,13 @@ pub enum ChangeError {
     #[error("no storage space: {0}")]
     Full(String),
     /// The broker refuses the change for a reason that stays; nothing was changed.
-    #[error("the broker refuses the change: {0}")]
+    #[error("the broker rejected the change: {0}")]
     Refused(String),
     /// Nothing was changed.
     #[error("nothing was changed: {0}")]
     Unavailable(String),
     /// Unknown; a retry tells.
-    #[error("no answer in time whether the stock was changed: {0}")]
+    #[error("outcome unknown, the change was not acknowledged in time: {0}")]
     Unknown(String),
 }
 
@@ -147,7 +147,7 @@ impl Store {
                 }
             };
             if Instant::now() + pause >= deadline {
-                let reason = "others were always first".to_owned();
+                let reason = "too many concurrent changes".to_owned();
                 return Err(unknown.map_or(ChangeError::Unavailable(reason), ChangeError::Unknown));
             }
             sleep(pause).await;
@@ -164,7 +164,7 @@ impl Store {
         overtaken: bool,
     ) -> Result<Result<Changed, ChangeError>, Failed> {
         if !self.connection.is_up() {
-            return Err(Failed::Nothing("the broker is away".to_owned()));
+            return Err(Failed::Nothing("broker unavailable".to_owned()));
         }
         let (sku, change) = (&request.sku, request.change);
         let (stock, made) = (stock_key(sku), request_key(&request.request_id));

@@ -47,7 +47,7 @@ pub enum ReleaseError {
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The count that the units belong to cannot be read.
-    #[error("the value of {0} cannot be read; put a right one (waybill stock set)")]
+    #[error("the value of {0} is unreadable; set it with `waybill stock set`")]
     Unreadable(String),
 }
 

@@ -21,8 +21,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Until the broker answers for the first time. An earlier loss looks like a bucket that never existed.
 const FIRST_LOOK: Backoff = Backoff { initial: Duration::from_millis(100), max: LOOK_INTERVAL };
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-const MISSING: &str = "bucket INVENTORY is missing: the stock that it held is not known any more; make it anew \
-                       (`waybill provision`) and say what there is (`waybill stock set`)";
+const MISSING: &str = "bucket INVENTORY is missing, its stock is lost; recreate it (`waybill provision`), then set the stock \
+                       (`waybill stock set`)";
 
 /// How the bucket was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Presence {
         let known = presence.clone();
         metrics::gauge(
             "waybill.stock.bucket.missing",
-            "1 while the bucket with the stock is missing although it was there before.",
+            "1 while the bucket with the stock is missing after it existed.",
             move |gauge| match known.now() {
                 Seen::Unknown => {}
                 Seen::NotYet | Seen::Present(_) => gauge.observe(0, &[]),
@@ -105,9 +105,7 @@ impl Presence {
             match (before, found) {
                 (_, Seen::Missing) => error!("{MISSING}"),
                 (Seen::Missing | Seen::Present(_), Seen::Present(_)) => {
-                    error!(
-                        "bucket {BUCKET} was lost and made anew: say what stock there is (`waybill stock set`)"
-                    );
+                    error!("bucket {BUCKET} was lost, recreated empty; set the stock (`waybill stock set`)");
                     self.to_be_marked.send_replace(true);
                 }
                 (_, Seen::Unknown | Seen::NotYet | Seen::Present(_)) => {}
@@ -117,7 +115,7 @@ impl Presence {
         if *self.to_be_marked.borrow() {
             match timeout(LOOK_TIMEOUT, self.store.mark_as_remade()).await {
                 Ok(Ok(())) => drop(self.to_be_marked.send_replace(false)),
-                Ok(Err(error)) => debug!(%error, "bucket {BUCKET} is not marked as made anew yet"),
+                Ok(Err(error)) => debug!(%error, "bucket {BUCKET} not marked as recreated yet"),
                 Err(_) => {}
             }
         }

@@ -278,7 +278,10 @@ impl Connection {
     /// The server is as good as any: none is left any more.
     pub(crate) fn stay(&self) {
         if lock(&self.leaving).take().is_some() {
-            info!(server = self.client.server_info().server_name, "connected to a server that commits writes");
+            info!(
+                server = self.client.server_info().server_name,
+                "connected to a server that commits writes"
+            );
         }
     }
 

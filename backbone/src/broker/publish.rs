@@ -29,7 +29,7 @@ pub(crate) enum Outcome {
     Stored(Revision),
     /// Something else lies there than was expected.
     Conflict,
-    /// Not stored by this publish: broker unavailable, or has no leader.
+    /// Not stored by this publish: the broker is unavailable, or has no leader.
     Unavailable(String),
     /// Not stored: the broker has no space.
     Full(String),
@@ -42,8 +42,9 @@ pub(crate) enum Outcome {
 }
 
 /// Publishes once to a subject of `stream`, and waits for the acknowledgement. An expectation is a filter, and where the last
-/// message on it has to be. While broker unavailable or has no space nothing is sent: what the client would buffer could be stored
-/// long after its writer gave up, and one write in a while is enough to find out whether there is space.
+/// message on it has to be. While the broker is unavailable or has no space nothing is sent: what the
+/// client would buffer could be stored long after its writer gave up, and one write in a while is enough to find out
+/// whether there is space.
 pub(crate) async fn publish(
     connection: &Connection,
     stream: &'static str,

@@ -250,7 +250,9 @@ impl OrderLog {
                         (Ok(Settled::Gone), None) => AppendError::Gone,
                         (Ok(Settled::Vacant(head)), None) => {
                             expected = head;
-                            AppendError::Unavailable(format!("foreign messages up to {head} on the order's subjects"))
+                            AppendError::Unavailable(format!(
+                                "foreign messages up to {head} on the order's subjects"
+                            ))
                         }
                         // The broker decided, but what it decided cannot be read at the moment.
                         (Err(error), None) => AppendError::Unknown(error.to_string()),

@@ -42,10 +42,7 @@ impl OrderLog {
             publish(&self.connection, ORDERS, subject, headers, Bytes::new(), None, now + PROBE_TIMEOUT)
                 .await;
             if self.connection.may_not_publish(STORAGE_PROBE) && self.full().is_some() {
-                warn!(
-                    subject = STORAGE_PROBE,
-                    "storage probe not permitted, the next order probes instead"
-                );
+                warn!(subject = STORAGE_PROBE, "storage probe not permitted, the next order probes instead");
                 storage.assume_space(ORDERS);
             }
         }

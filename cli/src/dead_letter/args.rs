@@ -88,11 +88,11 @@ impl RedriveArgs {
         let named = !self.dead_letter_ids.is_empty();
         if !named && !self.all && !self.filter.is_set() {
             return Err(Unusable(
-                "say which letters: by their ids, --step, --fingerprint, --older-than, or --all".to_owned(),
+                "name dead letters: by id, --step, --fingerprint, --older-than, or --all".to_owned(),
             ));
         }
         if named && self.filter.is_set() {
-            return Err(Unusable("name letters by their ids or by a filter, not both".to_owned()));
+            return Err(Unusable("name dead letters by id or by a filter, not both".to_owned()));
         }
         Ok(())
     }

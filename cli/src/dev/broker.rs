@@ -59,7 +59,7 @@ pub(super) async fn check_version(nats_server: &Path) -> anyhow::Result<()> {
     let text = String::from_utf8_lossy(&output.stdout);
     let Some(version) = version_in(&text) else {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        bail!("{shown} is no nats-server: `--version` says {:?}", format!("{text}{complaint}").trim());
+        bail!("{shown} is not a nats-server: `--version` prints {:?}", format!("{text}{complaint}").trim());
     };
     if version < OLDEST {
         bail!(

@@ -27,7 +27,7 @@ pub(super) async fn wait_for(log: &Path, message: &str) -> Value {
 /// Where the log is, and its last lines.
 pub(super) fn last_words(log: &Path) -> String {
     match last_lines(log) {
-        Ok(lines) if lines.is_empty() => format!("it left nothing in {}", log.display()),
+        Ok(lines) if lines.is_empty() => format!("its log {} is empty", log.display()),
         Ok(lines) => format!("last lines of {}:\n  {}", log.display(), lines.join("\n  ")),
         Err(error) => format!("its log {} cannot be read: {error}", log.display()),
     }
@@ -79,6 +79,6 @@ mod tests {
     #[test]
     fn an_empty_log_is_said_to_be_empty() {
         let log = tempfile::NamedTempFile::new().unwrap();
-        assert!(last_words(log.path()).starts_with("it left nothing"));
+        assert!(last_words(log.path()).starts_with("its log"));
     }
 }

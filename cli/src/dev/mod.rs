@@ -99,7 +99,7 @@ async fn play(
 
 fn interrupted(args: &DevArgs, signal: &str) -> anyhow::Result<()> {
     if args.exit {
-        bail!("{signal} came before the sample orders were finished");
+        bail!("{signal} before the sample orders finished");
     }
     console::tell(&format!("\n{signal}: stopping"));
     Ok(())
@@ -108,7 +108,7 @@ fn interrupted(args: &DevArgs, signal: &str) -> anyhow::Result<()> {
 fn verdict(summary: Option<&Summary>) -> anyhow::Result<()> {
     match summary.map_or(0, Summary::unfinished) {
         0 => Ok(()),
-        unfinished => Err(anyhow!("{unfinished} sample orders were not finished")),
+        unfinished => Err(anyhow!("{unfinished} sample orders did not finish")),
     }
 }
 
@@ -118,8 +118,8 @@ fn where_to_look(jaeger: &Jaeger, prometheus: &str, summary: Option<&Summary>) -
     let jaeger = &jaeger.url;
     format!(
         "
-Traces are at {jaeger}, metrics at {prometheus}, alerts at {prometheus}/api/v1/alerts. As `make observe` installs them the two have
-no web pages, but all of their API:
+Traces are at {jaeger}, metrics at {prometheus}, alerts at {prometheus}/api/v1/alerts. The builds that `make observe` installs have
+no web UI; use their APIs:
 
   curl '{jaeger}/api/traces?service=waybill-gateway&tags=%7B%22waybill.order.id%22%3A%22{order_id}%22%7D'
   curl '{prometheus}/api/v1/query?query=sum%20by%20(step,outcome)%20(waybill_step_attempt_duration_seconds_count)'"

@@ -53,7 +53,7 @@ impl Programs {
                 nats_server.display()
             )
         })?;
-        let this_program = env::current_exe().context("cannot tell where this program is")?;
+        let this_program = env::current_exe().context("cannot find the path of this program")?;
         let here = this_program.parent().unwrap_or(Path::new("."));
         let processor = |step: &'static str| Ok((step, ours(&format!("waybill-{step}"), here)?));
         Ok(Self {

@@ -65,7 +65,7 @@ async fn one(orders: Orders, request: CreateOrderRequest, deadline: time::Instan
             let took = started.elapsed();
             return Outcome::Finished { order, took };
         }
-        Ok(Ok(())) => "it moves no more by itself".to_owned(),
+        Ok(Ok(())) => "parked until an operator acts".to_owned(),
         Ok(Err(status)) => error_report::headline(&status),
         Err(_) => "not finished in time".to_owned(),
     };

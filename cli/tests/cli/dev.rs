@@ -236,7 +236,7 @@ async fn an_order_that_does_not_end_in_time_is_named_and_fails_the_run() {
         "{}",
         stdout(&output)
     );
-    assert!(stderr(&output).contains("1 sample orders were not finished"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("1 sample orders did not finish"), "{}", stderr(&output));
     assert!(stage.pids_so_far().into_iter().all(is_gone));
 }
 

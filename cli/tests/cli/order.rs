@@ -82,7 +82,7 @@ async fn a_refusal_shows_its_code_and_every_detail() {
     assert_eq!(
         stderr(&output),
         "error: INVALID_ARGUMENT: 1 invalid field\n  order_id: must be 43 characters\n  reason: MALFORMED\n  \
-         try again in 250ms\n"
+         retry in 250ms\n"
     );
 }
 
@@ -181,7 +181,7 @@ async fn a_list_of_nothing_says_so() {
     let (addr, _) = shop::open(Script { list, ..Script::default() }).await;
     let output = output_of(waybill_order(addr).args(["list", "ada"])).await;
     assert_eq!(output.status.code(), Some(0));
-    assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("", "there are none\n"));
+    assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("", "no orders found\n"));
 }
 
 #[tokio::test]

@@ -83,8 +83,8 @@ impl Sender {
     fn report(&self, sent: &OTelSdkResult) {
         let was_away = self.is_away.swap(sent.is_err(), Ordering::Relaxed);
         match sent {
-            Err(error) if !was_away => warn!(%error, "metrics cannot be sent to the collector"),
-            Ok(()) if was_away => info!("metrics are sent to the collector again"),
+            Err(error) if !was_away => warn!(%error, "collector unavailable, metrics not sent"),
+            Ok(()) if was_away => info!("collector available again, metrics sent"),
             Ok(()) | Err(_) => {}
         }
     }

@@ -94,8 +94,8 @@ impl Metrics {
         over.cancel();
         match flushed {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "the last metrics were not sent"),
-            Err(error) => warn!(%error, "the last metrics were not sent"),
+            Ok(Err(error)) => warn!(%error, "last metrics not sent"),
+            Err(error) => warn!(%error, "last metrics not sent"),
         }
     }
 }
@@ -175,10 +175,14 @@ fn bounded(_: &Instrument) -> Option<Stream> {
 }
 
 fn count_what_is_dropped() {
-    total("waybill.log.lines.dropped", "Log lines that nobody read in time.", telemetry::dropped_lines);
+    total(
+        "waybill.log.lines.dropped",
+        "Log lines dropped because stdout was not read in time.",
+        telemetry::dropped_lines,
+    );
     total(
         "waybill.spans.dropped",
-        "Finished spans that were not exported: the queue was full, or the collector refused them or was away.",
+        "Finished spans that were not exported: the queue was full, or the collector rejected them or was unavailable.",
         dropped_spans,
     );
 }

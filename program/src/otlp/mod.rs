@@ -128,7 +128,7 @@ impl Way {
         for name in ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"] {
             if let Some((name, _)) = own_or_all(name) {
                 return Err(format!(
-                    "{name} is not supported; SSL_CERT_FILE names the certificates that are trusted"
+                    "{name} is not supported; set SSL_CERT_FILE to the trusted certificates"
                 ));
             }
         }
@@ -142,8 +142,8 @@ impl Way {
         if let Some((name, _)) = own_or_all("HEADERS").filter(|(_, text)| !text.split(',').all(is_header)) {
             // The exporters would leave out what they cannot read, and the collector refuse everything.
             return Err(format!(
-                "{name}: must be pairs such as authorization=Bearer%20token, with commas between, and no headers of \
-                 HTTP's or gRPC's own"
+                "{name}: must be comma-separated pairs such as authorization=Bearer%20token, without headers that HTTP or \
+                 gRPC reserve"
             ));
         }
         let Some((name, url)) = endpoint else { return Ok(Some(Self { protocol, tls: false, timeout })) };
@@ -204,7 +204,7 @@ pub(crate) fn resource(program: &str) -> Resource {
 /// Says in the log what is missing in the resource.
 pub(crate) fn warn_of_resource() {
     if let Some(count @ 1..) = RESOURCE.get().map(|(_, left_out)| *left_out) {
-        warn!(count, "OTEL_RESOURCE_ATTRIBUTES: attributes whose names cannot be labels are left out");
+        warn!(count, "OTEL_RESOURCE_ATTRIBUTES: attributes skipped, their names are not valid label names");
     }
 }
 

@@ -103,9 +103,9 @@ impl Traces {
         let unsent_spans = counts.queued.load(Ordering::Relaxed) + counts.sending.load(Ordering::Relaxed);
         match flushed {
             Ok(Ok(())) if dropped_spans == 0 => {}
-            Ok(Ok(())) => warn!(dropped_spans, "spans were dropped since the start"),
-            Ok(Err(error)) => warn!(%error, dropped_spans, unsent_spans, "the last spans were not sent"),
-            Err(error) => warn!(%error, dropped_spans, unsent_spans, "the last spans were not sent"),
+            Ok(Ok(())) => warn!(dropped_spans, "spans dropped since the start"),
+            Ok(Err(error)) => warn!(%error, dropped_spans, unsent_spans, "last spans not sent"),
+            Err(error) => warn!(%error, dropped_spans, unsent_spans, "last spans not sent"),
         }
     }
 }
@@ -205,7 +205,7 @@ fn sampler(variable: impl Fn(&str) -> Option<String>, warnings: &mut Vec<String>
         Some(_) => {
             let ratio = ratio(RATIO);
             warnings.push(format!(
-                "OTEL_TRACES_SAMPLER is none of always_on, always_off, traceidratio, parentbased_always_on, \
+                "OTEL_TRACES_SAMPLER is not one of always_on, always_off, traceidratio, parentbased_always_on, \
                  parentbased_always_off, parentbased_traceidratio; parentbased_traceidratio with {ratio} is used"
             ));
             (true, ratio)
@@ -338,16 +338,16 @@ impl Sender {
         let dropped_spans = self.counts.dropped.load(Ordering::Relaxed);
         match sent {
             Err(error) if !said.is_away => {
-                warn!(%error, dropped_spans, "spans cannot be sent to the collector, and are dropped until it is back");
+                warn!(%error, dropped_spans, "collector unavailable, spans dropped");
             }
             Ok(()) if said.is_away => {
-                info!(dropped_spans, "spans are sent to the collector again");
+                info!(dropped_spans, "collector available again, spans sent");
             }
             Ok(()) if dropped_spans > said.dropped => {
                 if said.at.is_some_and(|at| at.elapsed() < REPORT_INTERVAL) {
                     return;
                 }
-                warn!(dropped_spans, "spans were dropped since the start: there are more than can be sent");
+                warn!(dropped_spans, "span queue full, spans dropped since the start");
             }
             Ok(()) | Err(_) => return,
         }

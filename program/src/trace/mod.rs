@@ -123,7 +123,7 @@ pub fn continue_in(span: &Span, parent: Option<SpanContext>) -> Context {
     let context = parent.map_or_else(Context::new, remote);
     // Nothing but the layer makes spans, so it is there.
     if let Err(error) = span.set_parent(context) {
-        tracing::debug!(%error, "span without its parent");
+        tracing::debug!(%error, "span not linked to its parent");
     }
     span.context()
 }

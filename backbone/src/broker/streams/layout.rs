@@ -193,8 +193,9 @@ pub(super) fn too_small(max_payload: usize, max_msg_size: i32) -> Option<String>
         Some(format!("{limit} is {bytes}"))
     });
     let small: Vec<_> = small.collect();
-    (!small.is_empty())
-        .then(|| format!("{}, must be at least {BYTES_MAX} bytes; large orders will be rejected", small.join(", ")))
+    (!small.is_empty()).then(|| {
+        format!("{}, must be at least {BYTES_MAX} bytes; large orders will be rejected", small.join(", "))
+    })
 }
 
 /// How long messages are kept, in words.

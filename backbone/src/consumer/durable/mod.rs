@@ -70,10 +70,7 @@ impl Durable {
                 error!(consumer = name, wrong, "consumer has other settings than requested");
             }
             (Some(wrong), false) => {
-                error!(
-                    consumer = name,
-                    wrong, "consumer not configured as required: {PROVISION}"
-                );
+                error!(consumer = name, wrong, "consumer not configured as required: {PROVISION}");
             }
         }
         Ok((durable, info))
@@ -174,8 +171,7 @@ async fn gone_back(
         let needed = resetting(consumer);
         error!(
             consumer,
-            needed,
-            "consumer leader changed, reset not permitted; orders may have been skipped"
+            needed, "consumer leader changed, reset not permitted; orders may have been skipped"
         );
         return Ok(present);
     };
