@@ -87,20 +87,20 @@ impl Connection {
             .options()
             .map_err(ConnectError::Credentials)?
             .name(name)
-            // Of its own, so that no user has to be let at the answers that others get.
+            // One inbox prefix per program, so that no user needs the right to read the replies of others.
             .custom_inbox_prefix(format!("_INBOX_{name}"))
             .retry_on_initial_connect()
             .max_reconnects(None)
             .reconnect_delay_callback(move |attempts| reconnect_delay(attempts, *connects_before.borrow()))
             .connection_timeout(CONNECT_TIMEOUT)
-            // Chooses a server only while one is left; and of all callbacks this one alone is told why the last attempts
-            // failed.
+            // Chooses a server only while Waybill is leaving one. It is also the only callback that gets the reasons of failed
+            // attempts.
             .reconnect_to_server_callback(move |servers, _| {
                 let attempts = rounds_begun.fetch_add(1, Ordering::Relaxed);
                 let unreachable = reason_now.clone();
                 let chosen = lock(&to_leave).as_mut().and_then(|leaving| leaving.next(&servers));
                 async move {
-                    // Said at once, and then ever more rarely.
+                    // Logged at once, then with exponentially growing gaps.
                     let is_said = attempts.is_power_of_two();
                     if is_said || (attempts > 0 && attempts.is_multiple_of(REASON_ROUNDS)) {
                         let reason = reasons(servers).await;
@@ -170,7 +170,7 @@ impl Connection {
     pub async fn up(&self) {
         let mut connects = self.connects.clone();
         while !self.is_up() {
-            // A client that has died is noticed by whoever waits for that.
+            // The task that waits for the client's end reports it.
             if connects.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -186,7 +186,7 @@ impl Connection {
     /// brings it back.
     pub async fn died(&self) {
         let mut connects = self.connects.clone();
-        // Its sender lives in the client's own task.
+        // The sender lives in the client's task, so it is dropped when that task ends.
         while connects.changed().await.is_ok() {}
     }
 
@@ -290,7 +290,7 @@ impl Connection {
         if !self.is_up() {
             return;
         }
-        // A broker that stands still takes nothing, and may be connected all the same.
+        // A stalled broker accepts nothing although the connection is up.
         match timeout(FLUSH_TIMEOUT, self.client.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "last messages may not have been sent"),
@@ -301,13 +301,13 @@ impl Connection {
 
 /// Reconnects, with backoff, when the broker forbids this user's inbox: the right may have been restored meanwhile.
 async fn listen_anew(client: Client, refusals: Arc<Mutex<DeniedPermissions>>, unheard: Arc<Notify>) {
-    // Of connections made for that.
+    // Counts only reconnects made by this task.
     let (mut in_a_row, mut last) = (0, Instant::now());
     loop {
         unheard.notified().await;
         in_a_row = if last.elapsed() > 2 * UNHEARD.max { 1 } else { in_a_row + 1 };
         sleep(UNHEARD.after(in_a_row)).await;
-        // Another connection may have come by itself, or be on its way.
+        // The client may have reconnected by itself, or be reconnecting.
         let is_up = client.connection_state() == State::Connected;
         if is_up && lock(&refusals).answers_are_unheard() {
             warn!("inbox subscription denied, reconnecting");
@@ -333,13 +333,13 @@ fn log(event: &Event) {
         Event::LameDuckMode => info!("server entered lame duck mode"),
         Event::Draining | Event::Closed => info!(%event, "connection to the broker"),
         Event::SlowConsumer(_) => warn!(%event, "slow consumer, messages dropped; reading them from the log"),
-        // One for each message that a user may not publish, and callers bring such messages about.
+        // Throttled: the server sends one for each denied publish, and callers can cause them.
         Event::ServerError(_) => {
             if let Some(left_out) = COMPLAINTS.allow() {
                 error!(%event, left_out, "broker");
             }
         }
-        // A failed attempt to connect, of which the next one speaks.
+        // A failed attempt to connect: the next attempt logs its reason.
         Event::ClientError(_) => debug!(%event, "connection to the broker"),
     }
 }

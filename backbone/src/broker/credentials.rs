@@ -79,7 +79,7 @@ impl BrokerConfig {
             options = options.credentials(text)?;
         }
         if let Some(path) = &self.nats_tls_ca {
-            // Whoever names certificates does not expect to talk in the clear because of a nats:// URL.
+            // An operator who sets certificates expects TLS, even with a nats:// URL.
             options = options.add_root_certificates(path.clone()).require_tls(true);
         }
         if let (Some(cert), Some(key)) = (&self.nats_tls_cert, &self.nats_tls_key) {

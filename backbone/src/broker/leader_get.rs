@@ -34,7 +34,7 @@ pub(crate) fn found(
     match error.kind() {
         LastRawMessageErrorKind::NoMessageFound => Ok(None),
         LastRawMessageErrorKind::JetStream(refusal) => match meaning(&refusal) {
-            // No leader, no JetStream, or a stream that is gone: whoever comes back may find it made anew.
+            // No leader, no JetStream, or no stream: it may be back at the next attempt.
             Meaning::Passing | Meaning::Full => Err(ReadError::NoAnswer(error.to_string())),
             Meaning::TooLarge | Meaning::Permanent | Meaning::Conflict => {
                 Err(ReadError::Broker(error.to_string()))

@@ -37,12 +37,12 @@ const fn text(code: u64, text: &'static str, meaning: Meaning) -> Row {
 
 /// The first matching row applies. An error without a row is classified by its class, see [`meaning`].
 const TABLE: [Row; 53] = [
-    // No space: the account's limit, the server's limit (max_file_store), and what a new stream would reserve.
+    // No space: the limits of the account and the server (max_file_store), and the reservation of a new stream.
     any(10002, Meaning::Full),
     any(10023, Meaning::Full),
     any(10028, Meaning::Full),
     any(10047, Meaning::Full),
-    // 10077 and the failures to make a stream or a consumer pass on what the store has said.
+    // 10077, and failures to create a stream or consumer, pass on the store's error text.
     text(10077, "maximum messages exceeded", Meaning::Full),
     text(10077, "maximum bytes exceeded", Meaning::Full),
     text(10077, "maximum messages per subject exceeded", Meaning::Full),
@@ -52,7 +52,7 @@ const TABLE: [Row; 53] = [
     text(10051, "no space left", Meaning::Full),
     text(10069, "no space left", Meaning::Full),
     text(10104, "no space left", Meaning::Full),
-    // More than the stream's max_msg_size, the server's max_payload, or what a header or a record on disk may have.
+    // Above the stream's max_msg_size, the server's max_payload, or the limit of a header or a record on disk.
     any(10054, Meaning::TooLarge),
     any(10097, Meaning::TooLarge),
     text(10077, "message too large", Meaning::TooLarge),
@@ -60,11 +60,11 @@ const TABLE: [Row; 53] = [
     // The compare-and-set.
     any(10070, Meaning::Conflict),
     any(10071, Meaning::Conflict),
-    // Another message for the same subjects is on its way to the replicas, whoever sent it; or the leader does not know yet.
+    // Another message for the same subjects is being replicated, or the leader does not know the last sequence yet.
     any(10158, Meaning::Passing),
     any(10163, Meaning::Passing),
     any(10164, Meaning::Passing),
-    // Servers, leaders or peers are missing, or there is too much to do.
+    // Servers, leaders or peers are missing, or the server is overloaded.
     any(10004, Meaning::Passing),
     any(10005, Meaning::Passing),
     any(10007, Meaning::Passing),
@@ -83,16 +83,16 @@ const TABLE: [Row; 53] = [
     any(10210, Meaning::Passing),
     any(10211, Meaning::Passing),
     any(10226, Meaning::Passing),
-    // JetStream is off, at the server or for the account: somebody may turn it on.
+    // JetStream is disabled, at the server or for the account: an operator may enable it.
     any(10039, Meaning::Passing),
     any(10076, Meaning::Passing),
-    // Not there, or there already: whoever looks again may find it made or gone.
+    // Missing, or existing already: this may have changed at the next attempt.
     any(10014, Meaning::Passing),
     any(10058, Meaning::Passing),
     any(10059, Meaning::Passing),
-    // A batch of which the broker has lost a message, or waited too long for one.
+    // The broker lost a message of a batch, or waited too long for one.
     any(10176, Meaning::Passing),
-    // Settings that the server refuses with a code of its own faults.
+    // Invalid settings that the server rejects with a 5xx code.
     any(10052, Meaning::Permanent),
     any(10053, Meaning::Permanent),
     any(10074, Meaning::Permanent),
@@ -130,14 +130,14 @@ pub fn unpublished(error: &PublishError) -> Unpublished {
         PublishErrorKind::WrongLastSequence | PublishErrorKind::WrongLastMessageId => {
             Refused(Meaning::Conflict)
         }
-        // Nobody listens on the subject: no stream, or none with a leader.
+        // No responders on the subject: no stream, or no leader.
         PublishErrorKind::StreamNotFound | PublishErrorKind::MaxAckPending => Refused(Meaning::Passing),
-        // Before it was sent.
+        // Rejected by the client before it was sent.
         PublishErrorKind::MaxPayloadExceeded => Refused(Meaning::TooLarge),
         PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => Unanswered,
         PublishErrorKind::Other => match refusal(error) {
             Some(refusal) => Refused(meaning(refusal)),
-            // Not an answer of the broker.
+            // Not a reply of the broker.
             None => Unanswered,
         },
     }
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn every_row_is_as_the_server_says_it() {
         use Meaning::{Conflict, Full, Passing, Permanent, TooLarge};
-        // Class, code and text of nats-server 2.15; those that are met most by real answers of 2.15.1.
+        // Class, code and text of nats-server 2.15; the common ones are from real replies of 2.15.1.
         let rows = [
             (400, 10002, "resource limits exceeded for account", Full),
             (503, 10023, "insufficient resources", Full),

@@ -81,7 +81,7 @@ impl DeniedPermissions {
 }
 
 fn subject_after<'a>(words: &str, complaint: &'a str) -> Option<&'a str> {
-    // Of the same length, so that an index into one is one into the other.
+    // ASCII lower-casing keeps the length, so an index into one text fits the other.
     let begins = complaint.to_ascii_lowercase().find(words)? + words.len();
     complaint.get(begins..)?.split('"').next()
 }

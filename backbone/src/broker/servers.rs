@@ -45,14 +45,14 @@ pub(super) fn reconnect_delay(attempts: usize, connects: u64) -> Duration {
 pub(super) async fn reasons(servers: Vec<Server>) -> String {
     let mut reasons = Vec::with_capacity(servers.len());
     for Server { addr, last_error, .. } in &servers {
-        // The client keeps no record of a name that it could not resolve.
+        // The client records no error for a name that it could not resolve.
         let resolved = timeout(RESOLVE_TIMEOUT, addr.socket_addrs()).await;
         let reason = match resolved {
             Ok(Ok(_)) => last_error.clone().unwrap_or_else(|| "no answer yet".to_owned()),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "its name is not resolved in time".to_owned(),
         };
-        // Not the whole URL, which may hold a password.
+        // Not the whole URL: it may contain a password.
         reasons.push(format!("{}:{}: {reason}", addr.host(), addr.port()));
     }
     reasons.join("; ")

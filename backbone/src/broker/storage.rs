@@ -97,7 +97,7 @@ impl Storage {
             is_probed: true,
             said: LogThrottle::every(SAID_INTERVAL),
         });
-        // Many that were under way find the same at once.
+        // Many writes in flight fail at once; only the probe lengthens the pause.
         if std::mem::take(&mut full.is_probed) {
             full.probes += 1;
             full.probe_at = now + PROBE.after(full.probes);
@@ -229,7 +229,7 @@ mod tests {
         let (storage, now) = (Storage::default(), Instant::now());
         assert_eq!(storage.admit_at(ORDERS, now), Ok(()));
         storage.found_full_at(ORDERS, "maximum bytes exceeded", now);
-        // All that were under way.
+        // All writes in flight.
         for _ in 0..100 {
             storage.found_full_at(ORDERS, "maximum bytes exceeded", now);
         }

@@ -29,6 +29,6 @@ pub async fn swallows(connection: &Connection, subject: String, connects: u64) -
         async { connection.jetstream.publish_with_headers(subject, headers, Bytes::new()).await?.await };
     let answer = timeout(INQUIRY_TIMEOUT, refused).await;
     let is_refused = answer.is_ok_and(|answer| answer.is_err_and(|error| refusal(&error).is_some()));
-    // On another connection it may have overtaken the first one.
+    // After a reconnect the inquiry may have overtaken the publish.
     is_refused && *connection.connects().borrow() == connects
 }

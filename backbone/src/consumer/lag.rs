@@ -118,7 +118,7 @@ impl Behind {
         let leader = cluster.leader.clone()?;
         let messages = stream.state.last_sequence.saturating_sub(consumer.delivered.stream_sequence);
         let copies = stream.cluster.as_ref();
-        // All replicas of a step choose the same one, and the leader of the stream cannot be behind it.
+        // Sorted, so that all replicas of a step choose the same successor. The stream's leader comes first: it cannot lag.
         let of_stream = copies.and_then(|copies| copies.leader.as_ref());
         let current = copies.into_iter().flat_map(|copies| &copies.replicas).filter(|copy| is_current(copy));
         let mut others: Vec<_> = current.map(|copy| &copy.name).collect();
@@ -243,7 +243,7 @@ mod tests {
         for at in [12, 30, 50] {
             assert_eq!(seen(&mut lag, &quiet, 12, at), None);
         }
-        // Another server may have less.
+        // Another leader may have less of the stream.
         let led_by_another = consumer(10, |info| info["cluster"]["leader"] = json!("n1"));
         assert_eq!(seen(&mut lag, &led_by_another, 12, 60), None);
         assert_eq!(seen(&mut lag, &led_by_another, 12, 68), Some(unseen));
@@ -255,11 +255,11 @@ mod tests {
         let behind = |stream| Behind::of(&lagging, &stream).unwrap();
         let expected = Behind { leader: "n2".to_owned(), messages: 90, successor: Some("n1".to_owned()) };
         assert_eq!(behind(stream(100, "n1", &[("n2", false), ("n0", true)])), expected);
-        // It leads the stream itself.
+        // The lagging leader leads the stream itself.
         let copies = [("n1", true), ("n0", false)];
         assert_eq!(behind(stream(100, "n2", &copies)).successor.as_deref(), Some("n1"));
         assert_eq!(behind(stream(100, "n2", &[("n1", false), ("n0", false)])).successor, None);
-        // The consumer has no replica there.
+        // The stream's leader has no replica of the consumer.
         assert_eq!(behind(stream(100, "n9", &[("n8", true)])).successor, None);
         let unknown = consumer(10, |info| info["cluster"] = json!({"replicas": []}));
         assert_eq!(Behind::of(&unknown, &stream(100, "n1", &[])), None, "nobody leads it");

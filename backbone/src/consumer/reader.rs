@@ -105,7 +105,7 @@ impl Consumer {
             }
             let message = select! {
                 message = self.messages.next() => message.ok_or(ConsumerError::Closed)?,
-                // The broker forgets requests with the connection that they came by.
+                // The broker drops pull requests when their connection ends.
                 _ = self.connects.changed() => {
                     self.requests.give_up();
                     continue;
@@ -175,7 +175,7 @@ impl Consumer {
             .leave_at
             .get_or_insert_with(|| leave_by.min(Instant::now() + requests::EXPIRY) + LAST_MESSAGES_TIMEOUT);
         loop {
-            // A broker that is away brings nothing.
+            // Without a connection nothing can arrive.
             if self.requests.standing() > 0
                 && self.connection.is_up()
                 && let Ok(message) = timeout_at(ended_by, self.messages.next()).await
@@ -188,8 +188,8 @@ impl Consumer {
                 self.end(&message);
             } else {
                 self.requests.leave();
-                // What the broker sends before it learns of the end still comes; unsubscribing would lose it until
-                // ACK_WAIT. With a connection that is closed, leaving is all that is left to do.
+                // Drain instead of unsubscribing: messages that are already on their way would otherwise wait for
+                // ACK_WAIT. On a closed connection this fails and there is nothing left to receive.
                 if !std::mem::replace(&mut self.drained, true) {
                     self.messages.drain().await.ok()?;
                 }

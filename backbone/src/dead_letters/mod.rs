@@ -198,7 +198,7 @@ impl DeadLetters {
         let letters = batch.messages.into_iter().filter_map(|message| {
             let letter = DeadLetter::decode(message.payload).ok()?;
             let id = letter.dead_letter_id.parse::<LetterId>().ok()?;
-            // Else it is none of ours.
+            // On any other subject it is a foreign message.
             (*message.subject == *id.subject(DeadLetterState::Open)).then_some(Kept {
                 id,
                 letter,
@@ -235,12 +235,12 @@ impl DeadLetters {
         let mut open = BTreeMap::new();
         let subjects = self.stream.info_with_subjects(id::open(None)).await;
         let mut subjects = subjects.map_err(|error| no_answer(&error))?;
-        // One message each: the stream keeps no more of a subject.
+        // The stream keeps one message per subject, so each subject is one dead letter.
         while let Some((subject, letters)) = subjects.try_next().await.map_err(|error| no_answer(&error))? {
             let step = subject.split('.').nth(2).filter(|step| is_step(step)).unwrap_or_default();
             *open.entry(step.to_owned()).or_default() += letters as u64;
         }
-        // Other records lie beside the letters.
+        // The stream also holds other records.
         let is_empty = open.is_empty() && self.barrier.last_on(id::ALL_LETTERS).await? == Revision::NONE;
         Ok(Contents { stream: StreamState::from(&info), open, is_empty })
     }
@@ -313,7 +313,7 @@ impl DeadLetters {
                 Outcome::Stored(head) => {
                     return Ok(Kept { id: id.clone(), letter, trace, head });
                 }
-                // The stream may take less than the broker.
+                // The stream's limit may be lower than the broker's.
                 Outcome::TooLarge(error) => ("too_large", PutError::Permanent(error)),
                 Outcome::Conflict => ("conflict", PutError::Conflict),
                 Outcome::Unavailable(error) => ("unavailable", PutError::Unavailable(error)),
@@ -344,7 +344,7 @@ impl DeadLetters {
     /// Recreates the stream if it was deleted.
     pub async fn restore(&self) {
         if self.connection.is_up() {
-            // Rare, and large.
+            // Boxed because the future is large and rarely needed.
             Box::pin(restore_dead_letters(&self.connection)).await;
         }
     }
@@ -384,7 +384,7 @@ pub fn headers_of(headers: Option<&HeaderMap>) -> Vec<Header> {
         values.iter().map(|value| Header { name: name.clone(), value: value.to_string() }).collect::<Vec<_>>()
     };
     let mut headers: Vec<_> = headers.into_iter().flat_map(HeaderMap::iter).flat_map(header).collect();
-    // A map has no order of its own, and the same message should read the same.
+    // A map has no order, and the same message must always read the same.
     headers.sort_by(|a, b| a.name.cmp(&b.name));
     headers
 }

@@ -211,7 +211,7 @@ impl OrderLog {
             Appended::Stored(OrderState { id, order, head: revision, since, event_id, unknown_fields })
         };
 
-        // Set once a publish went unanswered: from then on, no error means that the event is not stored.
+        // Set once a publish got no reply. After that, no error proves that the event is not stored.
         let mut unknown: Option<String> = None;
         for attempts in 1.. {
             let (subject, payload) = (draft.subject.clone(), draft.payload.clone());
@@ -231,7 +231,7 @@ impl OrderLog {
                     self.barrier.committed(connects);
                     return Ok(stored(order, revision));
                 }
-                // What is stored already is found while there is no space, too: a repeat finds its order.
+                // Without space, too, an event that is already stored is found, so a retry finds its order.
                 outcome @ (Outcome::Conflict | Outcome::Full(_)) => {
                     let full = if let Outcome::Full(reason) = outcome { Some(reason) } else { None };
                     let settled = self.settle(&id, previous, &draft.event_id, unknown.is_some()).await;
@@ -254,7 +254,7 @@ impl OrderLog {
                                 "foreign messages up to {head} on the order's subjects"
                             ))
                         }
-                        // The broker decided, but what it decided cannot be read at the moment.
+                        // The broker has decided, but the decision cannot be read now.
                         (Err(error), None) => AppendError::Unknown(error.to_string()),
                     }
                 }

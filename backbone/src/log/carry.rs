@@ -32,7 +32,7 @@ const CARRIES_AT_ONCE: usize = 64;
 const READ_ORDERS_MAX: usize = 64;
 /// Orders that are carried in a second, so that a million of them leave room for others.
 const CARRIES_PER_SECOND_MAX: u32 = 1000;
-// Whatever is wrong, it is perhaps the same with many orders.
+// Throttled: one cause may affect many orders.
 static NOT_CARRIED: LogThrottle = LogThrottle::every(Duration::from_secs(1));
 
 const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
@@ -105,7 +105,7 @@ impl OrderLog {
             let batch = batch_from(client, ORDERS, ALL_ORDERS, walked.next, READ_MESSAGES_MAX).await?;
             let is_last = batch.remaining == 0;
             for message in batch.messages {
-                // One that does not say is taken to be as old as the one before it.
+                // A message without a timestamp counts as old as the one before it.
                 let time = stored(&message.headers).or(walked.until).unwrap_or(now);
                 if !schedule.is_due(time, now) {
                     walked.caught_up = true;
@@ -162,7 +162,7 @@ impl OrderLog {
         let filters: Vec<_> = candidates.iter().map(|candidate| subjects::order(&candidate.id)).collect();
         let client = &self.connection.client;
         let all = match direct_get::last_of_each(client, ORDERS, &filters).await {
-            // The broker answers no more than 1,024 subjects, and foreign messages may lie on any number of them.
+            // The broker answers for at most 1,024 subjects, and foreign messages can use any number of them.
             Err(ReadError::Broker(error)) if candidates.len() > 1 => {
                 debug!(error, "reading orders one by one");
                 let mut all = Vec::new();
@@ -208,7 +208,7 @@ impl OrderLog {
                     return Ok(Outcome::Carried);
                 }
                 Ok(Appended::Overtaken(_)) => {}
-                // It would hold up all others.
+                // An error here would block all other orders.
                 Err(
                     error @ (AppendError::TooLarge(_) | AppendError::Permanent(_) | AppendError::Refused(_)),
                 ) => {

@@ -68,7 +68,7 @@ impl Schedule {
     pub fn is_due(&self, stored: SystemTime, now: SystemTime) -> bool {
         let before = self.before.filter(|(until, _)| stored < *until).map(|(_, age)| age);
         let age = [self.age, before].into_iter().flatten().min();
-        // Clocks that disagree make it younger, never older.
+        // Clock skew makes an event younger, never older.
         age.is_some_and(|age| now.duration_since(stored).unwrap_or_default() >= age)
     }
 
@@ -102,7 +102,7 @@ impl Window {
     pub fn see(&mut self, message: &Stored) {
         let Some((kind, id)) = subjects::parse(&message.subject) else { return };
         let due = message.sequence;
-        // On the way, no order ends.
+        // These events never finish an order.
         if matches!(kind, EventKind::Reserved | EventKind::Paid | EventKind::Failed) {
             return;
         }

@@ -44,7 +44,7 @@ fn a_longer_retention_holds_for_what_is_stored_later_and_a_shorter_one_at_once()
     assert!(never.is_due(at(99), at(104)) && !never.is_due(at(101), at(900)));
     let shorter = long.changed(short, at(100));
     assert!(shorter.is_due(at(95), at(100)));
-    // Longer, and longer again: what the first left is still due at the first age.
+    // After a second increase, events stored before the first are still due at the first age.
     let twice = longer.changed(Schedule::of(Duration::ZERO, None), at(101));
     assert!(twice.is_due(at(99), at(104)));
 }
@@ -153,7 +153,7 @@ proptest! {
             for candidate in found.iter().filter(|candidate| candidate.id == life.id) {
                 let has_to = has_to_be_carried(&life.order, life.carried, candidate.due);
                 prop_assert!(!has_to || !is_finished(&life.order));
-                // What was carried since is not carried again for an older event.
+                // An order that has been carried since is not carried again for an older event.
                 prop_assert!(!has_to || life.carried.is_none_or(|carried| carried == candidate.due));
             }
         }

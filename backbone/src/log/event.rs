@@ -61,7 +61,7 @@ impl Draft {
         let payload = unknown_fields::encode(&mut event, unknown_fields);
         *order = event.order.take().unwrap_or_default();
         let subject = subjects::event(kind, id);
-        // An order that is only carried keeps its time.
+        // Carrying an order does not change its update_time.
         let time = if kind == EventKind::Carried { Some(now()) } else { order.update_time };
         Self { event_id: event.event_id, subject, payload, kind, time, source }
     }
@@ -261,7 +261,7 @@ mod tests {
             let mut payload = draft.payload.to_vec();
             let at = at.index(payload.len());
             payload[at] = byte;
-            // Whether it still reads depends on the byte; that it returns is the property.
+            // Whether it still decodes depends on the byte; the property is that it does not panic.
             drop(Recorded::decode(&draft.subject, Revision(1), None, payload.into()));
         }
     }

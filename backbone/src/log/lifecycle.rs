@@ -177,7 +177,7 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
     let event = EventKind::of(detail);
     let refused = Refused::Transition { event, status };
 
-    // It only gets a younger event.
+    // Carrying changes nothing about the order.
     if let Detail::Carried(_) = detail {
         return if is_finished(order) { Err(refused) } else { Ok(order.clone()) };
     }
@@ -208,7 +208,7 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
             if status == OrderStatus::Failed || is_finished(order) {
                 return Err(refused);
             }
-            // An order that is parked while it owes something keeps the reason that it ended for.
+            // An order parked while it owes a compensation keeps the reason of its rejection or cancellation.
             if row_at(status).is_some() {
                 after.reason.clone_from(&failed.reason);
             }
@@ -218,7 +218,7 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
         }
         Detail::Redriven(_) => {
             let parked = order.parked_status();
-            // A foreign event may have parked it with none.
+            // A foreign event may have parked it without a parked_status.
             if status != OrderStatus::Failed || parked == OrderStatus::Unspecified {
                 return Err(refused);
             }

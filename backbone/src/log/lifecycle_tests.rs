@@ -164,7 +164,7 @@ proptest! {
                         prop_assert!(!waits_for(&next, row.event) || wakes(row.event, None).contains(&kind));
                     }
                     for undo in [Undo::Release, Undo::Refund] {
-                        // That one of two undoings is done is no news for the step that owes the other.
+                        // A completed compensation is no news for the step that owes the other one.
                         let news = owes(&next, undo) && !owes(&order, undo);
                         prop_assert!(!news || wakes(kind, Some(undo)).contains(&kind));
                     }

@@ -95,7 +95,7 @@ impl OrderLog {
                 missing if examined == 0 => missing,
                 missing => missing.max(LOOKED_FOR_MIN),
             };
-            // One more tells whether there are older ones.
+            // One more shows whether there are older orders.
             let mut created = self.firsts_before(customer, before, looked_for + 1).await?;
             let more = created.len() > looked_for;
             if more {
@@ -179,8 +179,8 @@ impl OrderLog {
     ) -> Result<Vec<Created>, ReadError> {
         let filter = &subjects::created_by(customer);
         let (mut created, mut before, mut looks) = (Vec::new(), before, 0);
-        // Up to here the replica that answers has to have the list: to the newest order, or to where the page before
-        // ended, if that is still kept and no token was made up.
+        // The replica must have the list up to here: to the newest order, or to the end of the previous page, unless that has
+        // expired or the token was forged.
         let mut is_proved = before.is_none();
         let mut least = match before {
             Some(before) => before,
@@ -209,7 +209,7 @@ impl OrderLog {
             };
             older.append(&mut created);
             created = older;
-            // Orders that arrived while it was looked for have made the window too small.
+            // Orders that arrived during the search have made the window too small.
             if is_first || created.len() >= count {
                 created.drain(..created.len().saturating_sub(count));
                 return Ok(created);

@@ -122,7 +122,7 @@ impl Look {
         let removed = (before.messages + (self.last - before.last)).saturating_sub(self.messages);
         let barriers = self.barriers_expired_since(before);
         let events = removed.saturating_sub(self.expired_since(before) + barriers);
-        // What was removed from the front reaches up to what is now the first.
+        // A removal from the front reaches up to the message that is now the first.
         let is_front =
             self.first > before.first && events + barriers >= removed.min(self.first - before.first);
         let to_time = if is_front && self.messages > 0 { self.first_time } else { before.last_time };
@@ -140,7 +140,7 @@ impl Look {
         if before.barriers + self.barriers == 0 {
             return 0;
         }
-        // A server that had been cut off may have shown an old state.
+        // A server that was cut off may have reported an old state.
         let apart = self.at.duration_since(before.last_time).unwrap_or_default();
         let written = if apart > BARRIERS_KEPT { self.last.saturating_sub(before.last) } else { 0 };
         before.barriers + written
@@ -152,13 +152,13 @@ impl Look {
         if self.max_age.is_zero() && before.max_age.is_zero() {
             return 0;
         }
-        // Somebody keeps them for a shorter time from now on, or has done so between the looks.
+        // An operator has changed the retention, perhaps to a shorter one.
         if self.max_age != before.max_age {
             return from_front;
         }
         match before.keeps {
             Some(keeps) if self.at <= keeps.until => keeps.from.min(self.first).saturating_sub(before.first),
-            // The looks lie too far apart. All that is known is whether the last one was young.
+            // Too long between the two observations. Only the age of the last message is known.
             Some(_) | None => {
                 let age_of_last = self.at.duration_since(before.last_time).unwrap_or_default();
                 let is_young = age_of_last + EXPIRY_MARGIN < self.max_age;
@@ -229,10 +229,10 @@ mod tests {
         let purged = Look { messages: 42, barriers: 3, ..look(101, 1) };
         let lost = purged.lost_since(&before).unwrap();
         assert_eq!((lost.cause, lost.events), (Cause::Removed, 51));
-        // All that was written since were barriers.
+        // Only barriers were written since.
         let later = Look { messages: 92, barriers: 1, ..look(130, 1) };
         assert_eq!(later.lost_since(&before), None);
-        // The first was the state of a server that had been cut off.
+        // The first is the old state of a server that was cut off.
         let old = Look { at: at(111), ..before.clone() };
         let fresh = Look { messages: 97, barriers: 2, ..look(112, 1) };
         assert_eq!(fresh.lost_since(&old), None);

@@ -69,7 +69,7 @@ impl OrderLog {
         loop {
             match timeout(LOOK_TIMEOUT, watchman.look()).await {
                 Ok(Ok(())) => {}
-                // The broker is away, or the stream is missing: the next look that is answered tells.
+                // The broker is unavailable or the stream is missing: the next answer shows which.
                 Ok(Err(error)) => debug!(%error, "order log not checked"),
                 Err(_) => debug!("order log not checked: no answer in time"),
             }
@@ -83,7 +83,7 @@ impl OrderLog {
     pub async fn compare_with(&self, sequence: u64, at: SystemTime) -> Result<bool, ReadError> {
         let mut answer = ask(&self.connection).await?;
         if sequence > answer.info.state.last_sequence && answer.info.config.num_replicas > 1 {
-            // The one who has answered may be deposed.
+            // The leader that answered may have been replaced.
             sleep(ROLLED_BACK_AFTER).await;
             answer = ask(&self.connection).await?;
         }
@@ -95,7 +95,7 @@ impl OrderLog {
         let times = (answer.info.created.into(), at);
         let loss =
             Loss { cause: Cause::Missing, events: sequence - last, sequences: (last + 1, sequence), times };
-        // One that was noticed before says more.
+        // A loss that was detected directly has more details.
         if LOSSES.unacknowledged().is_none() {
             LOSSES.say(&loss, SystemTime::now());
         }
@@ -121,7 +121,7 @@ impl Watchman<'_> {
             LOSSES.say(&loss, look.at);
             record(connection, &answer.info.config, Mark { events: loss.events, at: look.at }).await;
         }
-        // Until it is known which answer is right, the later state is compared with.
+        // Until it is clear which answer is right, the later state stays the reference.
         if self.rolled_back.is_none() {
             LOSSES.held.store(look.events(), Ordering::Relaxed);
             LOSSES.last.store(look.last, Ordering::Relaxed);
@@ -137,7 +137,7 @@ impl Watchman<'_> {
             self.rolled_back = None;
             let appended = LOSSES.appended.swap(0, Ordering::Relaxed);
             let lost = look.lost_since(&before.and_appended(appended, look.at));
-            // Revisions begin anew, also where none is known to be lost.
+            // Revisions restart, even if no loss is known.
             LOSSES.counts.send_modify(|counts| counts.replaced += 1);
             return Ok(lost);
         }
@@ -148,7 +148,7 @@ impl Watchman<'_> {
             self.rolled_back.get_or_insert_with(|| (before.clone(), Instant::now())).clone();
         if look.last >= before.last {
             self.rolled_back = None;
-            // Others may have been appended in the place of those that were there. A barrier expires.
+            // Other events may have taken the sequences of the lost ones. An expired barrier is not a loss.
             if self.log.stored_at(before.last).await?.is_none_or(|stored| stored == before.last_time) {
                 return Ok(look.lost_since(&before));
             }
@@ -224,7 +224,7 @@ async fn record(connection: &Connection, config: &Config, mark: Mark) {
     let events = mark.events + unacknowledged(&config).map_or(0, |mark| mark.events);
     config.metadata.insert(LOST.to_owned(), Mark { events, ..mark }.to_string());
     if let Err(error) = update(connection, config).await {
-        // The gauge tells for as long as this process lives.
+        // The gauge reports the loss while this process runs.
         info!(%error, "loss not recorded in the stream's metadata");
     }
 }

@@ -38,7 +38,7 @@ impl OrderLog {
             }
             suspected_from = now + SUSPICION_PAUSE;
             let (subject, headers) = (STORAGE_PROBE.to_owned(), HeaderMap::new());
-            // What it brings is kept by `storage`.
+            // `storage` keeps the outcome.
             publish(&self.connection, ORDERS, subject, headers, Bytes::new(), None, now + PROBE_TIMEOUT)
                 .await;
             if self.connection.may_not_publish(STORAGE_PROBE) && self.full().is_some() {

@@ -35,7 +35,7 @@ impl OrderLog {
 
     /// Looks again and again whether there is a quorum, and connects to another server while there is none. Never ends.
     pub async fn keep_quorum(&self) {
-        // Without a quorum: since when, by which connection, and how often a server was left.
+        // While there is no quorum: since when, on which connection, and how many servers were left.
         let (mut lost, mut left) = (None, 0);
         loop {
             self.connection.up().await;
@@ -46,11 +46,11 @@ impl OrderLog {
                     self.connection.stay();
                     (lost, left) = (None, 0);
                 }
-                // A stream that is missing is so at every server.
+                // A missing stream is missing at every server.
                 Err(ReadError::Broker(_)) => {}
                 Err(error @ ReadError::NoAnswer(_)) => {
                     let (now, connects) = (Instant::now(), *self.connection.connects().borrow());
-                    // Each server gets its time, which a server needs that finds the others again.
+                    // Each server gets time to find the others again.
                     let since = match lost {
                         Some((since, by)) if by == connects => since,
                         Some(_) | None => now,

@@ -136,8 +136,8 @@ impl OrderLog {
         let Some(last) = stored.last().map(|last| last.sequence) else { return Ok(Vec::new()) };
         let found = stored.len();
         let mut events = decode_all(stored);
-        // One message a subject is the whole history unless an event happened twice or a foreign message
-        // hides one; then the chain has a gap, or ends too early, and the history is read message by message.
+        // The last message of each subject is the whole history, unless an event happened twice or a foreign message
+        // hides one. Then the chain has a gap or ends early, and the history is read message by message.
         if events.len() < found || !is_whole(&events) {
             events = decode_all(self.all_reaching(id, last).await?);
         }
@@ -218,7 +218,7 @@ pub(super) fn read_error(error: &DirectGetError) -> ReadError {
     match error.kind() {
         DirectGetErrorKind::ErrorResponse(status, text) => ReadError::of(status, &text),
         DirectGetErrorKind::InvalidSubject => ReadError::Broker(error.to_string()),
-        // That it is not there proves nothing: the replica that answered may lag.
+        // NotFound proves nothing: the replica that answered may lag.
         DirectGetErrorKind::NotFound
         | DirectGetErrorKind::TimedOut
         | DirectGetErrorKind::Request

@@ -19,13 +19,13 @@ const CHANGING: [u32; 7] = [5, 6, 7, 8, 9, 11, 12];
 
 /// The snapshot in a stored event as it lies there, if there is more to it than `event` has of it; else nothing.
 pub(crate) fn beyond(event: &OrderEvent, payload: &Bytes) -> Bytes {
-    // What this version writes is never longer than its encoding.
+    // Without unknown fields the payload is never longer than its encoding.
     if payload.len() <= event.encoded_len() {
         return Bytes::new();
     }
     let mut order = Vec::new();
     for (number, mut field) in fields(payload.clone()) {
-        // In pieces, it is what the pieces make together.
+        // A message field may occur several times; protobuf merges the parts.
         if number == ORDER && decode_key(&mut field).is_ok() && decode_varint(&mut field).is_ok() {
             order.extend_from_slice(&field);
         }

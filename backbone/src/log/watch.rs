@@ -71,7 +71,7 @@ pub struct Update {
 impl Update {
     /// An event that is given out now; `is_live` if it came while it was watched.
     pub(super) fn now(event: Recorded, is_live: bool) -> Self {
-        // By two clocks, so it may not have happened yet.
+        // The two clocks may disagree, so the event can seem to be in the future.
         let lag = event.stored.filter(|_| is_live).map(|stored| stored.elapsed().unwrap_or_default());
         Self { event, lag }
     }
@@ -109,14 +109,14 @@ impl OrderLog {
     /// Watches the order that was read as `current` from behind the event at `after`.
     pub async fn watch(&self, current: OrderState, after: Revision) -> Result<Watch, WatchError> {
         let id = current.id;
-        // The replica that answered may have been behind.
+        // The replica that answered may lag.
         let current = if after > current.revision() { self.load_proven(&id).await? } else { Some(current) };
         let last = current.as_ref().map_or(Revision::NONE, OrderState::revision);
         if after > last {
             return Err(WatchError::Beyond { last });
         }
         let (connects, regained) = (self.connection.connects(), self.regained.subscribe());
-        // Subscribed before the history is read, so that nothing falls between history and live.
+        // Subscribe before reading the history, so that no event falls between the two.
         let live = self.live.listen(&self.connection.client, subjects::live_order(&id)).await?;
         let mut watch = Watch {
             log: self.clone(),
@@ -226,7 +226,7 @@ impl Watch {
         };
         let latest = missed.last().map_or(Revision::NONE, |latest| latest.revision);
         if latest < self.last {
-            // A replica that is behind, unless a quorum has no more either.
+            // The replica lags, unless the quorum has no more either.
             let current = self.log.load_proven(&self.id).await?;
             if current.is_none_or(|current| current.head < self.last) {
                 return Err(EventsLost.into());

@@ -61,7 +61,7 @@ impl OrderLog {
         let filter = subjects::customer(customer);
         if after > Revision::NONE {
             let last = match self.barrier.last_on(&filter).await? {
-                // What this customer's orders were may have been older than what is kept.
+                // All events of this customer may have expired.
                 Revision::NONE => match self.barrier.pass().await? {
                     Some(barrier) => barrier,
                     None => self.extent().await?.last,
@@ -103,7 +103,7 @@ impl CustomerWatch {
                 _ = self.connects.changed() => self.doubt(),
                 _ = self.regained.changed() => self.doubt(),
             }
-            // One look serves all that came in the meantime.
+            // One read serves all live messages that arrived meanwhile.
             while let Some(heard) = self.live.try_next() {
                 self.hear(heard);
             }

@@ -165,7 +165,7 @@ fn guarantees(config: &Config) -> [(&'static str, String); 12] {
         ..=0 => "unlimited".to_owned(),
         messages => messages.to_string(),
     };
-    // Async answers before a message is written.
+    // `Async` acknowledges before a message is written.
     let persist_mode = config.persist_mode.unwrap_or(PersistenceMode::Default);
     [
         ("storage", format!("{:?}", config.storage)),
@@ -203,7 +203,7 @@ pub fn age(age: Duration) -> String {
     let (day_s, age_s) = (DAY.as_secs(), age.as_secs());
     match age {
         Duration::ZERO => "unlimited".to_owned(),
-        // Not in months, of which nobody knows the length.
+        // Not in months: their length varies.
         _ if age == Duration::from_secs(age_s) && age_s > day_s && age_s.is_multiple_of(day_s) => {
             format!("{}days", age_s / day_s)
         }

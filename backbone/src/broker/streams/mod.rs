@@ -73,10 +73,10 @@ pub(crate) async fn restore_dead_letters(connection: &Connection) {
     let jetstream = connection.jetstream();
     match jetstream.get_stream(DEAD_LETTERS).await {
         Err(error) if is_not_found(&error) => {}
-        // It is there, or nobody can tell at the moment.
+        // The stream exists, or its state is unknown.
         Ok(_) | Err(_) => return,
     }
-    // As safe as the orders are.
+    // With as many replicas as the order log.
     let Ok(orders) = jetstream.get_stream(ORDERS).await else { return };
     let layout = Layout::of_dead_letters(orders.cached_info().config.num_replicas);
     match create(connection, &layout).await {
@@ -86,7 +86,7 @@ pub(crate) async fn restore_dead_letters(connection: &Connection) {
         Ok(Attempt::Again(error)) | Err(Hopeless::Broker(error)) => {
             error!(error, "stream {DEAD_LETTERS} was deleted, not recreated yet");
         }
-        // Said of one that is there.
+        // Only an existing stream can differ.
         Err(Hopeless::Differs(_)) => {}
     }
 }
@@ -198,7 +198,7 @@ async fn create(connection: &Connection, layout: &Layout) -> Result<Attempt, Hop
 fn not_done(error: &impl ToString, kind: CreateStreamErrorKind) -> Result<Attempt, Hopeless> {
     match kind {
         CreateStreamErrorKind::JetStream(refusal) => refused_or_again(&refusal),
-        // Deleted since it was looked at.
+        // Deleted since it was read.
         CreateStreamErrorKind::NotFound
         | CreateStreamErrorKind::JetStreamUnavailable
         | CreateStreamErrorKind::TimedOut
@@ -212,7 +212,7 @@ fn not_done(error: &impl ToString, kind: CreateStreamErrorKind) -> Result<Attemp
 
 /// Tells a refusal that stays from one that passes by itself.
 fn refused_or_again(refusal: &jetstream::Error) -> Result<Attempt, Hopeless> {
-    // What is to be done about some of them.
+    // What the operator can do about some of them.
     let hint = match refusal.error_code() {
         ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
             "; enable it for this user's account, or use another user (NATS_URL)"
@@ -247,8 +247,8 @@ mod tests {
             let answer = format!(r#"{{"code": {code}, "err_code": {err_code}, "description": "no"}}"#);
             serde_json::from_str(&answer).unwrap()
         };
-        // As nats-server 2.15 gives them: no leader, cluster incomplete, no peers, no storage, not enabled, an account
-        // without space, somebody else was creating it at the same moment.
+        // From nats-server 2.15: no leader, cluster incomplete, no peers, no storage, not enabled, account without space,
+        // concurrent creation.
         for (code, err_code) in
             [(503, 10008), (503, 10004), (400, 10005), (500, 10047), (503, 10039), (400, 10002), (400, 10058)]
         {

@@ -64,7 +64,7 @@ impl Durable {
         durable.wrong = differing(&info.config, &durable.asked);
         match (&durable.wrong, may) {
             (None, true) => {}
-            // Those of another program, or of none: what has to be is.
+            // They come from another program or were never marked, but the required ones hold.
             (None, false) => info!(consumer = name, "consumer settings kept: {PROVISION}"),
             (Some(wrong), true) => {
                 error!(consumer = name, wrong, "consumer has other settings than requested");
@@ -128,8 +128,8 @@ async fn made_anew(
     consumer: &str,
     config: pull::Config,
 ) -> Result<Option<Info>, async_nats::Error> {
-    // Who may delete it and not make it would leave none. An empty request makes nothing, and is answered with an error by
-    // which that is known.
+    // A user that may delete but not create would leave no consumer. An empty request creates nothing, and its error shows
+    // whether creating is permitted.
     let empty = Request::new().payload(Bytes::new()).timeout(Some(ACK_TIMEOUT));
     let asking = connection.client.send_request(creating(consumer), empty);
     let Some(answer) = connection.if_allowed(&creating(consumer), asking).await else {
@@ -140,7 +140,7 @@ async fn made_anew(
     match connection.if_allowed(&deleting, stream.delete_consumer(consumer)).await {
         None => return Ok(None),
         Some(Ok(_)) => {}
-        // Another replica does the same.
+        // Another replica has deleted it.
         Some(Err(error)) if is_missing(&error.kind()) => {}
         Some(Err(error)) => return Err(error.into()),
     }
@@ -161,7 +161,7 @@ async fn gone_back(
     let back = if can_go_back(connection) {
         match go_back(connection, consumer, from).await {
             Ok(back) => back,
-            // Who leads the consumer may be of a version that cannot. If it could, this does no harm.
+            // The consumer's leader may run a version without reset. If it does support it, recreating does no harm.
             Err(error) => Some(made_anew(connection, stream, consumer, config).await?.ok_or(error)?),
         }
     } else {

@@ -46,7 +46,7 @@ pub(super) fn asked(config: &ConsumerConfig) -> pull::Config {
         ack_policy: AckPolicy::Explicit,
         ack_wait: config.ack_wait,
         max_ack_pending: ACK_PENDING_MAX,
-        // As the broker says of unset ones.
+        // What the broker reports for an unset value.
         max_deliver: -1,
         max_waiting: REQUESTS_MAX,
         filter_subjects: config.events.iter().map(|kind| subjects::kind(*kind)).collect(),
@@ -69,7 +69,7 @@ pub(super) fn plan(asked: &pull::Config, present: &Info, floor: Option<&Floor>) 
     let floor = floor.filter(|floor| floor.is_of(present));
     let given = is_given(config);
     let mut wanted = with_choices_of(config, asked);
-    // Where it begins cannot be edited. If this is not known to be a consumer of ours, it may begin too late.
+    // The start cannot be edited. Unless Waybill is known to have made this consumer, it may start too late.
     if given || floor.is_some() {
         wanted.deliver_policy = config.deliver_policy;
     }
@@ -88,7 +88,7 @@ pub(super) fn plan(asked: &pull::Config, present: &Info, floor: Option<&Floor>) 
     let mut passing = differing.iter().filter(|differing| passes_over(differing));
     let only_filters = passing.all(|(setting, ..)| *setting == "filter_subjects");
     if given {
-        // Another version of ours reads other events, and still runs, perhaps. Both get theirs.
+        // Another version of Waybill may still run and read other events. The consumer serves both.
         wanted.filter_subjects.extend(filters(config));
         wanted.filter_subjects.sort_unstable();
         wanted.filter_subjects.dedup();
@@ -121,7 +121,7 @@ pub(super) fn beginning_at(start_sequence: u64) -> DeliverPolicy {
 
 /// The required settings, and the operator's: replicas, pause, description.
 pub(super) fn with_choices_of(present: &Config, asked: &pull::Config) -> pull::Config {
-    // A push consumer has nothing of it.
+    // A push consumer has no pull settings.
     let present = pull::Config::try_from_consumer_config(present.clone()).unwrap_or_default();
     let metadata = present.metadata.into_iter().filter(|(name, _)| !name.starts_with("_nats."));
     pull::Config {
@@ -186,7 +186,7 @@ pub(super) fn settings(config: &Config) -> Settings {
         ("max_batch", config.max_batch.to_string()),
         ("max_bytes", config.max_bytes.to_string()),
         ("max_expires", duration(config.max_expires)),
-        // With one of these the broker refuses requests that name no group, as ours do.
+        // With priority groups the broker rejects pull requests without a group, such as Waybill's.
         ("priority_groups", config.priority_groups.join(",")),
         ("priority_policy", format!("{:?}", config.priority_policy)),
         ("priority_timeout", duration(config.priority_timeout)),
@@ -302,7 +302,7 @@ mod tests {
             panic!("left narrowed")
         };
         assert_eq!(start, 1);
-        // Somebody made it in our place, to begin with what comes next.
+        // Created by another program, starting with new messages only.
         let late = info(&usual(), |config| {
             config.metadata.clear();
             config.deliver_policy = DeliverPolicy::New;
@@ -327,7 +327,7 @@ mod tests {
         let Plan::Update(config) = planned(&usual(), &present, None) else { panic!("{seen}") };
         assert_eq!((config.max_ack_pending, config.ack_wait), (ACK_PENDING_MAX, usual().ack_wait));
         assert_eq!((config.num_replicas, config.description.as_deref()), (3, Some("ours")));
-        // What a version made that did not write its settings on it.
+        // Made by a version that did not record its settings in the metadata.
         let unmarked = info(&usual(), |config| config.metadata.clear());
         assert_eq!(looked_at(&usual(), &unmarked), None);
         assert!(matches!(planned(&usual(), &unmarked, None), Plan::Update(_)));
@@ -344,7 +344,7 @@ mod tests {
             let made = Info { config: made.into_consumer_config(), ..present.clone() };
             assert_eq!((planned(asked, &made, None), looked_at(asked, &made)), (Plan::Leave, None));
         }
-        // As versions wrote it that did not look at the threshold.
+        // As written by versions that did not check the threshold.
         let marker = &info(&usual(), |_| {}).config.metadata[GIVEN];
         assert!(marker.ends_with("priority_timeout=0s"), "{marker}");
     }
@@ -353,7 +353,7 @@ mod tests {
     fn replicas_with_other_settings_do_not_fight() {
         let longer = config(&usual().events, 60);
         let present = info(&usual(), |_| {});
-        // Whoever starts later has it its way, once.
+        // The replica that starts later applies its settings, once.
         let Plan::Update(config) = planned(&longer, &present, None) else { panic!("not taken over") };
         let present = Info { config: config.into_consumer_config(), ..present };
         for config in [&usual(), &longer] {
@@ -372,7 +372,7 @@ mod tests {
         assert_eq!(start, FLOOR + 1);
         let both = Info { config: both.into_consumer_config(), ..present.clone() };
         assert_eq!((looked_at(&old, &both), looked_at(&new, &both)), (None, None));
-        // One that somebody has edited says nothing by where it stands.
+        // The position of an edited consumer proves nothing.
         let edited = info(&old, |config| config.filter_subjects = vec![subjects::kind(EventKind::Cancelled)]);
         assert!(matches!(planned(&new, &edited, None), Plan::Replace(_, 1)));
     }
@@ -382,7 +382,7 @@ mod tests {
         let (old, new) = (usual(), config(&[EventKind::Reserved, EventKind::Cancelled], 10));
         let present = info(&old, |_| {});
         let floor = Floor::of(&present);
-        // Events of the new kind may have been passed over already.
+        // The consumer may have skipped events of the new kind.
         let Plan::Replace(both, start) = planned(&new, &present, None) else { panic!("new events missed") };
         assert_eq!(start, 1);
         let both = Info { config: both.into_consumer_config(), ..present };
@@ -390,7 +390,7 @@ mod tests {
         let Plan::Update(only_new) = planned(&new, &both, None) else { panic!("old events stay for ever") };
         let only_new = Info { config: only_new.into_consumer_config(), ..both };
         assert_eq!(looked_at(&new, &only_new), None);
-        // An old one that is still there gets its own back, and the new one does not mind.
+        // An old version that still runs gets its events back, and the new one accepts that.
         assert!(looked_at(&old, &only_new).is_some());
         let Plan::Replace(both, start) = planned(&old, &only_new, Some(&floor)) else {
             panic!("old events missed")
