@@ -81,7 +81,7 @@ async fn operators(operations: Uri, tls: &Tls) -> anyhow::Result<Channel> {
 fn advice(error: &transport::Error, flag: &str) -> String {
     let reasons = std::iter::successors(Some::<&dyn Error>(error), |&error| error.source());
     let reasons: Vec<_> = reasons.map(ToString::to_string).collect();
-    // rustls says so; its error has gone through too many hands to be recognised by its type.
+    // Matched by rustls's text: the error is wrapped too often to be recognised by its type.
     for (reason, advice) in [
         (
             "UnknownIssuer",

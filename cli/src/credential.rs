@@ -43,7 +43,7 @@ fn secret(scheme: &'static str) -> impl Fn(&str) -> Result<AsciiMetadataValue, S
         let Some(Ok(mut value)) = value else {
             return Err("must be visible ASCII characters without spaces".to_owned());
         };
-        // Also keeps it out of every {:?}.
+        // Also keeps it out of Debug output.
         value.set_sensitive(true);
         Ok(value)
     }

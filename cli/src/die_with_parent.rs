@@ -29,7 +29,7 @@ pub(crate) fn become_program(args: &TetherArgs) -> anyhow::Error {
     if let Err(error) = die_with_parent() {
         return anyhow!("cannot tie this process to its parent: {error}");
     }
-    // The parent may have died before the line above, and then no signal is to come.
+    // The parent may have died before the line above; then no signal comes.
     if getppid() != Pid::from_raw(args.parent_pid) {
         return anyhow!("process {} is not, or no longer, the parent", args.parent_pid);
     }

@@ -26,13 +26,13 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
 
 /// What to do about it at the command line, where the gateway cannot know it.
 fn advice(status: &Status) -> Option<&'static str> {
-    // A connection that was made, and broke before anything was said.
+    // The connection was opened, and closed before a response.
     if matches!(status.code(), Code::Unknown | Code::Internal) && status.source().is_some() {
         return Some(
             "use https:// if the gateway has a certificate (TLS_CERT); OPS_ADDR does not serve gRPC",
         );
     }
-    // What a gateway refuses itself comes with a message.
+    // Errors that the gateway makes itself have a message.
     if status.code() == Code::Unimplemented && status.message().is_empty() {
         return Some("not served at this address; --gateway is for clients, --operations for operators");
     }
@@ -77,7 +77,7 @@ fn detail_lines(details: &ErrorDetails) -> Vec<String> {
         lines.push(format!("{}: {}", resource.resource_type, resource.resource_name));
     }
     if let Some(info) = details.error_info() {
-        // A map has no order of its own, and the same error should read the same.
+        // A map has no order, and the same error must always read the same.
         let metadata: BTreeMap<_, _> = info.metadata.iter().collect();
         let metadata = metadata.iter().map(|(key, value)| format!(", {key}: {value}"));
         lines.push(format!("reason: {}{}", info.reason, metadata.collect::<String>()));

@@ -41,12 +41,12 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
 pub(crate) fn parse<Args: Parser>() -> Result<Args, ExitCode> {
     Args::try_parse().map_err(|mut error| {
         let mut command = Args::command();
-        // Only a command that is built can show its flags as the error does.
+        // Flags are displayed as in the error only after the command is built.
         command.build();
         let settings = settings_at_fault(&error, &command);
         let variable = settings.iter().find_map(|setting| variable_at_fault(&error, setting));
         hide_secret(&mut error, &settings);
-        // Nothing is left to be done when even the message cannot be written.
+        // If stderr cannot be written either, nothing is left to do.
         drop(error.print());
         if !error.use_stderr() {
             return ExitCode::SUCCESS;

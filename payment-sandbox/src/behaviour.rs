@@ -75,7 +75,7 @@ impl Behaviours {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Set>> {
-        // Nothing that holds the lock can panic half-way.
+        // No code panics under this lock, so it cannot be poisoned.
         self.by_customer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

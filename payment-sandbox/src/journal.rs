@@ -48,7 +48,7 @@ impl Journal {
     /// off.
     pub(super) fn open(path: &Path) -> Result<(Self, Ledger), OpenError> {
         let failed = |error| OpenError::Io(path.to_owned(), error);
-        // Not more than that: a name that is mistyped would be an empty file.
+        // Only the last folder: with all parents, a mistyped path would silently start an empty file.
         if let Some(folder) =
             path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
         {
@@ -85,7 +85,7 @@ impl Journal {
         let mut file = reader.into_inner();
         let torn_bytes = file.seek(SeekFrom::End(0)).map_err(failed)? - whole_bytes;
         if torn_bytes > 0 {
-            // Somebody else's file is not to lose its last line.
+            // Never truncate a file that is not a journal.
             let begins_as = |start: &&[u8]| text.starts_with(start) || start.starts_with(&text);
             if !RECORD_STARTS.iter().any(begins_as) {
                 return Err(OpenError::Foreign(path.to_owned()));

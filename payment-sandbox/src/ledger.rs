@@ -134,7 +134,7 @@ impl Ledger {
     ) -> Result<(refund_response::Outcome, Option<Record>), Refusal> {
         let nothing = refund_response::Outcome::NothingCaptured(NothingCaptured {});
         let outcome = match self.state(key) {
-            // A decline stands: no capture follows it either.
+            // A decline is final, so no capture can follow and nothing is recorded.
             Some(State::Forbidden | State::Declined(_)) => return Ok((nothing, None)),
             Some(State::Refunded(charge)) => return Ok((refunded(key, charge), None)),
             Some(State::Captured(charge)) => refunded(key, charge),
@@ -279,7 +279,7 @@ mod tests {
         let mut ledger = Ledger::default();
         let (first, record) = ledger.capture("k", charge(350), false).unwrap();
         assert!(matches!(first, Taken(_)) && record.is_some());
-        // Whatever the sandbox has been told meanwhile.
+        // Regardless of the behaviour set meanwhile.
         assert_eq!(ledger.capture("k", charge(350), true), Ok((first, None)));
         assert_eq!(ledger.of_order("").captured, [money("EUR", 350)]);
     }

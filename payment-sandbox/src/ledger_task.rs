@@ -149,6 +149,6 @@ fn kept<T>((outcome, record): (T, Option<Record>), records: &mut Vec<Record>) ->
 }
 
 fn later<T: 'static>(answer: oneshot::Sender<T>, outcome: T) -> Answer {
-    // Whoever asked may have gone away.
+    // The caller may have cancelled.
     Box::new(move || drop(answer.send(outcome)))
 }

@@ -49,7 +49,7 @@ impl PaymentSandbox {
         stopping: CancellationToken,
     ) -> anyhow::Result<()> {
         let Self { records, task } = self;
-        // Its last asker goes with the server.
+        // Ends when the server drops the last handle.
         let keeping = spawn_blocking(|| task.run());
         let keeping = async { keeping.await?.context("PAYMENT_SANDBOX_DATA cannot be written") };
         try_join!(serve(records, listener, stopping), keeping)?;
@@ -69,7 +69,7 @@ async fn serve(records: Records, listener: TcpListener, stopping: CancellationTo
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::PAYMENTS_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // Error details, so that grpcurl shows them readable.
+            // Error details, so that grpcurl decodes them.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     Server::builder()
@@ -81,7 +81,7 @@ async fn serve(records: Records, listener: TcpListener, stopping: CancellationTo
         .add_service(reflection().build_v1alpha()?)
         .add_service(payments)
         .add_service(control)
-        // Answers are small: they must not wait for more to fill a packet.
+        // Responses are small and must not wait for Nagle's algorithm.
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
             stopping.cancelled_owned(),

@@ -73,7 +73,7 @@ impl Service {
         }
         let outcome = work.await.map_err(|error| refused(&error))?;
         if behaviour.fault == Fault::LostReply {
-            // The caller's deadline ends this call, or the caller's end.
+            // The call ends with the caller's deadline or cancellation.
             self.stopping.cancelled().await;
             return Err(stopped());
         }

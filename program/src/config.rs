@@ -40,7 +40,7 @@ pub fn parse<Config: Parser>() -> Result<Config, ExitCode> {
         command.build();
         let settings = settings_at_fault(&error, &command);
         hide_secret(&mut error, &settings);
-        // Nothing is left to be done when even the message cannot be written.
+        // If stderr cannot be written either, nothing is left to do.
         drop(error.print());
         if !error.use_stderr() {
             return ExitCode::SUCCESS;
@@ -134,7 +134,7 @@ fn setting_shown_as<'a>(flag: &str, command: &'a Command) -> Option<&'a Arg> {
 /// cannot be read: because of what is in the password.
 pub fn hide_secret(error: &mut clap::Error, settings: &[&Arg]) {
     let is_secret = settings.iter().any(|setting| setting.is_hide_env_values_set());
-    // What belongs to no setting is quoted as one.
+    // clap quotes a value that belongs to no setting as an invalid argument.
     for part in [ContextKind::InvalidValue, ContextKind::InvalidArg] {
         let Some(ContextValue::String(value)) = error.get(part) else { continue };
         let has_password = value.rsplit_once('@').is_some_and(|(before, _)| before.contains(':'));

@@ -46,7 +46,7 @@ where
         let (trace_id, span_id) = (current.trace_id(), current.span_id());
         let mut line = String::new();
         self.format.format_event(context, Writer::new(&mut line), event)?;
-        // Nothing before the fields has text of anybody's.
+        // Nothing before the fields contains text from outside.
         if self.is_json
             && let Some((before, fields)) = line.split_once(r#""fields":{"#)
         {

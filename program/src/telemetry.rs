@@ -74,7 +74,7 @@ pub(crate) fn start_with(
     config: &TelemetryConfig,
     spans: Option<Box<dyn Layer<Registry> + Send + Sync>>,
 ) -> Telemetry {
-    // Colours are for terminals, not for files.
+    // Colours only on a terminal.
     let ansi = std::io::stdout().is_terminal();
     let builder =
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
@@ -88,16 +88,16 @@ pub(crate) fn start_with(
     };
     let is_written =
         |metadata: &Metadata<'_>| metadata.is_event() && !shows_secrets(metadata) && !repeats(metadata);
-    // With a hint, so that lines of lower levels cost nothing.
+    // With a level hint, so that disabled levels cost nothing.
     let is_written = filter_fn(is_written).with_max_level_hint(LevelFilter::TRACE);
     let lines = lines.with_filter(EnvFilter::new(&config.log).and(is_written));
-    // Not an Option of a layer: beside a `None` no disabled line or span is known to be one.
+    // A Vec, not an Option of a layer: beside a `None` layer tracing no longer knows which lines and spans are disabled.
     let layers: Vec<_> = [lines.boxed()].into_iter().chain(spans).collect();
     tracing_subscriber::registry().with(layers).init();
     let (stop, stopped) = mpsc::channel();
     let telling = thread::Builder::new().name("log-dropped".to_owned());
     let telling = telling.spawn(move || tell_of_dropped_lines(&dropped, &stopped));
-    // Without it nothing is missing but a number.
+    // Without this thread only the count of dropped lines is missing.
     Telemetry { writing: Some(writing), stop: Some(stop), telling: telling.ok() }
 }
 
@@ -105,18 +105,18 @@ impl Drop for Telemetry {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(telling) = self.telling.take() {
-            // It waits for nothing; had it panicked, that would have been said.
+            // Ends at once. A panic has been logged already.
             drop(telling.join());
         }
         let writing = self.writing.take();
         let (written, flushed) = mpsc::channel::<()>();
-        // Elsewhere, because the guard complains on standard output when its lines are not read.
+        // In a thread of its own, because the guard prints to stdout when its lines are not read in time.
         let flushing = thread::Builder::new().spawn(move || {
             drop(writing);
             drop(written);
         });
         if flushing.is_ok() {
-            // Either way this is the end.
+            // The process exits, flushed or not.
             flushed.recv_timeout(FLUSH_TIMEOUT).ok();
         }
     }
@@ -131,7 +131,7 @@ fn tell_of_dropped_lines(dropped: &ErrorCounter, stopped: &mpsc::Receiver<()>) {
         let lines = dropped.dropped_lines();
         if lines > told {
             warn!(lines, "log not read in time, lines dropped since the start");
-            // This line may have been dropped like the others.
+            // This line may have been dropped, too.
             if dropped.dropped_lines() == lines {
                 told = lines;
             }
@@ -169,7 +169,7 @@ impl LogThrottle {
     }
 
     fn at(&self, now: Instant) -> Option<u64> {
-        // Nothing panics while it is held, so poison would mean nothing.
+        // No code panics under this lock, so it cannot be poisoned.
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         if left.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
             left.out += 1;
@@ -202,7 +202,7 @@ fn directives(text: &str) -> Result<String, String> {
         return Err("is empty; a level is one of off, error, warn, info, debug, trace".to_owned());
     }
     for directive in &directives {
-        // The filter would take a misspelt level for a target, and be silent about all others.
+        // The filter would take a misspelt level for a target, and silence all other targets.
         if !directive.contains(['=', '[', ']']) && directive.parse::<LevelFilter>().is_err() {
             return Err(format!(
                 "`{directive}` is not a level (off, error, warn, info, debug, trace); for a target use target=level"

@@ -111,7 +111,7 @@ impl Batch {
             headers.insert("Nats-Batch-Commit", "1");
             let ack =
                 async { jetstream.publish_with_headers(write.subject, headers, write.value).await?.await };
-            // The batch is stored in one piece, and the acknowledgement names its last message.
+            // The batch is atomic, and its acknowledgement has the sequence of the last message.
             let last = ack.await.map_err(|error| commit_error(&error))?.sequence;
             let first = last + 1 - count as u64;
             return Ok((first..=last).map(Revision).collect());

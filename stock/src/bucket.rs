@@ -110,7 +110,7 @@ pub async fn make(connection: &Connection, replicas: usize) -> Result<Result<(),
         Some(Err(error)) => error,
     };
     match error.kind() {
-        // Somebody else has made it meanwhile: it is looked at again.
+        // Passing includes a concurrent creation: the next attempt checks the bucket.
         CreateStreamErrorKind::JetStream(refusal) => match meaning(&refusal) {
             Meaning::Passing | Meaning::Full => Err(error.to_string()),
             Meaning::TooLarge | Meaning::Permanent | Meaning::Conflict => Ok(Err(StoreError::Broker(error))),

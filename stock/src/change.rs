@@ -124,7 +124,7 @@ struct Record {
 impl Store {
     /// Changes a SKU's stock, once.
     pub async fn change(&self, request: &ChangeRequest, deadline: Instant) -> Result<Changed, ChangeError> {
-        // Whether an earlier try may have been stored.
+        // Set once an earlier attempt may have been stored.
         let mut unknown: Option<String> = None;
         let mut overtaken = false;
         for attempts in 1.. {
@@ -173,7 +173,7 @@ impl Store {
         if let Some(record) = made_before.as_ref().filter(|record| !record.value.is_empty()) {
             let before: Option<Record> = serde_json::from_slice(&record.value).ok();
             let before = before.filter(|before| before.sku == *sku && before.change == change);
-            // The batch was stored in one piece, the record behind the count.
+            // The batch is atomic, so the count is stored directly before its record.
             let revision = Revision(record.revision.0.saturating_sub(1));
             let changed = |before: Record| Changed { available: before.available, revision, is_repeat: true };
             return Ok(before.map(changed).ok_or(ChangeError::RequestIdReused));
@@ -194,12 +194,12 @@ impl Store {
                 Err(CommitError::Conflict) => return Err(Failed::Overtaken),
                 Err(CommitError::Full(error)) => return Ok(Err(ChangeError::Full(error))),
                 Err(CommitError::Permanent(error)) => return Ok(Err(ChangeError::Refused(error))),
-                // It changes no count.
+                // The touch changes no count, so an unknown outcome is harmless.
                 Err(CommitError::Unknown(error)) => return Err(Failed::Nothing(error)),
             };
         }
         let record = Record { sku: sku.clone(), change, available, operator: request.operator.clone() };
-        // Strings and numbers always serialize.
+        // Cannot fail: only strings and numbers.
         let record = serde_json::to_vec(&record).unwrap_or_default();
         let mut batch = Batch::default();
         batch.write(self.stock_write(sku, available, revision));

@@ -141,13 +141,13 @@ impl Presence {
         let was_there = match before {
             Seen::Present(_) | Seen::Missing => Ok(true),
             Seen::Unknown => is_known(&self.store.connection).await,
-            // A log that was lost since had no bucket beside it.
+            // A log that was lost meanwhile had no bucket yet.
             Seen::NotYet => has_reserved(&self.store.connection).await,
         };
         match was_there {
             Ok(true) => Seen::Missing,
             Ok(false) => Seen::NotYet,
-            // Without a log nothing tells yet.
+            // Without the log there is no evidence yet.
             Err(_) => before,
         }
     }

@@ -83,7 +83,7 @@ impl Store {
             };
             Some((sku, (!record.payload.is_empty()).then_some(listed)))
         });
-        // A SKU that changes while it is read comes again; the last is right.
+        // A SKU that changes during the read appears twice; the last entry is current.
         let listed: BTreeMap<_, _> = listed.collect();
         Ok(listed.into_values().flatten().collect())
     }

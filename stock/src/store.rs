@@ -116,7 +116,7 @@ impl Store {
 
     /// Sets what an order holds.
     pub fn reservation_write(&self, order_id: &str, reservation: &Reservation, expected: Revision) -> Write {
-        // A map of strings and numbers always serializes.
+        // Cannot fail: only strings and numbers.
         let value = serde_json::to_vec(reservation).unwrap_or_default().into();
         Write { ttl: self.reservation_ttl, ..self.write(&reservation_key(order_id), value, expected) }
     }

@@ -83,7 +83,7 @@ pub(super) async fn start(
 ) -> anyhow::Result<Broker> {
     let ports = data.ports();
     forget_old_ports(&ports).with_context(|| format!("cannot clear {}", ports.display()))?;
-    // To nats-server 0 means its default port, and -1 a free one.
+    // For nats-server 0 is the default port, and -1 a free one.
     let port = match args.nats_port {
         0 => "-1".to_owned(),
         port => port.to_string(),

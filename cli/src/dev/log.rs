@@ -15,7 +15,7 @@ const LAST_BYTES: u64 = 8 * 1024;
 /// Waits until one of our programs logs this message, and gives the line's fields. The caller bounds the wait.
 pub(super) async fn wait_for(log: &Path, message: &str) -> Value {
     loop {
-        // A log that does not exist yet is one without the line.
+        // A log that does not exist yet does not have the line.
         let found = fs::read_to_string(log).ok().and_then(|text| fields_of(&text, message));
         if let Some(fields) = found {
             return fields;

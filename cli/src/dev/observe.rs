@@ -56,9 +56,9 @@ impl Jaeger {
         let mut variables: Vec<_> = OF_OTHER_COLLECTORS.iter().map(|name| (*name, None)).collect();
         variables.push(("OTEL_EXPORTER_OTLP_ENDPOINT", Some(self.otlp_url.clone())));
         variables.push(("OTEL_EXPORTER_OTLP_PROTOCOL", Some("grpc".to_owned())));
-        // Jaeger takes none; Prometheus fetches them.
+        // Jaeger accepts no metrics; Prometheus scrapes them.
         variables.push(("OTEL_METRICS_EXPORTER", Some("none".to_owned())));
-        // Who looks wants to see every order, and soon.
+        // Sample every order and export soon, since a user is watching.
         for (name, value) in
             [("OTEL_TRACES_SAMPLER", "parentbased_always_on"), ("OTEL_BSP_SCHEDULE_DELAY", "500")]
         {
@@ -81,7 +81,7 @@ pub(super) async fn start_jaeger(
     let config = data.observe()?.join("jaeger.yml");
     write(&config, &jaeger_config(pages, api, otlp))?;
     let mut command = die_with_parent::command(&observers.jaeger)?;
-    // It would trace itself.
+    // Jaeger would trace itself.
     command.arg("--config").arg(config).env("OTEL_TRACES_SAMPLER", "always_off");
     children.start_for_others(JAEGER, command)?;
     listening(JAEGER, &[pages, otlp], children).await?;

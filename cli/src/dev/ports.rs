@@ -24,7 +24,7 @@ pub(super) fn check_free(args: &DevArgs) -> anyhow::Result<()> {
         wanted.push((on_loopback(args.jaeger_port), "Jaeger", "--jaeger-port"));
         wanted.push((on_loopback(args.prometheus_port), "Prometheus", "--prometheus-port"));
     }
-    // All are held at once, so that two of them cannot be the same.
+    // All are bound at the same time, so that two equal addresses are detected.
     let held = wanted.into_iter().map(|(addr, purpose, flag)| {
         TcpListener::bind(addr).map_err(|error| taken(addr, purpose, flag, &error))
     });

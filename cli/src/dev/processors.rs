@@ -29,7 +29,7 @@ pub(super) async fn start(
     for (name, program) in processors {
         let mut command = broker.command_of_client(programs, program)?;
         command.env("STOCK", &stock).env("PAYMENT_URL", payment_url);
-        // The gateway's own address is in the same variable.
+        // `OPS_ADDR` of the environment is meant for the gateway.
         command.env("OPS_ADDR", "127.0.0.1:0");
         children.start(name, command)?;
     }

@@ -94,7 +94,7 @@ async fn follow(orders: Orders, order: &mut Order, board: &Board) -> Result<(), 
     while let Some(update) = watch.next().await? {
         board.changed(order, &update);
         *order = update.order;
-        // A parked order waits for an operator, and the sample orders have none.
+        // A parked order waits for an operator, so it does not finish here.
         if order.status() == OrderStatus::Failed {
             break;
         }

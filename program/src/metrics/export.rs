@@ -94,7 +94,7 @@ impl PushMetricExporter for Sender {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let sending = async {
             select! {
-                // At its end the program has said that it was not sent.
+                // On exit `flush` logs that the last metrics were not sent.
                 () = self.over.cancelled() => Err(OTelSdkError::AlreadyShutdown),
                 sent = timeout(self.timeout, self.exporter.export(metrics)) => {
                     let sent = sent.unwrap_or(Err(OTelSdkError::Timeout(self.timeout)));
@@ -103,7 +103,7 @@ impl PushMetricExporter for Sender {
                 }
             }
         };
-        // The thread is there for nothing else, and what is sent is only lent.
+        // Blocking is fine: the reader has a thread of its own. `metrics` is only borrowed, so it cannot be moved to a task.
         self.runtime.block_on(sending)
     }
 

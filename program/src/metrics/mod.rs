@@ -61,7 +61,7 @@ impl Metrics {
         let registry = Registry::new();
         let fetched = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
-            // There is one scope, and its name says nothing.
+            // There is only one scope.
             .scope_info_enabled(false)
             .build()
             .map_err(|error| error.to_string())?;
@@ -143,7 +143,7 @@ pub fn gauge(
     description: &'static str,
     look: impl Fn(&dyn AsyncInstrument<u64>) + Send + Sync + 'static,
 ) {
-    // The provider keeps it.
+    // The provider keeps the callback.
     meter().u64_observable_gauge(name).with_description(description).with_callback(look).build();
 }
 

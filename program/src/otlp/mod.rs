@@ -140,14 +140,14 @@ impl Way {
         });
         let timeout = Duration::from_millis(timeout);
         if let Some((name, _)) = own_or_all("HEADERS").filter(|(_, text)| !text.split(',').all(is_header)) {
-            // The exporters would leave out what they cannot read, and the collector refuse everything.
+            // The exporters would drop headers that they cannot parse, and the collector would reject everything.
             return Err(format!(
                 "{name}: must be comma-separated pairs such as authorization=Bearer%20token, without headers that HTTP or \
                  gRPC reserve"
             ));
         }
         let Some((name, url)) = endpoint else { return Ok(Some(Self { protocol, tls: false, timeout })) };
-        // It may hold a password, so it is not shown.
+        // Not shown in the error: it may contain a password.
         let url: Uri = url.parse().map_err(|_| not_an_address(&name))?;
         if !url.authority().is_some_and(has_usable_port) {
             return Err(not_an_address(&name));
@@ -211,7 +211,7 @@ pub(crate) fn warn_of_resource() {
 /// The resource, and how many attributes it does not have. Prometheus would take nothing at all of a process that has one
 /// whose name cannot be a label.
 fn resource_of(program: &str) -> (Resource, usize) {
-    // The SDK has its say from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
+    // The SDK reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
     let resource = Resource::builder().build();
     let (usable, others): (Vec<_>, Vec<_>) = resource.iter().partition(|(name, _)| is_name(name.as_str()));
     let unnamed = |name: &opentelemetry::Value| name.as_str().starts_with("unknown_service");

@@ -79,7 +79,7 @@ impl Traces {
             .with_target(false)
             .with_threads(false)
             .with_tracked_inactivity(false);
-        // Lines of the log are not events of spans, and spans of libraries do not say their kind.
+        // Log lines are not span events, and spans of libraries have no otel.kind.
         let is_ours =
             |metadata: &Metadata<'_>| metadata.is_span() && metadata.fields().field("otel.kind").is_some();
         Some(layer.with_filter(filter_fn(is_ours).with_max_level_hint(LevelFilter::INFO)).boxed())
@@ -320,7 +320,7 @@ impl opentelemetry_sdk::trace::SpanExporter for Sender {
             let sending = opentelemetry_sdk::trace::SpanExporter::export(&*exporter, batch);
             timeout(limit, sending).await.unwrap_or(Err(OTelSdkError::Timeout(limit)))
         };
-        // Without a runtime the program is at its end, and has said what was not sent.
+        // Without a runtime the program is exiting, and has logged what was not sent.
         let sent = self.runtime.spawn(sending).await.map_err(|_| OTelSdkError::AlreadyShutdown)?;
         self.counts.sending.store(0, Ordering::Relaxed);
         if sent.is_err() {

@@ -121,7 +121,7 @@ pub fn continue_in(span: &Span, parent: Option<SpanContext>) -> Context {
         return remote(parent.unwrap_or_else(root));
     }
     let context = parent.map_or_else(Context::new, remote);
-    // Nothing but the layer makes spans, so it is there.
+    // Cannot fail: enabled spans are made by the OpenTelemetry layer alone.
     if let Err(error) = span.set_parent(context) {
         tracing::debug!(%error, "span not linked to its parent");
     }
