@@ -71,9 +71,9 @@ impl OrderLog {
         let quorum = found.as_ref().copied().map_err(ToString::to_string);
         let before = self.quorum.send_replace(quorum.clone());
         match (before, quorum) {
-            (Ok(()), Err(reason)) => warn!(reason, "order log does not commit, quorum lost"),
+            (Ok(()), Err(reason)) => warn!(reason, "write path unavailable, order log does not commit"),
             (Err(_), Ok(())) => {
-                info!("order log commits again, quorum regained");
+                info!("write path available, order log commits again");
                 self.regained.send_modify(|times| *times += 1);
             }
             (Ok(()), Ok(())) | (Err(_), Err(_)) => {}
