@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn every_seed_of_the_fuzz_targets_keeps_the_promises() {
+    fn every_seed_passes_its_fuzz_target() {
         every_seed_passes("order_id", order_id);
         every_seed_passes("event", event);
     }

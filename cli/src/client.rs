@@ -132,7 +132,7 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     #[test]
-    fn the_server_says_when_to_come_back() {
+    fn the_server_sets_the_retry_delay() {
         let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(700)));
         let status = Status::with_error_details(Code::ResourceExhausted, "over quota", details);
         assert_eq!(pause_before_retry(&status, 3), Some(Duration::from_millis(700)));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_considered_no_is_final() {
+    fn a_rejection_is_final() {
         assert_eq!(pause_before_retry(&Status::invalid_argument("no"), 0), None);
         assert_eq!(pause_before_retry(&Status::resource_exhausted("no"), 0), None);
     }

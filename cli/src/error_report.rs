@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_gateway_cannot_know_of_the_command_line_is_added() {
+    fn advice_for_the_command_line_is_added() {
         let elsewhere = explain(&Status::unimplemented("").into());
         assert!(
             elsewhere.starts_with("UNIMPLEMENTED\n  not served at this address; --gateway"),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_ours_shows_its_causes() {
+    fn a_local_error_shows_its_causes() {
         let error = anyhow::anyhow!("no such file").context("cannot lock");
         assert_eq!(explain(&error), "cannot lock: no such file");
     }

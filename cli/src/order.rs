@@ -17,13 +17,13 @@ const PAGE_SIZE_MAX: u32 = 100;
 
 /// Runs one of the order commands until it ends or its output is closed.
 pub(crate) async fn run(args: OrderArgs) -> anyhow::Result<()> {
-    match obey(args).await {
+    match execute(args).await {
         Err(error) if console::reader_is_gone(&error) => Ok(()),
         ended => ended,
     }
 }
 
-async fn obey(args: OrderArgs) -> anyhow::Result<()> {
+async fn execute(args: OrderArgs) -> anyhow::Result<()> {
     let orders = client::connect(args.gateway, &args.tls, args.credential).await?;
     match args.command {
         OrderCommand::Place(place_args) => place(orders, place_args).await,

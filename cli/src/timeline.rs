@@ -107,7 +107,7 @@ trace   t2
     }
 
     #[test]
-    fn times_that_are_unknown_or_go_back_break_nothing() {
+    fn unknown_and_decreasing_times_are_shown() {
         let mut events = [
             event(2_000, OrderStatus::Accepted, "", Detail::Created(OrderCreated::default())),
             event(1_000, OrderStatus::Reserved, "", Detail::Reserved(StockReserved::default())),

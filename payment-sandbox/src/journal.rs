@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_appended_is_there_after_a_restart() {
+    fn appended_records_survive_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let (mut journal, ledger) = Journal::open(&path).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_somebody_else_is_refused_and_left_as_it_is() {
+    fn a_foreign_file_is_rejected_and_unchanged() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
         for foreign in [r#"{"apiKey":"precious"}"#, "one line", "{\"captured\""] {

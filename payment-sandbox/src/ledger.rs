@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_ledger_takes_nothing_new_and_finishes_what_it_has() {
+    fn a_full_ledger_rejects_new_payments_and_completes_known_ones() {
         let mut ledger = Ledger::default();
         ledger.capture("7", charge(1), false).unwrap();
         ledger.states.resize(PAYMENTS_MAX, ("other".into(), State::Forbidden));

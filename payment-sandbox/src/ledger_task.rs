@@ -18,7 +18,7 @@ const BATCH_MAX: usize = 1024;
 
 /// Asks the task. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Records {
+pub(super) struct LedgerHandle {
     requests: mpsc::Sender<Request>,
 }
 
@@ -66,13 +66,13 @@ enum Request {
 type Answer = Box<dyn FnOnce()>;
 
 /// Opens the journal at `path`.
-pub(super) fn open(path: &Path) -> Result<(Records, LedgerTask), OpenError> {
+pub(super) fn open(path: &Path) -> Result<(LedgerHandle, LedgerTask), OpenError> {
     let (journal, ledger) = Journal::open(path)?;
     let (sender, requests) = mpsc::channel(QUEUE_MAX);
-    Ok((Records { requests: sender }, LedgerTask { journal, ledger, requests }))
+    Ok((LedgerHandle { requests: sender }, LedgerTask { journal, ledger, requests }))
 }
 
-impl Records {
+impl LedgerHandle {
     /// Captures, or declines, unless something is on record under the key.
     pub(super) async fn capture(
         &self,

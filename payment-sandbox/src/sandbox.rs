@@ -18,7 +18,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
 use crate::journal::OpenError;
-use crate::ledger_task::{self, LedgerTask, Records};
+use crate::ledger_task::{self, LedgerHandle, LedgerTask};
 use crate::service::Service;
 
 /// A request names an order, a customer and an amount.
@@ -31,7 +31,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The sandbox with its record read, before it serves.
 #[derive(Debug)]
 pub(crate) struct PaymentSandbox {
-    records: Records,
+    records: LedgerHandle,
     task: LedgerTask,
 }
 
@@ -57,7 +57,11 @@ impl PaymentSandbox {
     }
 }
 
-async fn serve(records: Records, listener: TcpListener, stopping: CancellationToken) -> anyhow::Result<()> {
+async fn serve(
+    records: LedgerHandle,
+    listener: TcpListener,
+    stopping: CancellationToken,
+) -> anyhow::Result<()> {
     let service = Service::new(records, stopping.clone());
     let payments = PaymentServiceServer::new(service.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
     let control = SandboxControlServiceServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);

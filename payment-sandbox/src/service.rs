@@ -23,7 +23,7 @@ use tracing::{Instrument, Span, info_span};
 
 use crate::behaviour::{Behaviour, Behaviours};
 use crate::ledger::{Charge, Refusal, is_declined};
-use crate::ledger_task::{RecordError, Records};
+use crate::ledger_task::{LedgerHandle, RecordError};
 
 const KEY_BYTES_MAX: usize = 128;
 const ID_BYTES_MAX: usize = 256;
@@ -37,22 +37,22 @@ const NONSENSE_PREFIX: &str = "nonsense";
 /// The sandbox, as it is served. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Service {
-    records: Records,
+    records: LedgerHandle,
     behaviours: Arc<Behaviours>,
-    calls: Arc<Calls>,
+    calls: Arc<CallCounts>,
     stopping: CancellationToken,
 }
 
 /// Calls since the start.
 #[derive(Debug, Default)]
-struct Calls {
+struct CallCounts {
     captures: AtomicI64,
     refunds: AtomicI64,
 }
 
 impl Service {
     /// Serves these records until `stopping` is cancelled, which ends every wait.
-    pub(super) fn new(records: Records, stopping: CancellationToken) -> Self {
+    pub(super) fn new(records: LedgerHandle, stopping: CancellationToken) -> Self {
         Self { records, behaviours: Arc::default(), calls: Arc::default(), stopping }
     }
 

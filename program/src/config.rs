@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_one_that_there_is() {
+    fn only_ports_from_1_to_65535_are_valid() {
         for good in ["h", "h:1", "h:65535", "[::1]", "[::1]:80", "user:1@h:80", "user@h"] {
             assert!(has_usable_port(&good.parse().unwrap()), "{good}");
         }
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn no_secret_is_shown_because_it_cannot_be_read() {
+    fn an_invalid_secret_is_never_shown() {
         for (flag, value) in
             [("--pin", "12e4"), ("--places", "http://user:12e4/#@host:1"), ("--places", "a:12e4@b")]
         {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn an_optional_setting_is_unset_if_it_is_empty_unless_it_keeps_somebody_out() {
+    fn an_empty_optional_setting_is_unset_unless_it_protects_access() {
         let empty = |_: &OsStr| Some(OsString::new());
         let optional = |variable: &'static str| Arg::new("flag").long("flag").env(variable);
         assert_eq!(unset_if_empty(optional("STOCK"), empty).get_env(), None);

@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use async_nats::client::PublishErrorKind;
 use async_nats::jetstream::context::PublishError;
 use backbone::broker::connection::Connection;
-use backbone::broker::meaning::{Meaning, Unpublished, unpublished};
+use backbone::broker::error_class::{ErrorClass, PublishFailure, publish_failure};
 use backbone::broker::unanswered::{SWALLOWED, swallows};
 use backbone::log::ids::Revision;
 use bytes::Bytes;
@@ -136,13 +136,13 @@ impl Write {
 }
 
 fn commit_error(error: &PublishError) -> CommitError {
-    match unpublished(error) {
-        Unpublished::Refused(Meaning::Conflict) => CommitError::Conflict,
-        Unpublished::Refused(Meaning::Full) => CommitError::Full(error.to_string()),
-        Unpublished::Refused(Meaning::TooLarge | Meaning::Permanent) => {
+    match publish_failure(error) {
+        PublishFailure::Refused(ErrorClass::Conflict) => CommitError::Conflict,
+        PublishFailure::Refused(ErrorClass::Full) => CommitError::Full(error.to_string()),
+        PublishFailure::Refused(ErrorClass::TooLarge | ErrorClass::Permanent) => {
             CommitError::Permanent(error.to_string())
         }
-        Unpublished::Refused(Meaning::Passing) | Unpublished::Unanswered => {
+        PublishFailure::Refused(ErrorClass::Transient) | PublishFailure::Unanswered => {
             CommitError::Unknown(error.to_string())
         }
     }

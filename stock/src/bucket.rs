@@ -7,8 +7,8 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, G
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use backbone::broker::connection::Connection;
 use backbone::broker::direct_get::ReadError;
+use backbone::broker::error_class::{ErrorClass, classify};
 use backbone::broker::leader_get;
-use backbone::broker::meaning::{Meaning, meaning};
 use backbone::broker::streams::{self, ORDERS, PROVISION};
 use backbone::log::has_ever_lost_events;
 use backbone::log::subjects::{self, EventKind};
@@ -110,10 +110,12 @@ pub async fn make(connection: &Connection, replicas: usize) -> Result<Result<(),
         Some(Err(error)) => error,
     };
     match error.kind() {
-        // Passing includes a concurrent creation: the next attempt checks the bucket.
-        CreateStreamErrorKind::JetStream(refusal) => match meaning(&refusal) {
-            Meaning::Passing | Meaning::Full => Err(error.to_string()),
-            Meaning::TooLarge | Meaning::Permanent | Meaning::Conflict => Ok(Err(StoreError::Broker(error))),
+        // `Transient` includes a concurrent creation: the next attempt checks the bucket.
+        CreateStreamErrorKind::JetStream(refusal) => match classify(&refusal) {
+            ErrorClass::Transient | ErrorClass::Full => Err(error.to_string()),
+            ErrorClass::TooLarge | ErrorClass::Permanent | ErrorClass::Conflict => {
+                Ok(Err(StoreError::Broker(error)))
+            }
         },
         CreateStreamErrorKind::JetStreamUnavailable
         | CreateStreamErrorKind::TimedOut
@@ -174,12 +176,12 @@ mod tests {
     use async_nats::jetstream::stream::{PersistenceMode, StorageType};
 
     #[test]
-    fn a_bucket_as_we_make_it_is_fine() {
+    fn a_bucket_made_by_waybill_is_accepted() {
         assert_eq!(harm(&bucket(3)), Vec::<String>::new());
     }
 
     #[test]
-    fn everything_that_could_lose_stock_is_named() {
+    fn every_setting_that_could_lose_stock_is_named() {
         let present = Config {
             storage: StorageType::Memory,
             max_age: Duration::from_secs(60),

@@ -56,7 +56,7 @@ pub struct ChangeRequest {
 
 /// The stock after a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Changed {
+pub struct ChangeResult {
     /// Units available then.
     pub available: u64,
     /// Where that is written.
@@ -123,7 +123,11 @@ struct Record {
 
 impl Store {
     /// Changes a SKU's stock, once.
-    pub async fn change(&self, request: &ChangeRequest, deadline: Instant) -> Result<Changed, ChangeError> {
+    pub async fn change(
+        &self,
+        request: &ChangeRequest,
+        deadline: Instant,
+    ) -> Result<ChangeResult, ChangeError> {
         // Set once an earlier attempt may have been stored.
         let mut unknown: Option<String> = None;
         let mut overtaken = false;
@@ -132,14 +136,14 @@ impl Store {
                 Ok(decided) => return decided,
                 Err(failed) => failed,
             };
-            overtaken = matches!(failed, Failed::Overtaken);
+            overtaken = matches!(failed, AttemptError::Overtaken);
             let pause = match failed {
-                Failed::Overtaken => Duration::ZERO,
-                Failed::Unknown(error) => {
+                AttemptError::Overtaken => Duration::ZERO,
+                AttemptError::Unknown(error) => {
                     unknown = Some(error);
                     RETRY.after(attempts)
                 }
-                Failed::Nothing(error) => {
+                AttemptError::Nothing(error) => {
                     if Instant::now() + RETRY.after(attempts) >= deadline {
                         return Err(unknown.map_or(ChangeError::Unavailable(error), ChangeError::Unknown));
                     }
@@ -162,9 +166,9 @@ impl Store {
         &self,
         request: &ChangeRequest,
         overtaken: bool,
-    ) -> Result<Result<Changed, ChangeError>, Failed> {
+    ) -> Result<Result<ChangeResult, ChangeError>, AttemptError> {
         if !self.connection.is_up() {
-            return Err(Failed::Nothing("broker unavailable".to_owned()));
+            return Err(AttemptError::Nothing("broker unavailable".to_owned()));
         }
         let (sku, change) = (&request.sku, request.change);
         let (stock, made) = (stock_key(sku), request_key(&request.request_id));
@@ -175,7 +179,8 @@ impl Store {
             let before = before.filter(|before| before.sku == *sku && before.change == change);
             // The batch is atomic, so the count is stored directly before its record.
             let revision = Revision(record.revision.0.saturating_sub(1));
-            let changed = |before: Record| Changed { available: before.available, revision, is_repeat: true };
+            let changed =
+                |before: Record| ChangeResult { available: before.available, revision, is_repeat: true };
             return Ok(before.map(changed).ok_or(ChangeError::RequestIdReused));
         }
         let present = records.remove(&stock);
@@ -191,11 +196,11 @@ impl Store {
             let touch = self.write(&stock, present.value.into(), revision);
             revision = match self.put(touch).await {
                 Ok(revision) => revision,
-                Err(CommitError::Conflict) => return Err(Failed::Overtaken),
+                Err(CommitError::Conflict) => return Err(AttemptError::Overtaken),
                 Err(CommitError::Full(error)) => return Ok(Err(ChangeError::Full(error))),
                 Err(CommitError::Permanent(error)) => return Ok(Err(ChangeError::Refused(error))),
                 // The touch changes no count, so an unknown outcome is harmless.
-                Err(CommitError::Unknown(error)) => return Err(Failed::Nothing(error)),
+                Err(CommitError::Unknown(error)) => return Err(AttemptError::Nothing(error)),
             };
         }
         let record = Record { sku: sku.clone(), change, available, operator: request.operator.clone() };
@@ -210,18 +215,18 @@ impl Store {
         match self.commit(batch).await {
             Ok(revisions) => {
                 let revision = revisions.first().copied().unwrap_or(revision);
-                Ok(Ok(Changed { available, revision, is_repeat: false }))
+                Ok(Ok(ChangeResult { available, revision, is_repeat: false }))
             }
-            Err(CommitError::Conflict) => Err(Failed::Overtaken),
+            Err(CommitError::Conflict) => Err(AttemptError::Overtaken),
             Err(CommitError::Full(error)) => Ok(Err(ChangeError::Full(error))),
             Err(CommitError::Permanent(error)) => Ok(Err(ChangeError::Refused(error))),
-            Err(CommitError::Unknown(error)) => Err(Failed::Unknown(error)),
+            Err(CommitError::Unknown(error)) => Err(AttemptError::Unknown(error)),
         }
     }
 }
 
 /// Why one try decided nothing.
-enum Failed {
+enum AttemptError {
     /// Another writer has changed the stock, or made the same request.
     Overtaken,
     /// Nothing was sent.
@@ -230,7 +235,7 @@ enum Failed {
     Unknown(String),
 }
 
-impl From<ReadError> for Failed {
+impl From<ReadError> for AttemptError {
     fn from(error: ReadError) -> Self {
         Self::Nothing(error.to_string())
     }

@@ -17,7 +17,7 @@ use crate::batch::{Batch, CommitError};
 use crate::records::{
     Reservation, ReservationState, Units, parse_count, parse_reservation, reservation_key, stock_key,
 };
-use crate::scan::{Held, Scan};
+use crate::scan::{HeldReservation, Scan};
 use crate::store::Store;
 
 /// Tries against writers that are first.
@@ -157,7 +157,7 @@ impl Orphans<'_> {
         }
     }
 
-    fn allow(&self, held: &Held) -> bool {
+    fn allow(&self, held: &HeldReservation) -> bool {
         held.is_kept(self.query.retention)
             && held.stored.elapsed().is_ok_and(|age| age >= self.query.older_than)
     }

@@ -18,7 +18,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::broker::credentials::BrokerConfig;
 use crate::broker::permissions::DeniedPermissions;
-use crate::broker::servers::{Leaving, reasons, reconnect_delay};
+use crate::broker::servers::{ServerSwitch, reasons, reconnect_delay};
 use crate::broker::storage::Storage;
 
 /// How long one attempt to connect may take.
@@ -50,7 +50,7 @@ pub struct Connection {
     unreachable: Arc<Mutex<String>>,
     storage: Storage,
     /// Set while the program connects to a server other than the one named.
-    leaving: Arc<Mutex<Option<Leaving>>>,
+    leaving: Arc<Mutex<Option<ServerSwitch>>>,
     _listening: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -81,7 +81,7 @@ impl Connection {
         let not_heard = unheard.clone();
         let storage = Storage::default();
         let storage_now = storage.clone();
-        let leaving: Arc<Mutex<Option<Leaving>>> = Arc::default();
+        let leaving: Arc<Mutex<Option<ServerSwitch>>> = Arc::default();
         let to_leave = leaving.clone();
         let options = config
             .options()
@@ -138,7 +138,7 @@ impl Connection {
             .max_ack_inflight(ACKS_IN_FLIGHT_MAX)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        let listening = tokio::spawn(listen_anew(client.clone(), refusals.clone(), unheard));
+        let listening = tokio::spawn(reconnect_unheard(client.clone(), refusals.clone(), unheard));
         let _listening = Arc::new(AbortOnDropHandle::new(listening));
         let connection =
             Self { client, jetstream, connects, refusals, unreachable, storage, leaving, _listening };
@@ -254,7 +254,7 @@ impl Connection {
         }
         warn!(server = info.server_name, %reason, "leaving the server, connecting to another of NATS_URL");
         let (id, connects) = (info.server_id, *self.connects.borrow());
-        lock(&self.leaving).get_or_insert_with(Leaving::begin).left = Some((id, connects));
+        lock(&self.leaving).get_or_insert_with(ServerSwitch::begin).left = Some((id, connects));
         if let Err(error) = self.client.force_reconnect().await {
             debug!(%error, "connection to the broker");
         }
@@ -263,7 +263,7 @@ impl Connection {
     /// Whether the server that was left is the one that was come to, though others have not been tried.
     pub(crate) fn has_come_back(&self) -> bool {
         let leaving = lock(&self.leaving);
-        let Some(Leaving { left: Some((id, connects)), attempts, servers, .. }) = &*leaving else {
+        let Some(ServerSwitch { left: Some((id, connects)), attempts, servers, .. }) = &*leaving else {
             return false;
         };
         let is_another_connection = *self.connects.borrow() > *connects;
@@ -300,7 +300,7 @@ impl Connection {
 }
 
 /// Reconnects, with backoff, when the broker forbids this user's inbox: the right may have been restored meanwhile.
-async fn listen_anew(client: Client, refusals: Arc<Mutex<DeniedPermissions>>, unheard: Arc<Notify>) {
+async fn reconnect_unheard(client: Client, refusals: Arc<Mutex<DeniedPermissions>>, unheard: Arc<Notify>) {
     // Counts only reconnects made by this task.
     let (mut in_a_row, mut last) = (0, Instant::now());
     loop {

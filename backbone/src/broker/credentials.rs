@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_cannot_be_reached_by_any_means_is_refused() {
+    fn an_unusable_server_url_is_rejected() {
         for text in
             ["", " ", "nats://", "nats://:4222", ":::", "http://broker", "ws://broker", "nats://%ff@a"]
         {

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_named_until_the_next_connection() {
+    fn denials_are_listed_until_the_next_connection() {
         let mut refusals = DeniedPermissions::default();
         assert_eq!(refusals.said(true), None);
         assert!(!refusals.note("authorization violation"));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_order_by_order_takes_one_place() {
+    fn denials_for_many_orders_share_one_entry() {
         let mut refusals = DeniedPermissions::default();
         for order in 0..2 * SUBJECTS_MAX {
             refusals.note(&publishing_to(&format!("ORDER.paid.07.c.o{order}")));
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_was_refused_is_for_whoever_asked_for_it() {
+    fn a_denied_change_is_reported_only_to_its_caller() {
         let mut refusals = DeniedPermissions::default();
         refusals.note(&publishing_to("$JS.API.CONSUMER.CREATE.ORDERS.payment"));
         assert_eq!(refusals.said(false), None);

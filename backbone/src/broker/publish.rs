@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout_at};
 use tracing::error;
 
 use crate::broker::connection::Connection;
+use crate::broker::error_class::{ErrorClass, PublishFailure, publish_failure, refusal};
 use crate::broker::leader_get;
-use crate::broker::meaning::{Meaning, Unpublished, refusal, unpublished};
 use crate::broker::unanswered;
 use crate::log::ids::Revision;
 
@@ -83,22 +83,22 @@ pub(crate) async fn publish(
             return Outcome::Unknown("no acknowledgement before the deadline".to_owned());
         }
     };
-    let outcome = match unpublished(&error) {
-        Unpublished::Refused(Meaning::Conflict) => Outcome::Conflict,
-        Unpublished::Refused(Meaning::Passing) => Outcome::Unavailable(error.to_string()),
-        Unpublished::Refused(Meaning::Full) => {
+    let outcome = match publish_failure(&error) {
+        PublishFailure::Refused(ErrorClass::Conflict) => Outcome::Conflict,
+        PublishFailure::Refused(ErrorClass::Transient) => Outcome::Unavailable(error.to_string()),
+        PublishFailure::Refused(ErrorClass::Full) => {
             Outcome::Full(refusal(&error).map_or_else(|| error.to_string(), ToString::to_string))
         }
-        Unpublished::Refused(Meaning::TooLarge) => {
+        PublishFailure::Refused(ErrorClass::TooLarge) => {
             Outcome::TooLarge(format!("message of {bytes} bytes exceeds the broker's limit: {error}"))
         }
-        Unpublished::Refused(Meaning::Permanent) => {
+        PublishFailure::Refused(ErrorClass::Permanent) => {
             if let Some(left_out) = PERMANENT.allow() {
                 error!(stream, left_out, %error, "broker rejected message, not retried");
             }
             Outcome::Permanent(error.to_string())
         }
-        Unpublished::Unanswered => {
+        PublishFailure::Unanswered => {
             let inquiry = is_swallowed(connection, stream, to, expectation.as_ref(), connects);
             match timeout_at(deadline.min(Instant::now() + INQUIRY_TIMEOUT), inquiry).await {
                 Ok(true) => Outcome::Full(unanswered::SWALLOWED.to_owned()),

@@ -11,7 +11,7 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The way from server to server while none of those tried is good.
 #[derive(Debug)]
-pub(super) struct Leaving {
+pub(super) struct ServerSwitch {
     /// Where in the list the last attempt was.
     place: usize,
     pub(super) attempts: usize,
@@ -21,7 +21,7 @@ pub(super) struct Leaving {
     pub(super) left: Option<(String, u64)>,
 }
 
-impl Leaving {
+impl ServerSwitch {
     /// Begins anywhere, so that not all clients come to the same server.
     pub(super) fn begin() -> Self {
         Self { place: usize::from(rand::random::<u8>()), attempts: 0, servers: 0, left: None }
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_very_first_attempt_waits_for_nothing() {
+    fn only_the_first_attempt_has_no_delay() {
         assert_eq!(reconnect_delay(1, 0), Duration::ZERO);
         for (attempts, connects) in [(2, 0), (1, 1), (2, 1)] {
             assert!(reconnect_delay(attempts, connects) > Duration::ZERO);

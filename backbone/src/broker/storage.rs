@@ -32,13 +32,13 @@ struct Shared {
     /// Whether `streams` has anything to say; so that a write that is well takes no lock.
     is_any_full: AtomicBool,
     /// `None` of one that has had none and has space again.
-    streams: Mutex<BTreeMap<&'static str, Option<Full>>>,
+    streams: Mutex<BTreeMap<&'static str, Option<FullStream>>>,
     /// Whether a write has gone unanswered, for longer than its caller waited.
     is_suspect: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Full {
+struct FullStream {
     reason: String,
     since: Instant,
     /// When a write last found no space.
@@ -51,7 +51,7 @@ struct Full {
     said: LogThrottle,
 }
 
-impl Full {
+impl FullStream {
     fn holds(&self) -> bool {
         self.seen.elapsed() < SEEN_MAX
     }
@@ -88,7 +88,7 @@ impl Storage {
 
     fn found_full_at(&self, stream: &'static str, reason: &str, now: Instant) {
         let mut streams = self.streams();
-        let full = streams.entry(stream).or_default().get_or_insert_with(|| Full {
+        let full = streams.entry(stream).or_default().get_or_insert_with(|| FullStream {
             reason: String::new(),
             since: now,
             seen: now,
@@ -205,7 +205,7 @@ impl Storage {
                     storage
                         .streams()
                         .iter()
-                        .map(|(stream, full)| (*stream, full.as_ref().is_some_and(Full::holds))),
+                        .map(|(stream, full)| (*stream, full.as_ref().is_some_and(FullStream::holds))),
                 );
                 for (stream, is_full) in states {
                     gauge.observe(is_full.into(), &[KeyValue::new("stream", stream)]);
@@ -215,7 +215,7 @@ impl Storage {
     }
 
     /// Nothing panics while it is held, so poison would mean nothing.
-    fn streams(&self) -> MutexGuard<'_, BTreeMap<&'static str, Option<Full>>> {
+    fn streams(&self) -> MutexGuard<'_, BTreeMap<&'static str, Option<FullStream>>> {
         self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_write_finds_out_and_the_others_are_refused() {
+    fn one_write_probes_and_the_others_are_rejected() {
         let (storage, now) = (Storage::default(), Instant::now());
         assert_eq!(storage.admit_at(ORDERS, now), Ok(()));
         storage.found_full_at(ORDERS, "maximum bytes exceeded", now);
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_whose_caller_is_gone_is_followed_by_another() {
+    fn an_abandoned_probe_is_followed_by_another() {
         let (storage, now) = (Storage::default(), Instant::now());
         storage.found_full_at(ORDERS, "full", now);
         let due = now + PROBE.initial;
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn after_another_connection_the_next_write_finds_out() {
+    fn after_a_reconnect_the_next_write_probes() {
         let (storage, now) = (Storage::default(), Instant::now());
         storage.found_full_at(ORDERS, "full", now);
         storage.forget_pauses();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use crate::broker::connection::Connection;
-use crate::broker::meaning::refusal;
+use crate::broker::error_class::refusal;
 
 /// Why writes are not answered by a broker that answers all else.
 pub const SWALLOWED: &str =

@@ -22,10 +22,10 @@ pub enum ConsumerError {
     },
     /// Another server leads its replicas, and may have passed messages over.
     #[error("consumer leader changed")]
-    Led,
+    LeaderChanged,
     /// No request is answered although the connection is up: the broker has lost the subscription.
     #[error("no reply from the broker to two pull requests")]
-    Silent,
+    NoReply,
     /// The connection is closed for good.
     #[error("the connection is closed")]
     Closed,

@@ -47,7 +47,7 @@ const HEADER_BYTES_MAX: usize = 4 * 1024;
 /// Dead letters read at once.
 const READ_LETTERS_MAX: u32 = 64;
 /// Looks at replicas that are behind, before giving up.
-const REPLICA_LOOKS_MAX: u32 = 5;
+const REPLICA_READS_MAX: u32 = 5;
 const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 /// Longest text of an error, in characters.
 pub const ERROR_CHARS_MAX: usize = 512;
@@ -62,7 +62,7 @@ pub struct DeadLetters {
 
 /// A dead letter as stored, or the record of attempts before there is one.
 #[derive(Clone, Debug)]
-pub struct Kept {
+pub struct StoredDeadLetter {
     /// Whose it is.
     pub id: LetterId,
     /// The dead letter. Its state is unspecified while it is only a record of attempts.
@@ -92,14 +92,14 @@ pub enum PutError {
 
 /// A page of open dead letters, and whether there are more.
 #[derive(Debug)]
-pub struct Letters {
+pub struct DeadLetterPage {
     /// The oldest first.
-    pub letters: Vec<Kept>,
+    pub letters: Vec<StoredDeadLetter>,
     /// Where to go on; `None` after the last.
     pub next: Option<Revision>,
 }
 
-impl Kept {
+impl StoredDeadLetter {
     /// Its position among the dead letters.
     pub fn position(&self) -> Revision {
         self.head
@@ -127,27 +127,32 @@ impl DeadLetters {
     }
 
     /// The dead letter. Its absence, and that there is no newer version, is proved.
-    pub async fn find_proven(&self, id: &LetterId) -> Result<Option<Kept>, ReadError> {
+    pub async fn find_proven(&self, id: &LetterId) -> Result<Option<StoredDeadLetter>, ReadError> {
         let found = self.barrier.last_of_each(&[id.filter()]).await;
         let last = self.or_restored(found).await?.pop();
-        Ok(last.map(|Stored { sequence, headers, payload, .. }| kept(id, sequence, &headers, payload)))
+        Ok(last
+            .map(|Stored { sequence, headers, payload, .. }| decode_stored(id, sequence, &headers, payload)))
     }
 
     /// The dead letter from the server that acts as the stream's leader: for a write, whose expectation fails if the
     /// read was stale.
-    pub async fn find(&self, id: &LetterId) -> Result<Option<Kept>, ReadError> {
+    pub async fn find(&self, id: &LetterId) -> Result<Option<StoredDeadLetter>, ReadError> {
         let found = found(self.stream.get_last_raw_message_by_subject(&id.filter()).await);
         let last = self.or_restored(found).await?;
-        Ok(last.map(|last| kept(id, Revision(last.sequence), &last.headers, last.payload)))
+        Ok(last.map(|last| decode_stored(id, Revision(last.sequence), &last.headers, last.payload)))
     }
 
     /// Stores what was not there before.
-    pub async fn put(&self, id: &LetterId, letter: DeadLetter) -> Result<Kept, PutError> {
+    pub async fn put(&self, id: &LetterId, letter: DeadLetter) -> Result<StoredDeadLetter, PutError> {
         self.publish(id, letter, Revision::NONE).await
     }
 
     /// Stores the dead letter again if it is unchanged since `before` was read.
-    pub async fn replace(&self, before: &Kept, letter: DeadLetter) -> Result<Kept, PutError> {
+    pub async fn replace(
+        &self,
+        before: &StoredDeadLetter,
+        letter: DeadLetter,
+    ) -> Result<StoredDeadLetter, PutError> {
         let after = self.publish(&before.id, letter, before.head).await?;
         if before.letter.state() == DeadLetterState::Open && after.letter.state() != DeadLetterState::Open {
             self.delete(&before.id, before.head).await;
@@ -158,11 +163,11 @@ impl DeadLetters {
     /// Closes an open dead letter in `state`.
     pub async fn resolve(
         &self,
-        open: &Kept,
+        open: &StoredDeadLetter,
         state: DeadLetterState,
         operator: &str,
         reason: &str,
-    ) -> Result<Kept, PutError> {
+    ) -> Result<StoredDeadLetter, PutError> {
         let resolution = Resolution {
             operator: operator.to_owned(),
             time: Some(SystemTime::now().into()),
@@ -173,14 +178,14 @@ impl DeadLetters {
     }
 
     /// Removes the record of attempts that came to nothing. If that fails, it expires.
-    pub async fn forget(&self, record: &Kept) {
+    pub async fn forget(&self, record: &StoredDeadLetter) {
         if let Err(error) = self.stream.delete_message(record.head.0).await {
             warn!(dead_letter_id = %record.id, %error, "record of attempts not deleted");
         }
     }
 
     /// Removes the message of the open state that a crashed writer has left behind.
-    pub async fn sweep(&self, closed: &Kept) -> Result<(), ReadError> {
+    pub async fn sweep(&self, closed: &StoredDeadLetter) -> Result<(), ReadError> {
         let open = closed.id.subject(DeadLetterState::Open);
         if let Some(left) = found(self.stream.get_last_raw_message_by_subject(&open).await)?
             && left.sequence < closed.head.0
@@ -191,7 +196,7 @@ impl DeadLetters {
     }
 
     /// Some open dead letters of `step`, or of all steps, starting at `from`.
-    pub async fn open_from(&self, step: Option<&str>, from: Revision) -> Result<Letters, ReadError> {
+    pub async fn open_from(&self, step: Option<&str>, from: Revision) -> Result<DeadLetterPage, ReadError> {
         let batch = self.open_batch(&id::open(step), from).await;
         let batch = self.or_restored(batch).await?;
         let last = batch.messages.last().map(|last| Revision(last.sequence.0 + 1));
@@ -199,20 +204,20 @@ impl DeadLetters {
             let letter = DeadLetter::decode(message.payload).ok()?;
             let id = letter.dead_letter_id.parse::<LetterId>().ok()?;
             // On any other subject it is a foreign message.
-            (*message.subject == *id.subject(DeadLetterState::Open)).then_some(Kept {
+            (*message.subject == *id.subject(DeadLetterState::Open)).then_some(StoredDeadLetter {
                 id,
                 letter,
                 trace: None,
                 head: message.sequence,
             })
         });
-        Ok(Letters { letters: letters.collect(), next: last.filter(|_| batch.remaining > 0) })
+        Ok(DeadLetterPage { letters: letters.collect(), next: last.filter(|_| batch.remaining > 0) })
     }
 
     /// The last batch has all that there is.
     async fn open_batch(&self, filter: &str, from: Revision) -> Result<Batch, ReadError> {
         let client = &self.connection.client;
-        for looks in 1..=REPLICA_LOOKS_MAX {
+        for reads in 1..=REPLICA_READS_MAX {
             let batch = direct_get::batch_from(client, DEAD_LETTERS, filter, from, READ_LETTERS_MAX).await?;
             if batch.remaining > 0 {
                 return Ok(batch);
@@ -222,7 +227,7 @@ impl DeadLetters {
             if reached >= self.barrier.last_on(filter).await? {
                 return Ok(batch);
             }
-            sleep(REPLICA_PAUSE * looks).await;
+            sleep(REPLICA_PAUSE * reads).await;
         }
         Err(ReadError::NoAnswer("the replica that answered lags".to_owned()))
     }
@@ -250,7 +255,7 @@ impl DeadLetters {
         id: &LetterId,
         mut letter: DeadLetter,
         expected: Revision,
-    ) -> Result<Kept, PutError> {
+    ) -> Result<StoredDeadLetter, PutError> {
         letter.dead_letter_id = id.to_string();
         letter.step = id.step().to_owned();
         letter.sequence = id.sequence().0;
@@ -282,7 +287,7 @@ impl DeadLetters {
         mut letter: DeadLetter,
         expected: Revision,
         span: &Span,
-    ) -> Result<Kept, PutError> {
+    ) -> Result<StoredDeadLetter, PutError> {
         let subject = id.subject(letter.state());
         let mut headers = HeaderMap::new();
         headers.insert("content-type", "application/protobuf");
@@ -311,7 +316,7 @@ impl DeadLetters {
                 publish(&self.connection, DEAD_LETTERS, subject, headers, payload, expectation, deadline);
             failed = match published.await {
                 Outcome::Stored(head) => {
-                    return Ok(Kept { id: id.clone(), letter, trace, head });
+                    return Ok(StoredDeadLetter { id: id.clone(), letter, trace, head });
                 }
                 // The stream's limit may be lower than the broker's.
                 Outcome::TooLarge(error) => ("too_large", PutError::Permanent(error)),
@@ -359,12 +364,12 @@ impl DeadLetters {
 }
 
 /// A dead letter as stored.
-fn kept(id: &LetterId, head: Revision, headers: &HeaderMap, payload: Bytes) -> Kept {
+fn decode_stored(id: &LetterId, head: Revision, headers: &HeaderMap, payload: Bytes) -> StoredDeadLetter {
     let letter = DeadLetter::decode(payload).unwrap_or_else(|error| {
         warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, skipped");
         DeadLetter::default()
     });
-    Kept { id: id.clone(), letter, trace: trace_headers::read(headers), head }
+    StoredDeadLetter { id: id.clone(), letter, trace: trace_headers::read(headers), head }
 }
 
 /// The order of the dead letter; empty for a message that names no order.

@@ -30,13 +30,13 @@ use crate::log::subjects::{self, EventKind};
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(500) };
 
 static APPENDS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
-    metrics::wait(
+    metrics::call_duration(
         "waybill.append.duration",
         "One append to the order log, from its first publish to the broker's decision, repeats included.",
     )
 });
 static ORDERS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
-    metrics::way("waybill.order.duration", "From an order's creation to its terminal event.")
+    metrics::order_duration("waybill.order.duration", "From an order's creation to its terminal event.")
 });
 
 /// How an append went that the broker decided on.
@@ -106,7 +106,7 @@ impl AppendError {
 }
 
 /// An event that is to be appended, and the order with it.
-struct Next {
+struct NextEvent {
     id: OrderId,
     /// The order's latest event.
     previous: Revision,
@@ -118,7 +118,7 @@ struct Next {
 }
 
 /// The cause of a failed append.
-enum Settled {
+enum ConflictOutcome {
     /// The event itself, stored by an earlier try.
     Mine(Revision),
     /// Another writer's event.
@@ -140,7 +140,7 @@ impl OrderLog {
         let order = lifecycle::create(&created, now())?;
         let (previous, expected) = (Revision::NONE, Revision::NONE);
         let detail = Detail::Created(created);
-        let next = Next { id, previous, expected, order, unknown_fields: Bytes::new(), detail };
+        let next = NextEvent { id, previous, expected, order, unknown_fields: Bytes::new(), detail };
         self.append_next(next, deadline).await
     }
 
@@ -155,13 +155,13 @@ impl OrderLog {
         let order = lifecycle::apply(&current.order, &detail, now())?;
         let (previous, expected) = (current.revision(), current.head);
         let unknown_fields = current.unknown_fields.clone();
-        let next = Next { id: current.id, previous, expected, order, unknown_fields, detail };
+        let next = NextEvent { id: current.id, previous, expected, order, unknown_fields, detail };
         self.append_next(next, deadline).await
     }
 
-    async fn append_next(&self, next: Next, deadline: Instant) -> Result<Appended, AppendError> {
+    async fn append_next(&self, next: NextEvent, deadline: Instant) -> Result<Appended, AppendError> {
         let kind = EventKind::of(&next.detail);
-        let mut measured = Measured { kind, began: Instant::now(), outcome: "unknown" };
+        let mut timer = AppendTimer { kind, began: Instant::now(), outcome: "unknown" };
         let span = info_span!(
             "publish",
             otel.name = format!("publish {}", subjects::kind(kind)),
@@ -178,7 +178,7 @@ impl OrderLog {
             waybill.outcome = Empty,
         );
         let appended = self.publish_until_decided(next, deadline, &span).instrument(span.clone()).await;
-        measured.outcome = match &appended {
+        timer.outcome = match &appended {
             Ok(Appended::Stored(_)) => "acked",
             Ok(Appended::Overtaken(_)) => "conflict",
             Err(error) => error.kind(),
@@ -194,11 +194,11 @@ impl OrderLog {
 
     async fn publish_until_decided(
         &self,
-        next: Next,
+        next: NextEvent,
         deadline: Instant,
         span: &Span,
     ) -> Result<Appended, AppendError> {
-        let Next { id, previous, mut expected, mut order, unknown_fields, detail } = next;
+        let NextEvent { id, previous, mut expected, mut order, unknown_fields, detail } = next;
         let carried_since = carried_since(&detail);
         let draft = Draft::new(&id, previous, &mut order, &unknown_fields, detail, self.source);
         span.record("messaging.message.id", &*draft.event_id);
@@ -234,21 +234,24 @@ impl OrderLog {
                 // Without space, too, an event that is already stored is found, so a retry finds its order.
                 outcome @ (Outcome::Conflict | Outcome::Full(_)) => {
                     let full = if let Outcome::Full(reason) = outcome { Some(reason) } else { None };
-                    let settled = self.settle(&id, previous, &draft.event_id, unknown.is_some()).await;
-                    match (settled, full) {
-                        (Ok(Settled::Mine(revision)), _) => return Ok(stored(order, revision)),
-                        (Ok(Settled::Overtaken(current)), Some(reason)) if current.revision() == previous => {
+                    let resolved =
+                        self.resolve_conflict(&id, previous, &draft.event_id, unknown.is_some()).await;
+                    match (resolved, full) {
+                        (Ok(ConflictOutcome::Mine(revision)), _) => return Ok(stored(order, revision)),
+                        (Ok(ConflictOutcome::Overtaken(current)), Some(reason))
+                            if current.revision() == previous =>
+                        {
                             AppendError::Full(reason)
                         }
-                        (Ok(Settled::Overtaken(current)), _) => {
+                        (Ok(ConflictOutcome::Overtaken(current)), _) => {
                             span.record("waybill.outcome", "overtaken");
                             return Ok(Appended::Overtaken(*current));
                         }
-                        (Ok(Settled::Vacant(_) | Settled::Gone) | Err(_), Some(reason)) => {
+                        (Ok(ConflictOutcome::Vacant(_) | ConflictOutcome::Gone) | Err(_), Some(reason)) => {
                             AppendError::Full(reason)
                         }
-                        (Ok(Settled::Gone), None) => AppendError::Gone,
-                        (Ok(Settled::Vacant(head)), None) => {
+                        (Ok(ConflictOutcome::Gone), None) => AppendError::Gone,
+                        (Ok(ConflictOutcome::Vacant(head)), None) => {
                             expected = head;
                             AppendError::Unavailable(format!(
                                 "foreign messages up to {head} on the order's subjects"
@@ -281,36 +284,35 @@ impl OrderLog {
     }
 
     /// The cause of a conflict.
-    async fn settle(
+    async fn resolve_conflict(
         &self,
         id: &OrderId,
         previous: Revision,
         event_id: &str,
-        tried_before: bool,
-    ) -> Result<Settled, ReadError> {
+        retried: bool,
+    ) -> Result<ConflictOutcome, ReadError> {
         let current = match self.latest(id).await? {
             Latest::Order(current) => current,
-            Latest::Vacant(head) if previous == Revision::NONE => return Ok(Settled::Vacant(head)),
-            Latest::Vacant(_) => return Ok(Settled::Gone),
+            Latest::Vacant(head) if previous == Revision::NONE => return Ok(ConflictOutcome::Vacant(head)),
+            Latest::Vacant(_) => return Ok(ConflictOutcome::Gone),
         };
         if current.event_id == event_id {
-            return Ok(Settled::Mine(current.revision()));
+            return Ok(ConflictOutcome::Mine(current.revision()));
         }
-        let history =
-            if tried_before { self.history_reaching(id, current.revision()).await? } else { Vec::new() };
+        let history = if retried { self.history_reaching(id, current.revision()).await? } else { Vec::new() };
         let mine = history.iter().find(|event| event.event_id == event_id);
-        Ok(mine.map_or(Settled::Overtaken(current), |event| Settled::Mine(event.revision)))
+        Ok(mine.map_or(ConflictOutcome::Overtaken(current), |event| ConflictOutcome::Mine(event.revision)))
     }
 }
 
 /// An append in progress. If its caller stops waiting, the outcome is unknown.
-struct Measured {
+struct AppendTimer {
     kind: EventKind,
     began: Instant,
     outcome: &'static str,
 }
 
-impl Drop for Measured {
+impl Drop for AppendTimer {
     fn drop(&mut self) {
         let labels = [KeyValue::new("event", self.kind.as_str()), KeyValue::new("outcome", self.outcome)];
         APPENDS.record(seconds(self.began.elapsed()), &labels);

@@ -39,7 +39,7 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The result for one piece of the log.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Walked {
+pub struct CarryProgress {
     /// Where the next piece begins.
     pub next: Revision,
     /// When the last message before it was stored, or the time up to which all is examined.
@@ -56,7 +56,7 @@ pub struct Walked {
 
 /// What the carrier has to know of the log.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept {
+pub struct LogBounds {
     /// When the stream was made.
     pub created: SystemTime,
     /// Retention of its messages; zero is forever.
@@ -86,18 +86,18 @@ enum Outcome {
 
 impl OrderLog {
     /// How long the stream's leader keeps what.
-    pub async fn kept(&self) -> Result<Kept, ReadError> {
+    pub async fn bounds(&self) -> Result<LogBounds, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let info = self.stream.get_info().await.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
         let (first, last) = (Revision(info.state.first_sequence), Revision(info.state.last_sequence));
-        Ok(Kept { created: info.created.into(), retention: info.config.max_age, first, last })
+        Ok(LogBounds { created: info.created.into(), retention: info.config.max_age, first, last })
     }
 
     /// Reads the log from `from` on, as far as it is due and no farther than one piece, and carries the orders that have
     /// not ended.
-    pub async fn carry_due(&self, from: Revision, schedule: &Schedule) -> Result<Walked, CarryError> {
+    pub async fn carry_due(&self, from: Revision, schedule: &Schedule) -> Result<CarryProgress, CarryError> {
         let now = SystemTime::now();
-        let mut walked = Walked { next: from, ..Walked::default() };
+        let mut walked = CarryProgress { next: from, ..CarryProgress::default() };
         let mut window = Window::default();
         let mut read = 0;
         'pieces: while read < WINDOW_MESSAGES_MAX {
@@ -128,7 +128,11 @@ impl OrderLog {
         Ok(walked)
     }
 
-    async fn carry_each(&self, candidates: Vec<Candidate>, walked: &mut Walked) -> Result<(), CarryError> {
+    async fn carry_each(
+        &self,
+        candidates: Vec<Candidate>,
+        walked: &mut CarryProgress,
+    ) -> Result<(), CarryError> {
         walked.looked_at = candidates.len() as u64;
         for some in candidates.chunks(READ_ORDERS_MAX) {
             let began = Instant::now();

@@ -32,7 +32,7 @@ fn events_are_due_at_half_of_the_retention_or_earlier_if_that_is_set() {
 }
 
 #[test]
-fn a_longer_retention_holds_for_what_is_stored_later_and_a_shorter_one_at_once() {
+fn a_longer_retention_applies_to_later_events_and_a_shorter_one_at_once() {
     let (short, long) = (Schedule::of(10 * HOUR, None), Schedule::of(100 * HOUR, None));
     let longer = short.changed(long, at(100));
     for (stored, due) in [(99, 104), (100, 105), (101, 151)] {

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back() {
+    fn an_event_decodes_as_written() {
         let (id, trace) = (id(), trace::root());
         let draft = draft(&id);
         let _current = trace::remote(trace.clone()).attach();

@@ -17,11 +17,11 @@ use crate::log::ids::Revision;
 use crate::log::subjects::LIVE_PREFIX;
 
 /// Events held for the slowest watcher of a subject. One that falls further behind reads the log.
-const EVENTS_HELD_MAX: usize = 16;
+const EVENTS_BUFFERED_MAX: usize = 16;
 
 /// The watched subjects.
 #[derive(Debug, Default)]
-pub(super) struct Live {
+pub(super) struct LiveTopics {
     subjects: Mutex<HashMap<String, Weak<Topic>>>,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Live {
 struct Topic {
     subject: String,
     events: Sender<Arc<Recorded>>,
-    live: Arc<Live>,
+    live: Arc<LiveTopics>,
     _receiving: AbortOnDropHandle<()>,
 }
 
@@ -49,7 +49,7 @@ pub(super) enum LiveEvent {
     Missed,
 }
 
-impl Live {
+impl LiveTopics {
     /// Subscribes to `subject`. Receives what is stored after this returns, unless the connection is lost.
     pub(super) async fn listen(
         self: &Arc<Self>,
@@ -67,7 +67,7 @@ impl Live {
         if let Some(topic) = subjects.get(&subject).and_then(Weak::upgrade) {
             return Ok(Listener::of(topic));
         }
-        let (events, _) = broadcast::channel(EVENTS_HELD_MAX);
+        let (events, _) = broadcast::channel(EVENTS_BUFFERED_MAX);
         let receiving = AbortOnDropHandle::new(tokio::spawn(receive(subscriber, events.clone())));
         let topic = Topic { subject: subject.clone(), events, live: self.clone(), _receiving: receiving };
         let topic = Arc::new(topic);

@@ -12,7 +12,7 @@ use crate::broker::publish::publish;
 use crate::broker::streams::ORDERS;
 use crate::log::subjects::STORAGE_PROBE;
 
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Pause after a probe that was made because a publish went unanswered.
 const SUSPICION_PAUSE: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ impl OrderLog {
         let storage = self.connection.storage();
         let mut suspected_from = Instant::now();
         loop {
-            sleep(LOOK_INTERVAL).await;
+            sleep(CHECK_INTERVAL).await;
             let now = Instant::now();
             let is_due = storage.probe_at(ORDERS).is_some_and(|probe_at| now >= probe_at);
             let is_suspect = now >= suspected_from && storage.take_suspicion();

@@ -13,7 +13,7 @@ use crate::broker::direct_get::ReadError;
 use crate::broker::streams::{ORDERS, StreamState};
 
 /// How often the quorum is checked.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a commit is a sign.
 const COMMIT_AGE_MAX: Duration = Duration::from_secs(1);
 /// How long the next one may take, those that others wait for included.
@@ -63,7 +63,7 @@ impl OrderLog {
                     }
                 }
             }
-            sleep(LOOK_INTERVAL).await;
+            sleep(CHECK_INTERVAL).await;
         }
     }
 

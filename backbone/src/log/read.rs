@@ -17,7 +17,7 @@ use crate::log::ids::{OrderId, Revision};
 use crate::log::subjects;
 
 /// Looks at a replica that is behind, before giving up.
-const REPLICA_LOOKS_MAX: u32 = 5;
+const REPLICA_READS_MAX: u32 = 5;
 const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 
 /// How far the log goes, and which log it is.
@@ -147,12 +147,12 @@ impl OrderLog {
     /// The order's events, at least up to the one at `least`: an event that is missing here did not happen before that
     /// one.
     pub async fn history_reaching(&self, id: &OrderId, least: Revision) -> Result<Vec<Recorded>, ReadError> {
-        for looks in 1..=REPLICA_LOOKS_MAX {
+        for reads in 1..=REPLICA_READS_MAX {
             let history = self.history(id, Revision::NONE).await?;
             if history.last().is_some_and(|last| last.revision >= least) {
                 return Ok(history);
             }
-            sleep(REPLICA_PAUSE * looks).await;
+            sleep(REPLICA_PAUSE * reads).await;
         }
         Err(behind())
     }

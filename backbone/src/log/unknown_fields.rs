@@ -129,13 +129,13 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_writes_carries_nothing() {
+    fn an_event_of_this_version_has_no_unknown_fields() {
         let event = event(order());
         assert!(beyond(&event, &event.encode_to_vec().into()).is_empty());
     }
 
     #[test]
-    fn what_a_newer_version_says_of_an_order_outlives_the_events_of_an_older_one() {
+    fn unknown_fields_survive_events_of_an_older_version() {
         let failed = OrderFailed { dead_letter_id: "step-1".to_owned(), ..OrderFailed::default() };
         let life = [
             Detail::Reserved(Default::default()),

@@ -98,7 +98,7 @@ pub enum WatchError {
 pub struct EventsLost;
 
 #[derive(Debug, Error)]
-enum LookError {
+enum ReadLogError {
     #[error(transparent)]
     Lost(#[from] EventsLost),
     #[error(transparent)]
@@ -136,8 +136,8 @@ impl OrderLog {
         };
         watch.connects.mark_unchanged();
         watch.read_log().await.map_err(|error| match error {
-            LookError::Lost(lost) => WatchError::Read(ReadError::NoAnswer(lost.to_string())),
-            LookError::Read(error) => error.into(),
+            ReadLogError::Lost(lost) => WatchError::Read(ReadError::NoAnswer(lost.to_string())),
+            ReadLogError::Read(error) => error.into(),
         })?;
         watch.caught_up = watch.last;
         watch.finished = watch.ready.is_empty()
@@ -174,8 +174,8 @@ impl Watch {
             }
             match self.read_log().await {
                 Ok(()) => {}
-                Err(LookError::Lost(lost)) => return Err(lost),
-                Err(LookError::Read(error)) => {
+                Err(ReadLogError::Lost(lost)) => return Err(lost),
+                Err(ReadLogError::Read(error)) => {
                     debug!(order_id = %self.id, %error, "watch could not read the log, retrying");
                     self.reconcile_at = Instant::now() + RECONCILE_RETRY;
                 }
@@ -218,7 +218,7 @@ impl Watch {
         false
     }
 
-    async fn read_log(&mut self) -> Result<(), LookError> {
+    async fn read_log(&mut self) -> Result<(), ReadLogError> {
         let mut missed = if self.doubts {
             self.log.whole_history_proven(&self.id).await?
         } else {

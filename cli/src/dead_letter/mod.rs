@@ -23,13 +23,13 @@ const PAGE_SIZE_MAX: u32 = 500;
 
 /// Runs one of the commands until it ends or its output is closed.
 pub(crate) async fn run(args: DeadLetterArgs) -> anyhow::Result<()> {
-    match obey(args).await {
+    match execute(args).await {
         Err(error) if console::reader_is_gone(&error) => Ok(()),
         ended => ended,
     }
 }
 
-async fn obey(args: DeadLetterArgs) -> anyhow::Result<()> {
+async fn execute(args: DeadLetterArgs) -> anyhow::Result<()> {
     if let DeadLetterCommand::Redrive(redrive_args) = &args.command {
         redrive_args.check()?;
     }

@@ -45,14 +45,14 @@ pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<()> {
     let outcome = select! {
         biased;
         signal = signals.next() => interrupted(args, signal),
-        outcome = play(args, &data, programs, &mut children) => outcome,
+        outcome = run_programs(args, &data, programs, &mut children) => outcome,
     };
     children.stop(&mut signals).await;
     outcome
 }
 
 /// Comes back only with an error, or with `--exit`.
-async fn play(
+async fn run_programs(
     args: &DevArgs,
     data: &DataDir,
     mut programs: Programs,
@@ -90,9 +90,9 @@ async fn play(
     if args.exit {
         return verdict(summary.as_ref());
     }
-    console::tell(&how_to_try(args, &broker, &payment_url, &gateway, summary.as_ref()));
+    console::tell(&usage_hint(args, &broker, &payment_url, &gateway, summary.as_ref()));
     if let (Some(jaeger), Some(prometheus)) = (&jaeger, &prometheus) {
-        console::tell(&where_to_look(jaeger, prometheus, summary.as_ref()));
+        console::tell(&observability_hint(jaeger, prometheus, summary.as_ref()));
     }
     Err(children.death().await)
 }
@@ -113,7 +113,7 @@ fn verdict(summary: Option<&Summary>) -> anyhow::Result<()> {
 }
 
 /// The query is that of Jaeger's API, which is there without its pages too.
-fn where_to_look(jaeger: &Jaeger, prometheus: &str, summary: Option<&Summary>) -> String {
+fn observability_hint(jaeger: &Jaeger, prometheus: &str, summary: Option<&Summary>) -> String {
     let order_id = summary.and_then(Summary::an_order_id).unwrap_or("ORDER_ID");
     let jaeger = &jaeger.url;
     format!(
@@ -126,7 +126,7 @@ no web UI; use their APIs:
     )
 }
 
-fn how_to_try(
+fn usage_hint(
     args: &DevArgs,
     broker: &Broker,
     payment_url: &str,

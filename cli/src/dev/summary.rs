@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_end_is_named_up_to_a_bound() {
+    fn unfinished_orders_are_listed_up_to_a_bound() {
         let refused = |index| Outcome::Refused {
             request_id: format!("sample-1-{index}"),
             why: "UNAVAILABLE: away".to_owned(),

@@ -19,7 +19,7 @@ use args::{RequestArgs, StockCommand};
 use crate::client;
 use crate::console::{self, plain};
 use crate::render::time_text;
-use crate::usage::Unusable;
+use crate::usage::UsageError;
 
 /// SKUs asked for at once.
 const PAGE_SIZE_MAX: i32 = 1000;
@@ -27,18 +27,18 @@ const INCOMPLETE: &str = "older reservations were not read; more units may be re
 
 /// Runs one of the commands until it ends or its output is closed.
 pub(crate) async fn run(args: StockArgs) -> anyhow::Result<()> {
-    match obey(args).await {
+    match execute(args).await {
         Err(error) if console::reader_is_gone(&error) => Ok(()),
         ended => ended,
     }
 }
 
-async fn obey(args: StockArgs) -> anyhow::Result<()> {
+async fn execute(args: StockArgs) -> anyhow::Result<()> {
     if let StockCommand::Reconcile { dry_run: false, orders, all: false, .. } = &args.command
         && orders.is_empty()
     {
         let advice = "name reservations with --order ORDER_ID, or use --all; --dry-run lists them";
-        return Err(Unusable(advice.to_owned()).into());
+        return Err(UsageError(advice.to_owned()).into());
     }
     let mut stock = client::connect_stock(args.gateway).await?;
     match args.command {

@@ -66,7 +66,7 @@ pub(crate) enum Protocol {
 
 /// How the collector is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Way {
+pub(crate) struct Transport {
     pub(crate) protocol: Protocol,
     /// Whether the connection is to be encrypted.
     tls: bool,
@@ -95,7 +95,7 @@ pub(crate) fn number(
     })
 }
 
-impl Way {
+impl Transport {
     /// `None` if the signal is not to be exported. Fails with the name of a variable that cannot be used.
     pub(crate) fn read(
         signal: Signal,
@@ -263,7 +263,7 @@ mod tests {
                 "OTEL_EXPORTER_OTLP_HEADERS" => Some(headers.to_owned()),
                 _ => None,
             };
-            Way::read(signal, variable, &mut Vec::new())
+            Transport::read(signal, variable, &mut Vec::new())
         };
         for headers in ["authorization=Bearer%20s3cr3t", "api-key=s3cr3t, x-tenant=a=b"] {
             assert!(read(headers).is_ok(), "{headers}");
@@ -301,8 +301,8 @@ mod tests {
                 _ => None,
             };
             let mut warnings = Vec::new();
-            let way = Way::read(signal, variable, &mut warnings).unwrap().unwrap();
-            (way.timeout.as_millis(), warnings)
+            let transport = Transport::read(signal, variable, &mut warnings).unwrap().unwrap();
+            (transport.timeout.as_millis(), warnings)
         };
         assert_eq!((read("1"), read("86400000")), ((1, Vec::new()), (86_400_000, Vec::new())));
         for timeout in ["abc", "0", "-1", "10s", "1.5", "86400001"] {
@@ -325,7 +325,7 @@ mod tests {
             "https://localhost:",
         ] {
             let read = |name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| url.to_owned());
-            let refused = Way::read(signal, read, &mut Vec::new()).unwrap_err();
+            let refused = Transport::read(signal, read, &mut Vec::new()).unwrap_err();
             assert!(
                 refused.starts_with("OTEL_EXPORTER_OTLP_ENDPOINT") && !refused.contains("s3cr3t"),
                 "{refused}"

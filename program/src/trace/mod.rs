@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_the_specification_calls_invalid() {
+    fn invalid_traceparents_are_rejected() {
         for text in [
             "",
             "00",
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn outside_of_every_trace_a_new_one_is_passed_on() {
+    fn without_a_trace_a_new_one_is_started() {
         let mut headers = Vec::new();
         inject(|key, value| headers.push((key.to_owned(), value)));
         let [(key, parent)] = &headers[..] else { panic!("{headers:?}") };

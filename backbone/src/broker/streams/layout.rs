@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_as_we_make_it_needs_no_change() {
+    fn a_stream_made_by_waybill_needs_no_change() {
         let present = wanted(&config("30d"), 1);
         for again in [StreamConfig::default(), config("30d")] {
             assert_eq!(complete(&present, &again).unwrap().1, Vec::<String>::new());
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_harms_nothing_is_added() {
+    fn harmless_settings_are_added() {
         let present = Config { republish: None, allow_direct: false, ..wanted(&config("30d"), 1) };
         let (completed, changes) = complete(&present, &config("60d")).unwrap();
         assert_eq!(completed, wanted(&config("60d"), 1));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_changed_is_used_if_it_lacks_nothing_but_time_and_replicas() {
+    fn a_stream_that_lacks_only_retention_and_replicas_is_usable() {
         let layout = Layout::of_orders(&StreamConfig { orders_replicas: Some(3), ..config("60d") });
         let present = wanted(&config("30d"), 1);
         assert!(layout.can_do_with(&present));
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_could_lose_orders_is_named_and_refused() {
+    fn every_setting_that_could_lose_orders_is_rejected_by_name() {
         let present = Config {
             storage: StorageType::Memory,
             discard: DiscardPolicy::Old,

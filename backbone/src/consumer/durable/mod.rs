@@ -15,18 +15,19 @@ use bytes::Bytes;
 use tracing::{error, info, warn};
 
 use self::reconcile::{
-    Plan, Settings, asked, beginning_at, differences, differing, marked, plan, settings, with_choices_of,
+    Plan, Settings, differences, differing, marked, plan, requested, settings, starting_at,
+    with_operator_settings,
 };
 use crate::broker::connection::{ACK_TIMEOUT, Connection};
 use crate::broker::streams::{ORDERS, PROVISION};
-use crate::consumer::ack_floor::{Floor, can_go_back, go_back, resetting};
+use crate::consumer::ack_floor::{AckFloor, reset_consumer, reset_subject, supports_reset};
 use crate::consumer::config::ConsumerConfig;
 
 /// A consumer as requested, and as it was when it was opened.
 #[derive(Debug)]
 pub(crate) struct Durable {
     pub(crate) name: &'static str,
-    asked: Config,
+    requested: Config,
     opened: Settings,
     /// In what it was other than it has to be, although it was to be made right.
     pub(crate) wrong: Option<String>,
@@ -38,30 +39,32 @@ impl Durable {
     pub(crate) async fn open(
         connection: &Connection,
         config: &ConsumerConfig,
-        floor: Option<&Floor>,
+        floor: Option<&AckFloor>,
     ) -> Result<(Self, Info), async_nats::Error> {
-        let (name, asked) = (config.name, asked(config));
+        let (name, requested) = (config.name, requested(config));
         let stream = connection.jetstream.get_stream_no_info(ORDERS).await?;
         let (info, may) = match stream.consumer_info(name).await {
             Ok(present) => {
-                let (info, may) = match made_right(connection, &stream, &asked, &present, floor).await? {
+                let (info, may) = match reconciled(connection, &stream, &requested, &present, floor).await? {
                     Some(info) => (info, true),
                     None => (present, false),
                 };
                 let former = floor.filter(|floor| floor.is_passed(&info));
                 match former {
-                    Some(former) => (gone_back(connection, &stream, &asked, info, former).await?, may),
+                    Some(former) => {
+                        (reset_to_floor(connection, &stream, &requested, info, former).await?, may)
+                    }
                     None => (info, may),
                 }
             }
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
-                (create(connection, &stream, asked.clone()).await?, true)
+                (create(connection, &stream, requested.clone()).await?, true)
             }
             Err(error) => return Err(error.into()),
         };
-        let (asked, opened) = (asked.into_consumer_config(), settings(&info.config));
-        let mut durable = Self { name, asked, opened, wrong: None };
-        durable.wrong = differing(&info.config, &durable.asked);
+        let (requested, opened) = (requested.into_consumer_config(), settings(&info.config));
+        let mut durable = Self { name, requested, opened, wrong: None };
+        durable.wrong = differing(&info.config, &durable.requested);
         match (&durable.wrong, may) {
             (None, true) => {}
             // They come from another program or were never marked, but the required ones hold.
@@ -82,27 +85,27 @@ impl Durable {
             return None;
         }
         let mended = || self.wrong.as_ref().map(|_| "configured as required again".to_owned());
-        differing(present, &self.asked).or_else(mended)
+        differing(present, &self.requested).or_else(mended)
     }
 }
 
 /// The consumer as it is then, or `None` if this user may not make it right.
-async fn made_right(
+async fn reconciled(
     connection: &Connection,
     stream: &Stream<()>,
-    asked: &pull::Config,
+    requested: &pull::Config,
     present: &Info,
-    floor: Option<&Floor>,
+    floor: Option<&AckFloor>,
 ) -> Result<Option<Info>, async_nats::Error> {
     let (consumer, differing) =
-        (&present.name, differences(&present.config, &asked.clone().into_consumer_config()));
+        (&present.name, differences(&present.config, &requested.clone().into_consumer_config()));
     let settings: Vec<_> = differing.iter().map(|(setting, ..)| *setting).collect();
     let settings = settings.join(", ");
-    match plan(asked, present, floor) {
+    match plan(requested, present, floor) {
         Plan::Leave => Ok(Some(present.clone())),
         Plan::Update(config) => {
             let updating = stream.update_consumer(config);
-            let Some(updated) = connection.if_allowed(&creating(consumer), updating).await else {
+            let Some(updated) = connection.if_allowed(&create_subject(consumer), updating).await else {
                 return Ok(None);
             };
             let updated = updated?.cached_info().clone();
@@ -112,17 +115,17 @@ async fn made_right(
             Ok(Some(updated))
         }
         Plan::Replace(config, from) => {
-            let anew = made_anew(connection, stream, consumer, config).await?;
-            if anew.is_some() {
+            let new = recreated(connection, stream, consumer, config).await?;
+            if new.is_some() {
                 warn!(consumer, settings, from, "consumer may have skipped orders, recreated");
             }
-            Ok(anew)
+            Ok(new)
         }
     }
 }
 
 /// The consumer in the place of the one that there is, or `None` if this user may not do that.
-async fn made_anew(
+async fn recreated(
     connection: &Connection,
     stream: &Stream<()>,
     consumer: &str,
@@ -131,8 +134,8 @@ async fn made_anew(
     // A user that may delete but not create would leave no consumer. An empty request creates nothing, and its error shows
     // whether creating is permitted.
     let empty = Request::new().payload(Bytes::new()).timeout(Some(ACK_TIMEOUT));
-    let asking = connection.client.send_request(creating(consumer), empty);
-    let Some(answer) = connection.if_allowed(&creating(consumer), asking).await else {
+    let asking = connection.client.send_request(create_subject(consumer), empty);
+    let Some(answer) = connection.if_allowed(&create_subject(consumer), asking).await else {
         return Ok(None);
     };
     answer?;
@@ -148,27 +151,27 @@ async fn made_anew(
 }
 
 /// The consumer after it has got another leader: it goes back to where it is known to have come under the former.
-async fn gone_back(
+async fn reset_to_floor(
     connection: &Connection,
     stream: &Stream<()>,
-    asked: &pull::Config,
+    requested: &pull::Config,
     present: Info,
-    floor: &Floor,
+    floor: &AckFloor,
 ) -> Result<Info, async_nats::Error> {
     let (consumer, from) = (&present.name, floor.next());
-    let deliver_policy = beginning_at(from);
-    let config = pull::Config { deliver_policy, ..with_choices_of(&present.config, asked) };
-    let back = if can_go_back(connection) {
-        match go_back(connection, consumer, from).await {
+    let deliver_policy = starting_at(from);
+    let config = pull::Config { deliver_policy, ..with_operator_settings(&present.config, requested) };
+    let back = if supports_reset(connection) {
+        match reset_consumer(connection, consumer, from).await {
             Ok(back) => back,
             // The consumer's leader may run a version without reset. If it does support it, recreating does no harm.
-            Err(error) => Some(made_anew(connection, stream, consumer, config).await?.ok_or(error)?),
+            Err(error) => Some(recreated(connection, stream, consumer, config).await?.ok_or(error)?),
         }
     } else {
-        made_anew(connection, stream, consumer, config).await?
+        recreated(connection, stream, consumer, config).await?
     };
     let Some(back) = back else {
-        let needed = resetting(consumer);
+        let needed = reset_subject(consumer);
         error!(
             consumer,
             needed, "consumer leader changed, reset not permitted; orders may have been skipped"
@@ -191,13 +194,13 @@ async fn create(
 ) -> Result<Info, async_nats::Error> {
     let name = config.durable_name.clone().unwrap_or_default();
     let making = stream.create_consumer_strict(marked(config));
-    match connection.if_allowed(&creating(&name), making).await {
+    match connection.if_allowed(&create_subject(&name), making).await {
         Some(made) => Ok(made?.cached_info().clone()),
         None => Err(format!("consumer {name} is missing: {PROVISION}").into()),
     }
 }
 
 /// The subjects of requests that create and update a consumer.
-fn creating(consumer: &str) -> String {
+fn create_subject(consumer: &str) -> String {
     format!("$JS.API.CONSUMER.CREATE.{ORDERS}.{consumer}")
 }
