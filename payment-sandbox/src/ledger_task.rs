@@ -128,27 +128,27 @@ impl LedgerTask {
         match request {
             Request::Capture { key, charge, decline, answer } => {
                 let decided = self.ledger.capture(&key, charge, decline);
-                later(answer, decided.map(|decided| kept(decided, records)))
+                deferred(answer, decided.map(|decided| recorded(decided, records)))
             }
             Request::Refund { key, answer } => {
                 let decided = self.ledger.refund(&key);
-                later(answer, decided.map(|decided| kept(decided, records)))
+                deferred(answer, decided.map(|decided| recorded(decided, records)))
             }
             Request::CustomerOf { key, answer } => {
-                later(answer, self.ledger.customer_of(&key).map(str::to_owned))
+                deferred(answer, self.ledger.customer_of(&key).map(str::to_owned))
             }
-            Request::OfOrder { order_id, answer } => later(answer, self.ledger.of_order(&order_id)),
+            Request::OfOrder { order_id, answer } => deferred(answer, self.ledger.of_order(&order_id)),
         }
     }
 }
 
 /// The outcome, whose record goes to the others.
-fn kept<T>((outcome, record): (T, Option<Record>), records: &mut Vec<Record>) -> T {
+fn recorded<T>((outcome, record): (T, Option<Record>), records: &mut Vec<Record>) -> T {
     records.extend(record);
     outcome
 }
 
-fn later<T: 'static>(answer: oneshot::Sender<T>, outcome: T) -> Answer {
+fn deferred<T: 'static>(answer: oneshot::Sender<T>, outcome: T) -> Answer {
     // The caller may have cancelled.
     Box::new(move || drop(answer.send(outcome)))
 }

@@ -91,11 +91,11 @@ impl PaymentService for Service {
             Span::current().record("waybill.order.id", &*charge.order_id);
             let behaviour = self.behaviours.next(&charge.customer_id);
             if is_nonsense(behaviour, &charge.customer_id) {
-                let outcome = self.behave(behaviour, async { Ok(None) }).await?;
+                let outcome = self.apply_behaviour(behaviour, async { Ok(None) }).await?;
                 return Ok(Response::new(CaptureResponse { outcome }));
             }
             let decline = behaviour.fault == Fault::Decline || is_declined(&charge.customer_id);
-            let outcome = self.behave(behaviour, self.records.capture(key, charge, decline)).await?;
+            let outcome = self.apply_behaviour(behaviour, self.records.capture(key, charge, decline)).await?;
             Ok(Response::new(CaptureResponse { outcome: Some(outcome) }))
         };
         let answer = answer.instrument(span.clone()).with_context(context).await;
@@ -111,10 +111,10 @@ impl PaymentService for Service {
             let customer_id = customer_id.unwrap_or_default();
             let behaviour = self.behaviours.next(&customer_id);
             if is_nonsense(behaviour, &customer_id) {
-                let outcome = self.behave(behaviour, async { Ok(None) }).await?;
+                let outcome = self.apply_behaviour(behaviour, async { Ok(None) }).await?;
                 return Ok(Response::new(RefundResponse { outcome }));
             }
-            let outcome = self.behave(behaviour, self.records.refund(key)).await?;
+            let outcome = self.apply_behaviour(behaviour, self.records.refund(key)).await?;
             Ok(Response::new(RefundResponse { outcome: Some(outcome) }))
         };
         let answer = answer.instrument(span.clone()).with_context(context).await;

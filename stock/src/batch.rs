@@ -8,7 +8,7 @@ use async_nats::client::PublishErrorKind;
 use async_nats::jetstream::context::PublishError;
 use backbone::broker::connection::Connection;
 use backbone::broker::error_class::{ErrorClass, PublishFailure, publish_failure};
-use backbone::broker::unanswered::{SWALLOWED, swallows};
+use backbone::broker::unanswered::{DISCARDS_MESSAGES, discards_messages};
 use backbone::log::ids::Revision;
 use bytes::Bytes;
 use thiserror::Error;
@@ -73,9 +73,9 @@ impl Batch {
         let mut committed = self.send(connection).await;
         if let Err(CommitError::Unknown(_)) = &committed
             && connection.is_up()
-            && swallows(connection, subject, connects).await
+            && discards_messages(connection, subject, connects).await
         {
-            committed = Err(CommitError::Full(SWALLOWED.to_owned()));
+            committed = Err(CommitError::Full(DISCARDS_MESSAGES.to_owned()));
         }
         match &committed {
             Ok(_) => storage.found_space(STREAM),

@@ -33,7 +33,7 @@ pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 const ACKS_IN_FLIGHT_MAX: usize = 4096;
 /// How long a connection without answers is kept. The broker ends a forbidden subscription without disconnecting and
 /// does not restore it with the right: only another connection does.
-const UNHEARD: Backoff = Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(30) };
+const RECONNECT_DENIED: Backoff = Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(30) };
 /// Rounds of attempts after which the cause of the failures is looked up again.
 const REASON_ROUNDS: u64 = 8;
 /// Messages held for one subscription that is not read; further ones are dropped (and the gap is noticed).
@@ -76,9 +76,9 @@ impl Connection {
         let rounds_begun = rounds.clone();
         let refusals: Arc<Mutex<DeniedPermissions>> = Arc::default();
         let unreachable: Arc<Mutex<String>> = Arc::default();
-        let unheard: Arc<Notify> = Arc::default();
+        let inbox_denied: Arc<Notify> = Arc::default();
         let (refused, reason_now, reason_then) = (refusals.clone(), unreachable.clone(), unreachable.clone());
-        let not_heard = unheard.clone();
+        let notify_denied = inbox_denied.clone();
         let storage = Storage::default();
         let storage_now = storage.clone();
         let leaving: Arc<Mutex<Option<ServerSwitch>>> = Arc::default();
@@ -123,9 +123,9 @@ impl Connection {
                     storage_now.forget_pauses();
                 }
                 if let Event::ServerError(ServerError::Other(text)) = &event
-                    && lock(&refused).note(text)
+                    && lock(&refused).record(text)
                 {
-                    not_heard.notify_one();
+                    notify_denied.notify_one();
                 }
                 log(&event);
                 std::future::ready(())
@@ -138,7 +138,7 @@ impl Connection {
             .max_ack_inflight(ACKS_IN_FLIGHT_MAX)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        let listening = tokio::spawn(reconnect_unheard(client.clone(), refusals.clone(), unheard));
+        let listening = tokio::spawn(reconnect_denied(client.clone(), refusals.clone(), inbox_denied));
         let _listening = Arc::new(AbortOnDropHandle::new(listening));
         let connection =
             Self { client, jetstream, connects, refusals, unreachable, storage, leaving, _listening };
@@ -201,12 +201,12 @@ impl Connection {
 
     /// What the broker has lately refused this user, on this connection, of all that its program cannot do without.
     pub fn refused(&self) -> Option<String> {
-        if self.is_up() { lock(&self.refusals).said(false) } else { None }
+        if self.is_up() { lock(&self.refusals).summary(false) } else { None }
     }
 
     /// The same for all requests.
     pub fn refused_at_all(&self) -> Option<String> {
-        if self.is_up() { lock(&self.refusals).said(true) } else { None }
+        if self.is_up() { lock(&self.refusals).summary(true) } else { None }
     }
 
     /// Why a request to JetStream had no answer: the error, or its known cause.
@@ -300,16 +300,20 @@ impl Connection {
 }
 
 /// Reconnects, with backoff, when the broker forbids this user's inbox: the right may have been restored meanwhile.
-async fn reconnect_unheard(client: Client, refusals: Arc<Mutex<DeniedPermissions>>, unheard: Arc<Notify>) {
+async fn reconnect_denied(
+    client: Client,
+    refusals: Arc<Mutex<DeniedPermissions>>,
+    inbox_denied: Arc<Notify>,
+) {
     // Counts only reconnects made by this task.
     let (mut in_a_row, mut last) = (0, Instant::now());
     loop {
-        unheard.notified().await;
-        in_a_row = if last.elapsed() > 2 * UNHEARD.max { 1 } else { in_a_row + 1 };
-        sleep(UNHEARD.after(in_a_row)).await;
+        inbox_denied.notified().await;
+        in_a_row = if last.elapsed() > 2 * RECONNECT_DENIED.max { 1 } else { in_a_row + 1 };
+        sleep(RECONNECT_DENIED.after(in_a_row)).await;
         // The client may have reconnected by itself, or be reconnecting.
         let is_up = client.connection_state() == State::Connected;
-        if is_up && lock(&refusals).answers_are_unheard() {
+        if is_up && lock(&refusals).inbox_is_denied() {
             warn!("inbox subscription denied, reconnecting");
             last = Instant::now();
             if let Err(error) = client.force_reconnect().await {

@@ -99,9 +99,9 @@ pub(crate) async fn publish(
             Outcome::Permanent(error.to_string())
         }
         PublishFailure::Unanswered => {
-            let inquiry = is_swallowed(connection, stream, to, expectation.as_ref(), connects);
+            let inquiry = is_discarded(connection, stream, to, expectation.as_ref(), connects);
             match timeout_at(deadline.min(Instant::now() + INQUIRY_TIMEOUT), inquiry).await {
-                Ok(true) => Outcome::Full(unanswered::SWALLOWED.to_owned()),
+                Ok(true) => Outcome::Full(unanswered::DISCARDS_MESSAGES.to_owned()),
                 Ok(false) | Err(_) => Outcome::Unknown(error.to_string()),
             }
         }
@@ -120,14 +120,14 @@ pub(crate) async fn publish(
 
 /// Whether a publish that was not answered came to a stream that cannot write, and is not stored: the stream is done with
 /// it, and its leader does not have it.
-async fn is_swallowed(
+async fn is_discarded(
     connection: &Connection,
     stream: &'static str,
     subject: String,
     expectation: Option<&(String, Revision)>,
     connects: u64,
 ) -> bool {
-    if !unanswered::swallows(connection, subject, connects).await {
+    if !unanswered::discards_messages(connection, subject, connects).await {
         return false;
     }
     let Some((filter, expected)) = expectation else { return true };

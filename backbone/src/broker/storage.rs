@@ -21,7 +21,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long what was found holds. A program that writes no more knows nothing of it any more.
 const SEEN_MAX: Duration = Duration::from_secs(60);
 /// Pause between two lines of one condition.
-const SAID_INTERVAL: Duration = Duration::from_secs(30);
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The streams that have no space, as the writes of one program have found. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -48,7 +48,7 @@ struct FullStream {
     probe_at: Instant,
     /// Whether a write is on its way that finds out.
     is_probed: bool,
-    said: LogThrottle,
+    throttle: LogThrottle,
 }
 
 impl FullStream {
@@ -75,7 +75,7 @@ impl Storage {
             full.is_probed = true;
             return Ok(());
         }
-        if let Some(left_out) = full.said.allow() {
+        if let Some(left_out) = full.throttle.allow() {
             error!(stream, reason = full.reason, left_out, "no storage space; writes are rejected");
         }
         Err(full.reason.clone())
@@ -95,7 +95,7 @@ impl Storage {
             probes: 0,
             probe_at: now,
             is_probed: true,
-            said: LogThrottle::every(SAID_INTERVAL),
+            throttle: LogThrottle::every(LOG_INTERVAL),
         });
         // Many writes in flight fail at once; only the probe lengthens the pause.
         if std::mem::take(&mut full.is_probed) {
@@ -104,7 +104,7 @@ impl Storage {
         }
         full.seen = now;
         reason.clone_into(&mut full.reason);
-        if let Some(left_out) = full.said.allow() {
+        if let Some(left_out) = full.throttle.allow() {
             error!(stream, reason, left_out, "no storage space; writes are rejected");
         }
         self.0.is_any_full.store(true, Ordering::Relaxed);

@@ -10,7 +10,7 @@ use crate::broker::connection::Connection;
 use crate::broker::error_class::refusal;
 
 /// Why writes are not answered by a broker that answers all else.
-pub const SWALLOWED: &str =
+pub const DISCARDS_MESSAGES: &str =
     "the broker accepts messages but stores none; usually its disk is full: free space, then restart it";
 const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -19,7 +19,7 @@ const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
 /// cannot write. A server that cannot write to its disk leaves writes unanswered (nats-server 2.15), and answers those that it
 /// has to refuse before. One of these comes behind the others, in one queue, so that the answer to it shows that those
 /// before it are done with. In a cluster that would show nothing: a replica may have the message.
-pub async fn swallows(connection: &Connection, subject: String, connects: u64) -> bool {
+pub async fn discards_messages(connection: &Connection, subject: String, connects: u64) -> bool {
     if connection.client.server_info().cluster.is_some() {
         return false;
     }

@@ -214,7 +214,7 @@ mod tests {
             assert_eq!(floor.is_passed(&info(monday, Some(("n2", tuesday)))), is_passed, "{floor:?}");
         }
         assert!(!floor.is_of_former_leader(&info(tuesday, Some(("n2", tuesday)))), "another consumer");
-        assert!(!floor.is_of_former_leader(&info(monday, None)), "nobody says who leads");
+        assert!(!floor.is_of_former_leader(&info(monday, None)), "no leader reported");
         let read: AckFloor = serde_json::from_value(json!(floor)).unwrap();
         assert_eq!(read, floor, "as it is recorded");
         assert!(!AckFloor::of(&info(monday, None)).is_of_former_leader(&info(monday, Some(("n1", monday)))));

@@ -263,6 +263,6 @@ mod tests {
         // The stream's leader has no replica of the consumer.
         assert_eq!(behind(stream(100, "n9", &[("n8", true)])).successor, None);
         let unknown = consumer(10, |info| info["cluster"] = json!({"replicas": []}));
-        assert_eq!(LaggingLeader::of(&unknown, &stream(100, "n1", &[])), None, "nobody leads it");
+        assert_eq!(LaggingLeader::of(&unknown, &stream(100, "n1", &[])), None, "no leader");
     }
 }

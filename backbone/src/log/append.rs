@@ -76,7 +76,7 @@ pub enum AppendError {
 
 impl AppendError {
     /// Whether an immediate retry is useless.
-    fn is_hopeless(&self) -> bool {
+    fn is_final(&self) -> bool {
         match self {
             Self::Refused(_) | Self::Full(_) | Self::TooLarge(_) | Self::Permanent(_) | Self::Gone => true,
             Self::Unavailable(_) | Self::Unknown(_) => false,
@@ -270,8 +270,8 @@ impl OrderLog {
                 unknown.get_or_insert_with(|| reason.clone());
             }
             let pause = RETRY.after(attempts);
-            let hopeless = error.is_hopeless() || Instant::now() + pause >= deadline;
-            if hopeless || (unknown.is_none() && !self.connection.is_up()) {
+            let gives_up = error.is_final() || Instant::now() + pause >= deadline;
+            if gives_up || (unknown.is_none() && !self.connection.is_up()) {
                 let error = unknown.map_or(error, AppendError::Unknown);
                 trace::fail(span, error.kind(), &error);
                 return Err(error);

@@ -18,7 +18,7 @@ use super::read::decode_all;
 use super::{AppendError, Appended, OrderLog, OrderState};
 use crate::broker::direct_get::{self, ReadError, Stored, batch_from};
 use crate::broker::streams::ORDERS;
-use crate::log::carrying::{Candidate, Schedule, Window, happened, has_to_be_carried};
+use crate::log::carrying::{Candidate, Schedule, Window, happened, must_be_carried};
 use crate::log::event::stored;
 use crate::log::ids::{OrderId, Revision};
 use crate::log::subjects::{self, ALL_ORDERS};
@@ -111,7 +111,7 @@ impl OrderLog {
                     walked.caught_up = true;
                     break 'pieces;
                 }
-                window.see(&message);
+                window.observe(&message);
                 walked.next = Revision(message.sequence.0 + 1);
                 walked.until = Some(time);
                 read += 1;
@@ -198,7 +198,7 @@ impl OrderLog {
             let Some(last) = events.last() else { return Ok(Outcome::NotNeeded) };
             let current = OrderState { head, ..last.clone().into() };
             let latest = Some(current.revision()).filter(|_| current.is_carried());
-            if !has_to_be_carried(&current.order, latest, due) {
+            if !must_be_carried(&current.order, latest, due) {
                 return Ok(Outcome::NotNeeded);
             }
             let detail = Detail::Carried(OrderCarried {

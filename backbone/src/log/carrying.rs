@@ -99,7 +99,7 @@ pub struct Window {
 
 impl Window {
     /// Takes note of the next message. Most are judged by their subject alone.
-    pub fn see(&mut self, message: &Stored) {
+    pub fn observe(&mut self, message: &Stored) {
         let Some((kind, id)) = subjects::parse(&message.subject) else { return };
         let due = message.sequence;
         // These events never finish an order.
@@ -130,7 +130,7 @@ impl Window {
 
 /// Whether an order has to be carried that stands like this, because its event at `due` is due. `carried` is where its
 /// latest event is if that is `carried`: a later one is due later.
-pub fn has_to_be_carried(order: &Order, carried: Option<Revision>, due: Revision) -> bool {
+pub fn must_be_carried(order: &Order, carried: Option<Revision>, due: Revision) -> bool {
     !is_finished(order) && carried.is_none_or(|carried| carried <= due)
 }
 

@@ -133,7 +133,7 @@ proptest! {
         let mut found = Vec::new();
         for piece in log.chunks(piece) {
             let mut window = Window::default();
-            piece.iter().for_each(|message| window.see(message));
+            piece.iter().for_each(|message| window.observe(message));
             let candidates = window.candidates();
             prop_assert!(candidates.is_sorted_by_key(|candidate| candidate.due));
             let end = piece.last().unwrap().sequence;
@@ -148,10 +148,10 @@ proptest! {
             let by_latest = found.iter().find(|candidate| candidate.id == life.id && candidate.due == life.due);
             if !is_finished(&life.order) {
                 let candidate = by_latest.expect("an unfinished order that was not found");
-                prop_assert!(has_to_be_carried(&life.order, life.carried, candidate.due));
+                prop_assert!(must_be_carried(&life.order, life.carried, candidate.due));
             }
             for candidate in found.iter().filter(|candidate| candidate.id == life.id) {
-                let has_to = has_to_be_carried(&life.order, life.carried, candidate.due);
+                let has_to = must_be_carried(&life.order, life.carried, candidate.due);
                 prop_assert!(!has_to || !is_finished(&life.order));
                 // An order that has been carried since is not carried again for an older event.
                 prop_assert!(!has_to || life.carried.is_none_or(|carried| carried == candidate.due));

@@ -96,7 +96,7 @@ impl OrderLog {
                 missing => missing.max(SEARCHED_MIN),
             };
             // One more shows whether there are older orders.
-            let mut created = self.firsts_before(customer, before, searched + 1).await?;
+            let mut created = self.orders_before(customer, before, searched + 1).await?;
             let more = created.len() > searched;
             if more {
                 created.remove(0);
@@ -127,7 +127,7 @@ impl OrderLog {
     }
 
     /// The newest `count` orders of `customer`, of those whose first event is or was before `before`, oldest first.
-    async fn firsts_before(
+    async fn orders_before(
         &self,
         customer: CustomerKey,
         before: Option<Revision>,

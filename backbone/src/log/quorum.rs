@@ -40,7 +40,7 @@ impl OrderLog {
         loop {
             self.connection.up().await;
             let found = self.has_committed().await;
-            self.say(&found);
+            self.report(&found);
             match found {
                 Ok(()) => {
                     self.connection.stay();
@@ -67,7 +67,7 @@ impl OrderLog {
         }
     }
 
-    fn say(&self, found: &Result<(), ReadError>) {
+    fn report(&self, found: &Result<(), ReadError>) {
         let quorum = found.as_ref().copied().map_err(ToString::to_string);
         let before = self.quorum.send_replace(quorum.clone());
         match (before, quorum) {

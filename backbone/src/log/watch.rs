@@ -45,7 +45,7 @@ pub struct Watch {
     losses: watch::Receiver<LossCounts>,
     reconcile_at: Instant,
     /// Events have probably been missed: the next look has to be proved.
-    doubts: bool,
+    needs_proof: bool,
     /// The latest event that came live.
     announced: Revision,
     /// Looks, one after the other, at replicas that had not got it.
@@ -126,7 +126,7 @@ impl OrderLog {
             regained,
             losses: self.losses(),
             reconcile_at: Instant::now() + RECONCILE_INTERVAL,
-            doubts: false,
+            needs_proof: false,
             announced: after,
             behind: 0,
             ready: VecDeque::new(),
@@ -160,12 +160,12 @@ impl Watch {
                 return Ok(None);
             }
             let gap = select! {
-                heard = self.live.next() => match heard {
+                received = self.live.next() => match received {
                     LiveEvent::Event(event) => self.receive(&event),
                     LiveEvent::Missed => true,
                 },
-                changed = self.connects.changed() => self.doubt(changed.is_ok()),
-                changed = self.regained.changed() => self.doubt(changed.is_ok()),
+                changed = self.connects.changed() => self.require_proof(changed.is_ok()),
+                changed = self.regained.changed() => self.require_proof(changed.is_ok()),
                 changed = self.losses.changed() => changed.is_ok(),
                 () = sleep_until(self.reconcile_at) => true,
             };
@@ -199,8 +199,8 @@ impl Watch {
     }
 
     /// Something may have been missed.
-    fn doubt(&mut self, is_so: bool) -> bool {
-        self.doubts |= is_so;
+    fn require_proof(&mut self, is_so: bool) -> bool {
+        self.needs_proof |= is_so;
         is_so
     }
 
@@ -219,7 +219,7 @@ impl Watch {
     }
 
     async fn read_log(&mut self) -> Result<(), ReadLogError> {
-        let mut missed = if self.doubts {
+        let mut missed = if self.needs_proof {
             self.log.whole_history_proven(&self.id).await?
         } else {
             self.log.whole_history(&self.id).await?
@@ -232,7 +232,7 @@ impl Watch {
                 return Err(EventsLost.into());
             }
         }
-        self.doubts = false;
+        self.needs_proof = false;
         missed.retain(|event| event.revision > self.last);
         self.last = self.last.max(latest);
         self.ready.extend(missed);

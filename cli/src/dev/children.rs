@@ -85,16 +85,16 @@ impl Children {
     ) -> anyhow::Result<T> {
         select! {
             biased;
-            death = self.death() => Err(death),
+            exited = self.exit() => Err(exited),
             done = work => done,
         }
     }
 
     /// Waits until a child dies, and tells which, how, and what it said last.
-    pub(super) async fn death(&mut self) -> anyhow::Error {
-        let mut exits: FuturesUnordered<_> = self.running.iter_mut().map(Running::death).collect();
+    pub(super) async fn exit(&mut self) -> anyhow::Error {
+        let mut exits: FuturesUnordered<_> = self.running.iter_mut().map(Running::exit).collect();
         match exits.next().await {
-            Some(death) => death,
+            Some(exited) => exited,
             None => std::future::pending().await,
         }
     }
@@ -116,7 +116,7 @@ impl Children {
 }
 
 impl Running {
-    async fn death(&mut self) -> anyhow::Error {
+    async fn exit(&mut self) -> anyhow::Error {
         let how = match self.process.wait().await {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),

@@ -94,7 +94,7 @@ async fn run_programs(
     if let (Some(jaeger), Some(prometheus)) = (&jaeger, &prometheus) {
         console::tell(&observability_hint(jaeger, prometheus, summary.as_ref()));
     }
-    Err(children.death().await)
+    Err(children.exit().await)
 }
 
 fn interrupted(args: &DevArgs, signal: &str) -> anyhow::Result<()> {

@@ -26,12 +26,12 @@ pub(super) fn check_free(args: &DevArgs) -> anyhow::Result<()> {
     }
     // All are bound at the same time, so that two equal addresses are detected.
     let held = wanted.into_iter().map(|(addr, purpose, flag)| {
-        TcpListener::bind(addr).map_err(|error| taken(addr, purpose, flag, &error))
+        TcpListener::bind(addr).map_err(|error| bind_error(addr, purpose, flag, &error))
     });
     held.collect::<anyhow::Result<Vec<_>>>().map(drop)
 }
 
-fn taken(addr: SocketAddr, purpose: &str, flag: &str, error: &io::Error) -> anyhow::Error {
+fn bind_error(addr: SocketAddr, purpose: &str, flag: &str, error: &io::Error) -> anyhow::Error {
     let port = addr.port();
     if error.kind() == io::ErrorKind::AddrInUse {
         anyhow!(

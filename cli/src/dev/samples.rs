@@ -32,7 +32,7 @@ pub(super) async fn run(args: &DevArgs, orders: Orders) -> anyhow::Result<Option
     let outcomes = stream::iter(0..args.orders as usize)
         .map(|index| {
             let request = catalogue::sample_order(&run_name, index);
-            one(orders.clone(), request, deadline, &board)
+            run_order(orders.clone(), request, deadline, &board)
         })
         .buffer_unordered(IN_FLIGHT_MAX)
         .collect::<Vec<_>>();
@@ -43,7 +43,7 @@ pub(super) async fn run(args: &DevArgs, orders: Orders) -> anyhow::Result<Option
     Ok(Some(Summary::of(outcomes, started.elapsed())?))
 }
 
-async fn one(
+async fn run_order(
     orders: Orders,
     request: CreateOrderRequest,
     deadline: time::Instant,

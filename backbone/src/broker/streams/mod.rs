@@ -42,7 +42,7 @@ pub enum ProvisionError {
 }
 
 /// Pause between two lines that say what is waited for.
-const SAID_INTERVAL: Duration = Duration::from_secs(15);
+const LOG_INTERVAL: Duration = Duration::from_secs(15);
 
 enum Attempt {
     /// With so many replicas.
@@ -110,7 +110,7 @@ async fn provision_one(
     waiting: impl Fn(String),
 ) -> Result<usize, ProvisionError> {
     let stream = layout.name;
-    let (mut attempts, said) = (0, LogThrottle::every(SAID_INTERVAL));
+    let (mut attempts, throttle) = (0, LogThrottle::every(LOG_INTERVAL));
     loop {
         if !connection.is_up() {
             waiting("not connected to NATS".to_owned());
@@ -120,7 +120,7 @@ async fn provision_one(
             Ok(Attempt::Done(replicas)) => return Ok(replicas),
             Ok(Attempt::Retry(error)) => {
                 attempts += 1;
-                if let Some(left_out) = said.allow() {
+                if let Some(left_out) = throttle.allow() {
                     warn!(stream, error, attempts, left_out, "stream not ready, retrying");
                 }
                 waiting(format!("stream {stream} cannot be set up yet: {error}"));
@@ -258,7 +258,7 @@ mod tests {
             [(500, 10074, "ORDERS_REPLICAS"), (500, 10052, "ORDERS_RETENTION"), (400, 10065, "no")]
         {
             let refused = fatal_or_retry(&refusal(code, err_code)).err();
-            let Some(FatalError::Broker(said)) = refused else { panic!("{err_code} is tried again") };
+            let Some(FatalError::Broker(said)) = refused else { panic!("{err_code} is retried") };
             assert!(said.contains(named), "{err_code}: {said}");
         }
     }

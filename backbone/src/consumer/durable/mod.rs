@@ -84,8 +84,8 @@ impl Durable {
         if settings(present) == self.opened {
             return None;
         }
-        let mended = || self.wrong.as_ref().map(|_| "configured as required again".to_owned());
-        differing(present, &self.requested).or_else(mended)
+        let restored = || self.wrong.as_ref().map(|_| "configured as required again".to_owned());
+        differing(present, &self.requested).or_else(restored)
     }
 }
 
@@ -134,8 +134,8 @@ async fn recreated(
     // A user that may delete but not create would leave no consumer. An empty request creates nothing, and its error shows
     // whether creating is permitted.
     let empty = Request::new().payload(Bytes::new()).timeout(Some(ACK_TIMEOUT));
-    let asking = connection.client.send_request(create_subject(consumer), empty);
-    let Some(answer) = connection.if_allowed(&create_subject(consumer), asking).await else {
+    let request = connection.client.send_request(create_subject(consumer), empty);
+    let Some(answer) = connection.if_allowed(&create_subject(consumer), request).await else {
         return Ok(None);
     };
     answer?;
@@ -193,8 +193,8 @@ async fn create(
     config: pull::Config,
 ) -> Result<Info, async_nats::Error> {
     let name = config.durable_name.clone().unwrap_or_default();
-    let making = stream.create_consumer_strict(marked(config));
-    match connection.if_allowed(&create_subject(&name), making).await {
+    let creating = stream.create_consumer_strict(marked(config));
+    match connection.if_allowed(&create_subject(&name), creating).await {
         Some(made) => Ok(made?.cached_info().clone()),
         None => Err(format!("consumer {name} is missing: {PROVISION}").into()),
     }

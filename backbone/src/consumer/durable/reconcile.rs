@@ -342,7 +342,7 @@ mod tests {
                 looked_at(requested, &present).as_deref(),
                 Some("inactive_threshold is 5s, must be 0s"),
             );
-            let Plan::Update(made) = planned(requested, &present, None) else { panic!("left, or made anew") };
+            let Plan::Update(made) = planned(requested, &present, None) else { panic!("kept, or recreated") };
             assert_eq!(made.inactive_threshold, Duration::ZERO);
             let made = Info { config: made.into_consumer_config(), ..present.clone() };
             assert_eq!((planned(requested, &made, None), looked_at(requested, &made)), (Plan::Leave, None));
