@@ -50,7 +50,7 @@ pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
     let provisioned = async {
         tokio::select! {
             provisioned = provision(&connection, &args.stream, ack_wait, waiting) => Ok(provisioned?),
-            () = connection.died() => bail!("the NATS client stopped"),
+            () = connection.died() => bail!("NATS client stopped"),
         }
     };
     timeout(wait, provisioned).await.map_err(|_| not_done(&connection, args.timeout, &why.borrow()))??;
