@@ -67,7 +67,7 @@ pub enum AppendError {
     #[error("the broker rejected the event: {0}")]
     Permanent(String),
     /// The event is not in the log: the order has none any more.
-    #[error("the order's events have expired")]
+    #[error("the order is no longer in the log")]
     Gone,
     /// The outcome is unknown. Only a retry can tell.
     #[error("outcome unknown, the event was not acknowledged in time: {0}")]
