@@ -217,7 +217,7 @@ mod tests {
             (500, 10096, "stream not valid", Permanent),
         ];
         for (class, code, text, wanted) in rows {
-            assert_eq!(classify(&(class, code, text)), wanted, "{code} {text}");
+            assert_eq!(classify(&said(class, code, text)), wanted, "{code} {text}");
         }
         let tried: Vec<_> = TABLE
             .iter()
@@ -242,7 +242,7 @@ mod tests {
             (400, 10026, "maximum consumers limit reached", ErrorClass::Permanent),
             (400, 10025, "invalid JSON", ErrorClass::Permanent),
         ] {
-            assert_eq!(classify(&(class, code, text)), wanted, "{code} {text}");
+            assert_eq!(classify(&said(class, code, text)), wanted, "{code} {text}");
         }
     }
 
