@@ -81,7 +81,7 @@ impl Metrics {
         global::set_meter_provider(provider.clone());
         REGISTRY.get_or_init(|| registry);
         count_drops();
-        Ok(Self { provider, sent: settings.is_some(), over })
+        Ok(Self { provider, sent: settings.is_some(), stopped })
     }
 
     /// Sends what was counted last, if that is possible within [`FLUSH_TIMEOUT`].
