@@ -57,7 +57,7 @@ impl Service {
     }
 
     /// Serves calls with the configured behaviour.
-    async fn behave<T>(
+    async fn apply_behaviour<T>(
         &self,
         behaviour: Behaviour,
         work: impl Future<Output = Result<T, RecordError>>,

@@ -33,5 +33,5 @@ pub use records::{
     BUCKET, ORDER_SKUS_MAX, REMADE, Reservation, ReservationState, SKU_RULE, STREAM, Units, is_sku,
     parse_count, parse_reservation, reservation_key, stock_key,
 };
-pub use scan::{ReservedUnits, StockEntry};
+pub use scan::{ReservedStock, StockEntry};
 pub use store::{Records, Store, Versioned, reservation_ttl};

@@ -37,7 +37,7 @@ pub struct StockEntry {
 
 /// What orders hold that are not fulfilled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReservedUnits {
+pub struct ReservedStock {
     /// By SKU.
     pub units: Units,
     /// Whether some reservations were not examined.
@@ -89,8 +89,8 @@ impl Store {
     }
 
     /// Units that orders hold which are not fulfilled. Events are kept for `retention`.
-    pub async fn reserved(&self, retention: Duration) -> Result<ReservedUnits, ReadError> {
-        let mut reserved = ReservedUnits::default();
+    pub async fn reserved(&self, retention: Duration) -> Result<ReservedStock, ReadError> {
+        let mut reserved = ReservedStock::default();
         let mut scan = Scan::begin(self, Some(SCAN_WRITES_MAX)).await?;
         reserved.is_incomplete = scan.skips;
         while let Some(held) = scan.next().await? {

@@ -17,7 +17,7 @@ use proto::inventory::v1::{
     RemoveStockRequest, RemoveStockResponse, ReservedUnits, SetStockRequest, SetStockResponse, Stock,
 };
 use stock::{
-    ChangeRequest, Orphan, OrphanQuery, ReleaseError, ReservedUnits, StockEntry, Store, reservation_ttl,
+    ChangeRequest, Orphan, OrphanQuery, ReleaseError, ReservedStock, StockEntry, Store, reservation_ttl,
 };
 use tokio::select;
 use tokio::sync::{Mutex, mpsc};
@@ -267,7 +267,7 @@ async fn until_told(
     }
 }
 
-fn stock_of(listed: StockEntry, reserved: &ReservedUnits) -> Stock {
+fn stock_of(listed: StockEntry, reserved: &ReservedStock) -> Stock {
     Stock {
         reserved_units: units(reserved.units.get(&listed.sku).copied().unwrap_or_default()),
         unreadable: listed.available.is_none(),
