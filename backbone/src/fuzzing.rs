@@ -40,7 +40,7 @@ pub fn event(bytes: &[u8]) {
         return;
     };
     let text = |bytes| str::from_utf8(bytes).unwrap_or_default();
-    // The client of the broker has no header with a line end in it.
+    // The NATS client rejects header values with line breaks.
     let header = |bytes| text(bytes).replace('\r', "");
     let mut headers = HeaderMap::new();
     headers.insert(TRACEPARENT, header(parent));
@@ -52,7 +52,7 @@ pub fn event(bytes: &[u8]) {
         assert_eq!(subjects::event(event.kind(), &event.id), text(subject));
         check(&event);
     }
-    // Where it would be an event, if it is one at all.
+    // Decodes it on the subject that it would belong to.
     let Ok(OrderEvent { event_id, order: Some(order), detail: Some(detail), .. }) =
         OrderEvent::decode(payload)
     else {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn every_seed_of_the_fuzz_targets_keeps_the_promises() {
+    fn every_seed_passes_its_fuzz_target() {
         every_seed_passes("order_id", order_id);
         every_seed_passes("event", event);
     }

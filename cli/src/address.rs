@@ -6,7 +6,7 @@ use tonic::transport::Uri;
 /// Reads an address, in which a password would end up in logs.
 pub(crate) fn parse_address(text: &str) -> Result<Uri, String> {
     if text.contains('@') {
-        return Err("an address has no user and no password".to_owned());
+        return Err("must not contain a user or password".to_owned());
     }
     let can_be_asked = |uri: &Uri| {
         matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some_and(has_usable_port)

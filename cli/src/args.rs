@@ -229,10 +229,10 @@ fn parse_item(text: &str) -> Result<Item, String> {
     };
     Ok(Item {
         sku: sku.to_owned(),
-        quantity: quantity.parse().map_err(|_| format!("quantity '{quantity}' is no whole number"))?,
-        price_minor: price
-            .parse()
-            .map_err(|_| format!("price '{price}' is no whole number of minor units: of 3.50 it is 350"))?,
+        quantity: quantity.parse().map_err(|_| format!("quantity '{quantity}' is not a whole number"))?,
+        price_minor: price.parse().map_err(|_| {
+            format!("price '{price}' is not a whole number of minor units; write 3.50 as 350")
+        })?,
     })
 }
 
@@ -242,7 +242,7 @@ fn status_parser() -> impl TypedValueParser<Value = OrderStatus> {
     let named = move |name: String| {
         statuses()
             .find(|&status| render::status_name(status).eq_ignore_ascii_case(&name))
-            .ok_or("there is no such status")
+            .ok_or("unknown status")
     };
     PossibleValuesParser::new(statuses().map(render::status_name)).try_map(named)
 }

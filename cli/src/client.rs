@@ -81,14 +81,14 @@ async fn operators(operations: Uri, tls: &Tls) -> anyhow::Result<Channel> {
 fn advice(error: &transport::Error, flag: &str) -> String {
     let reasons = std::iter::successors(Some::<&dyn Error>(error), |&error| error.source());
     let reasons: Vec<_> = reasons.map(ToString::to_string).collect();
-    // rustls says so; its error has gone through too many hands to be recognised by its type.
+    // Matched by rustls's text: the error is wrapped too often to be recognised by its type.
     for (reason, advice) in [
         (
             "UnknownIssuer",
-            "its certificate is of an authority that this machine does not trust; name that with --ca",
+            "its certificate is from an authority that this machine does not trust; pass that with --ca",
         ),
         ("not valid for name", "its certificate is for other names: use one of those in the address"),
-        ("InvalidContentType", "it speaks no TLS: write http:// instead of https://"),
+        ("InvalidContentType", "it does not use TLS: write http:// instead of https://"),
     ] {
         if reasons.iter().any(|said| said.contains(reason)) {
             return advice.to_owned();
@@ -132,7 +132,7 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     #[test]
-    fn the_server_says_when_to_come_back() {
+    fn the_server_sets_the_retry_delay() {
         let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(700)));
         let status = Status::with_error_details(Code::ResourceExhausted, "over quota", details);
         assert_eq!(pause_before_retry(&status, 3), Some(Duration::from_millis(700)));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_considered_no_is_final() {
+    fn a_rejection_is_final() {
         assert_eq!(pause_before_retry(&Status::invalid_argument("no"), 0), None);
         assert_eq!(pause_before_retry(&Status::resource_exhausted("no"), 0), None);
     }

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_text_is_escaped() {
+    fn control_characters_are_escaped() {
         assert_eq!(plain("\u{1b}[2J\u{9b}1m\r\nÖl\u{202e}"), "\\u{1b}[2J\\u{9b}1m\\r\\nÖl\\u{202e}");
         assert_eq!(plain_lines("one\ntwo\u{7}\n"), "one\ntwo\\u{7}\n");
     }

@@ -41,9 +41,9 @@ fn secret(scheme: &'static str) -> impl Fn(&str) -> Result<AsciiMetadataValue, S
         let is_good = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
         let value = is_good.then(|| format!("{scheme}{text}").parse::<AsciiMetadataValue>());
         let Some(Ok(mut value)) = value else {
-            return Err("it is visible ASCII characters, without spaces".to_owned());
+            return Err("must be visible ASCII characters without spaces".to_owned());
         };
-        // Also keeps it out of every {:?}.
+        // Also keeps it out of Debug output.
         value.set_sensitive(true);
         Ok(value)
     }

@@ -24,14 +24,14 @@ pub(crate) fn command(program: &Path) -> io::Result<tokio::process::Command> {
 /// The child's side. Comes back only with the reason why it could not become the program.
 pub(crate) fn become_program(args: &TetherArgs) -> anyhow::Error {
     let [program, arguments @ ..] = &args.program[..] else {
-        return anyhow!("no program to become");
+        return anyhow!("no program given");
     };
     if let Err(error) = die_with_parent() {
         return anyhow!("cannot tie this process to its parent: {error}");
     }
-    // The parent may have died before the line above, and then no signal is to come.
+    // The parent may have died before the line above; then no signal comes.
     if getppid() != Pid::from_raw(args.parent_pid) {
-        return anyhow!("process {} is not the parent, or no more", args.parent_pid);
+        return anyhow!("process {} is not, or no longer, the parent", args.parent_pid);
     }
     let error = std::process::Command::new(program).args(arguments).exec();
     anyhow!("cannot run {}: {error}", Path::new(program).display())

@@ -26,17 +26,19 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
 
 /// What to do about it at the command line, where the gateway cannot know it.
 fn advice(status: &Status) -> Option<&'static str> {
-    // A connection that was made, and broke before anything was said.
+    // The connection was opened, and closed before a response.
     if matches!(status.code(), Code::Unknown | Code::Internal) && status.source().is_some() {
-        return Some("a gateway that has a certificate (TLS_CERT) is at https://, and none is at OPS_ADDR");
+        return Some(
+            "use https:// if the gateway has a certificate (TLS_CERT); OPS_ADDR does not serve gRPC",
+        );
     }
-    // What a gateway refuses itself comes with a message.
+    // Errors that the gateway makes itself have a message.
     if status.code() == Code::Unimplemented && status.message().is_empty() {
-        return Some("not served at this address: --gateway is that for clients, --operations for operators");
+        return Some("not served at this address; --gateway is for clients, --operations for operators");
     }
     let reason = status.get_details_error_info().map(|info| info.reason);
     (reason.as_deref() == Some("CREDENTIAL_MISSING")).then_some(
-        "here: --api-key or --token (WAYBILL_API_KEY, WAYBILL_TOKEN), or --cert and --key for a certificate",
+        "pass --api-key or --token (WAYBILL_API_KEY, WAYBILL_TOKEN), or --cert and --key for a certificate",
     )
 }
 
@@ -75,13 +77,13 @@ fn detail_lines(details: &ErrorDetails) -> Vec<String> {
         lines.push(format!("{}: {}", resource.resource_type, resource.resource_name));
     }
     if let Some(info) = details.error_info() {
-        // A map has no order of its own, and the same error should read the same.
+        // A map has no order, and the same error must always read the same.
         let metadata: BTreeMap<_, _> = info.metadata.iter().collect();
         let metadata = metadata.iter().map(|(key, value)| format!(", {key}: {value}"));
         lines.push(format!("reason: {}{}", info.reason, metadata.collect::<String>()));
     }
     if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
-        lines.push(format!("try again in {}", humantime::format_duration(rounded_up(delay))));
+        lines.push(format!("retry in {}", humantime::format_duration(rounded_up(delay))));
     }
     lines
 }
@@ -109,15 +111,15 @@ mod tests {
         assert_eq!(
             explain(&status.into()),
             "INVALID_ARGUMENT: 2 invalid fields\n  items[0].sku: must not be empty\n  customer_id: is required\
-             \n  reason: REQUEST_ID_REUSED\n  try again in 1s 500ms"
+             \n  reason: REQUEST_ID_REUSED\n  retry in 1s 500ms"
         );
     }
 
     #[test]
-    fn what_the_gateway_cannot_know_of_the_command_line_is_added() {
+    fn advice_for_the_command_line_is_added() {
         let elsewhere = explain(&Status::unimplemented("").into());
         assert!(
-            elsewhere.starts_with("UNIMPLEMENTED\n  not served at this address: --gateway"),
+            elsewhere.starts_with("UNIMPLEMENTED\n  not served at this address; --gateway"),
             "{elsewhere}"
         );
         let missing = ErrorDetails::with_error_info("CREDENTIAL_MISSING", "waybill", HashMap::new());
@@ -126,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_ours_shows_its_causes() {
+    fn a_local_error_shows_its_causes() {
         let error = anyhow::anyhow!("no such file").context("cannot lock");
         assert_eq!(explain(&error), "cannot lock: no such file");
     }

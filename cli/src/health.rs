@@ -17,7 +17,7 @@ use crate::address::parse_address;
 use crate::client;
 use crate::console;
 use crate::tls::Tls;
-use crate::usage::{Unusable, parse_timeout};
+use crate::usage::{UsageError, parse_timeout};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct HealthArgs {
@@ -62,9 +62,11 @@ async fn over_grpc(args: &HealthArgs) -> anyhow::Result<String> {
 
 async fn over_http(args: &HealthArgs) -> anyhow::Result<String> {
     if args.url.scheme_str() != Some("http") || !args.service.is_empty() {
-        return Err(
-            Unusable(format!("{}: over HTTP it asks without TLS, and about no service", args.url)).into()
-        );
+        return Err(UsageError(format!(
+            "{}: a check over HTTP supports neither TLS nor --service",
+            args.url
+        ))
+        .into());
     }
     args.tls.check_unused(&args.url)?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();

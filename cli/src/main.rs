@@ -56,10 +56,10 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 /// One thread for everything: the kernel ties a child's life to the thread that started it (see [`die_with_parent`]),
 /// and this thread is the last to go.
-fn block_on(story: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(story)
+        .block_on(command)
 }

@@ -17,13 +17,13 @@ const PAGE_SIZE_MAX: u32 = 100;
 
 /// Runs one of the order commands until it ends or its output is closed.
 pub(crate) async fn run(args: OrderArgs) -> anyhow::Result<()> {
-    match obey(args).await {
+    match execute(args).await {
         Err(error) if console::reader_is_gone(&error) => Ok(()),
         ended => ended,
     }
 }
 
-async fn obey(args: OrderArgs) -> anyhow::Result<()> {
+async fn execute(args: OrderArgs) -> anyhow::Result<()> {
     let orders = client::connect(args.gateway, &args.tls, args.credential).await?;
     match args.command {
         OrderCommand::Place(place_args) => place(orders, place_args).await,
@@ -90,7 +90,7 @@ async fn list(mut orders: Orders, args: ListArgs) -> anyhow::Result<()> {
         page_token = answer.next_page_token;
         if page_token.is_empty() {
             if wanted == args.limit {
-                console::warn("there are none");
+                console::warn("no orders found");
             }
             return Ok(());
         }

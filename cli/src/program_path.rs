@@ -9,14 +9,14 @@ pub(crate) fn program_path() -> String {
     let path = path.unwrap_or_else(|| PathBuf::from("waybill"));
     match env::current_dir() {
         Ok(here) => shown(&path, &here),
-        // Whoever deleted the working directory cannot be below it.
+        // The working directory was deleted, so the path is shown as it is.
         Err(_) => quoted(&path),
     }
 }
 
 fn shown(path: &Path, here: &Path) -> String {
     match path.strip_prefix(here) {
-        // A shell looks a bare name up on PATH.
+        // A shell would look up a bare name on PATH.
         Ok(below) if below.components().count() == 1 => quoted(&Path::new(".").join(below)),
         Ok(below) => quoted(below),
         Err(_) => quoted(path),

@@ -44,22 +44,22 @@ pub(crate) struct ProvisionArgs {
 pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
     let _telemetry = telemetry::start(&args.telemetry);
     let connection = Connection::open(&args.broker, NAME).await?;
-    let why = RefCell::new("the broker was not reached".to_owned());
+    let why = RefCell::new("broker unreachable".to_owned());
     let waiting = |reason| *why.borrow_mut() = reason;
     let (ack_wait, wait) = (args.ack_wait, Duration::from(args.timeout));
     let provisioned = async {
         tokio::select! {
             provisioned = provision(&connection, &args.stream, ack_wait, waiting) => Ok(provisioned?),
-            () = connection.died() => bail!("the client of the broker has died"),
+            () = connection.died() => bail!("NATS client stopped"),
         }
     };
     timeout(wait, provisioned).await.map_err(|_| not_done(&connection, args.timeout, &why.borrow()))??;
     if args.acknowledge_loss {
-        acknowledge_loss(&connection).await.context("the loss is not acknowledged")?;
-        console::answer("the loss of events is acknowledged")?;
+        acknowledge_loss(&connection).await.context("loss not acknowledged")?;
+        console::answer("loss of events acknowledged")?;
     }
     Ok(console::answer(
-        "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the steps' consumers are there",
+        "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the steps' consumers are provisioned",
     )?)
 }
 
@@ -70,7 +70,7 @@ fn not_done(connection: &Connection, timeout: humantime::Duration, why: &str) ->
     }
     match connection.refused_at_all() {
         Some(refused) => anyhow!(
-            "not done within {timeout}: {refused}; name one who may, as the provisioner of deploy/nats/accounts.conf"
+            "not done within {timeout}: {refused}; use a user with these rights, as the provisioner of deploy/nats/accounts.conf"
         ),
         None => anyhow!("not done within {timeout}: {why}"),
     }

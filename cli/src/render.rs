@@ -13,7 +13,7 @@ pub(crate) fn order(order: &Order) -> String {
     let mut lines = vec![
         format!("order     {}", plain(&order.order_id)),
         format!("customer  {}", plain(&order.customer_id)),
-        format!("status    {}", standing(order)),
+        format!("status    {}", status_text(order)),
     ];
     lines.extend(order.items.iter().map(|item| {
         let price = item.unit_price.clone().unwrap_or_default();
@@ -34,7 +34,7 @@ pub(crate) fn order_heading() -> String {
 
 /// An order, on one line.
 pub(crate) fn order_line(order: &Order) -> String {
-    format!("{}  {}  {}", time_text(create_time(order)), plain(&order.order_id), standing(order))
+    format!("{}  {}  {}", time_text(create_time(order)), plain(&order.order_id), status_text(order))
 }
 
 /// An event, on one line.
@@ -45,7 +45,7 @@ pub(crate) fn update(update: &Update) -> String {
         time_text(update_time(order)),
         order.revision,
         event_name(update.detail.as_ref()),
-        standing(order),
+        status_text(order),
     );
     let details = update.detail.as_ref().map(detail).unwrap_or_default();
     if !details.is_empty() {
@@ -58,7 +58,7 @@ pub(crate) fn update(update: &Update) -> String {
 }
 
 /// The status, its reason, and the compensation still owed.
-pub(crate) fn standing(order: &Order) -> String {
+pub(crate) fn status_text(order: &Order) -> String {
     let mut text = status_name(order.status()).to_owned();
     if !order.reason.is_empty() {
         text = format!("{text} ({})", plain(&order.reason));
@@ -135,13 +135,13 @@ fn detail_text(detail: &Detail) -> String {
             format!("{} after {} attempts: {}", failed.step, failed.attempts, failed.message)
         }
         Detail::Redriven(redriven) => format!("by {}", redriven.operator),
-        Detail::Carried(_) => "unfinished, written anew before its events expire".to_owned(),
+        Detail::Carried(_) => "unfinished, appended again before its events expire".to_owned(),
     }
 }
 
 fn undo_text(undo: Undo) -> &'static str {
     match undo {
-        Undo::Unspecified => "something to undo",
+        Undo::Unspecified => "compensation owed",
         Undo::Release => "stock to release",
         Undo::Refund => "payment to refund",
     }
@@ -169,7 +169,7 @@ mod tests {
             undo_pending: vec![Undo::Release.into()],
             ..Order::default()
         };
-        assert_eq!(standing(&order), "REJECTED (CARD_DECLINED), stock to release");
+        assert_eq!(status_text(&order), "REJECTED (CARD_DECLINED), stock to release");
     }
 
     #[test]

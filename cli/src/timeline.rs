@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::console::plain;
-use crate::render::{detail, event_name, short_duration, standing, time_text, update_time};
+use crate::render::{detail, event_name, short_duration, status_text, time_text, update_time};
 use crate::watch::Update;
 
 /// Width of the bars, in characters.
@@ -18,7 +18,7 @@ pub(crate) fn timeline(events: &[Update]) -> String {
     if let (Some(first), Some(last)) = (events.first(), events.last()) {
         lines.push(format!("order   {}", plain(&first.order.order_id)));
         lines.push(format!("placed  {}", time_text(begun)));
-        lines.push(format!("now     {}, {} later", standing(&last.order), short_duration(whole)));
+        lines.push(format!("now     {}, {} later", status_text(&last.order), short_duration(whole)));
     }
     let (mut before, mut trace_id) = (begun, "");
     for (event, time) in events.iter().zip(times) {
@@ -107,7 +107,7 @@ trace   t2
     }
 
     #[test]
-    fn times_that_are_unknown_or_go_back_break_nothing() {
+    fn unknown_and_decreasing_times_are_shown() {
         let mut events = [
             event(2_000, OrderStatus::Accepted, "", Detail::Created(OrderCreated::default())),
             event(1_000, OrderStatus::Reserved, "", Detail::Reserved(StockReserved::default())),

@@ -7,7 +7,7 @@ use program::config::read_file;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Uri};
 
 use crate::usage::CONNECTION;
-use crate::usage::Unusable;
+use crate::usage::UsageError;
 
 /// The files.
 #[derive(Clone, Debug, clap::Args)]
@@ -38,16 +38,16 @@ impl Tls {
             (Some(cert), Some(key)) => tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
             (None, None) => tls,
             (Some(_), None) | (None, Some(_)) => {
-                return Err(Unusable("--cert and --key only go together".to_owned()).into());
+                return Err(UsageError("--cert and --key must be given together".to_owned()).into());
             }
         };
         endpoint.tls_config(tls).context("the certificates cannot be used")
     }
 
     /// Certificates are rejected for an address without TLS.
-    pub(crate) fn check_unused(&self, address: &Uri) -> Result<(), Unusable> {
+    pub(crate) fn check_unused(&self, address: &Uri) -> Result<(), UsageError> {
         if self.ca.is_some() || self.cert.is_some() || self.key.is_some() {
-            return Err(Unusable(format!(
+            return Err(UsageError(format!(
                 "--ca, --cert and --key are for an address at https://, not {address}"
             )));
         }
@@ -56,5 +56,5 @@ impl Tls {
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    read_file(path).map_err(|error| Unusable(format!("cannot read {}: {error}", path.display())).into())
+    read_file(path).map_err(|error| UsageError(format!("cannot read {}: {error}", path.display())).into())
 }

@@ -22,31 +22,31 @@ const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=DAY;
 
 /// The command line is wrong: the program ends with the same code.
 #[derive(Debug)]
-pub(crate) struct Unusable(pub(crate) String);
+pub(crate) struct UsageError(pub(crate) String);
 
-impl fmt::Display for Unusable {
+impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl Error for Unusable {}
+impl Error for UsageError {}
 
 /// The code to exit with after an error.
 pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.is::<Unusable>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
+    if error.is::<UsageError>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
 }
 
 /// Reads flags and environment. On a bad value, and on `--help`, says so and gives the code to exit with.
 pub(crate) fn parse<Args: Parser>() -> Result<Args, ExitCode> {
     Args::try_parse().map_err(|mut error| {
         let mut command = Args::command();
-        // Only a command that is built can show its flags as the error does.
+        // Flags are displayed as in the error only after the command is built.
         command.build();
         let settings = settings_at_fault(&error, &command);
         let variable = settings.iter().find_map(|setting| variable_at_fault(&error, setting));
         hide_secret(&mut error, &settings);
-        // Nothing is left to be done when even the message cannot be written.
+        // If stderr cannot be written either, nothing is left to do.
         drop(error.print());
         if !error.use_stderr() {
             return ExitCode::SUCCESS;

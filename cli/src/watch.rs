@@ -8,7 +8,7 @@ use tonic::{Status, Streaming};
 use crate::client::{self, Orders};
 
 /// How often in a row a stream may break, or not open, before the watch gives up.
-const FRUITLESS_TRIES_MAX: u32 = 10;
+const FAILED_ATTEMPTS_MAX: u32 = 10;
 
 /// One event of an order.
 #[derive(Debug)]
@@ -38,13 +38,13 @@ pub(crate) struct Watch {
     order_id: String,
     revision: u64,
     stream: Option<Streaming<WatchOrderResponse>>,
-    fruitless_tries: u32,
+    failed_attempts: u32,
 }
 
 impl Watch {
     /// Sends no request before the first [`Watch::next`].
     pub(crate) fn new(orders: Orders, order_id: String, after_revision: u64) -> Self {
-        Self { orders, order_id, revision: after_revision, stream: None, fruitless_tries: 0 }
+        Self { orders, order_id, revision: after_revision, stream: None, failed_attempts: 0 }
     }
 
     /// The next update; `None` once the order is finished. An error is final.
@@ -53,7 +53,7 @@ impl Watch {
             match self.next_of_stream().await {
                 Ok(Some(update)) => {
                     self.revision = update.order.revision;
-                    self.fruitless_tries = 0;
+                    self.failed_attempts = 0;
                     return Ok(Some(update));
                 }
                 Ok(None) => return Ok(None),
@@ -82,9 +82,9 @@ impl Watch {
     }
 
     async fn pause_after(&mut self, status: Status) -> Result<(), Status> {
-        match client::pause_before_retry(&status, self.fruitless_tries) {
-            Some(pause) if self.fruitless_tries < FRUITLESS_TRIES_MAX => {
-                self.fruitless_tries += 1;
+        match client::pause_before_retry(&status, self.failed_attempts) {
+            Some(pause) if self.failed_attempts < FAILED_ATTEMPTS_MAX => {
+                self.failed_attempts += 1;
                 sleep(pause).await;
                 Ok(())
             }

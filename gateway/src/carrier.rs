@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use backbone::log::carrying::Schedule;
 use backbone::log::ids::Revision;
-use backbone::log::{CarryError, CarryPosition, Kept, OrderLog};
+use backbone::log::{CarryError, CarryPosition, LogBounds, OrderLog};
 use program::telemetry::LogThrottle;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
@@ -97,7 +97,7 @@ impl Carrier {
 
     /// Looks once, and carries what is due. Tells how long until it looks again.
     async fn turn(&mut self) -> Result<Duration, CarryError> {
-        let kept = self.log.kept().await?;
+        let kept = self.log.bounds().await?;
         let (recorded, head) = self.log.carry_position().await?;
         let wanted = Schedule::of(kept.retention, self.carry_after);
         let look_interval = wanted.age().map_or(LOOK_INTERVAL_MAX, |age| age / 50);
@@ -159,7 +159,7 @@ impl Carrier {
 
 /// How many messages expired unexamined: none unless all of them were older than the retention. Otherwise they were
 /// barriers, which expire early, or a loss, which is counted elsewhere.
-fn missed(position: &CarryPosition, kept: &Kept, now: SystemTime) -> u64 {
+fn missed(position: &CarryPosition, kept: &LogBounds, now: SystemTime) -> u64 {
     let age = now.duration_since(position.until).unwrap_or_default();
     let has_expired = !kept.retention.is_zero() && age > kept.retention;
     if has_expired && position.next > 0 { kept.first.0.saturating_sub(position.next) } else { 0 }
@@ -194,7 +194,7 @@ mod tests {
         let position =
             CarryPosition { log_created: at(0), next, until: at(0), schedule, holder: String::new() };
         let (first, last) = (Revision(first), Revision(100));
-        missed(&position, &Kept { created: at(0), retention, first, last }, at(minute))
+        missed(&position, &LogBounds { created: at(0), retention, first, last }, at(minute))
     }
 
     #[test]

@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn every_seed_of_the_fuzz_targets_keeps_the_promises() {
+    fn every_seed_passes_its_fuzz_target() {
         every_seed_passes("create_order", create_order);
         every_seed_passes("cancel_order", cancel_order);
         every_seed_passes("list_orders", list_orders);

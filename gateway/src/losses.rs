@@ -5,7 +5,7 @@ use std::future::pending;
 use std::time::{Duration, SystemTime};
 
 use backbone::broker::direct_get::ReadError;
-use backbone::consumer::Floor;
+use backbone::consumer::AckFloor;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use backbone::log::ids::Revision;
@@ -29,7 +29,7 @@ pub(crate) async fn compare(log: &OrderLog, letters: &DeadLetters) -> Infallible
 async fn compare_once(log: &OrderLog, letters: &DeadLetters) -> Result<(), ReadError> {
     let mut farthest = (0, SystemTime::UNIX_EPOCH);
     let mut see = |sequence: u64, at: SystemTime| farthest = farthest.max((sequence, at));
-    for (sequence, at) in Floor::all_recorded(log.connection()).await? {
+    for (sequence, at) in AckFloor::all_recorded(log.connection()).await? {
         see(sequence, at);
     }
     let mut from = Some(Revision::NONE);

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use backbone::log::Walked;
+use backbone::log::CarryProgress;
 use program::metrics::{self, Counter, Histogram, KeyValue, UpDownCounter, seconds};
 use program::trace::attribute;
 
@@ -21,7 +21,7 @@ const FAULT: &str = "fault";
 const NO_FAULT: &str = "none";
 
 static CALLS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
-    metrics::wait("rpc.server.call.duration", "Calls, from their headers to the end of the answer.")
+    metrics::call_duration("rpc.server.call.duration", "Calls, from their headers to the end of the answer.")
 });
 static REFUSED: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter("waybill.calls.refused", "Calls answered with an error that has a reason.")
@@ -29,7 +29,7 @@ static REFUSED: LazyLock<Counter<u64>> = LazyLock::new(|| {
 static STREAMS: LazyLock<UpDownCounter<i64>> =
     LazyLock::new(|| metrics::up_and_down("waybill.streams.open", "Watches open now."));
 static LAG: LazyLock<Histogram<f64>> = LazyLock::new(|| {
-    metrics::way(
+    metrics::order_duration(
         "waybill.watch.lag",
         "From when the broker stored an event to when a watcher was given it who was there already.",
     )
@@ -66,7 +66,7 @@ pub(crate) fn start(readiness: &Readiness) {
 
 /// Progress of carrying, at each collection: the age of the oldest unexamined event, and the retention.
 pub(crate) fn carrying(progress: impl Fn() -> Option<(Duration, Duration)> + Clone + Send + Sync + 'static) {
-    carried(&Walked::default());
+    carried(&CarryProgress::default());
     missed(0);
     let known = progress.clone();
     metrics::age(
@@ -86,7 +86,7 @@ pub(crate) fn carrying(progress: impl Fn() -> Option<(Duration, Duration)> + Clo
 }
 
 /// A piece of the log was examined.
-pub(crate) fn carried(walked: &Walked) {
+pub(crate) fn carried(walked: &CarryProgress) {
     CARRIED.add(walked.carried, &[KeyValue::new("outcome", "carried")]);
     CARRIED.add(walked.refused, &[KeyValue::new("outcome", "refused")]);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proto::payments::v1::Fault;
 use thiserror::Error;
 
-/// Customers for whom something may be set.
+/// Customers for whom a behaviour may be set.
 const CUSTOMERS_MAX: usize = 10_000;
 
 /// How one call is answered.
@@ -18,22 +18,22 @@ pub(super) struct Behaviour {
 }
 
 impl Behaviour {
-    const GOOD: Self = Self { latency: Duration::ZERO, fault: Fault::Unspecified };
+    const NORMAL: Self = Self { latency: Duration::ZERO, fault: Fault::Unspecified };
 }
 
 /// The limit of customers with a behaviour is reached.
 #[derive(Clone, Copy, Debug, Error)]
-#[error("behaviour is set for {CUSTOMERS_MAX} customers already")]
+#[error("behaviour is set for {CUSTOMERS_MAX} customers, the maximum; call ResetBehaviour")]
 pub(super) struct TooManyCustomers;
 
 /// All that was set, by customer; under the empty id for all others.
 #[derive(Debug, Default)]
 pub(super) struct Behaviours {
-    by_customer: Mutex<HashMap<String, Set>>,
+    by_customer: Mutex<HashMap<String, BehaviourRule>>,
 }
 
 #[derive(Debug)]
-struct Set {
+struct BehaviourRule {
     behaviour: Behaviour,
     /// 0: until it is replaced or reset.
     calls_left: u32,
@@ -51,7 +51,7 @@ impl Behaviours {
         if by_customer.len() >= CUSTOMERS_MAX && !by_customer.contains_key(&customer_id) {
             return Err(TooManyCustomers);
         }
-        by_customer.insert(customer_id, Set { behaviour, calls_left: calls });
+        by_customer.insert(customer_id, BehaviourRule { behaviour, calls_left: calls });
         Ok(())
     }
 
@@ -63,19 +63,19 @@ impl Behaviours {
     /// How to answer the call that has come now for this customer.
     pub(super) fn next(&self, customer_id: &str) -> Behaviour {
         let mut by_customer = self.lock();
-        let whose = if by_customer.contains_key(customer_id) { customer_id } else { "" };
-        let Some(set) = by_customer.get_mut(whose) else { return Behaviour::GOOD };
-        let behaviour = set.behaviour;
-        match set.calls_left {
+        let key = if by_customer.contains_key(customer_id) { customer_id } else { "" };
+        let Some(rule) = by_customer.get_mut(key) else { return Behaviour::NORMAL };
+        let behaviour = rule.behaviour;
+        match rule.calls_left {
             0 => {}
-            1 => drop(by_customer.remove(whose)),
-            _ => set.calls_left -= 1,
+            1 => drop(by_customer.remove(key)),
+            _ => rule.calls_left -= 1,
         }
         behaviour
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Set>> {
-        // Nothing that holds the lock can panic half-way.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, BehaviourRule>> {
+        // No code panics under this lock, so it cannot be poisoned.
         self.by_customer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,18 +85,18 @@ mod tests {
     use super::*;
 
     fn fails(fault: Fault) -> Behaviour {
-        Behaviour { fault, ..Behaviour::GOOD }
+        Behaviour { fault, ..Behaviour::NORMAL }
     }
 
     #[test]
-    fn a_customers_own_behaviour_goes_before_that_of_all() {
+    fn a_customers_behaviour_overrides_the_default() {
         let behaviours = Behaviours::default();
         behaviours.set(String::new(), fails(Fault::Outage), 0).unwrap();
-        behaviours.set("ada".to_owned(), Behaviour::GOOD, 0).unwrap();
-        assert_eq!(behaviours.next("ada"), Behaviour::GOOD);
+        behaviours.set("ada".to_owned(), Behaviour::NORMAL, 0).unwrap();
+        assert_eq!(behaviours.next("ada"), Behaviour::NORMAL);
         assert_eq!(behaviours.next("grace"), fails(Fault::Outage));
         behaviours.reset();
-        assert_eq!(behaviours.next("grace"), Behaviour::GOOD);
+        assert_eq!(behaviours.next("grace"), Behaviour::NORMAL);
     }
 
     #[test]
@@ -111,9 +111,9 @@ mod tests {
     fn behaviours_are_bounded() {
         let behaviours = Behaviours::default();
         for n in 0..CUSTOMERS_MAX {
-            behaviours.set(n.to_string(), Behaviour::GOOD, 0).unwrap();
+            behaviours.set(n.to_string(), Behaviour::NORMAL, 0).unwrap();
         }
-        assert!(behaviours.set("one-more".to_owned(), Behaviour::GOOD, 0).is_err());
+        assert!(behaviours.set("one-more".to_owned(), Behaviour::NORMAL, 0).is_err());
         assert!(behaviours.set("7".to_owned(), fails(Fault::Outage), 0).is_ok(), "replaced");
     }
 }

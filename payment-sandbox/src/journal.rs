@@ -27,12 +27,10 @@ pub(crate) enum OpenError {
     #[error("{0} is used by another payment sandbox")]
     InUse(PathBuf),
     /// The end of it would be cut off.
-    #[error("{0} is no file of a payment sandbox; name another")]
+    #[error("{0} is not a journal of the payment sandbox; use another file")]
     Foreign(PathBuf),
     /// An unreadable record may have been a charge.
-    #[error(
-        "{path}, line {line}, is no record of a payment ({reason}); mend the file, or begin with another"
-    )]
+    #[error("{path}, line {line}: not a payment record ({reason}); fix the file, or use another")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -50,7 +48,7 @@ impl Journal {
     /// off.
     pub(super) fn open(path: &Path) -> Result<(Self, Ledger), OpenError> {
         let failed = |error| OpenError::Io(path.to_owned(), error);
-        // Not more than that: a name that is mistyped would be an empty file.
+        // Only the last folder: with all parents, a mistyped path would silently start an empty file.
         if let Some(folder) =
             path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
         {
@@ -87,12 +85,12 @@ impl Journal {
         let mut file = reader.into_inner();
         let torn_bytes = file.seek(SeekFrom::End(0)).map_err(failed)? - whole_bytes;
         if torn_bytes > 0 {
-            // Somebody else's file is not to lose its last line.
+            // Never truncate a file that is not a journal.
             let begins_as = |start: &&[u8]| text.starts_with(start) || start.starts_with(&text);
             if !RECORD_STARTS.iter().any(begins_as) {
                 return Err(OpenError::Foreign(path.to_owned()));
             }
-            tracing::warn!(path = %path.display(), torn_bytes, "cut off a record that was never finished");
+            tracing::warn!(path = %path.display(), torn_bytes, "incomplete last record truncated");
             file.set_len(whole_bytes).map_err(failed)?;
         }
         file.sync_all().map_err(failed)?;
@@ -147,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_appended_is_there_after_a_restart() {
+    fn appended_records_survive_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let (mut journal, ledger) = Journal::open(&path).unwrap();
@@ -183,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_somebody_else_is_refused_and_left_as_it_is() {
+    fn a_foreign_file_is_rejected_and_unchanged() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
         for foreign in [r#"{"apiKey":"precious"}"#, "one line", "{\"captured\""] {

@@ -49,7 +49,7 @@ pub(super) enum Record {
 pub(super) enum Refusal {
     #[error("the idempotency_key was used for another order, customer or amount")]
     KeyReused,
-    #[error("the sandbox has {PAYMENTS_MAX} payments on record and takes no more; begin with an empty file")]
+    #[error("the sandbox holds {PAYMENTS_MAX} payments, its maximum; start with an empty file")]
     Full,
 }
 
@@ -134,7 +134,7 @@ impl Ledger {
     ) -> Result<(refund_response::Outcome, Option<Record>), Refusal> {
         let nothing = refund_response::Outcome::NothingCaptured(NothingCaptured {});
         let outcome = match self.state(key) {
-            // A decline stands: no capture follows it either.
+            // A decline is final, so no capture can follow and nothing is recorded.
             Some(State::Forbidden | State::Declined(_)) => return Ok((nothing, None)),
             Some(State::Refunded(charge)) => return Ok((refunded(key, charge), None)),
             Some(State::Captured(charge)) => refunded(key, charge),
@@ -245,7 +245,7 @@ fn declined(charge: &Charge) -> capture_response::Outcome {
     let message = if is_declined(&charge.customer_id) {
         format!("the sandbox declines customers whose id begins with \"{DECLINED_PREFIX}\"")
     } else {
-        "the sandbox was told to decline".to_owned()
+        "declined, as SetBehaviour requested".to_owned()
     };
     capture_response::Outcome::Declined(Declined { message })
 }
@@ -279,7 +279,7 @@ mod tests {
         let mut ledger = Ledger::default();
         let (first, record) = ledger.capture("k", charge(350), false).unwrap();
         assert!(matches!(first, Taken(_)) && record.is_some());
-        // Whatever the sandbox has been told meanwhile.
+        // Regardless of the behaviour set meanwhile.
         assert_eq!(ledger.capture("k", charge(350), true), Ok((first, None)));
         assert_eq!(ledger.of_order("").captured, [money("EUR", 350)]);
     }
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_ledger_takes_nothing_new_and_finishes_what_it_has() {
+    fn a_full_ledger_rejects_new_payments_and_completes_known_ones() {
         let mut ledger = Ledger::default();
         ledger.capture("7", charge(1), false).unwrap();
         ledger.states.resize(PAYMENTS_MAX, ("other".into(), State::Forbidden));

@@ -18,7 +18,7 @@ const BATCH_MAX: usize = 1024;
 
 /// Asks the task. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Records {
+pub(super) struct LedgerHandle {
     requests: mpsc::Sender<Request>,
 }
 
@@ -66,13 +66,13 @@ enum Request {
 type Answer = Box<dyn FnOnce()>;
 
 /// Opens the journal at `path`.
-pub(super) fn open(path: &Path) -> Result<(Records, LedgerTask), OpenError> {
+pub(super) fn open(path: &Path) -> Result<(LedgerHandle, LedgerTask), OpenError> {
     let (journal, ledger) = Journal::open(path)?;
     let (sender, requests) = mpsc::channel(QUEUE_MAX);
-    Ok((Records { requests: sender }, LedgerTask { journal, ledger, requests }))
+    Ok((LedgerHandle { requests: sender }, LedgerTask { journal, ledger, requests }))
 }
 
-impl Records {
+impl LedgerHandle {
     /// Captures, or declines, unless something is on record under the key.
     pub(super) async fn capture(
         &self,
@@ -128,27 +128,27 @@ impl LedgerTask {
         match request {
             Request::Capture { key, charge, decline, answer } => {
                 let decided = self.ledger.capture(&key, charge, decline);
-                later(answer, decided.map(|decided| kept(decided, records)))
+                deferred(answer, decided.map(|decided| recorded(decided, records)))
             }
             Request::Refund { key, answer } => {
                 let decided = self.ledger.refund(&key);
-                later(answer, decided.map(|decided| kept(decided, records)))
+                deferred(answer, decided.map(|decided| recorded(decided, records)))
             }
             Request::CustomerOf { key, answer } => {
-                later(answer, self.ledger.customer_of(&key).map(str::to_owned))
+                deferred(answer, self.ledger.customer_of(&key).map(str::to_owned))
             }
-            Request::OfOrder { order_id, answer } => later(answer, self.ledger.of_order(&order_id)),
+            Request::OfOrder { order_id, answer } => deferred(answer, self.ledger.of_order(&order_id)),
         }
     }
 }
 
 /// The outcome, whose record goes to the others.
-fn kept<T>((outcome, record): (T, Option<Record>), records: &mut Vec<Record>) -> T {
+fn recorded<T>((outcome, record): (T, Option<Record>), records: &mut Vec<Record>) -> T {
     records.extend(record);
     outcome
 }
 
-fn later<T: 'static>(answer: oneshot::Sender<T>, outcome: T) -> Answer {
-    // Whoever asked may have gone away.
+fn deferred<T: 'static>(answer: oneshot::Sender<T>, outcome: T) -> Answer {
+    // The caller may have cancelled.
     Box::new(move || drop(answer.send(outcome)))
 }

@@ -18,7 +18,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
 use crate::journal::OpenError;
-use crate::ledger_task::{self, LedgerTask, Records};
+use crate::ledger_task::{self, LedgerHandle, LedgerTask};
 use crate::service::Service;
 
 /// A request names an order, a customer and an amount.
@@ -31,7 +31,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The sandbox with its record read, before it serves.
 #[derive(Debug)]
 pub(crate) struct PaymentSandbox {
-    records: Records,
+    records: LedgerHandle,
     task: LedgerTask,
 }
 
@@ -49,7 +49,7 @@ impl PaymentSandbox {
         stopping: CancellationToken,
     ) -> anyhow::Result<()> {
         let Self { records, task } = self;
-        // Its last asker goes with the server.
+        // Ends when the server drops the last handle.
         let keeping = spawn_blocking(|| task.run());
         let keeping = async { keeping.await?.context("PAYMENT_SANDBOX_DATA cannot be written") };
         try_join!(serve(records, listener, stopping), keeping)?;
@@ -57,7 +57,11 @@ impl PaymentSandbox {
     }
 }
 
-async fn serve(records: Records, listener: TcpListener, stopping: CancellationToken) -> anyhow::Result<()> {
+async fn serve(
+    records: LedgerHandle,
+    listener: TcpListener,
+    stopping: CancellationToken,
+) -> anyhow::Result<()> {
     let service = Service::new(records, stopping.clone());
     let payments = PaymentServiceServer::new(service.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
     let control = SandboxControlServiceServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
@@ -69,7 +73,7 @@ async fn serve(records: Records, listener: TcpListener, stopping: CancellationTo
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::PAYMENTS_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // Error details, so that grpcurl shows them readable.
+            // Error details, so that grpcurl decodes them.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     Server::builder()
@@ -81,7 +85,7 @@ async fn serve(records: Records, listener: TcpListener, stopping: CancellationTo
         .add_service(reflection().build_v1alpha()?)
         .add_service(payments)
         .add_service(control)
-        // Answers are small: they must not wait for more to fill a packet.
+        // Responses are small and must not wait for Nagle's algorithm.
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
             stopping.cancelled_owned(),

@@ -23,7 +23,7 @@ use tracing::{Span, info_span};
 
 use crate::behaviour::{Behaviour, Behaviours};
 use crate::ledger::{Charge, Refusal, is_declined};
-use crate::ledger_task::{RecordError, Records};
+use crate::ledger_task::{LedgerHandle, RecordError};
 
 const KEY_BYTES_MAX: usize = 128;
 const ID_BYTES_MAX: usize = 256;
@@ -37,27 +37,27 @@ const NONSENSE_PREFIX: &str = "nonsense";
 /// The sandbox, as it is served. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Service {
-    records: Records,
+    records: LedgerHandle,
     behaviours: Arc<Behaviours>,
-    calls: Arc<Calls>,
+    calls: Arc<CallCounts>,
     stopping: CancellationToken,
 }
 
 /// Calls since the start.
 #[derive(Debug, Default)]
-struct Calls {
+struct CallCounts {
     captures: AtomicI64,
     refunds: AtomicI64,
 }
 
 impl Service {
     /// Serves these records until `stopping` is cancelled, which ends every wait.
-    pub(super) fn new(records: Records, stopping: CancellationToken) -> Self {
+    pub(super) fn new(records: LedgerHandle, stopping: CancellationToken) -> Self {
         Self { records, behaviours: Arc::default(), calls: Arc::default(), stopping }
     }
 
     /// Serves calls with the configured behaviour.
-    async fn behave<T>(
+    async fn apply_behaviour<T>(
         &self,
         behaviour: Behaviour,
         work: impl Future<Output = Result<T, RecordError>>,
@@ -69,11 +69,11 @@ impl Service {
             }
         }
         if behaviour.fault == Fault::Outage {
-            return Err(Status::unavailable("the sandbox was told to be away"));
+            return Err(Status::unavailable("unavailable, as SetBehaviour requested"));
         }
         let outcome = work.await.map_err(|error| refused(&error))?;
         if behaviour.fault == Fault::LostReply {
-            // The caller's deadline ends this call, or the caller's end.
+            // The call ends with the caller's deadline or cancellation.
             self.stopping.cancelled().await;
             return Err(stopped());
         }
@@ -92,11 +92,11 @@ impl PaymentService for Service {
             trace::with_current(|call| call.set_attribute(order_id));
             let behaviour = self.behaviours.next(&charge.customer_id);
             if is_nonsense(behaviour, &charge.customer_id) {
-                let outcome = self.behave(behaviour, async { Ok(None) }).await?;
+                let outcome = self.apply_behaviour(behaviour, async { Ok(None) }).await?;
                 return Ok(Response::new(CaptureResponse { outcome }));
             }
             let decline = behaviour.fault == Fault::Decline || is_declined(&charge.customer_id);
-            let outcome = self.behave(behaviour, self.records.capture(key, charge, decline)).await?;
+            let outcome = self.apply_behaviour(behaviour, self.records.capture(key, charge, decline)).await?;
             Ok(Response::new(CaptureResponse { outcome: Some(outcome) }))
         };
         let answer = answer.with_context(context).await;
@@ -112,10 +112,10 @@ impl PaymentService for Service {
             let customer_id = customer_id.unwrap_or_default();
             let behaviour = self.behaviours.next(&customer_id);
             if is_nonsense(behaviour, &customer_id) {
-                let outcome = self.behave(behaviour, async { Ok(None) }).await?;
+                let outcome = self.apply_behaviour(behaviour, async { Ok(None) }).await?;
                 return Ok(Response::new(RefundResponse { outcome }));
             }
-            let outcome = self.behave(behaviour, self.records.refund(key)).await?;
+            let outcome = self.apply_behaviour(behaviour, self.records.refund(key)).await?;
             Ok(Response::new(RefundResponse { outcome: Some(outcome) }))
         };
         let answer = answer.with_context(context).await;
@@ -133,7 +133,7 @@ impl SandboxControlService for Service {
         check_id("customer_id", &customer_id)?;
         let behaviour = behaviour.unwrap_or_default();
         let fault = Fault::try_from(behaviour.fault)
-            .map_err(|_| Status::invalid_argument("behaviour.fault is not known"))?;
+            .map_err(|_| Status::invalid_argument("behaviour.fault is unknown"))?;
         let calls = behaviour.calls.try_into().map_err(|_| {
             Status::invalid_argument(format!("behaviour.calls must be 0 or more, not {}", behaviour.calls))
         })?;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use backbone::consumer::lag::Behind;
+use backbone::consumer::lag::LaggingLeader;
 use backbone::log::{OrderLog, StepDown};
 use program::backoff::Backoff;
 use tokio::time::Instant;
@@ -31,14 +31,14 @@ impl Leadership {
     }
 
     /// The consumer's leader lags: requests that it step down, unless it did so a moment ago.
-    pub(crate) async fn lags(&mut self, step: &'static str, log: &OrderLog, behind: &Behind) {
+    pub(crate) async fn lags(&mut self, step: &'static str, log: &OrderLog, behind: &LaggingLeader) {
         let now = Instant::now();
         if self.next.is_some_and(|next| now < next) {
             return;
         }
         self.requests += 1;
         self.next = Some(now + PAUSE.after(self.requests));
-        let Behind { leader, messages: lag, successor } = behind;
+        let LaggingLeader { leader, messages: lag, successor } = behind;
         let Some(successor) = successor else {
             error!(step, leader, lag, "consumer leader lags behind the log, and no replica keeps up");
             return;

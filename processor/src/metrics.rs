@@ -15,7 +15,7 @@ const POSTPONED_REASONS: [&str; 2] = ["suspect", "no_place"];
 const CAUSES: [&str; 6] = ["stuck", "silent", "edited", "leader", "refused", "closed"];
 
 static ATTEMPTS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
-    metrics::wait(
+    metrics::call_duration(
         "waybill.step.attempt.duration",
         "Attempts at a message, until it is known what becomes of it.",
     )
@@ -96,9 +96,9 @@ pub(crate) fn alone(step: &'static str, count: impl Fn() -> usize + Send + Sync 
 pub(crate) fn reopened(step: &'static str, lost: &ConsumerError) {
     let cause = match lost {
         ConsumerError::Stuck { .. } => "stuck",
-        ConsumerError::Silent => "silent",
+        ConsumerError::NoReply => "silent",
         ConsumerError::Edited { .. } => "edited",
-        ConsumerError::Led => "leader",
+        ConsumerError::LeaderChanged => "leader",
         ConsumerError::Refused(_) => "refused",
         ConsumerError::Closed => "closed",
     };

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use backbone::broker::connection::Connection;
 use backbone::broker::streams::PROVISION;
-use backbone::consumer::lag::{Behind, Lag};
+use backbone::consumer::lag::{Lag, LaggingLeader};
 use backbone::log::{Backlog, OrderLog};
 use program::metrics::{age, gauge, seconds};
 use program::ops::Health;
@@ -55,7 +55,7 @@ struct Known {
 }
 
 /// `None` if the leader keeps up.
-type Lagging = Option<Behind>;
+type Lagging = Option<LaggingLeader>;
 
 impl fmt::Debug for Known {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -261,7 +261,7 @@ impl Health for Status {
         let wrong = lock(&self.0.wrong).clone();
         let wrong = wrong.map(|wrong| format!("consumer was edited: {wrong}: {PROVISION}\n"));
         let behind = self.behind().flatten().map(|behind| {
-            let Behind { leader, messages, .. } = behind;
+            let LaggingLeader { leader, messages, .. } = behind;
             format!("consumer leader {leader} lags {messages} messages behind the log\n")
         });
         Ok(wrong.unwrap_or_default() + &behind.unwrap_or_default() + &refused)

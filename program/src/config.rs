@@ -40,7 +40,7 @@ pub fn parse<Config: Parser>() -> Result<Config, ExitCode> {
         command.build();
         let settings = settings_at_fault(&error, &command);
         hide_secret(&mut error, &settings);
-        // Nothing is left to be done when even the message cannot be written.
+        // If stderr cannot be written either, nothing is left to do.
         drop(error.print());
         if !error.use_stderr() {
             return ExitCode::SUCCESS;
@@ -134,7 +134,7 @@ fn setting_shown_as<'a>(flag: &str, command: &'a Command) -> Option<&'a Arg> {
 /// cannot be read: because of what is in the password.
 pub fn hide_secret(error: &mut clap::Error, settings: &[&Arg]) {
     let is_secret = settings.iter().any(|setting| setting.is_hide_env_values_set());
-    // What belongs to no setting is quoted as one.
+    // clap quotes a value that belongs to no setting as an invalid argument.
     for part in [ContextKind::InvalidValue, ContextKind::InvalidArg] {
         let Some(ContextValue::String(value)) = error.get(part) else { continue };
         let has_password = value.rsplit_once('@').is_some_and(|(before, _)| before.contains(':'));
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_one_that_there_is() {
+    fn only_ports_from_1_to_65535_are_valid() {
         for good in ["h", "h:1", "h:65535", "[::1]", "[::1]:80", "user:1@h:80", "user@h"] {
             assert!(has_usable_port(&good.parse().unwrap()), "{good}");
         }
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn no_secret_is_shown_because_it_cannot_be_read() {
+    fn an_invalid_secret_is_never_shown() {
         for (flag, value) in
             [("--pin", "12e4"), ("--places", "http://user:12e4/#@host:1"), ("--places", "a:12e4@b")]
         {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn an_optional_setting_is_unset_if_it_is_empty_unless_it_keeps_somebody_out() {
+    fn an_empty_optional_setting_is_unset_unless_it_protects_access() {
         let empty = |_: &OsStr| Some(OsString::new());
         let optional = |variable: &'static str| Arg::new("flag").long("flag").env(variable);
         assert_eq!(unset_if_empty(optional("STOCK"), empty).get_env(), None);

@@ -5,7 +5,6 @@
 
 pub mod backoff;
 pub mod config;
-mod in_trace;
 pub mod metrics;
 pub mod ops;
 pub mod otlp;
@@ -14,5 +13,6 @@ mod run;
 pub mod shutdown;
 pub mod telemetry;
 pub mod trace;
+mod trace_ids;
 
 pub use run::{Prepared, run};

@@ -57,7 +57,7 @@ pub async fn serve<H: Health>(listener: TcpListener, health: H) -> Infallible {
             Ok((stream, _)) => stream,
             Err(error) => {
                 if let Some(left_out) = FAILED.allow() {
-                    warn!(left_out, %error, "connection of a probe not accepted");
+                    warn!(left_out, %error, "connection at OPS_ADDR not accepted");
                 }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
@@ -73,7 +73,7 @@ pub async fn serve<H: Health>(listener: TcpListener, health: H) -> Infallible {
         let serving = server.serve_connection(TokioIo::new(stream), routes.clone());
         by_age.push_back(connections.spawn(async move {
             if let Err(error) = serving.await {
-                debug!(%error, "connection of a probe");
+                debug!(%error, "connection at OPS_ADDR failed");
             }
         }));
     }
@@ -97,7 +97,7 @@ async fn measured() -> Response {
     match metrics::text() {
         Ok(text) => ([(CONTENT_TYPE, metrics::TEXT_TYPE)], text).into_response(),
         Err(error) => {
-            error!(%error, "metrics cannot be written");
+            error!(%error, "metrics not encoded");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

@@ -15,12 +15,12 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
-use crate::in_trace::InTrace;
+use crate::trace_ids::WithTraceIds;
 
 /// Lines that wait to be written; further ones are dropped, and counted.
 const LINES_MAX: usize = 16_384;
 /// How often it is looked whether any were dropped.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long, at the end, the last lines may take to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval between two lines of a kind that callers can cause at any rate.
@@ -59,7 +59,7 @@ pub struct Telemetry {
     writing: Option<WorkerGuard>,
     /// Stops the thread that reports dropped lines.
     stop: Option<mpsc::Sender<()>>,
-    telling: Option<JoinHandle<()>>,
+    reporter: Option<JoinHandle<()>>,
 }
 
 /// Starts logging; called once, first thing after the configuration is read. What it returns has to be kept to
@@ -74,7 +74,7 @@ pub(crate) fn start_with(
     config: &TelemetryConfig,
     spans: Option<Box<dyn Layer<Registry> + Send + Sync>>,
 ) -> Telemetry {
-    // Colours are for terminals, not for files.
+    // Colours only on a terminal.
     let ansi = std::io::stdout().is_terminal();
     let builder =
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
@@ -83,57 +83,60 @@ pub(crate) fn start_with(
     DROPPED.get_or_init(|| dropped.clone());
     let lines = fmt::layer().with_ansi(ansi).with_writer(writer);
     let lines = match config.log_format {
-        LogFormat::Text => lines.map_event_format(|format| InTrace::text(format.with_ansi(ansi))).boxed(),
-        LogFormat::Json => lines.json().map_event_format(InTrace::json).boxed(),
+        LogFormat::Text => {
+            lines.map_event_format(|format| WithTraceIds::text(format.with_ansi(ansi))).boxed()
+        }
+        LogFormat::Json => lines.json().map_event_format(WithTraceIds::json).boxed(),
     };
-    let is_written =
-        |metadata: &Metadata<'_>| metadata.is_event() && !shows_secrets(metadata) && !repeats(metadata);
-    // With a hint, so that lines of lower levels cost nothing.
+    let is_written = |metadata: &Metadata<'_>| {
+        metadata.is_event() && !shows_secrets(metadata) && !is_reported_elsewhere(metadata)
+    };
+    // With a level hint, so that disabled levels cost nothing.
     let is_written = filter_fn(is_written).with_max_level_hint(LevelFilter::TRACE);
     let lines = lines.with_filter(EnvFilter::new(&config.log).and(is_written));
-    // Not an Option of a layer: beside a `None` no disabled line or span is known to be one.
+    // A Vec, not an Option of a layer: beside a `None` layer tracing no longer knows which lines and spans are disabled.
     let layers: Vec<_> = [lines.boxed()].into_iter().chain(spans).collect();
     tracing_subscriber::registry().with(layers).init();
     let (stop, stopped) = mpsc::channel();
-    let telling = thread::Builder::new().name("log-dropped".to_owned());
-    let telling = telling.spawn(move || tell_of_dropped_lines(&dropped, &stopped));
-    // Without it nothing is missing but a number.
-    Telemetry { writing: Some(writing), stop: Some(stop), telling: telling.ok() }
+    let reporter = thread::Builder::new().name("log-dropped".to_owned());
+    let reporter = reporter.spawn(move || report_dropped_lines(&dropped, &stopped));
+    // Without this thread only the count of dropped lines is missing.
+    Telemetry { writing: Some(writing), stop: Some(stop), reporter: reporter.ok() }
 }
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(telling) = self.telling.take() {
-            // It waits for nothing; had it panicked, that would have been said.
-            drop(telling.join());
+        if let Some(reporter) = self.reporter.take() {
+            // Ends at once. A panic has been logged already.
+            drop(reporter.join());
         }
         let writing = self.writing.take();
         let (written, flushed) = mpsc::channel::<()>();
-        // Elsewhere, because the guard complains on standard output when its lines are not read.
+        // In a thread of its own, because the guard prints to stdout when its lines are not read in time.
         let flushing = thread::Builder::new().spawn(move || {
             drop(writing);
             drop(written);
         });
         if flushing.is_ok() {
-            // Either way this is the end.
+            // The process exits, flushed or not.
             flushed.recv_timeout(FLUSH_TIMEOUT).ok();
         }
     }
 }
 
 /// Says how many lines were dropped, as soon as there is room for that line. Ends when the program does.
-fn tell_of_dropped_lines(dropped: &ErrorCounter, stopped: &mpsc::Receiver<()>) {
-    let mut told = 0;
+fn report_dropped_lines(dropped: &ErrorCounter, stopped: &mpsc::Receiver<()>) {
+    let mut reported = 0;
     let mut running = true;
     while running {
-        running = stopped.recv_timeout(LOOK_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout);
+        running = stopped.recv_timeout(REPORT_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout);
         let lines = dropped.dropped_lines();
-        if lines > told {
-            warn!(lines, "log not read in time; so many lines were dropped since the start");
-            // This line may have been dropped like the others.
+        if lines > reported {
+            warn!(lines, "log not read in time, lines dropped since the start");
+            // This line may have been dropped, too.
             if dropped.dropped_lines() == lines {
-                told = lines;
+                reported = lines;
             }
         }
     }
@@ -143,13 +146,13 @@ fn tell_of_dropped_lines(dropped: &ErrorCounter, stopped: &mpsc::Receiver<()>) {
 #[derive(Debug)]
 pub struct LogThrottle {
     interval: Duration,
-    left: Mutex<Left>,
+    state: Mutex<ThrottleState>,
 }
 
 #[derive(Debug)]
-struct Left {
+struct ThrottleState {
     last: Option<Instant>,
-    out: u64,
+    suppressed: u64,
 }
 
 impl LogThrottle {
@@ -160,7 +163,7 @@ impl LogThrottle {
 
     /// One in such an interval.
     pub const fn every(interval: Duration) -> Self {
-        Self { interval, left: Mutex::new(Left { last: None, out: 0 }) }
+        Self { interval, state: Mutex::new(ThrottleState { last: None, suppressed: 0 }) }
     }
 
     /// Whether a line may be written now, and then how many like it were left out since the last one.
@@ -169,14 +172,14 @@ impl LogThrottle {
     }
 
     fn at(&self, now: Instant) -> Option<u64> {
-        // Nothing panics while it is held, so poison would mean nothing.
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        if left.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
-            left.out += 1;
+        // No code panics under this lock, so it cannot be poisoned.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
+            state.suppressed += 1;
             return None;
         }
-        left.last = Some(now);
-        Some(std::mem::take(&mut left.out))
+        state.last = Some(now);
+        Some(std::mem::take(&mut state.suppressed))
     }
 }
 
@@ -192,17 +195,17 @@ fn shows_secrets(metadata: &Metadata<'_>) -> bool {
 }
 
 /// Messages of the export libraries, which the program logs itself at a lower rate.
-fn repeats(metadata: &Metadata<'_>) -> bool {
+fn is_reported_elsewhere(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with("opentelemetry")
 }
 
 fn directives(text: &str) -> Result<String, String> {
     let directives: Vec<_> = text.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
     if directives.is_empty() {
-        return Err("says nothing; a level is one of off, error, warn, info, debug, trace".to_owned());
+        return Err("is empty; a level is one of off, error, warn, info, debug, trace".to_owned());
     }
     for directive in &directives {
-        // The filter would take a misspelt level for a target, and be silent about all others.
+        // The filter would take a misspelt level for a target, and silence all other targets.
         if !directive.contains(['=', '[', ']']) && directive.parse::<LevelFilter>().is_err() {
             return Err(format!(
                 "`{directive}` is not a level (off, error, warn, info, debug, trace); for a target use target=level"
@@ -219,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_many_lines_one_a_second_is_told_with_the_number_of_the_others() {
+    fn one_line_a_second_is_logged_with_the_number_suppressed() {
         let throttle = LogThrottle::new();
         let start = Instant::now();
         assert_eq!(throttle.at(start), Some(0));
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_silence_everything_by_mistake_is_refused() {
+    fn a_misspelt_level_is_rejected() {
         for text in ["info", "WARN", "off", "info,async_nats=warn", "backbone::log=debug", "[span]=info"] {
             assert_eq!(directives(text).as_deref(), Ok(text));
         }

@@ -7,8 +7,8 @@ use async_nats::HeaderMap;
 use async_nats::client::PublishErrorKind;
 use async_nats::jetstream::context::PublishError;
 use backbone::broker::connection::Connection;
-use backbone::broker::meaning::{Meaning, Unpublished, unpublished};
-use backbone::broker::unanswered::{SWALLOWED, swallows};
+use backbone::broker::error_class::{ErrorClass, PublishFailure, publish_failure};
+use backbone::broker::unanswered::{DISCARDS_MESSAGES, discards_messages};
 use backbone::log::ids::Revision;
 use bytes::Bytes;
 use thiserror::Error;
@@ -40,13 +40,13 @@ pub struct Batch(Vec<Write>);
 #[derive(Debug, Error)]
 pub enum CommitError {
     /// A record was not as expected; nothing was stored.
-    #[error("a record has changed meanwhile")]
+    #[error("a record was changed concurrently")]
     Conflict,
     /// The broker has no space.
     #[error("no storage space: {0}")]
     Full(String),
     /// A write is larger than the broker takes, or refused for another reason that stays; nothing was stored.
-    #[error("the broker refuses a record: {0}")]
+    #[error("the broker rejected a record: {0}")]
     Permanent(String),
     /// Perhaps committed, perhaps not; reading the records tells.
     #[error("no answer: {0}")]
@@ -73,9 +73,9 @@ impl Batch {
         let mut committed = self.send(connection).await;
         if let Err(CommitError::Unknown(_)) = &committed
             && connection.is_up()
-            && swallows(connection, subject, connects).await
+            && discards_messages(connection, subject, connects).await
         {
-            committed = Err(CommitError::Full(SWALLOWED.to_owned()));
+            committed = Err(CommitError::Full(DISCARDS_MESSAGES.to_owned()));
         }
         match &committed {
             Ok(_) => storage.found_space(STREAM),
@@ -111,7 +111,7 @@ impl Batch {
             headers.insert("Nats-Batch-Commit", "1");
             let ack =
                 async { jetstream.publish_with_headers(write.subject, headers, write.value).await?.await };
-            // The batch is stored in one piece, and the acknowledgement names its last message.
+            // The batch is atomic, and its acknowledgement has the sequence of the last message.
             let last = ack.await.map_err(|error| commit_error(&error))?.sequence;
             let first = last + 1 - count as u64;
             return Ok((first..=last).map(Revision).collect());
@@ -136,13 +136,13 @@ impl Write {
 }
 
 fn commit_error(error: &PublishError) -> CommitError {
-    match unpublished(error) {
-        Unpublished::Refused(Meaning::Conflict) => CommitError::Conflict,
-        Unpublished::Refused(Meaning::Full) => CommitError::Full(error.to_string()),
-        Unpublished::Refused(Meaning::TooLarge | Meaning::Permanent) => {
+    match publish_failure(error) {
+        PublishFailure::Refused(ErrorClass::Conflict) => CommitError::Conflict,
+        PublishFailure::Refused(ErrorClass::Full) => CommitError::Full(error.to_string()),
+        PublishFailure::Refused(ErrorClass::TooLarge | ErrorClass::Permanent) => {
             CommitError::Permanent(error.to_string())
         }
-        Unpublished::Refused(Meaning::Passing) | Unpublished::Unanswered => {
+        PublishFailure::Refused(ErrorClass::Transient) | PublishFailure::Unanswered => {
             CommitError::Unknown(error.to_string())
         }
     }

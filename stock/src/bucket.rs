@@ -7,8 +7,8 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, G
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use backbone::broker::connection::Connection;
 use backbone::broker::direct_get::ReadError;
+use backbone::broker::error_class::{ErrorClass, classify};
 use backbone::broker::leader_get;
-use backbone::broker::meaning::{Meaning, meaning};
 use backbone::broker::streams::{self, ORDERS, PROVISION};
 use backbone::log::has_ever_lost_events;
 use backbone::log::subjects::{self, EventKind};
@@ -25,12 +25,12 @@ const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Durati
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// The broker refused.
-    #[error("the broker refused to set up bucket {BUCKET}: {0}")]
+    #[error("the broker rejected bucket {BUCKET}: {0}")]
     Broker(#[from] CreateStreamError),
     /// The bucket exists, but is not as it has to be.
     #[error(
-        "bucket {BUCKET} exists, but could lose stock, and will not be changed: {}; mend it, or remove it when it \
-         holds nothing of worth", .0.join("; ")
+        "bucket {BUCKET} exists with settings that could lose stock, and will not be changed: {}; fix them, or delete \
+         the bucket if it holds no stock", .0.join("; ")
     )]
     Differs(Vec<String>),
 }
@@ -81,7 +81,7 @@ async fn forbid_rollup(connection: &Connection) -> Result<(), String> {
     if present.allow_rollup {
         let completed = Config { allow_rollup: false, ..present.clone() };
         jetstream.update_stream(completed).await.map_err(|error| error.to_string())?;
-        info!("bucket {BUCKET} cannot be emptied by one message any more");
+        info!("bucket {BUCKET} updated, rollup disabled");
     }
     Ok(())
 }
@@ -110,10 +110,12 @@ pub async fn make(connection: &Connection, replicas: usize) -> Result<Result<(),
         Some(Err(error)) => error,
     };
     match error.kind() {
-        // Somebody else has made it meanwhile: it is looked at again.
-        CreateStreamErrorKind::JetStream(refusal) => match meaning(&refusal) {
-            Meaning::Passing | Meaning::Full => Err(error.to_string()),
-            Meaning::TooLarge | Meaning::Permanent | Meaning::Conflict => Ok(Err(StoreError::Broker(error))),
+        // `Transient` includes a concurrent creation: the next attempt checks the bucket.
+        CreateStreamErrorKind::JetStream(refusal) => match classify(&refusal) {
+            ErrorClass::Transient | ErrorClass::Full => Err(error.to_string()),
+            ErrorClass::TooLarge | ErrorClass::Permanent | ErrorClass::Conflict => {
+                Ok(Err(StoreError::Broker(error)))
+            }
         },
         CreateStreamErrorKind::JetStreamUnavailable
         | CreateStreamErrorKind::TimedOut
@@ -156,7 +158,7 @@ fn harm(present: &Config) -> Vec<String> {
     let mut harm = streams::harm(present, &bucket(present.num_replicas));
     if !present.max_age.is_zero() {
         let age = streams::age(present.max_age);
-        harm.push(format!("max_age is {age}, needed is unlimited"));
+        harm.push(format!("max_age is {age}, must be unlimited"));
     }
     let features = [
         ("allow_direct", present.allow_direct),
@@ -164,7 +166,7 @@ fn harm(present: &Config) -> Vec<String> {
         ("allow_msg_ttl", present.allow_message_ttl),
     ];
     let missing = features.into_iter().filter(|(_, present)| !present);
-    harm.extend(missing.map(|(feature, _)| format!("{feature} is false, needed is true")));
+    harm.extend(missing.map(|(feature, _)| format!("{feature} is false, must be true")));
     harm
 }
 
@@ -174,12 +176,12 @@ mod tests {
     use async_nats::jetstream::stream::{PersistenceMode, StorageType};
 
     #[test]
-    fn a_bucket_as_we_make_it_is_fine() {
+    fn a_bucket_made_by_waybill_is_accepted() {
         assert_eq!(harm(&bucket(3)), Vec::<String>::new());
     }
 
     #[test]
-    fn everything_that_could_lose_stock_is_named() {
+    fn every_setting_that_could_lose_stock_is_named() {
         let present = Config {
             storage: StorageType::Memory,
             max_age: Duration::from_secs(60),

@@ -56,7 +56,7 @@ pub struct ChangeRequest {
 
 /// The stock after a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Changed {
+pub struct ChangeResult {
     /// Units available then.
     pub available: u64,
     /// Where that is written.
@@ -78,7 +78,7 @@ pub enum ChangeError {
         available: u64,
     },
     /// There would be more than [`UNITS_MAX`].
-    #[error("{available} available, and at most {UNITS_MAX} can be")]
+    #[error("{available} available; the maximum is {UNITS_MAX}")]
     TooMany {
         /// How many there are.
         available: u64,
@@ -101,13 +101,13 @@ pub enum ChangeError {
     #[error("no storage space: {0}")]
     Full(String),
     /// The broker refuses the change for a reason that stays; nothing was changed.
-    #[error("the broker refuses the change: {0}")]
+    #[error("the broker rejected the change: {0}")]
     Refused(String),
     /// Nothing was changed.
     #[error("nothing was changed: {0}")]
     Unavailable(String),
     /// Unknown; a retry tells.
-    #[error("no answer in time whether the stock was changed: {0}")]
+    #[error("outcome unknown, the change was not acknowledged in time: {0}")]
     Unknown(String),
 }
 
@@ -123,8 +123,12 @@ struct Record {
 
 impl Store {
     /// Changes a SKU's stock, once.
-    pub async fn change(&self, request: &ChangeRequest, deadline: Instant) -> Result<Changed, ChangeError> {
-        // Whether an earlier try may have been stored.
+    pub async fn change(
+        &self,
+        request: &ChangeRequest,
+        deadline: Instant,
+    ) -> Result<ChangeResult, ChangeError> {
+        // Set once an earlier attempt may have been stored.
         let mut unknown: Option<String> = None;
         let mut overtaken = false;
         for attempts in 1.. {
@@ -132,14 +136,14 @@ impl Store {
                 Ok(decided) => return decided,
                 Err(failed) => failed,
             };
-            overtaken = matches!(failed, Failed::Overtaken);
+            overtaken = matches!(failed, AttemptError::Overtaken);
             let pause = match failed {
-                Failed::Overtaken => Duration::ZERO,
-                Failed::Unknown(error) => {
+                AttemptError::Overtaken => Duration::ZERO,
+                AttemptError::Unknown(error) => {
                     unknown = Some(error);
                     RETRY.after(attempts)
                 }
-                Failed::Nothing(error) => {
+                AttemptError::Nothing(error) => {
                     if Instant::now() + RETRY.after(attempts) >= deadline {
                         return Err(unknown.map_or(ChangeError::Unavailable(error), ChangeError::Unknown));
                     }
@@ -147,7 +151,7 @@ impl Store {
                 }
             };
             if Instant::now() + pause >= deadline {
-                let reason = "others were always first".to_owned();
+                let reason = "too many concurrent changes".to_owned();
                 return Err(unknown.map_or(ChangeError::Unavailable(reason), ChangeError::Unknown));
             }
             sleep(pause).await;
@@ -162,9 +166,9 @@ impl Store {
         &self,
         request: &ChangeRequest,
         overtaken: bool,
-    ) -> Result<Result<Changed, ChangeError>, Failed> {
+    ) -> Result<Result<ChangeResult, ChangeError>, AttemptError> {
         if !self.connection.is_up() {
-            return Err(Failed::Nothing("the broker is away".to_owned()));
+            return Err(AttemptError::Nothing("broker unavailable".to_owned()));
         }
         let (sku, change) = (&request.sku, request.change);
         let (stock, made) = (stock_key(sku), request_key(&request.request_id));
@@ -173,9 +177,10 @@ impl Store {
         if let Some(record) = made_before.as_ref().filter(|record| !record.value.is_empty()) {
             let before: Option<Record> = serde_json::from_slice(&record.value).ok();
             let before = before.filter(|before| before.sku == *sku && before.change == change);
-            // The batch was stored in one piece, the record behind the count.
+            // The batch is atomic, so the count is stored directly before its record.
             let revision = Revision(record.revision.0.saturating_sub(1));
-            let changed = |before: Record| Changed { available: before.available, revision, is_repeat: true };
+            let changed =
+                |before: Record| ChangeResult { available: before.available, revision, is_repeat: true };
             return Ok(before.map(changed).ok_or(ChangeError::RequestIdReused));
         }
         let present = records.remove(&stock);
@@ -191,15 +196,15 @@ impl Store {
             let touch = self.write(&stock, present.value.into(), revision);
             revision = match self.put(touch).await {
                 Ok(revision) => revision,
-                Err(CommitError::Conflict) => return Err(Failed::Overtaken),
+                Err(CommitError::Conflict) => return Err(AttemptError::Overtaken),
                 Err(CommitError::Full(error)) => return Ok(Err(ChangeError::Full(error))),
                 Err(CommitError::Permanent(error)) => return Ok(Err(ChangeError::Refused(error))),
-                // It changes no count.
-                Err(CommitError::Unknown(error)) => return Err(Failed::Nothing(error)),
+                // The touch changes no count, so an unknown outcome is harmless.
+                Err(CommitError::Unknown(error)) => return Err(AttemptError::Nothing(error)),
             };
         }
         let record = Record { sku: sku.clone(), change, available, operator: request.operator.clone() };
-        // Strings and numbers always serialize.
+        // Cannot fail: only strings and numbers.
         let record = serde_json::to_vec(&record).unwrap_or_default();
         let mut batch = Batch::default();
         batch.write(self.stock_write(sku, available, revision));
@@ -210,18 +215,18 @@ impl Store {
         match self.commit(batch).await {
             Ok(revisions) => {
                 let revision = revisions.first().copied().unwrap_or(revision);
-                Ok(Ok(Changed { available, revision, is_repeat: false }))
+                Ok(Ok(ChangeResult { available, revision, is_repeat: false }))
             }
-            Err(CommitError::Conflict) => Err(Failed::Overtaken),
+            Err(CommitError::Conflict) => Err(AttemptError::Overtaken),
             Err(CommitError::Full(error)) => Ok(Err(ChangeError::Full(error))),
             Err(CommitError::Permanent(error)) => Ok(Err(ChangeError::Refused(error))),
-            Err(CommitError::Unknown(error)) => Err(Failed::Unknown(error)),
+            Err(CommitError::Unknown(error)) => Err(AttemptError::Unknown(error)),
         }
     }
 }
 
 /// Why one try decided nothing.
-enum Failed {
+enum AttemptError {
     /// Another writer has changed the stock, or made the same request.
     Overtaken,
     /// Nothing was sent.
@@ -230,7 +235,7 @@ enum Failed {
     Unknown(String),
 }
 
-impl From<ReadError> for Failed {
+impl From<ReadError> for AttemptError {
     fn from(error: ReadError) -> Self {
         Self::Nothing(error.to_string())
     }

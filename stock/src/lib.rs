@@ -26,12 +26,12 @@ mod store;
 
 pub use batch::{Batch, CommitError, WRITES_MAX, Write};
 pub use bucket::{StoreError, is_known, make, provision};
-pub use change::{Change, ChangeError, ChangeRequest, Changed, UNITS_MAX};
+pub use change::{Change, ChangeError, ChangeRequest, ChangeResult, UNITS_MAX};
 pub use orphans::{Orphan, OrphanQuery, Orphans, ReleaseError};
-pub use presence::{Presence, Seen};
+pub use presence::{BucketState, Presence};
 pub use records::{
     BUCKET, ORDER_SKUS_MAX, REMADE, Reservation, ReservationState, SKU_RULE, STREAM, Units, is_sku,
     parse_count, parse_reservation, reservation_key, stock_key,
 };
-pub use scan::{Listed, Reserved};
+pub use scan::{ReservedStock, StockEntry};
 pub use store::{Records, Store, Versioned, reservation_ttl};

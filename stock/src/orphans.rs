@@ -17,7 +17,7 @@ use crate::batch::{Batch, CommitError};
 use crate::records::{
     Reservation, ReservationState, Units, parse_count, parse_reservation, reservation_key, stock_key,
 };
-use crate::scan::{Held, Scan};
+use crate::scan::{HeldReservation, Scan};
 use crate::store::Store;
 
 /// Tries against writers that are first.
@@ -47,7 +47,7 @@ pub enum ReleaseError {
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The count that the units belong to cannot be read.
-    #[error("the value of {0} cannot be read; put a right one (waybill stock set)")]
+    #[error("the value of {0} is unreadable; set it with `waybill stock set`")]
     Unreadable(String),
 }
 
@@ -95,7 +95,7 @@ impl Store {
         let stock_keys: Vec<_> = orphan.units.keys().map(|sku| stock_key(sku)).collect();
         let keys = [stock_keys, vec![key.clone()]].concat();
         for attempt in 1..=ATTEMPTS_MAX {
-            // The order may have been placed again, under the same request_id.
+            // The order may have been placed again with the same request_id.
             if log.load_latest(&orphan.order_id).await?.is_some() {
                 return Ok(false);
             }
@@ -139,11 +139,11 @@ impl Orphans<'_> {
             let created = self.store.having(&held, EventKind::Created).await?;
             let held: Vec<_> =
                 held.into_iter().filter(|held| !created.contains(&held.order_id.to_string())).collect();
-            // An order may outlive its first event.
+            // `created` may have expired while the order is unfinished.
             let alive = self.store.alive(&held).await?;
             for held in held {
                 let id = held.order_id.to_string();
-                // A replica that is behind does not have what its leader has.
+                // A lagging replica may lack events that the leader has.
                 if !alive.contains(&id) && self.log.load_latest(&held.order_id).await?.is_none() {
                     self.found.push_back(Orphan {
                         order_id: held.order_id,
@@ -157,7 +157,7 @@ impl Orphans<'_> {
         }
     }
 
-    fn allow(&self, held: &Held) -> bool {
+    fn allow(&self, held: &HeldReservation) -> bool {
         held.is_kept(self.query.retention)
             && held.stored.elapsed().is_ok_and(|age| age >= self.query.older_than)
     }

@@ -17,16 +17,16 @@ use crate::bucket::{has_reserved, is_known};
 use crate::records::{BUCKET, STREAM};
 use crate::store::Store;
 
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Until the broker answers for the first time. An earlier loss looks like a bucket that never existed.
-const FIRST_LOOK: Backoff = Backoff { initial: Duration::from_millis(100), max: LOOK_INTERVAL };
-const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-const MISSING: &str = "bucket INVENTORY is missing: the stock that it held is not known any more; make it anew \
-                       (`waybill provision`) and say what there is (`waybill stock set`)";
+const FIRST_CHECK: Backoff = Backoff { initial: Duration::from_millis(100), max: CHECK_INTERVAL };
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+const MISSING: &str = "bucket INVENTORY is missing, its stock is lost; recreate it (`waybill provision`), then set the stock \
+                       (`waybill stock set`)";
 
 /// How the bucket was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Seen {
+pub enum BucketState {
     /// It could not be read yet.
     #[default]
     Unknown,
@@ -42,7 +42,7 @@ pub enum Seen {
 #[derive(Clone, Debug)]
 pub struct Presence {
     store: Store,
-    seen: watch::Sender<Seen>,
+    seen: watch::Sender<BucketState>,
     /// Whether a bucket stands in for the one that was there, and does not say so yet.
     to_be_marked: watch::Sender<bool>,
 }
@@ -55,80 +55,78 @@ impl Presence {
         let known = presence.clone();
         metrics::gauge(
             "waybill.stock.bucket.missing",
-            "1 while the bucket with the stock is missing although it was there before.",
+            "1 while the bucket with the stock is missing after it existed.",
             move |gauge| match known.now() {
-                Seen::Unknown => {}
-                Seen::NotYet | Seen::Present(_) => gauge.observe(0, &[]),
-                Seen::Missing => gauge.observe(1, &[]),
+                BucketState::Unknown => {}
+                BucketState::NotYet | BucketState::Present(_) => gauge.observe(0, &[]),
+                BucketState::Missing => gauge.observe(1, &[]),
             },
         );
         presence
     }
 
     /// How it was found last.
-    pub fn now(&self) -> Seen {
+    pub fn now(&self) -> BucketState {
         *self.seen.borrow()
     }
 
     /// The problem and its fix, if the bucket existed and is missing.
     pub fn missing(&self) -> Option<&'static str> {
         match self.now() {
-            Seen::Missing => Some(MISSING),
-            Seen::Unknown | Seen::NotYet | Seen::Present(_) => None,
+            BucketState::Missing => Some(MISSING),
+            BucketState::Unknown | BucketState::NotYet | BucketState::Present(_) => None,
         }
     }
 
     /// Something else tells that the bucket was there.
     pub fn was_there(&self) {
         error!("{MISSING}");
-        self.seen.send_replace(Seen::Missing);
+        self.seen.send_replace(BucketState::Missing);
     }
 
     /// Looks again and again.
     pub async fn keep(&self) -> Infallible {
         let mut unanswered = 0;
         loop {
-            if self.look().await == Seen::Unknown {
+            if self.look().await == BucketState::Unknown {
                 unanswered += 1;
-                sleep(FIRST_LOOK.after(unanswered)).await;
+                sleep(FIRST_CHECK.after(unanswered)).await;
             } else {
-                sleep(LOOK_INTERVAL).await;
+                sleep(CHECK_INTERVAL).await;
             }
         }
     }
 
     /// Checks once. If that fails, the state stays.
-    pub async fn look(&self) -> Seen {
+    pub async fn look(&self) -> BucketState {
         let before = self.now();
-        let found = timeout(LOOK_TIMEOUT, self.find(before)).await.unwrap_or(before);
+        let found = timeout(CHECK_TIMEOUT, self.find(before)).await.unwrap_or(before);
         if found != before {
             match (before, found) {
-                (_, Seen::Missing) => error!("{MISSING}"),
-                (Seen::Missing | Seen::Present(_), Seen::Present(_)) => {
-                    error!(
-                        "bucket {BUCKET} was lost and made anew: say what stock there is (`waybill stock set`)"
-                    );
+                (_, BucketState::Missing) => error!("{MISSING}"),
+                (BucketState::Missing | BucketState::Present(_), BucketState::Present(_)) => {
+                    error!("bucket {BUCKET} was lost, recreated empty; set the stock (`waybill stock set`)");
                     self.to_be_marked.send_replace(true);
                 }
-                (_, Seen::Unknown | Seen::NotYet | Seen::Present(_)) => {}
+                (_, BucketState::Unknown | BucketState::NotYet | BucketState::Present(_)) => {}
             }
             self.seen.send_replace(found);
         }
         if *self.to_be_marked.borrow() {
-            match timeout(LOOK_TIMEOUT, self.store.mark_as_remade()).await {
+            match timeout(CHECK_TIMEOUT, self.store.mark_as_remade()).await {
                 Ok(Ok(())) => drop(self.to_be_marked.send_replace(false)),
-                Ok(Err(error)) => debug!(%error, "bucket {BUCKET} is not marked as made anew yet"),
+                Ok(Err(error)) => debug!(%error, "bucket {BUCKET} not marked as recreated yet"),
                 Err(_) => {}
             }
         }
         found
     }
 
-    async fn find(&self, before: Seen) -> Seen {
+    async fn find(&self, before: BucketState) -> BucketState {
         let subject = format!("$JS.API.STREAM.INFO.{STREAM}");
         let asking = self.store.connection.jetstream().get_stream(STREAM);
         let error = match self.store.connection.if_allowed(&subject, asking).await {
-            Some(Ok(stream)) => return Seen::Present(stream.cached_info().created.into()),
+            Some(Ok(stream)) => return BucketState::Present(stream.cached_info().created.into()),
             Some(Err(error)) => error,
             None => return before,
         };
@@ -141,15 +139,15 @@ impl Presence {
             | GetStreamErrorKind::InvalidStreamName => return before,
         }
         let was_there = match before {
-            Seen::Present(_) | Seen::Missing => Ok(true),
-            Seen::Unknown => is_known(&self.store.connection).await,
-            // A log that was lost since had no bucket beside it.
-            Seen::NotYet => has_reserved(&self.store.connection).await,
+            BucketState::Present(_) | BucketState::Missing => Ok(true),
+            BucketState::Unknown => is_known(&self.store.connection).await,
+            // A log that was lost meanwhile had no bucket yet.
+            BucketState::NotYet => has_reserved(&self.store.connection).await,
         };
         match was_there {
-            Ok(true) => Seen::Missing,
-            Ok(false) => Seen::NotYet,
-            // Without a log nothing tells yet.
+            Ok(true) => BucketState::Missing,
+            Ok(false) => BucketState::NotYet,
+            // Without the log there is no evidence yet.
             Err(_) => before,
         }
     }

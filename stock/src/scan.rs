@@ -24,7 +24,7 @@ const SCAN_WRITES_MAX: u64 = 200_000;
 
 /// A SKU's stock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct StockEntry {
     /// The SKU.
     pub sku: String,
     /// Units that can be ordered; `None` if the record cannot be read.
@@ -37,7 +37,7 @@ pub struct Listed {
 
 /// What orders hold that are not fulfilled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reserved {
+pub struct ReservedStock {
     /// By SKU.
     pub units: Units,
     /// Whether some reservations were not examined.
@@ -46,7 +46,7 @@ pub struct Reserved {
 
 /// A reservation that is in force.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldReservation {
     pub(crate) order_id: OrderId,
     pub(crate) reservation: Reservation,
     pub(crate) stored: SystemTime,
@@ -56,10 +56,10 @@ pub(crate) struct Held {
 
 impl Store {
     /// One SKU, as the bucket's leader has it.
-    pub async fn get(&self, sku: &str) -> Result<Option<Listed>, ReadError> {
+    pub async fn get(&self, sku: &str) -> Result<Option<StockEntry>, ReadError> {
         let key = stock_key(sku);
         let record = self.read_proven(std::slice::from_ref(&key)).await?.remove(&key);
-        Ok(record.filter(|record| !record.value.is_empty()).map(|Versioned { value, revision }| Listed {
+        Ok(record.filter(|record| !record.value.is_empty()).map(|Versioned { value, revision }| StockEntry {
             sku: sku.to_owned(),
             available: parse_count(&value),
             revision,
@@ -68,14 +68,14 @@ impl Store {
     }
 
     /// All SKUs, by name. Any replica may answer, so counts may be a moment old.
-    pub async fn list(&self) -> Result<Vec<Listed>, ReadError> {
+    pub async fn list(&self) -> Result<Vec<StockEntry>, ReadError> {
         let client = self.connection.jetstream().client();
         let filter = subject("stock.*");
         let records = direct_get::all_from(&client, STREAM, &filter, Revision::NONE).await?;
         let prefix = subject("stock.");
         let listed = records.into_iter().filter_map(|record| {
             let sku = record.subject.strip_prefix(&prefix)?.to_owned();
-            let listed = Listed {
+            let listed = StockEntry {
                 sku: sku.clone(),
                 available: parse_count(&record.payload),
                 revision: record.sequence,
@@ -83,14 +83,14 @@ impl Store {
             };
             Some((sku, (!record.payload.is_empty()).then_some(listed)))
         });
-        // A SKU that changes while it is read comes again; the last is right.
+        // A SKU that changes during the read appears twice; the last entry is current.
         let listed: BTreeMap<_, _> = listed.collect();
         Ok(listed.into_values().flatten().collect())
     }
 
     /// Units that orders hold which are not fulfilled. Events are kept for `retention`.
-    pub async fn reserved(&self, retention: Duration) -> Result<Reserved, ReadError> {
-        let mut reserved = Reserved::default();
+    pub async fn reserved(&self, retention: Duration) -> Result<ReservedStock, ReadError> {
+        let mut reserved = ReservedStock::default();
         let mut scan = Scan::begin(self, Some(SCAN_WRITES_MAX)).await?;
         reserved.is_incomplete = scan.skips;
         while let Some(held) = scan.next().await? {
@@ -111,7 +111,11 @@ impl Store {
     }
 
     /// Which of these orders have an event of this kind in the log, by id.
-    pub(crate) async fn having(&self, held: &[Held], kind: EventKind) -> Result<HashSet<String>, ReadError> {
+    pub(crate) async fn having(
+        &self,
+        held: &[HeldReservation],
+        kind: EventKind,
+    ) -> Result<HashSet<String>, ReadError> {
         if held.is_empty() {
             return Ok(HashSet::new());
         }
@@ -120,7 +124,7 @@ impl Store {
     }
 
     /// Which of these orders have any event in the log, by id.
-    pub(crate) async fn alive(&self, held: &[Held]) -> Result<HashSet<String>, ReadError> {
+    pub(crate) async fn alive(&self, held: &[HeldReservation]) -> Result<HashSet<String>, ReadError> {
         let mut alive = HashSet::new();
         for held in held.chunks(READ_ORDERS_MAX) {
             let filters: Vec<_> = held.iter().map(|held| subjects::order(&held.order_id)).collect();
@@ -136,7 +140,7 @@ impl Store {
     }
 }
 
-impl Held {
+impl HeldReservation {
     /// Whether the order's latest event cannot have expired under the present `retention`; zero is forever. It is no
     /// older than the reservation.
     pub(crate) fn is_kept(&self, retention: Duration) -> bool {
@@ -174,7 +178,7 @@ impl<'a> Scan<'a> {
         Ok(Self { store, next: Some(Revision(from)), skips })
     }
 
-    pub(crate) async fn next(&mut self) -> Result<Option<Vec<Held>>, ReadError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<HeldReservation>>, ReadError> {
         let Some(from) = self.next else { return Ok(None) };
         let client = self.store.connection.jetstream().client();
         let filter = subject("reservation.*");
@@ -185,11 +189,11 @@ impl<'a> Scan<'a> {
     }
 }
 
-fn held(record: &Stored) -> Option<Held> {
+fn held(record: &Stored) -> Option<HeldReservation> {
     let key = record.subject.strip_prefix(SUBJECT_PREFIX)?;
     let order_id = key.strip_prefix("reservation.")?.parse().ok()?;
     let reservation = parse_reservation(&record.payload)??;
-    (reservation.state == ReservationState::Held).then_some(Held {
+    (reservation.state == ReservationState::Held).then_some(HeldReservation {
         order_id,
         reservation,
         stored: stored(&record.headers)?,

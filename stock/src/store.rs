@@ -17,8 +17,8 @@ use crate::records::{REMADE, Reservation, STREAM, SUBJECT_PREFIX, reservation_ke
 /// How much longer a reservation is kept than the events of its order.
 const RESERVATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often it is looked how long the order log keeps events.
-const LOOK_INTERVAL: Duration = Duration::from_secs(60);
-const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Keys asked for in one read.
 const KEYS_PER_READ_MAX: usize = 256;
 /// Where barriers lie ([`backbone::broker::barrier`]).
@@ -43,7 +43,7 @@ pub struct Store {
     barrier: Barrier,
     reservation_ttl: Option<Duration>,
     /// When it is looked again how long the order log keeps events.
-    look_at: Instant,
+    check_at: Instant,
 }
 
 /// How long a reservation is kept after it was written, by the retention of the order log; zero is forever. It is
@@ -62,17 +62,17 @@ impl Store {
     /// The bucket behind `connection`, whose reservations are kept for so long. Does not touch the broker.
     pub fn new(connection: Connection, reservation_ttl: Option<Duration>) -> Self {
         let barrier = Barrier::new(connection.clone(), STREAM, &subject(BARRIER_KEY));
-        Self { connection, barrier, reservation_ttl, look_at: Instant::now() + LOOK_INTERVAL }
+        Self { connection, barrier, reservation_ttl, check_at: Instant::now() + CHECK_INTERVAL }
     }
 
     /// Checks now and then whether the retention was changed while the program runs. If that fails, the value stays.
     pub async fn look(&mut self) {
-        if Instant::now() < self.look_at {
+        if Instant::now() < self.check_at {
             return;
         }
-        self.look_at = Instant::now() + LOOK_INTERVAL;
+        self.check_at = Instant::now() + CHECK_INTERVAL;
         let jetstream = self.connection.jetstream();
-        if let Ok(Ok(orders)) = timeout(LOOK_TIMEOUT, jetstream.get_stream(ORDERS)).await {
+        if let Ok(Ok(orders)) = timeout(CHECK_TIMEOUT, jetstream.get_stream(ORDERS)).await {
             self.reservation_ttl = reservation_ttl(orders.cached_info().config.max_age);
         }
     }
@@ -116,7 +116,7 @@ impl Store {
 
     /// Sets what an order holds.
     pub fn reservation_write(&self, order_id: &str, reservation: &Reservation, expected: Revision) -> Write {
-        // A map of strings and numbers always serializes.
+        // Cannot fail: only strings and numbers.
         let value = serde_json::to_vec(reservation).unwrap_or_default().into();
         Write { ttl: self.reservation_ttl, ..self.write(&reservation_key(order_id), value, expected) }
     }

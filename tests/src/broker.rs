@@ -130,7 +130,7 @@ impl Broker {
             std::fs::write(self.dir.join("accounts.conf"), accounts).expect("accounts");
             config += "include ./accounts.conf\n";
             for user in USERS.into_iter().chain([USER]) {
-                // In quotes, else it is read as a value of whatever kind it looks like.
+                // In quotes; otherwise the configuration parser guesses the type.
                 command.env(
                     format!("NATS_{}_PASSWORD", user.to_uppercase()),
                     format!("{:?}", self.password_of(user)),

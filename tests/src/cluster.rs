@@ -90,7 +90,7 @@ impl Cluster {
     pub async fn forget(&self, waybill: &Deployment) {
         let jetstream = waybill.jetstream().await;
         for _ in 0..MESSAGES_FORGOTTEN {
-            // Of no use to compress.
+            // Random bytes, so that compression does not shrink them.
             let mut payload = vec![0; LARGE_BYTES];
             rand::fill(&mut payload[..]);
             let stored = jetstream.publish("ORDER.filler.00.c.o", payload.into()).await.expect("connection");

@@ -73,7 +73,7 @@ impl Default for Options {
             wired: None,
             environment: Vec::new(),
             gateway: Vec::new(),
-            // Redelivery after a kill would else take the default of 10 s.
+            // Otherwise redelivery after a kill takes the default of 10 s.
             processors: vec![("ACK_WAIT", "2s".to_owned())],
         }
     }
@@ -269,7 +269,7 @@ impl Deployment {
                 lines.extend(text.lines().filter(|line| line.contains(what)).map(str::to_owned));
             }
         }
-        // Each line begins with its time.
+        // Each line starts with its timestamp, so this sorts by time.
         lines.sort();
         lines
     }
@@ -414,12 +414,12 @@ async fn start_gateway(
         .env("OPS_ADDR", any_port(host))
         .env("OPERATIONS_ADDR", FREE_PORT)
         .env("LOG_FORMAT", "json")
-        // What can be reached from other hosts has to say that it asks nobody who they are.
+        // An address that other hosts can reach requires disabling authentication explicitly.
         .envs(host.map(|_| ("ALLOW_ANONYMOUS", "true")))
         .envs(options.environment.iter().cloned())
         .envs(options.gateway.iter().cloned());
     let mut process = Process::start(name, command, dir.path());
-    // An earlier gateway of this test wrote to the same file: its addresses are not these.
+    // An earlier gateway of this test wrote to the same file: skip its addresses.
     let pid = process.pid();
     let listening = |fields: &Value| {
         let text = |field: &str| Some(fields[field].as_str()?.to_owned());

@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 /// A plain HTTP GET: status and body, if there is an answer.
 pub async fn http_get(addr: &str, path: &str) -> Option<(u16, String)> {
     let mut connection = TcpStream::connect(addr).await.ok()?;
-    // To HTTP/1.0 nobody answers in chunks.
+    // HTTP/1.0, so that the response is not chunked.
     let request = format!("GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n");
     connection.write_all(request.as_bytes()).await.ok()?;
     let mut response = String::new();

@@ -53,7 +53,7 @@ impl Drop for Line {
 }
 
 async fn pass_on(mut client: TcpStream, gateway: String, mut cuts: watch::Receiver<bool>) {
-    // An error is that the line itself is gone.
+    // Fails only if the line itself is gone.
     if cuts.wait_for(|whole| *whole).await.is_err() {
         return;
     }

@@ -108,6 +108,6 @@ where
 
 /// Whether the contract, or the loss of the connection, tells the client to call again.
 fn to_be_repeated(status: &Status) -> bool {
-    // A status that the client made up itself has the connection's error as its source.
+    // A status that the client made itself has the connection's error as its source.
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) || status.source().is_some()
 }

@@ -257,10 +257,10 @@ fn remove(which: impl Fn(&str) -> bool) {
     for namespace in names.filter(|namespace| which(namespace)) {
         let pids = run(&["netns", "pids", namespace]).stdout;
         for pid in String::from_utf8_lossy(&pids).lines().filter_map(|pid| pid.trim().parse().ok()) {
-            // It may have ended meanwhile.
+            // The process may have exited meanwhile.
             kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
         }
-        // Another test may remove the same.
+        // Another test may remove the same one.
         run(&["netns", "delete", namespace]);
     }
 }

@@ -60,7 +60,7 @@ impl PaymentSandbox {
             .env("LOG_FORMAT", "json")
             .envs(environment.iter().cloned());
         let mut process = Process::start("payment-sandbox", command, dir);
-        // An earlier one of this test wrote to the same file: its address is not this one's.
+        // An earlier sandbox of this test wrote to the same file: skip its address.
         let pid = process.pid();
         let listening = |fields: &Value| {
             (fields["pid"] == pid).then(|| fields["grpc_addr"].as_str().map(str::to_owned))?
@@ -134,7 +134,7 @@ impl PaymentSandbox {
                     captured.insert(key, minor_units);
                 }
                 "declined" => account.declines += 1,
-                // Else it only forbids a capture.
+                // Without a capture before it, it only forbids one.
                 "refunded" => {
                     if let Some(minor_units) = captured.remove(&key) {
                         account.refunds += 1;

@@ -75,7 +75,7 @@ async fn pass_on(client: TcpStream, broker: TcpStream, lines: Arc<Mutex<Lines>>)
     let answers = tokio::spawn(async move { copy(&mut from_broker, &mut to_client).await });
     let mut from_client = BufReader::new(from_client);
     let mut line = String::new();
-    // Ends with either side.
+    // Ends when either side closes.
     while from_client.read_line(&mut line).await.is_ok_and(|bytes| bytes > 0) {
         let payload_bytes = lines.lock().expect("lines").see(&line);
         let mut message = std::mem::take(&mut line).into_bytes();

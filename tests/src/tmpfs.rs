@@ -47,7 +47,7 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        // Lazily, because a server that is still being killed may hold it.
+        // Lazy unmount, because a server that is still exiting may have files open.
         run(Command::new("umount").arg("--lazy").arg(&self.0));
     }
 }

@@ -164,7 +164,7 @@ impl Trip {
     fn spring(self) {
         kill(self.victim, Signal::SIGKILL).expect("kill");
         waitid(Id::Pid(self.victim), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).expect("death");
-        // A test that has failed waits no longer.
+        // The test has failed and no longer waits.
         self.sprung.send(()).ok();
     }
 }
@@ -207,7 +207,7 @@ async fn carry(
     carriers.spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((program, _)) = listener.accept().await {
-            // A peer that is away is what the program finds, too.
+            // A peer that is down looks to the program like a closed connection.
             let Ok(peer) = TcpStream::connect(peer).await else { continue };
             let state = state.clone();
             connections.spawn(async move { drop(connect(&state, program, peer, parse).await) });
@@ -227,7 +227,7 @@ async fn connect(
     peer.set_nodelay(true)?;
     let (mut from_program, mut to_program) = split(program, End::Program, parse);
     let (mut from_peer, mut to_peer) = split(peer, End::Peer, parse);
-    // The trip that waits for an answer. Until it comes, the program gets no further word through.
+    // The trip that waits for its reply. Until then no further message of the program passes.
     let mut waiting: Option<(String, Trip)> = None;
     loop {
         select! {
@@ -241,7 +241,7 @@ async fn connect(
                     }
                     to_peer.write_all(&frame.bytes).await?;
                     if frame.id.is_none() {
-                        // The broker answers in turn, so it has dealt with the message when it answers this.
+                        // The broker replies in order, so its PONG shows that the message is processed.
                         to_peer.write_all(PING).await?;
                     }
                     waiting = Some((frame.id.unwrap_or_else(|| PONG.to_owned()), trip));
@@ -272,7 +272,7 @@ async fn meet(state: &Mutex<State>, frame: &Frame) -> Option<Trip> {
     let hold = lock(state).hold.take_if(|hold| hold.name == *name);
     if let Some(Hold { reached, go_on, .. }) = hold {
         reached.send(()).ok();
-        // Not released: the test has failed.
+        // Fails if the test has ended without releasing it.
         go_on.await.ok();
     }
     let mut state = lock(state);
@@ -338,7 +338,7 @@ fn nats(from: End, buffer: &mut Vec<u8>) -> Option<Frame> {
         End::Program => (write_name(subject, payload), reply.map(str::to_owned)),
         End::Peer => {
             let delivered = reply.is_some_and(|reply| reply.starts_with("$JS.ACK."));
-            // Answers come on the subject that the question has named.
+            // Replies come on the subject that the request named.
             (delivered.then(|| DELIVERY.to_owned()), Some(subject.to_owned()))
         }
     };
@@ -351,17 +351,17 @@ fn write_name(subject: &str, payload: &[u8]) -> Option<String> {
     let name = match subject.split('.').collect::<Vec<_>>()[..] {
         ["ORDER", event, ..] => format!("append {event}"),
         ["$KV", "INVENTORY", record, ..] => format!("write {record}"),
-        // How far carrying has come is a sign of life; an older record leads farther back.
+        // The carry position is only progress: with an older record more is read again.
         ["DEAD_LETTER", "carrier"] => return None,
         ["DEAD_LETTER", state, ..] => format!("dead letter {state}"),
         ["$JS", "API", "STREAM", "MSG", "DELETE", "DEAD_LETTERS"] => "unlist dead letter".to_owned(),
         ["$JS", "API", "CONSUMER", "DELETE", ..] => "delete consumer".to_owned(),
-        // An empty one only asks whether it may.
+        // An empty request only tests the permission.
         ["$JS", "API", "CONSUMER", "CREATE", ..] if !payload.is_empty() => "make consumer".to_owned(),
         ["$JS", "ACK", ..] if payload.starts_with(b"+ACK") => "ack".to_owned(),
         ["$JS", "ACK", ..] if payload.starts_with(b"-NAK") => "nak".to_owned(),
         ["$JS", "ACK", ..] if payload.starts_with(b"+TERM") => "term".to_owned(),
-        // A sign of life; else questions, and requests for messages.
+        // Acks in progress, reads and pull requests change nothing.
         ["$JS", "ACK", ..] | ["$JS", "API", ..] => return None,
         _ => format!("publish {subject}"),
     };

@@ -110,12 +110,12 @@ impl Barrier {
         let begun = Instant::now();
         let committed = match self.write(None).await {
             Outcome::Stored(revision) => Ok(revision),
-            Outcome::Conflict => Err("barrier refused".to_owned()),
+            Outcome::Conflict => Err("barrier rejected".to_owned()),
             Outcome::Full(error)
             | Outcome::TooLarge(error)
             | Outcome::Permanent(error)
             | Outcome::Unavailable(error)
-            | Outcome::Unknown(error) => Err(format!("stream {} commits nothing: {error}", self.stream)),
+            | Outcome::Unknown(error) => Err(format!("stream {} does not commit: {error}", self.stream)),
         };
         let attempt = last.insert(Attempt { begun, committed });
         attempt.committed.clone().map(Some).map_err(ReadError::NoAnswer)
@@ -141,7 +141,7 @@ impl Barrier {
                             return Ok(stored);
                         }
                     }
-                    // Another server may answer the next one.
+                    // Another server may answer the next read.
                     Err(ReadError::NoAnswer(_)) => {}
                     Err(error) => return Err(error),
                 }
@@ -187,15 +187,15 @@ impl Barrier {
             }
             let mut barrier = None;
             for looks in 1.. {
-                // A replica answers that may lag.
+                // The replica that answers may lag.
                 if let Ok(last) = self.last_anywhere(filter).await {
                     if barrier.is_some_and(|barrier| last > barrier) {
                         return Ok(last);
                     }
-                    // It is stored only if there is no later message.
+                    // The barrier is stored only if there is no later message.
                     match self.write(Some((filter.to_owned(), last))).await {
                         Outcome::Stored(_) => return Ok(last),
-                        // On a busy filter there always is. What is behind a barrier is late enough.
+                        // On a busy filter there always is a later message. A message after a barrier is recent enough.
                         Outcome::Conflict => {
                             if barrier.is_none() {
                                 barrier = self.pass().await?;
@@ -253,7 +253,7 @@ impl Barrier {
         let by = *self.connection.connects().borrow();
         if let Some(last) = replicated.as_ref().filter(|last| last.by == by) {
             let is_believed = last.answer.is_ok() && last.begun.elapsed() < REPLICAS_BELIEVED;
-            // All who wait share the answer.
+            // All waiting callers share the answer.
             if is_believed || last.begun >= asked {
                 return last.answer.clone();
             }
@@ -272,5 +272,5 @@ impl Barrier {
 }
 
 fn lags() -> ReadError {
-    ReadError::NoAnswer("no server shows in time that it has everything".to_owned())
+    ReadError::NoAnswer("no server proved in time that it is up to date".to_owned())
 }

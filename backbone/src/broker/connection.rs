@@ -18,7 +18,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::broker::credentials::BrokerConfig;
 use crate::broker::permissions::DeniedPermissions;
-use crate::broker::servers::{Leaving, reasons, reconnect_delay};
+use crate::broker::servers::{ServerSwitch, reasons, reconnect_delay};
 use crate::broker::storage::Storage;
 
 /// How long one attempt to connect may take.
@@ -33,7 +33,7 @@ pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 const ACKS_IN_FLIGHT_MAX: usize = 4096;
 /// How long a connection without answers is kept. The broker ends a forbidden subscription without disconnecting and
 /// does not restore it with the right: only another connection does.
-const UNHEARD: Backoff = Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(30) };
+const RECONNECT_DENIED: Backoff = Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(30) };
 /// Rounds of attempts after which the cause of the failures is looked up again.
 const REASON_ROUNDS: u64 = 8;
 /// Messages held for one subscription that is not read; further ones are dropped (and the gap is noticed).
@@ -50,7 +50,7 @@ pub struct Connection {
     unreachable: Arc<Mutex<String>>,
     storage: Storage,
     /// Set while the program connects to a server other than the one named.
-    leaving: Arc<Mutex<Option<Leaving>>>,
+    leaving: Arc<Mutex<Option<ServerSwitch>>>,
     _listening: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -76,36 +76,36 @@ impl Connection {
         let rounds_begun = rounds.clone();
         let refusals: Arc<Mutex<DeniedPermissions>> = Arc::default();
         let unreachable: Arc<Mutex<String>> = Arc::default();
-        let unheard: Arc<Notify> = Arc::default();
+        let inbox_denied: Arc<Notify> = Arc::default();
         let (refused, reason_now, reason_then) = (refusals.clone(), unreachable.clone(), unreachable.clone());
-        let not_heard = unheard.clone();
+        let notify_denied = inbox_denied.clone();
         let storage = Storage::default();
         let storage_now = storage.clone();
-        let leaving: Arc<Mutex<Option<Leaving>>> = Arc::default();
+        let leaving: Arc<Mutex<Option<ServerSwitch>>> = Arc::default();
         let to_leave = leaving.clone();
         let options = config
             .options()
             .map_err(ConnectError::Credentials)?
             .name(name)
-            // Of its own, so that no user has to be let at the answers that others get.
+            // One inbox prefix per program, so that no user needs the right to read the replies of others.
             .custom_inbox_prefix(format!("_INBOX_{name}"))
             .retry_on_initial_connect()
             .max_reconnects(None)
             .reconnect_delay_callback(move |attempts| reconnect_delay(attempts, *connects_before.borrow()))
             .connection_timeout(CONNECT_TIMEOUT)
-            // Chooses a server only while one is left; and of all callbacks this one alone is told why the last attempts
-            // failed.
+            // Chooses a server only while Waybill is leaving one. It is also the only callback that gets the reasons of failed
+            // attempts.
             .reconnect_to_server_callback(move |servers, _| {
                 let attempts = rounds_begun.fetch_add(1, Ordering::Relaxed);
                 let unreachable = reason_now.clone();
                 let chosen = lock(&to_leave).as_mut().and_then(|leaving| leaving.next(&servers));
                 async move {
-                    // Said at once, and then ever more rarely.
+                    // Logged at once, then with exponentially growing gaps.
                     let is_said = attempts.is_power_of_two();
                     if is_said || (attempts > 0 && attempts.is_multiple_of(REASON_ROUNDS)) {
                         let reason = reasons(servers).await;
                         if is_said {
-                            warn!(attempts, reason, "broker not reachable, waiting for it");
+                            warn!(attempts, reason, "broker unreachable, retrying");
                         }
                         *lock(&unreachable) = reason;
                     }
@@ -123,9 +123,9 @@ impl Connection {
                     storage_now.forget_pauses();
                 }
                 if let Event::ServerError(ServerError::Other(text)) = &event
-                    && lock(&refused).note(text)
+                    && lock(&refused).record(text)
                 {
-                    not_heard.notify_one();
+                    notify_denied.notify_one();
                 }
                 log(&event);
                 std::future::ready(())
@@ -138,7 +138,7 @@ impl Connection {
             .max_ack_inflight(ACKS_IN_FLIGHT_MAX)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        let listening = tokio::spawn(listen_anew(client.clone(), refusals.clone(), unheard));
+        let listening = tokio::spawn(reconnect_denied(client.clone(), refusals.clone(), inbox_denied));
         let _listening = Arc::new(AbortOnDropHandle::new(listening));
         let connection =
             Self { client, jetstream, connects, refusals, unreachable, storage, leaving, _listening };
@@ -170,7 +170,7 @@ impl Connection {
     pub async fn up(&self) {
         let mut connects = self.connects.clone();
         while !self.is_up() {
-            // A client that has died is noticed by whoever waits for that.
+            // The task that waits for the client's end reports it.
             if connects.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -186,7 +186,7 @@ impl Connection {
     /// brings it back.
     pub async fn died(&self) {
         let mut connects = self.connects.clone();
-        // Its sender lives in the client's own task.
+        // The sender lives in the client's task, so it is dropped when that task ends.
         while connects.changed().await.is_ok() {}
     }
 
@@ -201,18 +201,18 @@ impl Connection {
 
     /// What the broker has lately refused this user, on this connection, of all that its program cannot do without.
     pub fn refused(&self) -> Option<String> {
-        if self.is_up() { lock(&self.refusals).said(false) } else { None }
+        if self.is_up() { lock(&self.refusals).summary(false) } else { None }
     }
 
     /// The same for all requests.
     pub fn refused_at_all(&self) -> Option<String> {
-        if self.is_up() { lock(&self.refusals).said(true) } else { None }
+        if self.is_up() { lock(&self.refusals).summary(true) } else { None }
     }
 
     /// Why a request to JetStream had no answer: the error, or its known cause.
     pub fn unanswered(&self, error: &impl ToString) -> String {
         if self.is_up() && !self.client.server_info().jetstream {
-            return "JetStream is off at the broker; run it with --jetstream, or with jetstream {} in its configuration"
+            return "JetStream is disabled at the broker; start it with --jetstream, or add jetstream {} to its configuration"
                 .to_owned();
         }
         error.to_string()
@@ -252,9 +252,9 @@ impl Connection {
         if info.cluster.is_none() {
             return;
         }
-        warn!(server = info.server_name, %reason, "leaving the server, trying another of NATS_URL");
+        warn!(server = info.server_name, %reason, "leaving the server, connecting to another of NATS_URL");
         let (id, connects) = (info.server_id, *self.connects.borrow());
-        lock(&self.leaving).get_or_insert_with(Leaving::begin).left = Some((id, connects));
+        lock(&self.leaving).get_or_insert_with(ServerSwitch::begin).left = Some((id, connects));
         if let Err(error) = self.client.force_reconnect().await {
             debug!(%error, "connection to the broker");
         }
@@ -263,7 +263,7 @@ impl Connection {
     /// Whether the server that was left is the one that was come to, though others have not been tried.
     pub(crate) fn has_come_back(&self) -> bool {
         let leaving = lock(&self.leaving);
-        let Some(Leaving { left: Some((id, connects)), attempts, servers, .. }) = &*leaving else {
+        let Some(ServerSwitch { left: Some((id, connects)), attempts, servers, .. }) = &*leaving else {
             return false;
         };
         let is_another_connection = *self.connects.borrow() > *connects;
@@ -278,7 +278,10 @@ impl Connection {
     /// The server is as good as any: none is left any more.
     pub(crate) fn stay(&self) {
         if lock(&self.leaving).take().is_some() {
-            info!(server = self.client.server_info().server_name, "connected to a server that is good");
+            info!(
+                server = self.client.server_info().server_name,
+                "connected to a server that commits writes"
+            );
         }
     }
 
@@ -287,27 +290,31 @@ impl Connection {
         if !self.is_up() {
             return;
         }
-        // A broker that stands still takes nothing, and may be connected all the same.
+        // A stalled broker accepts nothing although the connection is up.
         match timeout(FLUSH_TIMEOUT, self.client.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "last messages may not have been sent"),
-            Err(_) => warn!("last messages may not have been sent: the broker does not take them"),
+            Err(_) => warn!("last messages may not have been sent: flush timed out"),
         }
     }
 }
 
 /// Reconnects, with backoff, when the broker forbids this user's inbox: the right may have been restored meanwhile.
-async fn listen_anew(client: Client, refusals: Arc<Mutex<DeniedPermissions>>, unheard: Arc<Notify>) {
-    // Of connections made for that.
+async fn reconnect_denied(
+    client: Client,
+    refusals: Arc<Mutex<DeniedPermissions>>,
+    inbox_denied: Arc<Notify>,
+) {
+    // Counts only reconnects made by this task.
     let (mut in_a_row, mut last) = (0, Instant::now());
     loop {
-        unheard.notified().await;
-        in_a_row = if last.elapsed() > 2 * UNHEARD.max { 1 } else { in_a_row + 1 };
-        sleep(UNHEARD.after(in_a_row)).await;
-        // Another connection may have come by itself, or be on its way.
+        inbox_denied.notified().await;
+        in_a_row = if last.elapsed() > 2 * RECONNECT_DENIED.max { 1 } else { in_a_row + 1 };
+        sleep(RECONNECT_DENIED.after(in_a_row)).await;
+        // The client may have reconnected by itself, or be reconnecting.
         let is_up = client.connection_state() == State::Connected;
-        if is_up && lock(&refusals).answers_are_unheard() {
-            warn!("the broker's answers may not be heard, connecting anew");
+        if is_up && lock(&refusals).inbox_is_denied() {
+            warn!("inbox subscription denied, reconnecting");
             last = Instant::now();
             if let Err(error) = client.force_reconnect().await {
                 debug!(%error, "connection to the broker");
@@ -327,16 +334,16 @@ fn log(event: &Event) {
     match event {
         Event::Connected => info!("connected to the broker"),
         Event::Disconnected => warn!("connection to the broker lost"),
-        Event::LameDuckMode => info!("broker is about to leave"),
+        Event::LameDuckMode => info!("server entered lame duck mode"),
         Event::Draining | Event::Closed => info!(%event, "connection to the broker"),
-        Event::SlowConsumer(_) => warn!(%event, "messages dropped, to be read from the log"),
-        // One for each message that a user may not publish, and callers bring such messages about.
+        Event::SlowConsumer(_) => warn!(%event, "slow consumer, messages dropped; reading them from the log"),
+        // Throttled: the server sends one for each denied publish, and callers can cause them.
         Event::ServerError(_) => {
             if let Some(left_out) = COMPLAINTS.allow() {
                 error!(%event, left_out, "broker");
             }
         }
-        // A failed attempt to connect, of which the next one speaks.
+        // A failed attempt to connect: the next attempt logs its reason.
         Event::ClientError(_) => debug!(%event, "connection to the broker"),
     }
 }

@@ -79,7 +79,7 @@ impl BrokerConfig {
             options = options.credentials(text)?;
         }
         if let Some(path) = &self.nats_tls_ca {
-            // Whoever names certificates does not expect to talk in the clear because of a nats:// URL.
+            // An operator who sets certificates expects TLS, even with a nats:// URL.
             options = options.add_root_certificates(path.clone()).require_tls(true);
         }
         if let (Some(cert), Some(key)) = (&self.nats_tls_cert, &self.nats_tls_key) {
@@ -95,7 +95,7 @@ impl FromStr for ServerUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         let addr: ServerAddr = text.trim().parse().map_err(|error: std::io::Error| error.to_string())?;
         if addr.host().is_empty() {
-            return Err("a server without a host".to_owned());
+            return Err("no host; write it as nats://HOST:PORT".to_owned());
         }
         if addr.is_websocket() {
             return Err("WebSockets are not supported; use nats:// or tls://".to_owned());
@@ -113,11 +113,11 @@ impl FromStr for ServerUrl {
 
 fn decoded(text: &str) -> Result<String, String> {
     let decoded = percent_decode_str(text).decode_utf8();
-    Ok(decoded.map_err(|_| "a user or password that is not UTF-8 once decoded".to_owned())?.into_owned())
+    Ok(decoded.map_err(|_| "user and password must be UTF-8 after percent-decoding".to_owned())?.into_owned())
 }
 
 fn credentials(path: &str) -> Result<Credentials, String> {
-    let text = String::from_utf8(read(path)?).map_err(|_| "is not text".to_owned())?;
+    let text = String::from_utf8(read(path)?).map_err(|_| "is not UTF-8 text".to_owned())?;
     ConnectOptions::with_credentials(&text).map_err(|error| error.to_string())?;
     Ok(Credentials(text))
 }
@@ -126,7 +126,7 @@ fn certificates(path: &str) -> Result<PathBuf, String> {
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&read(path)?)
         .collect::<Result<_, _>>()
         .map_err(|error| error.to_string())?;
-    if certificates.is_empty() { Err("holds no certificate".to_owned()) } else { Ok(path.into()) }
+    if certificates.is_empty() { Err("contains no certificate".to_owned()) } else { Ok(path.into()) }
 }
 
 fn key(path: &str) -> Result<PathBuf, String> {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_cannot_be_reached_by_any_means_is_refused() {
+    fn an_unusable_server_url_is_rejected() {
         for text in
             ["", " ", "nats://", "nats://:4222", ":::", "http://broker", "ws://broker", "nats://%ff@a"]
         {

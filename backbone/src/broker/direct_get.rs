@@ -158,7 +158,7 @@ pub async fn batch_from(
 pub(crate) fn reachable(client: &Client) -> Result<(), ReadError> {
     match client.connection_state() {
         State::Connected => Ok(()),
-        State::Pending | State::Disconnected => Err(ReadError::NoAnswer("the broker is away".to_owned())),
+        State::Pending | State::Disconnected => Err(ReadError::NoAnswer("broker unavailable".to_owned())),
     }
 }
 

@@ -7,7 +7,7 @@ use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind
 
 use crate::broker::connection::Connection;
 use crate::broker::direct_get::{ReadError, Stored};
-use crate::broker::meaning::{Meaning, meaning};
+use crate::broker::error_class::{ErrorClass, classify};
 use crate::log::ids::Revision;
 
 /// The last message on a subject, as the leader of its stream has it.
@@ -33,10 +33,10 @@ pub(crate) fn found(
     };
     match error.kind() {
         LastRawMessageErrorKind::NoMessageFound => Ok(None),
-        LastRawMessageErrorKind::JetStream(refusal) => match meaning(&refusal) {
-            // No leader, no JetStream, or a stream that is gone: whoever comes back may find it made anew.
-            Meaning::Passing | Meaning::Full => Err(ReadError::NoAnswer(error.to_string())),
-            Meaning::TooLarge | Meaning::Permanent | Meaning::Conflict => {
+        LastRawMessageErrorKind::JetStream(refusal) => match classify(&refusal) {
+            // No leader, no JetStream, or no stream: it may be back at the next attempt.
+            ErrorClass::Transient | ErrorClass::Full => Err(ReadError::NoAnswer(error.to_string())),
+            ErrorClass::TooLarge | ErrorClass::Permanent | ErrorClass::Conflict => {
                 Err(ReadError::Broker(error.to_string()))
             }
         },

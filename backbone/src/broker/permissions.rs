@@ -35,7 +35,7 @@ pub(crate) struct DeniedPermissions {
 
 impl DeniedPermissions {
     /// Records a permission error of the broker. Returns whether it forbids this user's inbox.
-    pub(crate) fn note(&mut self, complaint: &str) -> bool {
+    pub(crate) fn record(&mut self, complaint: &str) -> bool {
         if let Some(subject) = subject_after(MAY_NOT_PUBLISH, complaint) {
             self.publishing.retain(|_, at| at.elapsed() < REMEMBERED_FOR);
             if self.publishing.len() < SUBJECTS_MAX {
@@ -60,12 +60,12 @@ impl DeniedPermissions {
     }
 
     /// Whether this user's inbox is forbidden.
-    pub(crate) fn answers_are_unheard(&self) -> bool {
+    pub(crate) fn inbox_is_denied(&self) -> bool {
         self.subscribing.iter().any(|subject| is_inbox(subject))
     }
 
     /// All permission errors as text, with or without those of requested changes; `None` without any.
-    pub(crate) fn said(&self, with_changes: bool) -> Option<String> {
+    pub(crate) fn summary(&self, with_changes: bool) -> Option<String> {
         let is_change = |subject: &str| CHANGES.iter().any(|change| subject.starts_with(change));
         let publishing = self.publishing.iter().filter(|(_, at)| at.elapsed() < REMEMBERED_FOR);
         let publishing = publishing
@@ -75,13 +75,13 @@ impl DeniedPermissions {
         let subscribing = self.subscribing.iter().map(|subject| format!("subscribe to {subject}"));
         let refused: Vec<_> = publishing.chain(subscribing).collect();
         (!refused.is_empty()).then(|| {
-            format!("the broker does not let this user (NATS_URL, NATS_CREDS) {}", refused.join(", nor "))
+            format!("this user (NATS_URL, NATS_CREDS) has no permission to {}", refused.join(", or "))
         })
     }
 }
 
 fn subject_after<'a>(words: &str, complaint: &'a str) -> Option<&'a str> {
-    // Of the same length, so that an index into one is one into the other.
+    // ASCII lower-casing keeps the length, so an index into one text fits the other.
     let begins = complaint.to_ascii_lowercase().find(words)? + words.len();
     complaint.get(begins..)?.split('"').next()
 }
@@ -115,40 +115,43 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_named_until_the_next_connection() {
+    fn denials_are_listed_until_the_next_connection() {
         let mut refusals = DeniedPermissions::default();
-        assert_eq!(refusals.said(true), None);
-        assert!(!refusals.note("authorization violation"));
-        assert!(!refusals.note(&publishing_to("$JS.API.STREAM.INFO.ORDERS")));
-        assert!(!refusals.note(r#"Permissions Violation for Subscription to "live.ORDER.>""#));
+        assert_eq!(refusals.summary(true), None);
+        assert!(!refusals.record("authorization violation"));
+        assert!(!refusals.record(&publishing_to("$JS.API.STREAM.INFO.ORDERS")));
+        assert!(!refusals.record(r#"Permissions Violation for Subscription to "live.ORDER.>""#));
         let inbox = r#"Permissions Violation for Subscription to "_INBOX_payment.x1y2.*""#;
-        assert!(refusals.note(inbox));
+        assert!(refusals.record(inbox));
         assert!(refusals.is_refused("$JS.API.STREAM.INFO.ORDERS"));
-        let said = refusals.said(false).unwrap();
+        let said = refusals.summary(false).unwrap();
         assert!(said.ends_with(
-            "publish to $JS.API.STREAM.INFO.ORDERS, nor subscribe to _INBOX_payment.>, nor subscribe to live.ORDER.>"
+            "publish to $JS.API.STREAM.INFO.ORDERS, or subscribe to _INBOX_payment.>, or subscribe to live.ORDER.>"
         ), "{said}");
         refusals.forget();
-        assert_eq!((refusals.said(true), refusals.is_refused("$JS.API.STREAM.INFO.ORDERS")), (None, false));
+        assert_eq!(
+            (refusals.summary(true), refusals.is_refused("$JS.API.STREAM.INFO.ORDERS")),
+            (None, false)
+        );
     }
 
     #[test]
-    fn what_is_refused_order_by_order_takes_one_place() {
+    fn denials_for_many_orders_share_one_entry() {
         let mut refusals = DeniedPermissions::default();
         for order in 0..2 * SUBJECTS_MAX {
-            refusals.note(&publishing_to(&format!("ORDER.paid.07.c.o{order}")));
-            refusals.note(&publishing_to(&format!("$JS.API.DIRECT.GET.ORDERS.ORDER.*.07.c.o{order}")));
-            refusals.note(&publishing_to(&format!("$JS.ACK.ORDERS.payment.1.{order}.1.1.0")));
+            refusals.record(&publishing_to(&format!("ORDER.paid.07.c.o{order}")));
+            refusals.record(&publishing_to(&format!("$JS.API.DIRECT.GET.ORDERS.ORDER.*.07.c.o{order}")));
+            refusals.record(&publishing_to(&format!("$JS.ACK.ORDERS.payment.1.{order}.1.1.0")));
         }
         let named: Vec<_> = refusals.publishing.keys().map(String::as_str).collect();
         assert_eq!(named, ["$JS.ACK.ORDERS.payment.>", "$JS.API.DIRECT.GET.ORDERS.>", "ORDER.paid.>"]);
     }
 
     #[test]
-    fn a_change_that_was_refused_is_for_whoever_asked_for_it() {
+    fn a_denied_change_is_reported_only_to_its_caller() {
         let mut refusals = DeniedPermissions::default();
-        refusals.note(&publishing_to("$JS.API.CONSUMER.CREATE.ORDERS.payment"));
-        assert_eq!(refusals.said(false), None);
-        assert!(refusals.said(true).is_some());
+        refusals.record(&publishing_to("$JS.API.CONSUMER.CREATE.ORDERS.payment"));
+        assert_eq!(refusals.summary(false), None);
+        assert!(refusals.summary(true).is_some());
     }
 }

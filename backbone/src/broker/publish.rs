@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout_at};
 use tracing::error;
 
 use crate::broker::connection::Connection;
+use crate::broker::error_class::{ErrorClass, PublishFailure, publish_failure, refusal};
 use crate::broker::leader_get;
-use crate::broker::meaning::{Meaning, Unpublished, refusal, unpublished};
 use crate::broker::unanswered;
 use crate::log::ids::Revision;
 
@@ -29,7 +29,7 @@ pub(crate) enum Outcome {
     Stored(Revision),
     /// Something else lies there than was expected.
     Conflict,
-    /// Not stored by this publish: the broker is away, or has no leader.
+    /// Not stored by this publish: the broker is unavailable, or has no leader.
     Unavailable(String),
     /// Not stored: the broker has no space.
     Full(String),
@@ -42,8 +42,9 @@ pub(crate) enum Outcome {
 }
 
 /// Publishes once to a subject of `stream`, and waits for the acknowledgement. An expectation is a filter, and where the last
-/// message on it has to be. While the broker is away or has no space nothing is sent: what the client would buffer could be stored
-/// long after its writer gave up, and one write in a while is enough to find out whether there is space.
+/// message on it has to be. While the broker is unavailable or has no space nothing is sent: what the
+/// client would buffer could be stored long after its writer gave up, and one write in a while is enough to find out
+/// whether there is space.
 pub(crate) async fn publish(
     connection: &Connection,
     stream: &'static str,
@@ -54,7 +55,7 @@ pub(crate) async fn publish(
     deadline: Instant,
 ) -> Outcome {
     if !connection.is_up() {
-        return Outcome::Unavailable("the broker is away".to_owned());
+        return Outcome::Unavailable("broker unavailable".to_owned());
     }
     let space = connection.storage();
     if let Err(reason) = space.admit(stream) {
@@ -82,25 +83,25 @@ pub(crate) async fn publish(
             return Outcome::Unknown("no acknowledgement before the deadline".to_owned());
         }
     };
-    let outcome = match unpublished(&error) {
-        Unpublished::Refused(Meaning::Conflict) => Outcome::Conflict,
-        Unpublished::Refused(Meaning::Passing) => Outcome::Unavailable(error.to_string()),
-        Unpublished::Refused(Meaning::Full) => {
+    let outcome = match publish_failure(&error) {
+        PublishFailure::Refused(ErrorClass::Conflict) => Outcome::Conflict,
+        PublishFailure::Refused(ErrorClass::Transient) => Outcome::Unavailable(error.to_string()),
+        PublishFailure::Refused(ErrorClass::Full) => {
             Outcome::Full(refusal(&error).map_or_else(|| error.to_string(), ToString::to_string))
         }
-        Unpublished::Refused(Meaning::TooLarge) => {
-            Outcome::TooLarge(format!("a message of {bytes} bytes is larger than the broker takes: {error}"))
+        PublishFailure::Refused(ErrorClass::TooLarge) => {
+            Outcome::TooLarge(format!("message of {bytes} bytes exceeds the broker's limit: {error}"))
         }
-        Unpublished::Refused(Meaning::Permanent) => {
+        PublishFailure::Refused(ErrorClass::Permanent) => {
             if let Some(left_out) = PERMANENT.allow() {
-                error!(stream, left_out, %error, "the broker refuses a message for good");
+                error!(stream, left_out, %error, "broker rejected message, not retried");
             }
             Outcome::Permanent(error.to_string())
         }
-        Unpublished::Unanswered => {
-            let inquiry = is_swallowed(connection, stream, to, expectation.as_ref(), connects);
+        PublishFailure::Unanswered => {
+            let inquiry = is_discarded(connection, stream, to, expectation.as_ref(), connects);
             match timeout_at(deadline.min(Instant::now() + INQUIRY_TIMEOUT), inquiry).await {
-                Ok(true) => Outcome::Full(unanswered::SWALLOWED.to_owned()),
+                Ok(true) => Outcome::Full(unanswered::DISCARDS_MESSAGES.to_owned()),
                 Ok(false) | Err(_) => Outcome::Unknown(error.to_string()),
             }
         }
@@ -119,14 +120,14 @@ pub(crate) async fn publish(
 
 /// Whether a publish that was not answered came to a stream that cannot write, and is not stored: the stream is done with
 /// it, and its leader does not have it.
-async fn is_swallowed(
+async fn is_discarded(
     connection: &Connection,
     stream: &'static str,
     subject: String,
     expectation: Option<&(String, Revision)>,
     connects: u64,
 ) -> bool {
-    if !unanswered::swallows(connection, subject, connects).await {
+    if !unanswered::discards_messages(connection, subject, connects).await {
         return false;
     }
     let Some((filter, expected)) = expectation else { return true };

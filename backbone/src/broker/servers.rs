@@ -11,7 +11,7 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The way from server to server while none of those tried is good.
 #[derive(Debug)]
-pub(super) struct Leaving {
+pub(super) struct ServerSwitch {
     /// Where in the list the last attempt was.
     place: usize,
     pub(super) attempts: usize,
@@ -21,7 +21,7 @@ pub(super) struct Leaving {
     pub(super) left: Option<(String, u64)>,
 }
 
-impl Leaving {
+impl ServerSwitch {
     /// Begins anywhere, so that not all clients come to the same server.
     pub(super) fn begin() -> Self {
         Self { place: usize::from(rand::random::<u8>()), attempts: 0, servers: 0, left: None }
@@ -45,14 +45,14 @@ pub(super) fn reconnect_delay(attempts: usize, connects: u64) -> Duration {
 pub(super) async fn reasons(servers: Vec<Server>) -> String {
     let mut reasons = Vec::with_capacity(servers.len());
     for Server { addr, last_error, .. } in &servers {
-        // The client keeps no record of a name that it could not resolve.
+        // The client records no error for a name that it could not resolve.
         let resolved = timeout(RESOLVE_TIMEOUT, addr.socket_addrs()).await;
         let reason = match resolved {
             Ok(Ok(_)) => last_error.clone().unwrap_or_else(|| "no answer yet".to_owned()),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "its name is not resolved in time".to_owned(),
         };
-        // Not the whole URL, which may hold a password.
+        // Not the whole URL: it may contain a password.
         reasons.push(format!("{}:{}: {reason}", addr.host(), addr.port()));
     }
     reasons.join("; ")
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_very_first_attempt_waits_for_nothing() {
+    fn only_the_first_attempt_has_no_delay() {
         assert_eq!(reconnect_delay(1, 0), Duration::ZERO);
         for (attempts, connects) in [(2, 0), (1, 1), (2, 1)] {
             assert!(reconnect_delay(attempts, connects) > Duration::ZERO);

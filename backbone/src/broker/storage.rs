@@ -21,7 +21,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long what was found holds. A program that writes no more knows nothing of it any more.
 const SEEN_MAX: Duration = Duration::from_secs(60);
 /// Pause between two lines of one condition.
-const SAID_INTERVAL: Duration = Duration::from_secs(30);
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The streams that have no space, as the writes of one program have found. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -32,13 +32,13 @@ struct Shared {
     /// Whether `streams` has anything to say; so that a write that is well takes no lock.
     is_any_full: AtomicBool,
     /// `None` of one that has had none and has space again.
-    streams: Mutex<BTreeMap<&'static str, Option<Full>>>,
+    streams: Mutex<BTreeMap<&'static str, Option<FullStream>>>,
     /// Whether a write has gone unanswered, for longer than its caller waited.
     is_suspect: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Full {
+struct FullStream {
     reason: String,
     since: Instant,
     /// When a write last found no space.
@@ -48,10 +48,10 @@ struct Full {
     probe_at: Instant,
     /// Whether a write is on its way that finds out.
     is_probed: bool,
-    said: LogThrottle,
+    throttle: LogThrottle,
 }
 
-impl Full {
+impl FullStream {
     fn holds(&self) -> bool {
         self.seen.elapsed() < SEEN_MAX
     }
@@ -75,8 +75,8 @@ impl Storage {
             full.is_probed = true;
             return Ok(());
         }
-        if let Some(left_out) = full.said.allow() {
-            error!(stream, reason = full.reason, left_out, "no storage space; writes are refused");
+        if let Some(left_out) = full.throttle.allow() {
+            error!(stream, reason = full.reason, left_out, "no storage space; writes are rejected");
         }
         Err(full.reason.clone())
     }
@@ -88,24 +88,24 @@ impl Storage {
 
     fn found_full_at(&self, stream: &'static str, reason: &str, now: Instant) {
         let mut streams = self.streams();
-        let full = streams.entry(stream).or_default().get_or_insert_with(|| Full {
+        let full = streams.entry(stream).or_default().get_or_insert_with(|| FullStream {
             reason: String::new(),
             since: now,
             seen: now,
             probes: 0,
             probe_at: now,
             is_probed: true,
-            said: LogThrottle::every(SAID_INTERVAL),
+            throttle: LogThrottle::every(LOG_INTERVAL),
         });
-        // Many that were under way find the same at once.
+        // Many writes in flight fail at once; only the probe lengthens the pause.
         if std::mem::take(&mut full.is_probed) {
             full.probes += 1;
             full.probe_at = now + PROBE.after(full.probes);
         }
         full.seen = now;
         reason.clone_into(&mut full.reason);
-        if let Some(left_out) = full.said.allow() {
-            error!(stream, reason, left_out, "no storage space; writes are refused");
+        if let Some(left_out) = full.throttle.allow() {
+            error!(stream, reason, left_out, "no storage space; writes are rejected");
         }
         self.0.is_any_full.store(true, Ordering::Relaxed);
     }
@@ -144,7 +144,7 @@ impl Storage {
         }
         let mut streams = self.streams();
         if let Some(full) = streams.get_mut(stream).and_then(Option::take) {
-            info!(stream, after = ?full.since.elapsed(), "there is storage space again");
+            info!(stream, after = ?full.since.elapsed(), "storage space available again");
         }
         self.0.is_any_full.store(streams.values().any(Option::is_some), Ordering::Relaxed);
     }
@@ -198,14 +198,14 @@ impl Storage {
         let storage = self.clone();
         metrics::gauge(
             "waybill.storage.full",
-            "1 while the broker has no space for what is written to a stream.",
+            "1 while the broker has no storage space for a stream.",
             move |gauge| {
                 let mut states = BTreeMap::from([(ORDERS, false), (DEAD_LETTERS, false)]);
                 states.extend(
                     storage
                         .streams()
                         .iter()
-                        .map(|(stream, full)| (*stream, full.as_ref().is_some_and(Full::holds))),
+                        .map(|(stream, full)| (*stream, full.as_ref().is_some_and(FullStream::holds))),
                 );
                 for (stream, is_full) in states {
                     gauge.observe(is_full.into(), &[KeyValue::new("stream", stream)]);
@@ -215,7 +215,7 @@ impl Storage {
     }
 
     /// Nothing panics while it is held, so poison would mean nothing.
-    fn streams(&self) -> MutexGuard<'_, BTreeMap<&'static str, Option<Full>>> {
+    fn streams(&self) -> MutexGuard<'_, BTreeMap<&'static str, Option<FullStream>>> {
         self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -225,11 +225,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_write_finds_out_and_the_others_are_refused() {
+    fn one_write_probes_and_the_others_are_rejected() {
         let (storage, now) = (Storage::default(), Instant::now());
         assert_eq!(storage.admit_at(ORDERS, now), Ok(()));
         storage.found_full_at(ORDERS, "maximum bytes exceeded", now);
-        // All that were under way.
+        // All writes in flight.
         for _ in 0..100 {
             storage.found_full_at(ORDERS, "maximum bytes exceeded", now);
         }
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_whose_caller_is_gone_is_followed_by_another() {
+    fn an_abandoned_probe_is_followed_by_another() {
         let (storage, now) = (Storage::default(), Instant::now());
         storage.found_full_at(ORDERS, "full", now);
         let due = now + PROBE.initial;
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn after_another_connection_the_next_write_finds_out() {
+    fn after_a_reconnect_the_next_write_probes() {
         let (storage, now) = (Storage::default(), Instant::now());
         storage.found_full_at(ORDERS, "full", now);
         storage.forget_pauses();

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use crate::broker::connection::Connection;
-use crate::broker::meaning::refusal;
+use crate::broker::error_class::refusal;
 
 /// Why writes are not answered by a broker that answers all else.
-pub const SWALLOWED: &str = "the broker takes messages and stores none; as a rule there is no space left on its disk, and it \
-                             has to be restarted when there is some";
+pub const DISCARDS_MESSAGES: &str =
+    "the broker accepts messages but stores none; usually its disk is full: free space, then restart it";
 const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -19,7 +19,7 @@ const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
 /// cannot write. A server that cannot write to its disk leaves writes unanswered (nats-server 2.15), and answers those that it
 /// has to refuse before. One of these comes behind the others, in one queue, so that the answer to it shows that those
 /// before it are done with. In a cluster that would show nothing: a replica may have the message.
-pub async fn swallows(connection: &Connection, subject: String, connects: u64) -> bool {
+pub async fn discards_messages(connection: &Connection, subject: String, connects: u64) -> bool {
     if connection.client.server_info().cluster.is_some() {
         return false;
     }
@@ -29,6 +29,6 @@ pub async fn swallows(connection: &Connection, subject: String, connects: u64) -
         async { connection.jetstream.publish_with_headers(subject, headers, Bytes::new()).await?.await };
     let answer = timeout(INQUIRY_TIMEOUT, refused).await;
     let is_refused = answer.is_ok_and(|answer| answer.is_err_and(|error| refusal(&error).is_some()));
-    // On another connection it may have overtaken the first one.
+    // After a reconnect the inquiry may have overtaken the publish.
     is_refused && *connection.connects().borrow() == connects
 }

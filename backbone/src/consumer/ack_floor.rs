@@ -26,7 +26,7 @@ const RECORD_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// How far a consumer had come when it was last seen to be as it should be: up to there all was acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Floor {
+pub struct AckFloor {
     /// When the consumer was made: of another one of the same name it says nothing.
     created_ns: i128,
     sequence: u64,
@@ -48,7 +48,7 @@ impl Leader {
     }
 }
 
-impl Floor {
+impl AckFloor {
     pub(crate) fn of(info: &Info) -> Self {
         let (created_ns, sequence) = (nanos(info.created), info.ack_floor.stream_sequence);
         Self { created_ns, sequence, leader: Leader::of(info) }
@@ -91,7 +91,7 @@ impl Floor {
         let record = leader_get::last(connection, DEAD_LETTERS, &subject(consumer)).await?;
         let read = record.map(|record| serde_json::from_slice(&record.payload));
         Ok(read.transpose().unwrap_or_else(|error| {
-            warn!(consumer, %error, "foreign message where the consumer's floor is recorded, passed over");
+            warn!(consumer, %error, "foreign message in place of the recorded ack floor, skipped");
             None
         }))
     }
@@ -118,7 +118,7 @@ impl Floor {
         if let Err(error) =
             connection.client.publish_with_headers(subject(consumer), headers, record.into()).await
         {
-            warn!(consumer, %error, "the consumer's floor is not recorded");
+            warn!(consumer, %error, "ack floor not recorded");
         }
     }
 }
@@ -133,7 +133,7 @@ fn subject(consumer: &str) -> String {
 }
 
 /// The subject of a request to reset a consumer.
-pub(crate) fn resetting(consumer: &str) -> String {
+pub(crate) fn reset_subject(consumer: &str) -> String {
     format!("$JS.API.{}", reset(consumer))
 }
 
@@ -142,19 +142,19 @@ fn reset(consumer: &str) -> String {
 }
 
 /// Whether the broker can have a consumer go back.
-pub(crate) fn can_go_back(connection: &Connection) -> bool {
+pub(crate) fn supports_reset(connection: &Connection) -> bool {
     connection.client.is_server_compatible(2, 14, 0)
 }
 
 /// Has a consumer bring everything again from this message on; `None` if this user may not do that.
-pub(crate) async fn go_back(
+pub(crate) async fn reset_consumer(
     connection: &Connection,
     consumer: &str,
     from: u64,
 ) -> Result<Option<Info>, async_nats::Error> {
     let request = json!({ "seq": from });
     let going = connection.jetstream.request(reset(consumer), &request);
-    match connection.if_allowed(&resetting(consumer), going).await.transpose()? {
+    match connection.if_allowed(&reset_subject(consumer), going).await.transpose()? {
         None => Ok(None),
         Some(Response::Ok(info)) => Ok(Some(info)),
         Some(Response::Err { error }) => Err(error.into()),
@@ -186,37 +186,37 @@ mod tests {
     }
 
     #[test]
-    fn what_is_seen_under_an_edit_says_only_who_leads() {
+    fn under_an_edit_only_the_leader_is_updated() {
         let (monday, tuesday) = ("2026-11-16T00:00:00Z", "2026-11-17T00:00:00Z");
         let present = info(monday, Some(("n2", tuesday)));
-        let before = Floor { sequence: 7, ..Floor::of(&info(monday, Some(("n1", monday)))) };
-        assert_eq!(Floor::again(Some(&before), &present, false), Floor::of(&present));
-        let again = Floor::again(Some(&before), &present, true);
+        let before = AckFloor { sequence: 7, ..AckFloor::of(&info(monday, Some(("n1", monday)))) };
+        assert_eq!(AckFloor::again(Some(&before), &present, false), AckFloor::of(&present));
+        let again = AckFloor::again(Some(&before), &present, true);
         assert_eq!(again.next(), 8);
         assert!(!again.is_of_former_leader(&present));
-        let of_another = Floor { created_ns: 1, ..before };
+        let of_another = AckFloor { created_ns: 1, ..before };
         for former in [None, Some(&of_another)] {
-            assert_eq!(Floor::again(former, &present, true).next(), 1, "{former:?}");
+            assert_eq!(AckFloor::again(former, &present, true).next(), 1, "{former:?}");
         }
     }
 
     #[test]
-    fn another_leader_is_noticed_and_so_is_one_that_came_back() {
+    fn a_leader_change_is_detected_even_back_to_the_same_server() {
         let (monday, tuesday) = ("2026-11-16T00:00:00Z", "2026-11-17T00:00:00Z");
-        let floor = Floor::of(&info(monday, Some(("n1", monday))));
+        let floor = AckFloor::of(&info(monday, Some(("n1", monday))));
         assert_eq!(floor.next(), 42);
         for (leader, is_other) in [(("n1", monday), false), (("n2", tuesday), true), (("n1", tuesday), true)]
         {
             assert_eq!(floor.is_of_former_leader(&info(monday, Some(leader))), is_other, "{leader:?}");
         }
-        let set_back = Floor { sequence: 42, ..floor.clone() };
+        let set_back = AckFloor { sequence: 42, ..floor.clone() };
         for (floor, is_passed) in [(&floor, true), (&set_back, false)] {
             assert_eq!(floor.is_passed(&info(monday, Some(("n2", tuesday)))), is_passed, "{floor:?}");
         }
         assert!(!floor.is_of_former_leader(&info(tuesday, Some(("n2", tuesday)))), "another consumer");
-        assert!(!floor.is_of_former_leader(&info(monday, None)), "nobody says who leads");
-        let read: Floor = serde_json::from_value(json!(floor)).unwrap();
+        assert!(!floor.is_of_former_leader(&info(monday, None)), "no leader reported");
+        let read: AckFloor = serde_json::from_value(json!(floor)).unwrap();
         assert_eq!(read, floor, "as it is recorded");
-        assert!(!Floor::of(&info(monday, None)).is_of_former_leader(&info(monday, Some(("n1", monday)))));
+        assert!(!AckFloor::of(&info(monday, None)).is_of_former_leader(&info(monday, Some(("n1", monday)))));
     }
 }

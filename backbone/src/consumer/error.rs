@@ -15,17 +15,17 @@ pub enum ConsumerError {
         pending: u64,
     },
     /// It was edited, so that it may skip, delay or redeliver messages.
-    #[error("it was edited: {settings}")]
+    #[error("consumer edited: {settings}")]
     Edited {
         /// The wrong settings.
         settings: String,
     },
     /// Another server leads its replicas, and may have passed messages over.
-    #[error("it has got another leader")]
-    Led,
+    #[error("consumer leader changed")]
+    LeaderChanged,
     /// No request is answered although the connection is up: the broker has lost the subscription.
-    #[error("no sign of life from the broker, although it was asked again")]
-    Silent,
+    #[error("no reply from the broker to two pull requests")]
+    NoReply,
     /// The connection is closed for good.
     #[error("the connection is closed")]
     Closed,

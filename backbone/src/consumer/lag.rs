@@ -18,13 +18,13 @@ const BEHIND_MAX: Duration = Duration::from_secs(5);
 /// The observations of a consumer so far.
 #[derive(Debug, Default)]
 pub struct Lag {
-    mark: Option<Mark>,
+    sample: Option<Sample>,
     cleared: Option<Cleared>,
 }
 
 /// Where the stream ended when the consumer was first seen before that, with nothing pending.
 #[derive(Clone, Copy, Debug)]
-struct Mark {
+struct Sample {
     at: Instant,
     last_sequence: u64,
 }
@@ -41,7 +41,7 @@ type Leadership = Option<(Option<String>, Option<DateTime>)>;
 
 /// Messages that the consumer has not come to, though it has had the time: its leader lags if one of them is for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Unseen {
+pub(crate) struct UnseenRange {
     /// The first of them.
     pub(crate) from: u64,
     /// The last one that it has had the time for.
@@ -50,7 +50,7 @@ pub(crate) struct Unseen {
 
 /// A consumer's leader that lags behind the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Behind {
+pub struct LaggingLeader {
     /// The server that leads the consumer.
     pub leader: String,
     /// Messages of the stream behind the consumer's position, for it or not.
@@ -62,32 +62,32 @@ pub struct Behind {
 impl Lag {
     /// Compares what the leader of the consumer and the leader of the stream say now. A stream's leader that has been deposed
     /// and does not know it yet says too little, which shows no lag where there is none.
-    pub(crate) fn see(
+    pub(crate) fn observe(
         &mut self,
         consumer: &consumer::Info,
         stream: &stream::Info,
         now: Instant,
-    ) -> Option<Unseen> {
+    ) -> Option<UnseenRange> {
         let (position, last_sequence) = (self.position(consumer), stream.state.last_sequence);
         if !is_waiting(consumer) {
-            self.mark = None;
+            self.sample = None;
             return None;
         }
-        match self.mark.filter(|mark| position < mark.last_sequence) {
-            Some(mark) if now.duration_since(mark.at) >= BEHIND_MAX => {
-                Some(Unseen { from: position.saturating_add(1), to: mark.last_sequence })
+        match self.sample.filter(|sample| position < sample.last_sequence) {
+            Some(sample) if now.duration_since(sample.at) >= BEHIND_MAX => {
+                Some(UnseenRange { from: position.saturating_add(1), to: sample.last_sequence })
             }
             Some(_) => None,
             None => {
-                self.mark = (position < last_sequence).then_some(Mark { at: now, last_sequence });
+                self.sample = (position < last_sequence).then_some(Sample { at: now, last_sequence });
                 None
             }
         }
     }
 
     /// None of the messages that the consumer had not seen is for it.
-    pub(crate) fn clear(&mut self, consumer: &consumer::Info, unseen: Unseen) {
-        self.mark = None;
+    pub(crate) fn clear(&mut self, consumer: &consumer::Info, unseen: UnseenRange) {
+        self.sample = None;
         self.cleared = Some(Cleared { leadership: leadership(consumer), to: unseen.to });
     }
 
@@ -111,14 +111,14 @@ fn is_waiting(consumer: &consumer::Info) -> bool {
     has_replicas && consumer.num_waiting > 0 && consumer.num_pending == 0 && has_room && !consumer.paused
 }
 
-impl Behind {
+impl LaggingLeader {
     /// The lag of a consumer whose leader does not have what the leader of the stream has.
     pub(crate) fn of(consumer: &consumer::Info, stream: &stream::Info) -> Option<Self> {
         let cluster = consumer.cluster.as_ref()?;
         let leader = cluster.leader.clone()?;
         let messages = stream.state.last_sequence.saturating_sub(consumer.delivered.stream_sequence);
         let copies = stream.cluster.as_ref();
-        // All replicas of a step choose the same one, and the leader of the stream cannot be behind it.
+        // Sorted, so that all replicas of a step choose the same successor. The stream's leader comes first: it cannot lag.
         let of_stream = copies.and_then(|copies| copies.leader.as_ref());
         let current = copies.into_iter().flat_map(|copies| &copies.replicas).filter(|copy| is_current(copy));
         let mut others: Vec<_> = current.map(|copy| &copy.name).collect();
@@ -184,21 +184,21 @@ mod tests {
         *BEGIN + Duration::from_secs(seconds)
     }
 
-    fn seen(lag: &mut Lag, consumer: &consumer::Info, last_sequence: u64, at: u64) -> Option<Unseen> {
-        lag.see(consumer, &stream(last_sequence, "n0", &[]), after(at))
+    fn seen(lag: &mut Lag, consumer: &consumer::Info, last_sequence: u64, at: u64) -> Option<UnseenRange> {
+        lag.observe(consumer, &stream(last_sequence, "n0", &[]), after(at))
     }
 
     #[test]
-    fn a_consumer_that_does_not_come_to_where_the_stream_was_has_not_seen_it() {
+    fn a_stalled_consumer_lags() {
         let (mut lag, stuck) = (Lag::default(), consumer(10, |_| {}));
         for (last_sequence, at) in [(10, 0), (12, 3), (20, 6)] {
             assert_eq!(seen(&mut lag, &stuck, last_sequence, at), None, "it may just have been asked");
         }
-        assert_eq!(seen(&mut lag, &stuck, 30, 9), Some(Unseen { from: 11, to: 12 }));
+        assert_eq!(seen(&mut lag, &stuck, 30, 9), Some(UnseenRange { from: 11, to: 12 }));
     }
 
     #[test]
-    fn a_consumer_that_moves_on_keeps_up_however_busy_the_stream_is() {
+    fn an_advancing_consumer_never_lags() {
         let mut lag = Lag::default();
         for look in 0..100 {
             let position = consumer(1000 * look, |_| {});
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_that_has_a_reason_to_stand_is_left_alone() {
+    fn a_consumer_with_a_reason_to_wait_does_not_lag() {
         let reasons: [fn(&mut Value); 5] = [
             |info| info["num_pending"] = json!(1),
             |info| info["num_waiting"] = json!(0),
@@ -224,44 +224,45 @@ mod tests {
     }
 
     #[test]
-    fn time_in_which_it_had_a_reason_does_not_count() {
+    fn time_with_a_reason_to_wait_does_not_count() {
         let (mut lag, waits) = (Lag::default(), consumer(10, |_| {}));
         let busy = consumer(10, |info| info["num_waiting"] = json!(0));
         for (consumer, at) in [(&waits, 0), (&busy, 15), (&waits, 30)] {
             assert_eq!(seen(&mut lag, consumer, 20, at), None);
         }
-        assert_eq!(seen(&mut lag, &waits, 20, 38), Some(Unseen { from: 11, to: 20 }));
+        assert_eq!(seen(&mut lag, &waits, 20, 38), Some(UnseenRange { from: 11, to: 20 }));
     }
 
     #[test]
-    fn what_is_for_others_is_asked_for_once() {
+    fn messages_for_other_consumers_are_checked_once() {
         let (mut lag, quiet) = (Lag::default(), consumer(10, |_| {}));
-        let unseen = Unseen { from: 11, to: 12 };
+        let unseen = UnseenRange { from: 11, to: 12 };
         assert_eq!(seen(&mut lag, &quiet, 12, 0), None);
         assert_eq!(seen(&mut lag, &quiet, 12, 8), Some(unseen));
         lag.clear(&quiet, unseen);
         for at in [12, 30, 50] {
             assert_eq!(seen(&mut lag, &quiet, 12, at), None);
         }
-        // Another server may have less.
+        // Another leader may have less of the stream.
         let led_by_another = consumer(10, |info| info["cluster"]["leader"] = json!("n1"));
         assert_eq!(seen(&mut lag, &led_by_another, 12, 60), None);
         assert_eq!(seen(&mut lag, &led_by_another, 12, 68), Some(unseen));
     }
 
     #[test]
-    fn the_leader_of_the_stream_is_to_lead_or_else_a_copy_that_keeps_up() {
+    fn the_successor_is_the_stream_leader_or_a_current_replica() {
         let lagging = consumer(10, |_| {});
-        let behind = |stream| Behind::of(&lagging, &stream).unwrap();
-        let expected = Behind { leader: "n2".to_owned(), messages: 90, successor: Some("n1".to_owned()) };
+        let behind = |stream| LaggingLeader::of(&lagging, &stream).unwrap();
+        let expected =
+            LaggingLeader { leader: "n2".to_owned(), messages: 90, successor: Some("n1".to_owned()) };
         assert_eq!(behind(stream(100, "n1", &[("n2", false), ("n0", true)])), expected);
-        // It leads the stream itself.
+        // The lagging leader leads the stream itself.
         let copies = [("n1", true), ("n0", false)];
         assert_eq!(behind(stream(100, "n2", &copies)).successor.as_deref(), Some("n1"));
         assert_eq!(behind(stream(100, "n2", &[("n1", false), ("n0", false)])).successor, None);
-        // The consumer has no replica there.
+        // The stream's leader has no replica of the consumer.
         assert_eq!(behind(stream(100, "n9", &[("n8", true)])).successor, None);
         let unknown = consumer(10, |info| info["cluster"] = json!({"replicas": []}));
-        assert_eq!(Behind::of(&unknown, &stream(100, "n1", &[])), None, "nobody leads it");
+        assert_eq!(LaggingLeader::of(&unknown, &stream(100, "n1", &[])), None, "no leader");
     }
 }

@@ -9,7 +9,7 @@ mod error;
 mod reader;
 mod requests;
 
-pub use ack_floor::Floor;
+pub use ack_floor::AckFloor;
 pub use config::{ConsumerConfig, ConsumerTerms};
 pub use error::ConsumerError;
 pub use reader::Consumer;

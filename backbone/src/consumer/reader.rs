@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
-use super::ack_floor::Floor;
+use super::ack_floor::AckFloor;
 use super::config::{ConsumerConfig, ConsumerTerms};
 use super::durable::Durable;
 use super::error::ConsumerError;
@@ -21,7 +21,7 @@ use crate::broker::connection::Connection;
 use crate::broker::streams::ORDERS;
 
 /// How often the consumer's settings are read. The broker answers from memory, however long the stream is.
-const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 /// How often its ack floor is recorded, for processes that start when no other one knows it.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// How much longer than its requests stand a leaving reader waits for what they bring.
@@ -37,10 +37,10 @@ pub struct Consumer {
     messages: Subscriber,
     requests: Requests,
     connects: watch::Receiver<u64>,
-    look_at: Instant,
+    check_at: Instant,
     /// Where the answer to a look comes.
-    look_inbox: String,
-    floor: Floor,
+    info_inbox: String,
+    floor: AckFloor,
     /// When the floor is recorded again.
     record_at: Instant,
     terms: ConsumerTerms,
@@ -55,7 +55,7 @@ impl Consumer {
     pub async fn open(
         connection: &Connection,
         config: &ConsumerConfig,
-        floor: Option<&Floor>,
+        floor: Option<&AckFloor>,
     ) -> Result<Self, async_nats::Error> {
         let mut connects = connection.connects();
         connects.mark_unchanged();
@@ -64,19 +64,19 @@ impl Consumer {
         let messages = client.subscribe(format!("{inbox}.*")).await?;
         let recorded = match floor {
             Some(_) => None,
-            None => Floor::recorded(connection, config.name).await?,
+            None => AckFloor::recorded(connection, config.name).await?,
         };
         let former = floor.or(recorded.as_ref());
         let (durable, info) = Durable::open(connection, config, former).await?;
-        let floor = Floor::again(former, &info, durable.wrong.is_some());
+        let floor = AckFloor::again(former, &info, durable.wrong.is_some());
         Ok(Self {
             durable,
             connection: connection.clone(),
             messages,
-            look_inbox: format!("{inbox}.look"),
+            info_inbox: format!("{inbox}.look"),
             requests: Requests::new(inbox),
             connects,
-            look_at: Instant::now() + LOOK_INTERVAL,
+            check_at: Instant::now() + CHECK_INTERVAL,
             floor,
             record_at: Instant::now(),
             terms: ConsumerTerms::of(&info),
@@ -105,26 +105,26 @@ impl Consumer {
             }
             let message = select! {
                 message = self.messages.next() => message.ok_or(ConsumerError::Closed)?,
-                // The broker forgets requests with the connection that they came by.
+                // The broker drops pull requests when their connection ends.
                 _ = self.connects.changed() => {
                     self.requests.give_up();
                     continue;
                 }
                 () = sleep_until(self.requests.silent_until()) => {
                     if self.requests.lost_one() {
-                        return Err(ConsumerError::Silent);
+                        return Err(ConsumerError::NoReply);
                     }
-                    debug!(consumer = self.durable.name, "no sign of life from the broker, asked again");
+                    debug!(consumer = self.durable.name, "no reply from the broker, pull request resent");
                     self.requests.give_up();
                     continue;
                 }
-                () = sleep_until(self.look_at) => {
-                    self.look().await?;
+                () = sleep_until(self.check_at) => {
+                    self.request_info().await?;
                     continue;
                 }
             };
-            if self.is_answer_to_look(&message) {
-                self.learn(&message)?;
+            if self.is_info_reply(&message) {
+                self.check_info(&message)?;
                 continue;
             }
             self.requests.heard();
@@ -140,7 +140,7 @@ impl Consumer {
                         return Err(ConsumerError::Refused(format!("{status} {description}")));
                     }
                     if self.requests.expired(request, &message) {
-                        self.look().await?;
+                        self.request_info().await?;
                     }
                 }
             }
@@ -148,7 +148,7 @@ impl Consumer {
     }
 
     /// How far it had come when it was last as it has to be.
-    pub fn floor(&self) -> &Floor {
+    pub fn floor(&self) -> &AckFloor {
         &self.floor
     }
 
@@ -175,7 +175,7 @@ impl Consumer {
             .leave_at
             .get_or_insert_with(|| leave_by.min(Instant::now() + requests::EXPIRY) + LAST_MESSAGES_TIMEOUT);
         loop {
-            // A broker that is away brings nothing.
+            // Without a connection nothing can arrive.
             if self.requests.standing() > 0
                 && self.connection.is_up()
                 && let Ok(message) = timeout_at(ended_by, self.messages.next()).await
@@ -188,8 +188,8 @@ impl Consumer {
                 self.end(&message);
             } else {
                 self.requests.leave();
-                // What the broker sends before it learns of the end still comes; unsubscribing would lose it until
-                // ACK_WAIT. With a connection that is closed, leaving is all that is left to do.
+                // Drain instead of unsubscribing: messages that are already on their way would otherwise wait for
+                // ACK_WAIT. On a closed connection this fails and there is nothing left to receive.
                 if !std::mem::replace(&mut self.drained, true) {
                     self.messages.drain().await.ok()?;
                 }
@@ -227,22 +227,22 @@ impl Consumer {
     }
 
     fn is_delivery(&self, message: &async_nats::Message) -> bool {
-        message.status.is_none() && !self.is_answer_to_look(message)
+        message.status.is_none() && !self.is_info_reply(message)
     }
 
-    fn is_answer_to_look(&self, message: &async_nats::Message) -> bool {
-        *message.subject == *self.look_inbox
+    fn is_info_reply(&self, message: &async_nats::Message) -> bool {
+        *message.subject == *self.info_inbox
     }
 
     /// Asks how the consumer is. Nothing waits for the answer; without one the next look tells.
-    async fn look(&mut self) -> Result<(), ConsumerError> {
-        self.look_at = Instant::now() + LOOK_INTERVAL;
+    async fn request_info(&mut self) -> Result<(), ConsumerError> {
+        self.check_at = Instant::now() + CHECK_INTERVAL;
         if Instant::now() >= self.record_at {
             self.record_at = Instant::now() + RECORD_INTERVAL;
             self.floor.record(&self.connection, self.durable.name).await;
         }
         let subject = format!("$JS.API.CONSUMER.INFO.{ORDERS}.{}", self.durable.name);
-        let reply = self.look_inbox.clone();
+        let reply = self.info_inbox.clone();
         self.connection
             .client
             .publish_with_reply(subject, reply, "".into())
@@ -251,18 +251,18 @@ impl Consumer {
     }
 
     /// Whether the consumer is as it has to be, and whether nothing came because there is nothing.
-    fn learn(&mut self, answer: &async_nats::Message) -> Result<(), ConsumerError> {
+    fn check_info(&mut self, answer: &async_nats::Message) -> Result<(), ConsumerError> {
         let Ok(Response::Ok(info)) = serde_json::from_slice::<Response<Info>>(&answer.payload) else {
-            debug!(consumer = self.durable.name, "no answer how the consumer is");
+            debug!(consumer = self.durable.name, "consumer info not readable");
             return Ok(());
         };
         if let Some(settings) = self.durable.edited(&info.config) {
             return Err(ConsumerError::Edited { settings });
         }
         if self.floor.is_of_former_leader(&info) {
-            return Err(ConsumerError::Led);
+            return Err(ConsumerError::LeaderChanged);
         }
-        self.floor = Floor::again(Some(&self.floor), &info, self.durable.wrong.is_some());
+        self.floor = AckFloor::again(Some(&self.floor), &info, self.durable.wrong.is_some());
         self.terms = ConsumerTerms::of(&info);
         let unserved = self.requests.take_unserved();
         let room = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX) < info.config.max_ack_pending;

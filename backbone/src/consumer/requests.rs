@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_is_asked_for_when_nothing_stands_or_twice_as_much_is_wanted() {
+    fn a_request_is_sent_when_none_is_open_or_demand_doubles() {
         let mut requests = Requests::new("_INBOX.x".to_owned());
         assert_eq!(requests.missing(0), None);
         assert_eq!(requests.missing(4), Some(4));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn one_request_may_be_lost_and_no_two_in_a_row() {
+    fn a_second_lost_request_in_a_row_is_an_error() {
         let mut requests = Requests::new("_INBOX.x".to_owned());
         assert!(!requests.lost_one());
         assert!(requests.lost_one());

@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn ever_more_is_cut_off_and_nothing_that_counts() {
+    fn each_cut_is_smaller_and_keeps_the_attempts() {
         let mut bytes = usize::MAX;
         let mut letter = letter(100);
         for cut in Cut::ALL {
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_short_stays_and_a_record_of_attempts_omits_nothing() {
+    fn a_short_record_is_not_cut() {
         let attempt = Attempt { error: "short".to_owned(), ..Attempt::default() };
         let record = DeadLetter { attempts: vec![attempt, Attempt::default()], ..DeadLetter::default() };
         let mut cut = record.clone();

@@ -69,7 +69,7 @@ impl FromStr for LetterId {
     fn from_str(text: &str) -> Result<Self, MalformedLetterId> {
         let (step, sequence) = text.rsplit_once('-').ok_or(MalformedLetterId)?;
         let number: u64 = sequence.parse().map_err(|_| MalformedLetterId)?;
-        // One text for each letter, and no other.
+        // Each dead letter has exactly one text: no leading zeros or plus sign.
         if number.to_string() != sequence {
             return Err(MalformedLetterId);
         }

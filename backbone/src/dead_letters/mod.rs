@@ -47,7 +47,7 @@ const HEADER_BYTES_MAX: usize = 4 * 1024;
 /// Dead letters read at once.
 const READ_LETTERS_MAX: u32 = 64;
 /// Looks at replicas that are behind, before giving up.
-const REPLICA_LOOKS_MAX: u32 = 5;
+const REPLICA_READS_MAX: u32 = 5;
 const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 /// Longest text of an error, in characters.
 pub const ERROR_CHARS_MAX: usize = 512;
@@ -62,7 +62,7 @@ pub struct DeadLetters {
 
 /// A dead letter as stored, or the record of attempts before there is one.
 #[derive(Clone, Debug)]
-pub struct Kept {
+pub struct StoredDeadLetter {
     /// Whose it is.
     pub id: LetterId,
     /// The dead letter. Its state is unspecified while it is only a record of attempts.
@@ -77,29 +77,29 @@ pub struct Kept {
 #[derive(Debug, Error)]
 pub enum PutError {
     /// Another writer has changed the dead letter.
-    #[error("the dead letter has changed meanwhile")]
+    #[error("the dead letter was changed concurrently")]
     Conflict,
     /// The broker is away, or has no space; nothing was stored.
     #[error("the dead letter was not stored: {0}")]
     Unavailable(String),
     /// It is larger than the broker takes, or refused for another reason that stays; nothing was stored.
-    #[error("the broker refuses the dead letter: {0}")]
+    #[error("the broker rejected the dead letter: {0}")]
     Permanent(String),
     /// Perhaps stored; reading the dead letter shows it.
-    #[error("no answer in time whether the dead letter was stored: {0}")]
+    #[error("outcome unknown, the dead letter was not acknowledged in time: {0}")]
     Unknown(String),
 }
 
 /// A page of open dead letters, and whether there are more.
 #[derive(Debug)]
-pub struct Letters {
+pub struct DeadLetterPage {
     /// The oldest first.
-    pub letters: Vec<Kept>,
+    pub letters: Vec<StoredDeadLetter>,
     /// Where to go on; `None` after the last.
     pub next: Option<Revision>,
 }
 
-impl Kept {
+impl StoredDeadLetter {
     /// Its position among the dead letters.
     pub fn position(&self) -> Revision {
         self.head
@@ -127,27 +127,32 @@ impl DeadLetters {
     }
 
     /// The dead letter. Its absence, and that there is no newer version, is proved.
-    pub async fn find_proven(&self, id: &LetterId) -> Result<Option<Kept>, ReadError> {
+    pub async fn find_proven(&self, id: &LetterId) -> Result<Option<StoredDeadLetter>, ReadError> {
         let found = self.barrier.last_of_each(&[id.filter()]).await;
         let last = self.or_restored(found).await?.pop();
-        Ok(last.map(|Stored { sequence, headers, payload, .. }| kept(id, sequence, &headers, payload)))
+        Ok(last
+            .map(|Stored { sequence, headers, payload, .. }| decode_stored(id, sequence, &headers, payload)))
     }
 
     /// The dead letter from the server that acts as the stream's leader: for a write, whose expectation fails if the
     /// read was stale.
-    pub async fn find(&self, id: &LetterId) -> Result<Option<Kept>, ReadError> {
+    pub async fn find(&self, id: &LetterId) -> Result<Option<StoredDeadLetter>, ReadError> {
         let found = found(self.stream.get_last_raw_message_by_subject(&id.filter()).await);
         let last = self.or_restored(found).await?;
-        Ok(last.map(|last| kept(id, Revision(last.sequence), &last.headers, last.payload)))
+        Ok(last.map(|last| decode_stored(id, Revision(last.sequence), &last.headers, last.payload)))
     }
 
     /// Stores what was not there before.
-    pub async fn put(&self, id: &LetterId, letter: DeadLetter) -> Result<Kept, PutError> {
+    pub async fn put(&self, id: &LetterId, letter: DeadLetter) -> Result<StoredDeadLetter, PutError> {
         self.publish(id, letter, Revision::NONE).await
     }
 
     /// Stores the dead letter again if it is unchanged since `before` was read.
-    pub async fn replace(&self, before: &Kept, letter: DeadLetter) -> Result<Kept, PutError> {
+    pub async fn replace(
+        &self,
+        before: &StoredDeadLetter,
+        letter: DeadLetter,
+    ) -> Result<StoredDeadLetter, PutError> {
         let after = self.publish(&before.id, letter, before.head).await?;
         if before.letter.state() == DeadLetterState::Open && after.letter.state() != DeadLetterState::Open {
             self.delete(&before.id, before.head).await;
@@ -158,11 +163,11 @@ impl DeadLetters {
     /// Closes an open dead letter in `state`.
     pub async fn resolve(
         &self,
-        open: &Kept,
+        open: &StoredDeadLetter,
         state: DeadLetterState,
         operator: &str,
         reason: &str,
-    ) -> Result<Kept, PutError> {
+    ) -> Result<StoredDeadLetter, PutError> {
         let resolution = Resolution {
             operator: operator.to_owned(),
             time: Some(SystemTime::now().into()),
@@ -173,14 +178,14 @@ impl DeadLetters {
     }
 
     /// Removes the record of attempts that came to nothing. If that fails, it expires.
-    pub async fn forget(&self, record: &Kept) {
+    pub async fn forget(&self, record: &StoredDeadLetter) {
         if let Err(error) = self.stream.delete_message(record.head.0).await {
-            warn!(dead_letter_id = %record.id, %error, "a record of attempts was not removed");
+            warn!(dead_letter_id = %record.id, %error, "record of attempts not deleted");
         }
     }
 
     /// Removes the message of the open state that a crashed writer has left behind.
-    pub async fn sweep(&self, closed: &Kept) -> Result<(), ReadError> {
+    pub async fn sweep(&self, closed: &StoredDeadLetter) -> Result<(), ReadError> {
         let open = closed.id.subject(DeadLetterState::Open);
         if let Some(left) = found(self.stream.get_last_raw_message_by_subject(&open).await)?
             && left.sequence < closed.head.0
@@ -191,28 +196,28 @@ impl DeadLetters {
     }
 
     /// Some open dead letters of `step`, or of all steps, starting at `from`.
-    pub async fn open_from(&self, step: Option<&str>, from: Revision) -> Result<Letters, ReadError> {
+    pub async fn open_from(&self, step: Option<&str>, from: Revision) -> Result<DeadLetterPage, ReadError> {
         let batch = self.open_batch(&id::open(step), from).await;
         let batch = self.or_restored(batch).await?;
         let last = batch.messages.last().map(|last| Revision(last.sequence.0 + 1));
         let letters = batch.messages.into_iter().filter_map(|message| {
             let letter = DeadLetter::decode(message.payload).ok()?;
             let id = letter.dead_letter_id.parse::<LetterId>().ok()?;
-            // Else it is none of ours.
-            (*message.subject == *id.subject(DeadLetterState::Open)).then_some(Kept {
+            // On any other subject it is a foreign message.
+            (*message.subject == *id.subject(DeadLetterState::Open)).then_some(StoredDeadLetter {
                 id,
                 letter,
                 trace: None,
                 head: message.sequence,
             })
         });
-        Ok(Letters { letters: letters.collect(), next: last.filter(|_| batch.remaining > 0) })
+        Ok(DeadLetterPage { letters: letters.collect(), next: last.filter(|_| batch.remaining > 0) })
     }
 
     /// The last batch has all that there is.
     async fn open_batch(&self, filter: &str, from: Revision) -> Result<Batch, ReadError> {
         let client = &self.connection.client;
-        for looks in 1..=REPLICA_LOOKS_MAX {
+        for reads in 1..=REPLICA_READS_MAX {
             let batch = direct_get::batch_from(client, DEAD_LETTERS, filter, from, READ_LETTERS_MAX).await?;
             if batch.remaining > 0 {
                 return Ok(batch);
@@ -222,9 +227,9 @@ impl DeadLetters {
             if reached >= self.barrier.last_on(filter).await? {
                 return Ok(batch);
             }
-            sleep(REPLICA_PAUSE * looks).await;
+            sleep(REPLICA_PAUSE * reads).await;
         }
-        Err(ReadError::NoAnswer("the replica that answered is behind".to_owned()))
+        Err(ReadError::NoAnswer("the replica that answered lags".to_owned()))
     }
 
     /// The contents of the stream of dead letters.
@@ -235,12 +240,12 @@ impl DeadLetters {
         let mut open = BTreeMap::new();
         let subjects = self.stream.info_with_subjects(id::open(None)).await;
         let mut subjects = subjects.map_err(|error| no_answer(&error))?;
-        // One message each: the stream keeps no more of a subject.
+        // The stream keeps one message per subject, so each subject is one dead letter.
         while let Some((subject, letters)) = subjects.try_next().await.map_err(|error| no_answer(&error))? {
             let step = subject.split('.').nth(2).filter(|step| is_step(step)).unwrap_or_default();
             *open.entry(step.to_owned()).or_default() += letters as u64;
         }
-        // Other records lie beside the letters.
+        // The stream also holds other records.
         let is_empty = open.is_empty() && self.barrier.last_on(id::ALL_LETTERS).await? == Revision::NONE;
         Ok(Contents { stream: StreamState::from(&info), open, is_empty })
     }
@@ -250,7 +255,7 @@ impl DeadLetters {
         id: &LetterId,
         mut letter: DeadLetter,
         expected: Revision,
-    ) -> Result<Kept, PutError> {
+    ) -> Result<StoredDeadLetter, PutError> {
         letter.dead_letter_id = id.to_string();
         letter.step = id.step().to_owned();
         letter.sequence = id.sequence().0;
@@ -282,7 +287,7 @@ impl DeadLetters {
         mut letter: DeadLetter,
         expected: Revision,
         span: &Span,
-    ) -> Result<Kept, PutError> {
+    ) -> Result<StoredDeadLetter, PutError> {
         let subject = id.subject(letter.state());
         let mut headers = HeaderMap::new();
         headers.insert("content-type", "application/protobuf");
@@ -311,9 +316,9 @@ impl DeadLetters {
                 publish(&self.connection, DEAD_LETTERS, subject, headers, payload, expectation, deadline);
             failed = match published.await {
                 Outcome::Stored(head) => {
-                    return Ok(Kept { id: id.clone(), letter, trace, head });
+                    return Ok(StoredDeadLetter { id: id.clone(), letter, trace, head });
                 }
-                // The stream may take less than the broker.
+                // The stream's limit may be lower than the broker's.
                 Outcome::TooLarge(error) => ("too_large", PutError::Permanent(error)),
                 Outcome::Conflict => ("conflict", PutError::Conflict),
                 Outcome::Unavailable(error) => ("unavailable", PutError::Unavailable(error)),
@@ -344,7 +349,7 @@ impl DeadLetters {
     /// Recreates the stream if it was deleted.
     pub async fn restore(&self) {
         if self.connection.is_up() {
-            // Rare, and large.
+            // Boxed because the future is large and rarely needed.
             Box::pin(restore_dead_letters(&self.connection)).await;
         }
     }
@@ -353,18 +358,18 @@ impl DeadLetters {
     /// nothing else depends on it.
     async fn delete(&self, id: &LetterId, open: Revision) {
         if let Err(error) = self.stream.delete_message(open.0).await {
-            warn!(dead_letter_id = %id, %error, "a dead letter that is resolved is still listed");
+            warn!(dead_letter_id = %id, %error, "open entry of a resolved dead letter not deleted");
         }
     }
 }
 
 /// A dead letter as stored.
-fn kept(id: &LetterId, head: Revision, headers: &HeaderMap, payload: Bytes) -> Kept {
+fn decode_stored(id: &LetterId, head: Revision, headers: &HeaderMap, payload: Bytes) -> StoredDeadLetter {
     let letter = DeadLetter::decode(payload).unwrap_or_else(|error| {
-        warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, passed over");
+        warn!(dead_letter_id = %id, %error, "foreign message on a dead letter's subject, skipped");
         DeadLetter::default()
     });
-    Kept { id: id.clone(), letter, trace: trace_headers::read(headers), head }
+    StoredDeadLetter { id: id.clone(), letter, trace: trace_headers::read(headers), head }
 }
 
 /// The order of the dead letter; empty for a message that names no order.
@@ -384,7 +389,7 @@ pub fn headers_of(headers: Option<&HeaderMap>) -> Vec<Header> {
         values.iter().map(|value| Header { name: name.clone(), value: value.to_string() }).collect::<Vec<_>>()
     };
     let mut headers: Vec<_> = headers.into_iter().flat_map(HeaderMap::iter).flat_map(header).collect();
-    // A map has no order of its own, and the same message should read the same.
+    // A map has no order, and the same message must always read the same.
     headers.sort_by(|a, b| a.name.cmp(&b.name));
     headers
 }

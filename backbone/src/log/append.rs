@@ -30,13 +30,13 @@ use crate::log::subjects::{self, EventKind};
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(500) };
 
 static APPENDS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
-    metrics::wait(
+    metrics::call_duration(
         "waybill.append.duration",
         "One append to the order log, from its first publish to the broker's decision, repeats included.",
     )
 });
 static ORDERS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
-    metrics::way("waybill.order.duration", "From an order's creation to its terminal event.")
+    metrics::order_duration("waybill.order.duration", "From an order's creation to its terminal event.")
 });
 
 /// How an append went that the broker decided on.
@@ -64,19 +64,19 @@ pub enum AppendError {
     #[error("the event was not stored: {0}")]
     TooLarge(String),
     /// The event is not in the log, and never will be.
-    #[error("the broker refuses the event: {0}")]
+    #[error("the broker rejected the event: {0}")]
     Permanent(String),
     /// The event is not in the log: the order has none any more.
-    #[error("the order is no longer kept")]
+    #[error("the order is no longer in the log")]
     Gone,
     /// The outcome is unknown. Only a retry can tell.
-    #[error("no answer in time whether the event was stored: {0}")]
+    #[error("outcome unknown, the event was not acknowledged in time: {0}")]
     Unknown(String),
 }
 
 impl AppendError {
     /// Whether an immediate retry is useless.
-    fn is_hopeless(&self) -> bool {
+    fn is_final(&self) -> bool {
         match self {
             Self::Refused(_) | Self::Full(_) | Self::TooLarge(_) | Self::Permanent(_) | Self::Gone => true,
             Self::Unavailable(_) | Self::Unknown(_) => false,
@@ -106,7 +106,7 @@ impl AppendError {
 }
 
 /// An event that is to be appended, and the order with it.
-struct Next {
+struct NextEvent {
     id: OrderId,
     /// The order's latest event.
     previous: Revision,
@@ -118,7 +118,7 @@ struct Next {
 }
 
 /// The cause of a failed append.
-enum Settled {
+enum ConflictOutcome {
     /// The event itself, stored by an earlier try.
     Mine(Revision),
     /// Another writer's event.
@@ -140,7 +140,7 @@ impl OrderLog {
         let order = lifecycle::create(&created, now())?;
         let (previous, expected) = (Revision::NONE, Revision::NONE);
         let detail = Detail::Created(created);
-        let next = Next { id, previous, expected, order, unknown_fields: Bytes::new(), detail };
+        let next = NextEvent { id, previous, expected, order, unknown_fields: Bytes::new(), detail };
         self.append_next(next, deadline).await
     }
 
@@ -155,13 +155,13 @@ impl OrderLog {
         let order = lifecycle::apply(&current.order, &detail, now())?;
         let (previous, expected) = (current.revision(), current.head);
         let unknown_fields = current.unknown_fields.clone();
-        let next = Next { id: current.id, previous, expected, order, unknown_fields, detail };
+        let next = NextEvent { id: current.id, previous, expected, order, unknown_fields, detail };
         self.append_next(next, deadline).await
     }
 
-    async fn append_next(&self, next: Next, deadline: Instant) -> Result<Appended, AppendError> {
+    async fn append_next(&self, next: NextEvent, deadline: Instant) -> Result<Appended, AppendError> {
         let kind = EventKind::of(&next.detail);
-        let mut measured = Measured { kind, began: Instant::now(), outcome: "unknown" };
+        let mut timer = AppendTimer { kind, began: Instant::now(), outcome: "unknown" };
         let span = info_span!(
             "publish",
             otel.name = format!("publish {}", subjects::kind(kind)),
@@ -179,7 +179,7 @@ impl OrderLog {
         );
         let appended =
             self.publish_until_decided(next, deadline, &span).with_context(trace::within(&span)).await;
-        measured.outcome = match &appended {
+        timer.outcome = match &appended {
             Ok(Appended::Stored(_)) => "acked",
             Ok(Appended::Overtaken(_)) => "conflict",
             Err(error) => error.kind(),
@@ -195,11 +195,11 @@ impl OrderLog {
 
     async fn publish_until_decided(
         &self,
-        next: Next,
+        next: NextEvent,
         deadline: Instant,
         span: &Span,
     ) -> Result<Appended, AppendError> {
-        let Next { id, previous, mut expected, mut order, unknown_fields, detail } = next;
+        let NextEvent { id, previous, mut expected, mut order, unknown_fields, detail } = next;
         let carried_since = carried_since(&detail);
         let draft = Draft::new(&id, previous, &mut order, &unknown_fields, detail, self.source);
         span.record("messaging.message.id", &*draft.event_id);
@@ -212,7 +212,7 @@ impl OrderLog {
             Appended::Stored(OrderState { id, order, head: revision, since, event_id, unknown_fields })
         };
 
-        // Set once a publish went unanswered: from then on, no error means that the event is not stored.
+        // Set once a publish got no reply. After that, no error proves that the event is not stored.
         let mut unknown: Option<String> = None;
         for attempts in 1.. {
             let (subject, payload) = (draft.subject.clone(), draft.payload.clone());
@@ -232,28 +232,33 @@ impl OrderLog {
                     self.barrier.committed(connects);
                     return Ok(stored(order, revision));
                 }
-                // What is stored already is found while there is no space, too: a repeat finds its order.
+                // Without space, too, an event that is already stored is found, so a retry finds its order.
                 outcome @ (Outcome::Conflict | Outcome::Full(_)) => {
                     let full = if let Outcome::Full(reason) = outcome { Some(reason) } else { None };
-                    let settled = self.settle(&id, previous, &draft.event_id, unknown.is_some()).await;
-                    match (settled, full) {
-                        (Ok(Settled::Mine(revision)), _) => return Ok(stored(order, revision)),
-                        (Ok(Settled::Overtaken(current)), Some(reason)) if current.revision() == previous => {
+                    let resolved =
+                        self.resolve_conflict(&id, previous, &draft.event_id, unknown.is_some()).await;
+                    match (resolved, full) {
+                        (Ok(ConflictOutcome::Mine(revision)), _) => return Ok(stored(order, revision)),
+                        (Ok(ConflictOutcome::Overtaken(current)), Some(reason))
+                            if current.revision() == previous =>
+                        {
                             AppendError::Full(reason)
                         }
-                        (Ok(Settled::Overtaken(current)), _) => {
+                        (Ok(ConflictOutcome::Overtaken(current)), _) => {
                             span.record("waybill.outcome", "overtaken");
                             return Ok(Appended::Overtaken(*current));
                         }
-                        (Ok(Settled::Vacant(_) | Settled::Gone) | Err(_), Some(reason)) => {
+                        (Ok(ConflictOutcome::Vacant(_) | ConflictOutcome::Gone) | Err(_), Some(reason)) => {
                             AppendError::Full(reason)
                         }
-                        (Ok(Settled::Gone), None) => AppendError::Gone,
-                        (Ok(Settled::Vacant(head)), None) => {
+                        (Ok(ConflictOutcome::Gone), None) => AppendError::Gone,
+                        (Ok(ConflictOutcome::Vacant(head)), None) => {
                             expected = head;
-                            AppendError::Unavailable(format!("foreign messages up to {head} on its subjects"))
+                            AppendError::Unavailable(format!(
+                                "foreign messages up to {head} on the order's subjects"
+                            ))
                         }
-                        // The broker decided, but what it decided cannot be read at the moment.
+                        // The broker has decided, but the decision cannot be read now.
                         (Err(error), None) => AppendError::Unknown(error.to_string()),
                     }
                 }
@@ -266,50 +271,49 @@ impl OrderLog {
                 unknown.get_or_insert_with(|| reason.clone());
             }
             let pause = RETRY.after(attempts);
-            let hopeless = error.is_hopeless() || Instant::now() + pause >= deadline;
-            if hopeless || (unknown.is_none() && !self.connection.is_up()) {
+            let gives_up = error.is_final() || Instant::now() + pause >= deadline;
+            if gives_up || (unknown.is_none() && !self.connection.is_up()) {
                 let error = unknown.map_or(error, AppendError::Unknown);
                 trace::fail(span, error.kind(), &error);
                 return Err(error);
             }
-            debug!(order_id = %id, attempts, %error, "append tried again");
-            span.add_event("append tried again", vec![KeyValue::new(attribute::ERROR_TYPE, error.kind())]);
+            debug!(order_id = %id, attempts, %error, "append retried");
+            span.add_event("append retried", vec![KeyValue::new(attribute::ERROR_TYPE, error.kind())]);
             sleep(pause).await;
         }
-        Err(AppendError::Unknown("gave up".to_owned()))
+        Err(AppendError::Unknown("retries exhausted".to_owned()))
     }
 
     /// The cause of a conflict.
-    async fn settle(
+    async fn resolve_conflict(
         &self,
         id: &OrderId,
         previous: Revision,
         event_id: &str,
-        tried_before: bool,
-    ) -> Result<Settled, ReadError> {
+        retried: bool,
+    ) -> Result<ConflictOutcome, ReadError> {
         let current = match self.latest(id).await? {
             Latest::Order(current) => current,
-            Latest::Vacant(head) if previous == Revision::NONE => return Ok(Settled::Vacant(head)),
-            Latest::Vacant(_) => return Ok(Settled::Gone),
+            Latest::Vacant(head) if previous == Revision::NONE => return Ok(ConflictOutcome::Vacant(head)),
+            Latest::Vacant(_) => return Ok(ConflictOutcome::Gone),
         };
         if current.event_id == event_id {
-            return Ok(Settled::Mine(current.revision()));
+            return Ok(ConflictOutcome::Mine(current.revision()));
         }
-        let history =
-            if tried_before { self.history_reaching(id, current.revision()).await? } else { Vec::new() };
+        let history = if retried { self.history_reaching(id, current.revision()).await? } else { Vec::new() };
         let mine = history.iter().find(|event| event.event_id == event_id);
-        Ok(mine.map_or(Settled::Overtaken(current), |event| Settled::Mine(event.revision)))
+        Ok(mine.map_or(ConflictOutcome::Overtaken(current), |event| ConflictOutcome::Mine(event.revision)))
     }
 }
 
 /// An append in progress. If its caller stops waiting, the outcome is unknown.
-struct Measured {
+struct AppendTimer {
     kind: EventKind,
     began: Instant,
     outcome: &'static str,
 }
 
-impl Drop for Measured {
+impl Drop for AppendTimer {
     fn drop(&mut self) {
         let labels = [KeyValue::new("event", self.kind.as_str()), KeyValue::new("outcome", self.outcome)];
         APPENDS.record(seconds(self.began.elapsed()), &labels);

@@ -34,7 +34,7 @@ impl OrderLog {
         if pending == 0 && ack_pending == 0 {
             return Ok(backlog);
         }
-        // Up to the floor everything is acknowledged; so the first message behind it that the consumer reads is not.
+        // Everything up to the ack floor is acknowledged, so the consumer's first message after it is not.
         let from = Revision(info.ack_floor.stream_sequence.saturating_add(1));
         let mut oldest: Option<direct_get::Stored> = None;
         for filter in filters(info) {
@@ -48,8 +48,8 @@ impl OrderLog {
         backlog.oldest = oldest.and_then(|oldest| stored(&oldest.headers));
         match backlog.oldest {
             Some(_) => Ok(backlog),
-            // A replica that is behind, or what was expired or deleted a moment ago.
-            None => Err(ReadError::NoAnswer("the oldest message of the consumer is not there".to_owned())),
+            // The replica lags, or the message has just expired or been deleted.
+            None => Err(ReadError::NoAnswer("the consumer's oldest message was not found".to_owned())),
         }
     }
 

@@ -18,7 +18,7 @@ use super::read::decode_all;
 use super::{AppendError, Appended, OrderLog, OrderState};
 use crate::broker::direct_get::{self, ReadError, Stored, batch_from};
 use crate::broker::streams::ORDERS;
-use crate::log::carrying::{Candidate, Schedule, Window, happened, has_to_be_carried};
+use crate::log::carrying::{Candidate, Schedule, Window, happened, must_be_carried};
 use crate::log::event::stored;
 use crate::log::ids::{OrderId, Revision};
 use crate::log::subjects::{self, ALL_ORDERS};
@@ -32,14 +32,14 @@ const CARRIES_AT_ONCE: usize = 64;
 const READ_ORDERS_MAX: usize = 64;
 /// Orders that are carried in a second, so that a million of them leave room for others.
 const CARRIES_PER_SECOND_MAX: u32 = 1000;
-// Whatever is wrong, it is perhaps the same with many orders.
+// Throttled: one cause may affect many orders.
 static NOT_CARRIED: LogThrottle = LogThrottle::every(Duration::from_secs(1));
 
 const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The result for one piece of the log.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Walked {
+pub struct CarryProgress {
     /// Where the next piece begins.
     pub next: Revision,
     /// When the last message before it was stored, or the time up to which all is examined.
@@ -56,7 +56,7 @@ pub struct Walked {
 
 /// What the carrier has to know of the log.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept {
+pub struct LogBounds {
     /// When the stream was made.
     pub created: SystemTime,
     /// Retention of its messages; zero is forever.
@@ -86,18 +86,18 @@ enum Outcome {
 
 impl OrderLog {
     /// How long the stream's leader keeps what.
-    pub async fn kept(&self) -> Result<Kept, ReadError> {
+    pub async fn bounds(&self) -> Result<LogBounds, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let info = self.stream.get_info().await.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
         let (first, last) = (Revision(info.state.first_sequence), Revision(info.state.last_sequence));
-        Ok(Kept { created: info.created.into(), retention: info.config.max_age, first, last })
+        Ok(LogBounds { created: info.created.into(), retention: info.config.max_age, first, last })
     }
 
     /// Reads the log from `from` on, as far as it is due and no farther than one piece, and carries the orders that have
     /// not ended.
-    pub async fn carry_due(&self, from: Revision, schedule: &Schedule) -> Result<Walked, CarryError> {
+    pub async fn carry_due(&self, from: Revision, schedule: &Schedule) -> Result<CarryProgress, CarryError> {
         let now = SystemTime::now();
-        let mut walked = Walked { next: from, ..Walked::default() };
+        let mut walked = CarryProgress { next: from, ..CarryProgress::default() };
         let mut window = Window::default();
         let mut read = 0;
         'pieces: while read < WINDOW_MESSAGES_MAX {
@@ -105,13 +105,13 @@ impl OrderLog {
             let batch = batch_from(client, ORDERS, ALL_ORDERS, walked.next, READ_MESSAGES_MAX).await?;
             let is_last = batch.remaining == 0;
             for message in batch.messages {
-                // One that does not say is taken to be as old as the one before it.
+                // A message without a timestamp counts as old as the one before it.
                 let time = stored(&message.headers).or(walked.until).unwrap_or(now);
                 if !schedule.is_due(time, now) {
                     walked.caught_up = true;
                     break 'pieces;
                 }
-                window.see(&message);
+                window.observe(&message);
                 walked.next = Revision(message.sequence.0 + 1);
                 walked.until = Some(time);
                 read += 1;
@@ -128,7 +128,11 @@ impl OrderLog {
         Ok(walked)
     }
 
-    async fn carry_each(&self, candidates: Vec<Candidate>, walked: &mut Walked) -> Result<(), CarryError> {
+    async fn carry_each(
+        &self,
+        candidates: Vec<Candidate>,
+        walked: &mut CarryProgress,
+    ) -> Result<(), CarryError> {
         walked.looked_at = candidates.len() as u64;
         for some in candidates.chunks(READ_ORDERS_MAX) {
             let began = Instant::now();
@@ -162,9 +166,9 @@ impl OrderLog {
         let filters: Vec<_> = candidates.iter().map(|candidate| subjects::order(&candidate.id)).collect();
         let client = &self.connection.client;
         let all = match direct_get::last_of_each(client, ORDERS, &filters).await {
-            // The broker answers no more than 1,024 subjects, and foreign messages may lie on any number of them.
+            // The broker answers for at most 1,024 subjects, and foreign messages can use any number of them.
             Err(ReadError::Broker(error)) if candidates.len() > 1 => {
-                debug!(error, "orders are looked at one by one");
+                debug!(error, "reading orders one by one");
                 let mut all = Vec::new();
                 for filter in filters {
                     all.extend(direct_get::last_of_each(client, ORDERS, &[filter]).await?);
@@ -194,7 +198,7 @@ impl OrderLog {
             let Some(last) = events.last() else { return Ok(Outcome::NotNeeded) };
             let current = OrderState { head, ..last.clone().into() };
             let latest = Some(current.revision()).filter(|_| current.is_carried());
-            if !has_to_be_carried(&current.order, latest, due) {
+            if !must_be_carried(&current.order, latest, due) {
                 return Ok(Outcome::NotNeeded);
             }
             let detail = Detail::Carried(OrderCarried {
@@ -208,7 +212,7 @@ impl OrderLog {
                     return Ok(Outcome::Carried);
                 }
                 Ok(Appended::Overtaken(_)) => {}
-                // It would hold up all others.
+                // An error here would block all other orders.
                 Err(
                     error @ (AppendError::TooLarge(_) | AppendError::Permanent(_) | AppendError::Refused(_)),
                 ) => {

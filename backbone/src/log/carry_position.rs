@@ -41,7 +41,7 @@ impl OrderLog {
         let record = leader_get::last(&self.connection, DEAD_LETTERS, SUBJECT).await?;
         let Some(record) = record else { return Ok((None, Revision::NONE)) };
         let position = serde_json::from_slice(&record.payload).inspect_err(|error| {
-            warn!(subject = SUBJECT, %error, "foreign message where the carrier's position is recorded, passed over");
+            warn!(subject = SUBJECT, %error, "foreign message in place of the carry position, skipped");
         });
         Ok((position.ok(), record.sequence))
     }
@@ -67,7 +67,7 @@ impl OrderLog {
             | Outcome::TooLarge(error)
             | Outcome::Permanent(error)
             | Outcome::Unknown(error) => {
-                warn!(error, "the carrier's position is not recorded");
+                warn!(error, "carry position not recorded");
                 None
             }
         }

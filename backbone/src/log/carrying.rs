@@ -68,7 +68,7 @@ impl Schedule {
     pub fn is_due(&self, stored: SystemTime, now: SystemTime) -> bool {
         let before = self.before.filter(|(until, _)| stored < *until).map(|(_, age)| age);
         let age = [self.age, before].into_iter().flatten().min();
-        // Clocks that disagree make it younger, never older.
+        // Clock skew makes an event younger, never older.
         age.is_some_and(|age| now.duration_since(stored).unwrap_or_default() >= age)
     }
 
@@ -99,10 +99,10 @@ pub struct Window {
 
 impl Window {
     /// Takes note of the next message. Most are judged by their subject alone.
-    pub fn see(&mut self, message: &Stored) {
+    pub fn observe(&mut self, message: &Stored) {
         let Some((kind, id)) = subjects::parse(&message.subject) else { return };
         let due = message.sequence;
-        // On the way, no order ends.
+        // These events never finish an order.
         if matches!(kind, EventKind::Reserved | EventKind::Paid | EventKind::Failed) {
             return;
         }
@@ -130,7 +130,7 @@ impl Window {
 
 /// Whether an order has to be carried that stands like this, because its event at `due` is due. `carried` is where its
 /// latest event is if that is `carried`: a later one is due later.
-pub fn has_to_be_carried(order: &Order, carried: Option<Revision>, due: Revision) -> bool {
+pub fn must_be_carried(order: &Order, carried: Option<Revision>, due: Revision) -> bool {
     !is_finished(order) && carried.is_none_or(|carried| carried <= due)
 }
 

@@ -32,7 +32,7 @@ fn events_are_due_at_half_of_the_retention_or_earlier_if_that_is_set() {
 }
 
 #[test]
-fn a_longer_retention_holds_for_what_is_stored_later_and_a_shorter_one_at_once() {
+fn a_longer_retention_applies_to_later_events_and_a_shorter_one_at_once() {
     let (short, long) = (Schedule::of(10 * HOUR, None), Schedule::of(100 * HOUR, None));
     let longer = short.changed(long, at(100));
     for (stored, due) in [(99, 104), (100, 105), (101, 151)] {
@@ -44,7 +44,7 @@ fn a_longer_retention_holds_for_what_is_stored_later_and_a_shorter_one_at_once()
     assert!(never.is_due(at(99), at(104)) && !never.is_due(at(101), at(900)));
     let shorter = long.changed(short, at(100));
     assert!(shorter.is_due(at(95), at(100)));
-    // Longer, and longer again: what the first left is still due at the first age.
+    // After a second increase, events stored before the first are still due at the first age.
     let twice = longer.changed(Schedule::of(Duration::ZERO, None), at(101));
     assert!(twice.is_due(at(99), at(104)));
 }
@@ -133,7 +133,7 @@ proptest! {
         let mut found = Vec::new();
         for piece in log.chunks(piece) {
             let mut window = Window::default();
-            piece.iter().for_each(|message| window.see(message));
+            piece.iter().for_each(|message| window.observe(message));
             let candidates = window.candidates();
             prop_assert!(candidates.is_sorted_by_key(|candidate| candidate.due));
             let end = piece.last().unwrap().sequence;
@@ -148,12 +148,12 @@ proptest! {
             let by_latest = found.iter().find(|candidate| candidate.id == life.id && candidate.due == life.due);
             if !is_finished(&life.order) {
                 let candidate = by_latest.expect("an unfinished order that was not found");
-                prop_assert!(has_to_be_carried(&life.order, life.carried, candidate.due));
+                prop_assert!(must_be_carried(&life.order, life.carried, candidate.due));
             }
             for candidate in found.iter().filter(|candidate| candidate.id == life.id) {
-                let has_to = has_to_be_carried(&life.order, life.carried, candidate.due);
+                let has_to = must_be_carried(&life.order, life.carried, candidate.due);
                 prop_assert!(!has_to || !is_finished(&life.order));
-                // What was carried since is not carried again for an older event.
+                // An order that has been carried since is not carried again for an older event.
                 prop_assert!(!has_to || life.carried.is_none_or(|carried| carried == candidate.due));
             }
         }

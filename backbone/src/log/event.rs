@@ -61,7 +61,7 @@ impl Draft {
         let payload = unknown_fields::encode(&mut event, unknown_fields);
         *order = event.order.take().unwrap_or_default();
         let subject = subjects::event(kind, id);
-        // An order that is only carried keeps its time.
+        // Carrying an order does not change its update_time.
         let time = if kind == EventKind::Carried { Some(now()) } else { order.update_time };
         Self { event_id: event.event_id, subject, payload, kind, time, source }
     }
@@ -109,7 +109,7 @@ pub struct Recorded {
 #[derive(Debug, Error)]
 pub enum Undecodable {
     /// Waybill writes no such subject.
-    #[error("the subject is not one of an order's events")]
+    #[error("the subject is not that of an order event")]
     ForeignSubject,
     /// The payload is not protobuf, or not this message.
     #[error("the payload is not an orders.v1.OrderEvent: {0}")]
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back() {
+    fn an_event_decodes_as_written() {
         let (id, trace) = (id(), trace::root());
         let draft = draft(&id);
         let _current = trace::remote(trace.clone()).attach();
@@ -261,7 +261,7 @@ mod tests {
             let mut payload = draft.payload.to_vec();
             let at = at.index(payload.len());
             payload[at] = byte;
-            // Whether it still reads depends on the byte; that it returns is the property.
+            // Whether it still decodes depends on the byte; the property is that it does not panic.
             drop(Recorded::decode(&draft.subject, Revision(1), None, payload.into()));
         }
     }

@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn keys_never_change_between_versions() {
-        // Stored orders are found by these: a change here loses them.
+        // Stored orders are found by these keys: a change here would lose them.
         let id = OrderId {
             customer: CustomerKey::of("", "customer-1"),
             order: OrderKey::of_request("", "customer-1", "request-1"),

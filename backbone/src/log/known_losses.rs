@@ -24,8 +24,8 @@ pub(super) static LOSSES: LazyLock<Losses> = LazyLock::new(Losses::default);
 #[derive(Debug, Default)]
 pub(super) struct Losses {
     /// Lost events that no operator has acknowledged, and when the latest of these losses was noticed.
-    pub(super) unacknowledged: Mutex<Option<Mark>>,
-    /// Events that the log held at the last look, and the sequence of the last one.
+    pub(super) unacknowledged: Mutex<Option<LossMark>>,
+    /// Events that the log held at the last sample, and the sequence of the last one.
     pub(super) held: AtomicU64,
     pub(super) last: AtomicU64,
     /// The highest sequence that this process has appended since the log was made.
@@ -46,12 +46,12 @@ pub struct LossCounts {
 
 /// A loss as the stream's metadata have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(super) struct LossMark {
     pub(super) events: u64,
     pub(super) at: SystemTime,
 }
 
-impl fmt::Display for Mark {
+impl fmt::Display for LossMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.events, rfc3339(self.at))
     }
@@ -59,7 +59,7 @@ impl fmt::Display for Mark {
 
 impl Losses {
     /// Logs it once, and notifies all waiting tasks.
-    pub(super) fn say(&self, loss: &Loss, at: SystemTime) {
+    pub(super) fn report(&self, loss: &Loss, at: SystemTime) {
         let Loss { cause, events, sequences: (from, to), times: (from_time, to_time) } = loss;
         error!(
             events,
@@ -68,11 +68,11 @@ impl Losses {
             from_time = rfc3339(*from_time),
             to_time = rfc3339(*to_time),
             cause = cause.as_str(),
-            "the order log has lost events; the orders that they belong to may be lost"
+            "the order log has lost events; orders may be lost"
         );
         let mut unacknowledged = self.unacknowledged();
         let before = unacknowledged.map_or(0, |mark| mark.events);
-        *unacknowledged = Some(Mark { events: before + events, at });
+        *unacknowledged = Some(LossMark { events: before + events, at });
         drop(unacknowledged);
         self.counts.send_modify(|counts| counts.all += 1);
     }
@@ -81,12 +81,12 @@ impl Losses {
     pub(super) fn acknowledge(&self, acknowledged: SystemTime) {
         *self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner) = Some(acknowledged);
         if self.unacknowledged().take_if(|mark| mark.at <= acknowledged).is_some() {
-            info!("the loss of events is acknowledged");
+            info!("loss of events acknowledged");
         }
     }
 
     /// Nothing panics while it is held, so poison would mean nothing.
-    pub(super) fn unacknowledged(&self) -> MutexGuard<'_, Option<Mark>> {
+    pub(super) fn unacknowledged(&self) -> MutexGuard<'_, Option<LossMark>> {
         self.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -97,12 +97,12 @@ pub(super) fn appended(Revision(sequence): Revision) {
 }
 
 /// The metadata of a stream that this process creates in place of one that held events. It is set from the start, so
-/// that a process that starts before the next look knows that the stream is not the first.
+/// that a process that starts before the next sample knows that the stream is not the first.
 pub(crate) fn mark_of_successor() -> Option<(String, String)> {
     let appended = LOSSES.appended.load(Ordering::Relaxed);
     let unseen = appended.saturating_sub(LOSSES.last.load(Ordering::Relaxed));
     let events = LOSSES.held.load(Ordering::Relaxed) + unseen;
-    (events > 0).then(|| (LOST.to_owned(), Mark { events, at: SystemTime::now() }.to_string()))
+    (events > 0).then(|| (LOST.to_owned(), LossMark { events, at: SystemTime::now() }.to_string()))
 }
 
 /// When an operator has last acknowledged losses, as far as this process has seen.
@@ -110,14 +110,14 @@ pub fn loss_acknowledged() -> Option<SystemTime> {
     *LOSSES.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(super) fn unacknowledged(config: &Config) -> Option<Mark> {
+pub(super) fn unacknowledged(config: &Config) -> Option<LossMark> {
     let acknowledged = time_in(config, ACKNOWLEDGED);
     mark_in(config).filter(|mark| acknowledged.is_none_or(|acknowledged| mark.at > acknowledged))
 }
 
-pub(super) fn mark_in(config: &Config) -> Option<Mark> {
+pub(super) fn mark_in(config: &Config) -> Option<LossMark> {
     let (events, at) = config.metadata.get(LOST)?.split_once('@')?;
-    Some(Mark { events: events.parse().ok()?, at: time_of(at)? })
+    Some(LossMark { events: events.parse().ok()?, at: time_of(at)? })
 }
 
 pub(super) fn time_in(config: &Config, key: &str) -> Option<SystemTime> {

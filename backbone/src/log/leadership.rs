@@ -11,7 +11,7 @@ use super::backlog::filters;
 use crate::broker::direct_get::{self, ReadError};
 use crate::broker::leader_get;
 use crate::broker::streams::ORDERS;
-use crate::consumer::lag::{Behind, Lag, Unseen};
+use crate::consumer::lag::{Lag, LaggingLeader, UnseenRange};
 
 /// The result of a request that a consumer's leader step down.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,21 +27,21 @@ struct Success {}
 
 impl OrderLog {
     /// How far the leader of a consumer lags behind the log now; `None` if it keeps up. `lag` is what was seen before.
-    pub async fn lag_of(&self, consumer: &str, lag: &mut Lag) -> Result<Option<Behind>, ReadError> {
+    pub async fn lag_of(&self, consumer: &str, lag: &mut Lag) -> Result<Option<LaggingLeader>, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
         let stream = self.stream.get_info().await.map_err(|error| no_answer(&error))?;
         let info = self.stream.consumer_info(consumer).await.map_err(|error| no_answer(&error))?;
-        let Some(unseen) = lag.see(&info, &stream, Instant::now()) else { return Ok(None) };
+        let Some(unseen) = lag.observe(&info, &stream, Instant::now()) else { return Ok(None) };
         if self.is_any_for(&info, unseen).await? {
-            return Ok(Behind::of(&info, &stream));
+            return Ok(LaggingLeader::of(&info, &stream));
         }
         lag.clear(&info, unseen);
         Ok(None)
     }
 
     /// Whether one of the messages is for the consumer, as the leader of the log has it.
-    async fn is_any_for(&self, consumer: &Info, unseen: Unseen) -> Result<bool, ReadError> {
+    async fn is_any_for(&self, consumer: &Info, unseen: UnseenRange) -> Result<bool, ReadError> {
         for filter in filters(consumer) {
             let next = self.stream.get_first_raw_message_by_subject(filter, unseen.from).await;
             if leader_get::found(next)?.is_some_and(|message| message.sequence <= unseen.to) {

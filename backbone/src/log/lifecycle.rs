@@ -177,7 +177,7 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
     let event = EventKind::of(detail);
     let refused = Refused::Transition { event, status };
 
-    // It only gets a younger event.
+    // Carrying changes nothing about the order.
     if let Detail::Carried(_) = detail {
         return if is_finished(order) { Err(refused) } else { Ok(order.clone()) };
     }
@@ -193,22 +193,22 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
             let owed = row_at(status).and_then(|row| row.rejected_owes).ok_or(refused)?;
             after.set_status(OrderStatus::Rejected);
             after.reason.clone_from(&rejected.reason);
-            after.undo_pending = numbers(owed);
+            after.undo_pending = to_numbers(owed);
         }
         Detail::Cancelled(_) => {
             let row = row_at(unparked(order)).ok_or(refused)?;
             after.set_status(OrderStatus::Cancelled);
             after.reason = REASON_CANCELLED.to_owned();
-            after.undo_pending = numbers(row.cancelled_owes);
+            after.undo_pending = to_numbers(row.cancelled_owes);
             unpark(&mut after);
         }
-        Detail::Released(_) => settle(&mut after, Undo::Release, refused)?,
-        Detail::Refunded(_) => settle(&mut after, Undo::Refund, refused)?,
+        Detail::Released(_) => complete_compensation(&mut after, Undo::Release, refused)?,
+        Detail::Refunded(_) => complete_compensation(&mut after, Undo::Refund, refused)?,
         Detail::Failed(failed) => {
             if status == OrderStatus::Failed || is_finished(order) {
                 return Err(refused);
             }
-            // An order that is parked while it owes something keeps the reason that it ended for.
+            // An order parked while it owes a compensation keeps the reason of its rejection or cancellation.
             if row_at(status).is_some() {
                 after.reason.clone_from(&failed.reason);
             }
@@ -218,7 +218,7 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
         }
         Detail::Redriven(_) => {
             let parked = order.parked_status();
-            // A foreign event may have parked it with none.
+            // A foreign event may have parked it without a parked_status.
             if status != OrderStatus::Failed || parked == OrderStatus::Unspecified {
                 return Err(refused);
             }
@@ -238,7 +238,7 @@ pub fn is_finished(order: &Order) -> bool {
     is_terminal && order.undo_pending.is_empty()
 }
 
-fn settle(order: &mut Order, undo: Undo, refused: Refused) -> Result<(), Refused> {
+fn complete_compensation(order: &mut Order, undo: Undo, refused: Refused) -> Result<(), Refused> {
     let owed = order.undo_pending.len();
     order.undo_pending.retain(|pending| *pending != i32::from(undo));
     if order.undo_pending.len() < owed { Ok(()) } else { Err(refused) }
@@ -250,7 +250,7 @@ fn unpark(order: &mut Order) {
 }
 
 /// As the contract carries them.
-fn numbers(owed: &[Undo]) -> Vec<i32> {
+fn to_numbers(owed: &[Undo]) -> Vec<i32> {
     owed.iter().map(|undo| i32::from(*undo)).collect()
 }
 

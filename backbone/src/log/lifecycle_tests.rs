@@ -99,7 +99,7 @@ fn the_whole_table() {
 }
 
 #[test]
-fn the_way_begins_with_an_order_and_each_row_takes_up_where_the_one_before_ends() {
+fn the_table_is_a_chain_from_accepted_to_fulfilled() {
     let mut status = create(&created(), NOW).unwrap().status();
     for row in WAY {
         assert_eq!(row.status, status, "{:?}", row.event);
@@ -109,7 +109,7 @@ fn the_way_begins_with_an_order_and_each_row_takes_up_where_the_one_before_ends(
 }
 
 #[test]
-fn a_step_hears_of_all_its_work_and_of_no_more() {
+fn a_step_consumes_exactly_its_events() {
     use EventKind::{Cancelled, Carried, Created, Fulfilled, Paid, Redriven, Rejected, Reserved};
     assert_eq!(wakes(Reserved, Some(Undo::Release)), [Created, Rejected, Cancelled, Redriven, Carried]);
     assert_eq!(wakes(Paid, Some(Undo::Refund)), [Reserved, Cancelled, Redriven, Carried]);
@@ -164,7 +164,7 @@ proptest! {
                         prop_assert!(!waits_for(&next, row.event) || wakes(row.event, None).contains(&kind));
                     }
                     for undo in [Undo::Release, Undo::Refund] {
-                        // That one of two undoings is done is no news for the step that owes the other.
+                        // A completed compensation is no news for the step that owes the other one.
                         let news = owes(&next, undo) && !owes(&order, undo);
                         prop_assert!(!news || wakes(kind, Some(undo)).contains(&kind));
                     }

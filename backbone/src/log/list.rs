@@ -18,10 +18,10 @@ use crate::broker::streams::ORDERS;
 use crate::log::ids::{CustomerKey, OrderId, Revision};
 use crate::log::subjects::{self, EventKind};
 
-/// Orders that one call looks at before it gives its page out as it is; when few of them are wanted, it is not full.
+/// Orders that one call examines before it returns its page. When few of them match, the page is not full.
 const EXAMINED_MAX: usize = 1_000;
 /// Minimum number of orders to search, once some did not match.
-const LOOKED_FOR_MIN: usize = 256;
+const SEARCHED_MIN: usize = 256;
 /// Maximum encoded size of a page; the order that exceeds it is the last one. Clients accept messages of 4 MiB by
 /// default.
 const PAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -35,7 +35,7 @@ const PROBES_MAX: u32 = 80;
 const READ_MESSAGES_MAX: u32 = 256;
 
 /// Looks at replicas that are behind, before giving up.
-const REPLICA_LOOKS_MAX: u32 = 5;
+const REPLICA_READS_MAX: u32 = 5;
 const REPLICA_PAUSE: Duration = Duration::from_millis(100);
 
 /// Some of a customer's orders.
@@ -48,21 +48,21 @@ pub struct Page {
 }
 
 /// All that a list needs of an order's first event.
-struct Created {
+struct CreatedOrder {
     id: OrderId,
     revision: Revision,
 }
 
 /// How many messages there are from somewhere in the stream on.
 #[derive(Clone, Copy)]
-struct Mark {
+struct Position {
     at: Revision,
     messages: u64,
 }
 
 /// Messages of one read.
-struct Look {
-    created: Vec<Created>,
+struct WindowScan {
+    created: Vec<CreatedOrder>,
     /// The last message on the filter that was met.
     reached: Revision,
     from: Revision,
@@ -91,13 +91,13 @@ impl OrderLog {
     ) -> Result<Page, ReadError> {
         let (mut orders, mut before, mut examined, mut bytes) = (Vec::new(), before, 0, 0);
         loop {
-            let looked_for = match size - orders.len() {
+            let searched = match size - orders.len() {
                 missing if examined == 0 => missing,
-                missing => missing.max(LOOKED_FOR_MIN),
+                missing => missing.max(SEARCHED_MIN),
             };
-            // One more tells whether there are older ones.
-            let mut created = self.firsts_before(customer, before, looked_for + 1).await?;
-            let more = created.len() > looked_for;
+            // One more shows whether there are older orders.
+            let mut created = self.orders_before(customer, before, searched + 1).await?;
+            let more = created.len() > searched;
             if more {
                 created.remove(0);
             }
@@ -127,12 +127,12 @@ impl OrderLog {
     }
 
     /// The newest `count` orders of `customer`, of those whose first event is or was before `before`, oldest first.
-    async fn firsts_before(
+    async fn orders_before(
         &self,
         customer: CustomerKey,
         before: Option<Revision>,
         count: usize,
-    ) -> Result<Vec<Created>, ReadError> {
+    ) -> Result<Vec<CreatedOrder>, ReadError> {
         let mut created = self.created_before(customer, before, count).await?;
         if created.len() < count {
             let mut carried = self.carried_before(customer, before).await?;
@@ -149,21 +149,23 @@ impl OrderLog {
         &self,
         customer: CustomerKey,
         before: Option<Revision>,
-    ) -> Result<Vec<Created>, ReadError> {
+    ) -> Result<Vec<CreatedOrder>, ReadError> {
         let client = &self.connection.client;
         let carried = all_from(client, ORDERS, &subjects::carried_of(customer), Revision::NONE).await?;
         if carried.is_empty() {
             return Ok(Vec::new());
         }
-        let kept = self.mark(&subjects::created_by(customer), Revision::NONE).await?.map(|mark| mark.at);
+        let kept =
+            self.position(&subjects::created_by(customer), Revision::NONE).await?.map(|position| position.at);
         let mut firsts = BTreeMap::new();
         for event in decode_all(carried) {
             if let Detail::Carried(carried) = &event.detail {
                 firsts.insert(carried.created_revision, event.id);
             }
         }
-        let firsts = firsts.into_iter().map(|(revision, id)| Created { id, revision: Revision(revision) });
-        let is_listed = |first: &Created| {
+        let firsts =
+            firsts.into_iter().map(|(revision, id)| CreatedOrder { id, revision: Revision(revision) });
+        let is_listed = |first: &CreatedOrder| {
             kept.is_none_or(|kept| first.revision < kept)
                 && before.is_none_or(|before| first.revision < before)
         };
@@ -176,11 +178,11 @@ impl OrderLog {
         customer: CustomerKey,
         before: Option<Revision>,
         count: usize,
-    ) -> Result<Vec<Created>, ReadError> {
+    ) -> Result<Vec<CreatedOrder>, ReadError> {
         let filter = &subjects::created_by(customer);
-        let (mut created, mut before, mut looks) = (Vec::new(), before, 0);
-        // Up to here the replica that answers has to have the list: to the newest order, or to where the page before
-        // ended, if that is still kept and no token was made up.
+        let (mut created, mut before, mut reads) = (Vec::new(), before, 0);
+        // The replica must have the list up to here: to the newest order, or to the end of the previous page, unless that has
+        // expired or the token was forged.
         let mut is_proved = before.is_none();
         let mut least = match before {
             Some(before) => before,
@@ -188,20 +190,21 @@ impl OrderLog {
         };
         loop {
             let wanted = (count - created.len()) as u64;
-            let look = match self.look(filter, before, wanted).await {
-                Ok(look) => Some(look),
+            let scan = match self.scan(filter, before, wanted).await {
+                Ok(scan) => Some(scan),
                 Err(ReadError::NoAnswer(_)) if self.connection.is_up() => None,
                 Err(error) => return Err(error),
             };
-            let reached = look.as_ref().map_or(Revision::NONE, |look| look.reached);
+            let reached = scan.as_ref().map_or(Revision::NONE, |scan| scan.reached);
             if reached < least && !is_proved {
                 least = least.min(self.barrier.last_on(filter).await?);
                 is_proved = true;
             }
-            let Some(Look { created: mut older, is_first, from, .. }) = look.filter(|_| reached >= least)
+            let Some(WindowScan { created: mut older, is_first, from, .. }) =
+                scan.filter(|_| reached >= least)
             else {
-                looks += 1;
-                if looks == REPLICA_LOOKS_MAX {
+                reads += 1;
+                if reads == REPLICA_READS_MAX {
                     return Err(behind());
                 }
                 sleep(REPLICA_PAUSE).await;
@@ -209,7 +212,7 @@ impl OrderLog {
             };
             older.append(&mut created);
             created = older;
-            // Orders that arrived while it was looked for have made the window too small.
+            // Orders that arrived during the search have made the window too small.
             if is_first || created.len() >= count {
                 created.drain(..created.len().saturating_sub(count));
                 return Ok(created);
@@ -219,22 +222,27 @@ impl OrderLog {
     }
 
     /// The newest `count` first events on `filter` before `before`, or more, from any replica.
-    async fn look(&self, filter: &str, before: Option<Revision>, count: u64) -> Result<Look, ReadError> {
+    async fn scan(
+        &self,
+        filter: &str,
+        before: Option<Revision>,
+        count: u64,
+    ) -> Result<WindowScan, ReadError> {
         let Window { from, is_first } = self.window(filter, before, count).await?;
         let (created, reached) = self.created_between(filter, from, before).await?;
-        Ok(Look { created, reached, from, is_first })
+        Ok(WindowScan { created, reached, from, is_first })
     }
 
     /// Where to begin to read so as to meet at least the last `count` messages on `filter` before `before`, and
     /// not many more. Counting from any sequence on is cheap, so this is a search by value.
     async fn window(&self, filter: &str, before: Option<Revision>, count: u64) -> Result<Window, ReadError> {
-        let Some(first) = self.mark(filter, Revision::NONE).await? else {
+        let Some(first) = self.position(filter, Revision::NONE).await? else {
             return Ok(Window { from: Revision::NONE, is_first: true });
         };
         let (mut low, mut high) = match before {
             Some(before) => {
-                let messages = self.mark(filter, before).await?.map_or(0, |mark| mark.messages);
-                (first, Mark { at: before, messages })
+                let messages = self.position(filter, before).await?.map_or(0, |position| position.messages);
+                (first, Position { at: before, messages })
             }
             None => (first, self.end(filter, first).await?),
         };
@@ -248,26 +256,28 @@ impl OrderLog {
             } else {
                 Revision(low.at.0 + (high.at.0 - low.at.0) / 2)
             };
-            match self.mark(filter, middle).await? {
-                Some(mark) if mark.messages >= least => low = mark,
-                found => high = Mark { at: middle, messages: found.map_or(0, |mark| mark.messages) },
+            match self.position(filter, middle).await? {
+                Some(position) if position.messages >= least => low = position,
+                found => {
+                    high = Position { at: middle, messages: found.map_or(0, |position| position.messages) }
+                }
             }
         }
         Ok(Window { from: low.at, is_first: low.at == first.at })
     }
 
     /// The first message on `filter` from `from` on, and how many there are from it on.
-    async fn mark(&self, filter: &str, from: Revision) -> Result<Option<Mark>, ReadError> {
+    async fn position(&self, filter: &str, from: Revision) -> Result<Option<Position>, ReadError> {
         let batch = batch_from(&self.connection.client, ORDERS, filter, from, 1).await?;
         let messages = batch.total();
-        Ok(batch.messages.first().map(|first| Mark { at: first.sequence, messages }))
+        Ok(batch.messages.first().map(|first| Position { at: first.sequence, messages }))
     }
 
     /// The last message on `filter`.
-    async fn end(&self, filter: &str, low: Mark) -> Result<Mark, ReadError> {
+    async fn end(&self, filter: &str, low: Position) -> Result<Position, ReadError> {
         let last = self.stream.direct_get_last_for_subject(filter).await;
         let last = last.map_err(|error| read_error(&error))?;
-        Ok(Mark { at: Revision(last.sequence.max(low.at.0)), messages: 1 })
+        Ok(Position { at: Revision(last.sequence.max(low.at.0)), messages: 1 })
     }
 
     /// The first events on `filter` from `from` to before `before`, and how far the answer went.
@@ -276,7 +286,7 @@ impl OrderLog {
         filter: &str,
         from: Revision,
         before: Option<Revision>,
-    ) -> Result<(Vec<Created>, Revision), ReadError> {
+    ) -> Result<(Vec<CreatedOrder>, Revision), ReadError> {
         let (mut created, mut from, mut reached) = (Vec::new(), from, Revision::NONE);
         loop {
             let Batch { mut messages, remaining } =
@@ -291,7 +301,7 @@ impl OrderLog {
             }
             let events = decode_all(messages).into_iter();
             let events = events.filter(|event| event.kind() == EventKind::Created);
-            created.extend(events.map(|event| Created { id: event.id, revision: event.revision }));
+            created.extend(events.map(|event| CreatedOrder { id: event.id, revision: event.revision }));
             if is_enough || remaining == 0 {
                 return Ok((created, reached));
             }
@@ -300,7 +310,7 @@ impl OrderLog {
 }
 
 /// Where, between the two, the messages from there on should be `wanted` many, if they lie evenly.
-fn between(low: Mark, high: Mark, wanted: u64) -> Revision {
+fn between(low: Position, high: Position, wanted: u64) -> Revision {
     let (width, messages) = (high.at.0 - low.at.0, low.messages.saturating_sub(high.messages).max(1));
     let from_high = wanted.saturating_sub(high.messages);
     let back = u128::from(width) * u128::from(from_high) / u128::from(messages);

@@ -17,11 +17,11 @@ use crate::log::ids::Revision;
 use crate::log::subjects::LIVE_PREFIX;
 
 /// Events held for the slowest watcher of a subject. One that falls further behind reads the log.
-const EVENTS_HELD_MAX: usize = 16;
+const EVENTS_BUFFERED_MAX: usize = 16;
 
 /// The watched subjects.
 #[derive(Debug, Default)]
-pub(super) struct Live {
+pub(super) struct LiveTopics {
     subjects: Mutex<HashMap<String, Weak<Topic>>>,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Live {
 struct Topic {
     subject: String,
     events: Sender<Arc<Recorded>>,
-    live: Arc<Live>,
+    live: Arc<LiveTopics>,
     _receiving: AbortOnDropHandle<()>,
 }
 
@@ -49,7 +49,7 @@ pub(super) enum LiveEvent {
     Missed,
 }
 
-impl Live {
+impl LiveTopics {
     /// Subscribes to `subject`. Receives what is stored after this returns, unless the connection is lost.
     pub(super) async fn listen(
         self: &Arc<Self>,
@@ -63,11 +63,11 @@ impl Live {
         let subscriber = subscriber.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
 
         let mut subjects = self.lock();
-        // Somebody else may have been as fast.
+        // Another caller may have subscribed meanwhile.
         if let Some(topic) = subjects.get(&subject).and_then(Weak::upgrade) {
             return Ok(Listener::of(topic));
         }
-        let (events, _) = broadcast::channel(EVENTS_HELD_MAX);
+        let (events, _) = broadcast::channel(EVENTS_BUFFERED_MAX);
         let receiving = AbortOnDropHandle::new(tokio::spawn(receive(subscriber, events.clone())));
         let topic = Topic { subject: subject.clone(), events, live: self.clone(), _receiving: receiving };
         let topic = Arc::new(topic);
@@ -88,7 +88,7 @@ impl Live {
 impl Drop for Topic {
     fn drop(&mut self) {
         let mut subjects = self.live.lock();
-        // A newer topic may have taken the place already.
+        // A newer topic may have replaced this one.
         if subjects.get(&self.subject).is_some_and(|topic| topic.strong_count() == 0) {
             subjects.remove(&self.subject);
         }
@@ -108,7 +108,7 @@ impl Listener {
         match self.events.recv().await {
             Ok(event) => LiveEvent::Event(event),
             Err(RecvError::Lagged(_)) => LiveEvent::Missed,
-            // The topic, which we hold, has a sender.
+            // Never happens: the topic held here owns a sender.
             Err(RecvError::Closed) => std::future::pending().await,
         }
     }
@@ -128,9 +128,9 @@ async fn receive(mut subscriber: Subscriber, events: Sender<Arc<Recorded>>) {
     while let Some(message) = subscriber.next().await {
         let subject = message.subject.clone();
         match decode(message) {
-            // Nobody listening is no failure: it ends this task.
+            // Without listeners sending fails. That is not an error: the topic is dropped, which ends this task.
             Ok(event) => drop(events.send(Arc::new(event))),
-            Err(error) => warn!(%subject, error, "foreign message on a live subject, passed over"),
+            Err(error) => warn!(%subject, error, "foreign message on a live subject, skipped"),
         }
     }
 }
@@ -138,7 +138,7 @@ async fn receive(mut subscriber: Subscriber, events: Sender<Arc<Recorded>>) {
 /// Reads a republished message: the stream says in a header where it stored it.
 fn decode(message: Message) -> Result<Recorded, String> {
     let headers = message.headers.as_ref();
-    // The last one is the broker's; the message may have brought one of its own.
+    // The last one is the broker's; the publisher may have set one before it.
     let sequence = headers.and_then(|headers| headers.get_last("Nats-Sequence"));
     let sequence = sequence.and_then(|text| text.as_str().parse().ok());
     let sequence = sequence.ok_or("no Nats-Sequence")?;

@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime};
 
 /// Messages this close to their expiry count as expired, to allow for clock differences between servers.
 pub(super) const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
-/// A barrier that was written after the last message of one look has not expired when another one comes within this time.
+/// A barrier that was written after the last message of one sample has not expired when another one comes within this time.
 const BARRIERS_KEPT: Duration = Duration::from_secs(9);
 
 /// How the log was at one moment, by the broker's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Look {
+pub(super) struct LogSample {
     /// When it was observed.
     pub(super) at: SystemTime,
     /// When the stream was made.
@@ -32,12 +32,12 @@ pub(super) struct Look {
     pub(super) first_time: SystemTime,
     pub(super) last_time: SystemTime,
     /// The first sequence that cannot expire within the margin, and when that was found out. `None`: not known.
-    pub(super) keeps: Option<Keeps>,
+    pub(super) unexpired: Option<UnexpiredRange>,
 }
 
-/// From where on the log keeps its messages.
+/// The part of the log that has not expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Keeps {
+pub(super) struct UnexpiredRange {
     pub(super) from: u64,
     /// Until then nothing from there on expires.
     pub(super) until: SystemTime,
@@ -45,7 +45,7 @@ pub(super) struct Keeps {
 
 /// What kind of loss it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum LossCause {
     /// The stream was deleted or its store was wiped, and it was recreated.
     Replaced,
     /// Messages were purged or deleted.
@@ -56,13 +56,13 @@ pub enum Cause {
     Missing,
 }
 
-impl Cause {
+impl LossCause {
     /// In words, for the log.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Replaced => "the stream was deleted or its store was wiped, and it was made anew",
+            Self::Replaced => "the stream was deleted or its storage was wiped, and it was recreated",
             Self::Removed => "events were purged or deleted",
-            Self::RolledBack => "the last events are gone, as after the return of an older store",
+            Self::RolledBack => "the last events are missing, as after an older storage was restored",
             Self::Missing => "other records name events that the log does not have",
         }
     }
@@ -72,7 +72,7 @@ impl Cause {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
     /// What happened.
-    pub cause: Cause,
+    pub cause: LossCause,
     /// How many are known to be lost. There may be more, written and lost between two looks.
     pub events: u64,
     /// They are among these sequences.
@@ -81,9 +81,9 @@ pub struct Loss {
     pub times: (SystemTime, SystemTime),
 }
 
-impl Look {
+impl LogSample {
     /// The same with what was appended up to `sequence` since, and is known to be stored at the latest at `at`.
-    pub(super) fn and_appended(&self, sequence: u64, at: SystemTime) -> Self {
+    pub(super) fn with_append(&self, sequence: u64, at: SystemTime) -> Self {
         if sequence <= self.last {
             return self.clone();
         }
@@ -110,7 +110,7 @@ impl Look {
     pub(super) fn lost_since(&self, before: &Self) -> Option<Loss> {
         if self.created != before.created {
             return (before.events() > 0).then_some(Loss {
-                cause: Cause::Replaced,
+                cause: LossCause::Replaced,
                 events: before.events(),
                 sequences: (before.first, before.last),
                 times: (before.first_time, before.last_time),
@@ -122,13 +122,13 @@ impl Look {
         let removed = (before.messages + (self.last - before.last)).saturating_sub(self.messages);
         let barriers = self.barriers_expired_since(before);
         let events = removed.saturating_sub(self.expired_since(before) + barriers);
-        // What was removed from the front reaches up to what is now the first.
+        // A removal from the front reaches up to the message that is now the first.
         let is_front =
             self.first > before.first && events + barriers >= removed.min(self.first - before.first);
         let to_time = if is_front && self.messages > 0 { self.first_time } else { before.last_time };
         let to = if is_front { self.first.saturating_sub(1) } else { before.last };
         (events > 0).then_some(Loss {
-            cause: Cause::Removed,
+            cause: LossCause::Removed,
             events,
             sequences: (before.first, to.max(before.first)),
             times: (before.first_time, to_time),
@@ -140,7 +140,7 @@ impl Look {
         if before.barriers + self.barriers == 0 {
             return 0;
         }
-        // A server that had been cut off may have shown an old state.
+        // A server that was cut off may have reported an old state.
         let apart = self.at.duration_since(before.last_time).unwrap_or_default();
         let written = if apart > BARRIERS_KEPT { self.last.saturating_sub(before.last) } else { 0 };
         before.barriers + written
@@ -152,13 +152,15 @@ impl Look {
         if self.max_age.is_zero() && before.max_age.is_zero() {
             return 0;
         }
-        // Somebody keeps them for a shorter time from now on, or has done so between the looks.
+        // An operator has changed the retention, perhaps to a shorter one.
         if self.max_age != before.max_age {
             return from_front;
         }
-        match before.keeps {
-            Some(keeps) if self.at <= keeps.until => keeps.from.min(self.first).saturating_sub(before.first),
-            // The looks lie too far apart. All that is known is whether the last one was young.
+        match before.unexpired {
+            Some(unexpired) if self.at <= unexpired.until => {
+                unexpired.from.min(self.first).saturating_sub(before.first)
+            }
+            // Too long between the two observations. Only the age of the last message is known.
             Some(_) | None => {
                 let age_of_last = self.at.duration_since(before.last_time).unwrap_or_default();
                 let is_young = age_of_last + EXPIRY_MARGIN < self.max_age;
@@ -181,8 +183,8 @@ mod tests {
     }
 
     /// A log of one message a second since second 1, of which those before `first` are gone.
-    fn look(now: u64, first: u64) -> Look {
-        Look {
+    fn sample(now: u64, first: u64) -> LogSample {
+        LogSample {
             at: at(now),
             created: at(0),
             max_age: HOUR,
@@ -192,104 +194,105 @@ mod tests {
             last: now,
             first_time: at(first),
             last_time: at(now),
-            keeps: Some(Keeps { from: first, until: at(now) + EXPIRY_MARGIN }),
+            unexpired: Some(UnexpiredRange { from: first, until: at(now) + EXPIRY_MARGIN }),
         }
     }
 
     #[test]
     fn appending_loses_nothing() {
-        assert_eq!(look(20, 1).lost_since(&look(10, 1)), None);
-        assert_eq!(look(10, 1).lost_since(&look(10, 1)), None);
+        assert_eq!(sample(20, 1).lost_since(&sample(10, 1)), None);
+        assert_eq!(sample(10, 1).lost_since(&sample(10, 1)), None);
     }
 
     #[test]
     fn a_purge_is_a_loss() {
-        let lost = look(434, 400).lost_since(&look(434, 1)).unwrap();
-        assert_eq!((lost.cause, lost.events, lost.sequences), (Cause::Removed, 399, (1, 399)));
+        let lost = sample(434, 400).lost_since(&sample(434, 1)).unwrap();
+        assert_eq!((lost.cause, lost.events, lost.sequences), (LossCause::Removed, 399, (1, 399)));
         assert_eq!(lost.times, (at(1), at(400)));
-        let all = Look { messages: 0, first: 435, ..look(434, 1) };
-        let lost = all.lost_since(&look(434, 1)).unwrap();
+        let all = LogSample { messages: 0, first: 435, ..sample(434, 1) };
+        let lost = all.lost_since(&sample(434, 1)).unwrap();
         assert_eq!((lost.events, lost.sequences, lost.times), (434, (1, 434), (at(1), at(434))));
     }
 
     #[test]
-    fn what_is_deleted_within_is_a_loss() {
-        let holed = Look { messages: 96, ..look(100, 1) };
-        let lost = holed.lost_since(&look(90, 1)).unwrap();
-        assert_eq!((lost.cause, lost.events, lost.sequences), (Cause::Removed, 4, (1, 90)));
-        let same = Look { messages: 106, ..look(110, 1) };
+    fn a_deletion_in_the_middle_is_a_loss() {
+        let holed = LogSample { messages: 96, ..sample(100, 1) };
+        let lost = holed.lost_since(&sample(90, 1)).unwrap();
+        assert_eq!((lost.cause, lost.events, lost.sequences), (LossCause::Removed, 4, (1, 90)));
+        let same = LogSample { messages: 106, ..sample(110, 1) };
         assert_eq!(same.lost_since(&holed), None, "said once");
     }
 
     #[test]
-    fn barriers_that_expire_are_none() {
-        let before = Look { barriers: 8, ..look(100, 1) };
-        let expired = Look { messages: 93, barriers: 3, ..look(101, 1) };
+    fn expired_barriers_are_no_loss() {
+        let before = LogSample { barriers: 8, ..sample(100, 1) };
+        let expired = LogSample { messages: 93, barriers: 3, ..sample(101, 1) };
         assert_eq!(expired.lost_since(&before), None);
-        let purged = Look { messages: 42, barriers: 3, ..look(101, 1) };
+        let purged = LogSample { messages: 42, barriers: 3, ..sample(101, 1) };
         let lost = purged.lost_since(&before).unwrap();
-        assert_eq!((lost.cause, lost.events), (Cause::Removed, 51));
-        // All that was written since were barriers.
-        let later = Look { messages: 92, barriers: 1, ..look(130, 1) };
+        assert_eq!((lost.cause, lost.events), (LossCause::Removed, 51));
+        // Only barriers were written since.
+        let later = LogSample { messages: 92, barriers: 1, ..sample(130, 1) };
         assert_eq!(later.lost_since(&before), None);
-        // The first was the state of a server that had been cut off.
-        let old = Look { at: at(111), ..before.clone() };
-        let fresh = Look { messages: 97, barriers: 2, ..look(112, 1) };
+        // The first is the old state of a server that was cut off.
+        let old = LogSample { at: at(111), ..before.clone() };
+        let fresh = LogSample { messages: 97, barriers: 2, ..sample(112, 1) };
         assert_eq!(fresh.lost_since(&old), None);
-        let replaced = Look { created: at(1), ..look(1, 1) };
+        let replaced = LogSample { created: at(1), ..sample(1, 1) };
         assert_eq!(replaced.lost_since(&before).unwrap().events, 92);
     }
 
     #[test]
-    fn what_expires_is_none() {
-        let expiring = Look { keeps: Some(Keeps { from: 70, until: at(3660) }), ..look(3600, 1) };
-        assert!(expiring.expires_within(EXPIRY_MARGIN) && !look(100, 1).expires_within(EXPIRY_MARGIN));
-        assert_eq!(look(3650, 50).lost_since(&expiring), None);
-        let lost = look(3650, 1000).lost_since(&expiring).unwrap();
+    fn expiry_is_no_loss() {
+        let expiring =
+            LogSample { unexpired: Some(UnexpiredRange { from: 70, until: at(3660) }), ..sample(3600, 1) };
+        assert!(expiring.expires_within(EXPIRY_MARGIN) && !sample(100, 1).expires_within(EXPIRY_MARGIN));
+        assert_eq!(sample(3650, 50).lost_since(&expiring), None);
+        let lost = sample(3650, 1000).lost_since(&expiring).unwrap();
         assert_eq!(lost.events, 1000 - 70, "of those that could not expire");
     }
 
     #[test]
-    fn nothing_is_made_of_looks_that_lie_far_apart_but_that_all_is_gone() {
-        let before = look(3600, 1);
-        assert_eq!(look(5000, 1400).lost_since(&before), None);
-        let empty = Look { messages: 0, first: 3601, last: 3600, ..look(5000, 1) };
+    fn distant_samples_only_prove_that_everything_is_gone() {
+        let before = sample(3600, 1);
+        assert_eq!(sample(5000, 1400).lost_since(&before), None);
+        let empty = LogSample { messages: 0, first: 3601, last: 3600, ..sample(5000, 1) };
         assert_eq!(empty.lost_since(&before).unwrap().events, 3600);
-        let after_all = Look { at: at(8000), ..empty };
+        let after_all = LogSample { at: at(8000), ..empty };
         assert_eq!(after_all.lost_since(&before), None, "all of it was old enough");
     }
 
     #[test]
-    fn another_retention_explains_what_goes() {
-        let shorter = Look { max_age: S, ..look(100, 99) };
-        assert_eq!(shorter.lost_since(&look(100, 1)), None);
-        let for_ever = Look { max_age: Duration::ZERO, ..look(100, 1) };
-        let purged = Look { max_age: Duration::ZERO, ..look(100, 99) };
+    fn another_retention_explains_removals() {
+        let shorter = LogSample { max_age: S, ..sample(100, 99) };
+        assert_eq!(shorter.lost_since(&sample(100, 1)), None);
+        let for_ever = LogSample { max_age: Duration::ZERO, ..sample(100, 1) };
+        let purged = LogSample { max_age: Duration::ZERO, ..sample(100, 99) };
         assert_eq!(purged.lost_since(&for_ever).unwrap().events, 98);
     }
 
     #[test]
-    fn another_stream_has_lost_all_that_the_former_held() {
-        let new = Look { created: at(500), ..look(0, 1) };
-        let lost = new.lost_since(&look(434, 35)).unwrap();
-        assert_eq!((lost.cause, lost.events, lost.sequences), (Cause::Replaced, 400, (35, 434)));
-        assert_eq!(new.lost_since(&look(0, 1)), None, "it held nothing");
+    fn a_replaced_stream_has_lost_everything() {
+        let new = LogSample { created: at(500), ..sample(0, 1) };
+        let lost = new.lost_since(&sample(434, 35)).unwrap();
+        assert_eq!((lost.cause, lost.events, lost.sequences), (LossCause::Replaced, 400, (35, 434)));
+        assert_eq!(new.lost_since(&sample(0, 1)), None, "it held nothing");
     }
 
     #[test]
-    fn what_was_appended_since_the_last_look_is_lost_too() {
-        let before = look(10, 1).and_appended(12, at(11));
+    fn events_appended_since_the_last_sample_are_lost_too() {
+        let before = sample(10, 1).with_append(12, at(11));
         assert_eq!((before.messages, before.last_time), (12, at(11)));
-        assert_eq!(look(10, 1).and_appended(9, at(11)), look(10, 1), "seen before");
-        let empty = Look { messages: 0, first: 1, last: 0, ..look(0, 1) };
-        assert_eq!(empty.and_appended(3, at(1)).messages, 3);
+        assert_eq!(sample(10, 1).with_append(9, at(11)), sample(10, 1), "seen before");
+        let empty = LogSample { messages: 0, first: 1, last: 0, ..sample(0, 1) };
+        assert_eq!(empty.with_append(3, at(1)).messages, 3);
     }
 
     proptest! {
         /// An answer of a deposed leader between two looks never counts as a loss.
         #[test]
         fn an_old_answer_is_no_loss(now in 1u64..1000, ago in 0u64..1000) {
-            let (fresh, old) = (look(now, 1), look(now.saturating_sub(ago), 1));
+            let (fresh, old) = (sample(now, 1), sample(now.saturating_sub(ago), 1));
             prop_assert_eq!(old.lost_since(&fresh), None);
             prop_assert_eq!(fresh.lost_since(&old), None);
         }
@@ -297,8 +300,8 @@ mod tests {
         #[test]
         fn each_message_that_is_removed_is_counted(now in 2u64..1000, removed in 1u64..1000) {
             let removed = removed.min(now);
-            let after = Look { messages: now - removed, ..look(now, 1) };
-            prop_assert_eq!(after.lost_since(&look(now, 1)).map(|loss| loss.events), Some(removed));
+            let after = LogSample { messages: now - removed, ..sample(now, 1) };
+            prop_assert_eq!(after.lost_since(&sample(now, 1)).map(|loss| loss.events), Some(removed));
         }
     }
 }

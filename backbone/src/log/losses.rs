@@ -1,6 +1,6 @@
 //! Noticing that the log has lost events, and saying so until an operator acknowledges it.
 //!
-//! Every program looks at the stream once a second and compares it with its last look (`loss.rs`). What it finds it logs
+//! Every program samples the stream once a second and compares it with the last sample (`loss.rs`). What it finds it logs
 //! once, counts in a gauge, and writes to the stream's metadata, where its user at the broker may do that: so that later
 //! processes know it too, until `waybill provision --acknowledge-loss`.
 
@@ -18,18 +18,18 @@ use tracing::{debug, error, info};
 
 use super::OrderLog;
 use super::known_losses::{
-    ACKNOWLEDGED, LOSSES, LOST, LossCounts, Mark, mark_in, rfc3339, time_in, time_of, unacknowledged,
+    ACKNOWLEDGED, LOSSES, LOST, LossCounts, LossMark, mark_in, rfc3339, time_in, time_of, unacknowledged,
 };
-use super::loss::{Cause, EXPIRY_MARGIN, Keeps, Look, Loss};
+use super::loss::{EXPIRY_MARGIN, LogSample, Loss, LossCause, UnexpiredRange};
 use crate::broker::connection::Connection;
 use crate::broker::direct_get::{self, ReadError};
 use crate::broker::streams::{ORDERS, PROVISION};
 use crate::log::subjects::ORDER_BARRIER;
 
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Until the first look, which all others are compared with.
-const FIRST_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Until the first sample, which all others are compared with.
+const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A sequence that has gone back is a loss only when it stays there for so long: a leader that was deposed and does not
 /// know it yet answers from an older state.
 const ROLLED_BACK_AFTER: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ const ROLLED_BACK_AFTER: Duration = Duration::from_secs(30);
 const SAME_LOSS: Duration = Duration::from_secs(60);
 /// What STREAM.INFO says, with the broker's time.
 #[derive(Clone)]
-struct Answer {
+struct StreamAnswer {
     ts: String,
     info: Info,
     /// How many of the stream's messages are barriers, counted a moment later than the messages.
@@ -45,11 +45,11 @@ struct Answer {
 }
 
 /// One process that looks.
-struct Watchman<'a> {
+struct LossDetector<'a> {
     log: &'a OrderLog,
-    before: Option<Look>,
-    /// The last look before the sequence went back, and since when it has.
-    rolled_back: Option<(Look, Instant)>,
+    before: Option<LogSample>,
+    /// The last sample before the sequence went back, and since when it has.
+    rolled_back: Option<(LogSample, Instant)>,
 }
 
 impl OrderLog {
@@ -65,16 +65,16 @@ impl OrderLog {
             "Events that the order log has lost and no operator has acknowledged.",
             move |gauge| gauge.observe(LOSSES.unacknowledged().map_or(0, |mark| mark.events), &[]),
         );
-        let mut watchman = Watchman { log: self, before: None, rolled_back: None };
+        let mut detector = LossDetector { log: self, before: None, rolled_back: None };
         loop {
-            match timeout(LOOK_TIMEOUT, watchman.look()).await {
+            match timeout(CHECK_TIMEOUT, detector.check()).await {
                 Ok(Ok(())) => {}
-                // The broker is away, or the stream is missing: the next look that is answered tells.
-                Ok(Err(error)) => debug!(%error, "order log not looked at"),
-                Err(_) => debug!("order log not looked at: no answer in time"),
+                // The broker is unavailable or the stream is missing: the next answer shows which.
+                Ok(Err(error)) => debug!(%error, "order log not checked"),
+                Err(_) => debug!("order log not checked: no answer in time"),
             }
-            let is_first = watchman.before.is_none();
-            sleep(if is_first { FIRST_LOOK_INTERVAL } else { LOOK_INTERVAL }).await;
+            let is_first = detector.before.is_none();
+            sleep(if is_first { FIRST_CHECK_INTERVAL } else { CHECK_INTERVAL }).await;
         }
     }
 
@@ -83,7 +83,7 @@ impl OrderLog {
     pub async fn compare_with(&self, sequence: u64, at: SystemTime) -> Result<bool, ReadError> {
         let mut answer = ask(&self.connection).await?;
         if sequence > answer.info.state.last_sequence && answer.info.config.num_replicas > 1 {
-            // The one who has answered may be deposed.
+            // The leader that answered may have been replaced.
             sleep(ROLLED_BACK_AFTER).await;
             answer = ask(&self.connection).await?;
         }
@@ -93,108 +93,112 @@ impl OrderLog {
             return Ok(false);
         }
         let times = (answer.info.created.into(), at);
-        let loss =
-            Loss { cause: Cause::Missing, events: sequence - last, sequences: (last + 1, sequence), times };
-        // One that was noticed before says more.
+        let loss = Loss {
+            cause: LossCause::Missing,
+            events: sequence - last,
+            sequences: (last + 1, sequence),
+            times,
+        };
+        // A loss that was detected directly has more details.
         if LOSSES.unacknowledged().is_none() {
-            LOSSES.say(&loss, SystemTime::now());
+            LOSSES.report(&loss, SystemTime::now());
         }
         Ok(true)
     }
 }
 
-impl Watchman<'_> {
-    async fn look(&mut self) -> Result<(), ReadError> {
+impl LossDetector<'_> {
+    async fn check(&mut self) -> Result<(), ReadError> {
         let connection = &self.log.connection;
         let counted = ask(connection).await?;
         let answer =
             if counted.info.config.num_replicas > 1 { ask(connection).await? } else { counted.clone() };
-        let mut look = look_of(&answer, barriers_max(&counted, &answer))?;
+        let mut sample = sample_of(&answer, barriers_max(&counted, &answer))?;
         if let Some(acknowledged) = time_in(&answer.info.config, ACKNOWLEDGED) {
             LOSSES.acknowledge(acknowledged);
         }
-        look.keeps = self.keeps(&look).await;
+        sample.unexpired = self.unexpired_range(&sample).await;
         if self.before.is_none() {
-            self.recall(&answer.info.config);
+            self.report_known(&answer.info.config);
         }
-        if let Some(loss) = self.loss(&look).await? {
-            LOSSES.say(&loss, look.at);
-            record(connection, &answer.info.config, Mark { events: loss.events, at: look.at }).await;
+        if let Some(loss) = self.loss(&sample).await? {
+            LOSSES.report(&loss, sample.at);
+            record(connection, &answer.info.config, LossMark { events: loss.events, at: sample.at }).await;
         }
-        // Until it is known which answer is right, the later state is compared with.
+        // Until it is clear which answer is right, the later state stays the reference.
         if self.rolled_back.is_none() {
-            LOSSES.held.store(look.events(), Ordering::Relaxed);
-            LOSSES.last.store(look.last, Ordering::Relaxed);
-            self.before = Some(look);
+            LOSSES.held.store(sample.events(), Ordering::Relaxed);
+            LOSSES.last.store(sample.last, Ordering::Relaxed);
+            self.before = Some(sample);
         }
         Ok(())
     }
 
-    /// The loss since the last look.
-    async fn loss(&mut self, look: &Look) -> Result<Option<Loss>, ReadError> {
+    /// The loss since the last sample.
+    async fn loss(&mut self, sample: &LogSample) -> Result<Option<Loss>, ReadError> {
         let Some(before) = &self.before else { return Ok(None) };
-        if look.created != before.created {
+        if sample.created != before.created {
             self.rolled_back = None;
             let appended = LOSSES.appended.swap(0, Ordering::Relaxed);
-            let lost = look.lost_since(&before.and_appended(appended, look.at));
-            // Revisions begin anew, also where none is known to be lost.
+            let lost = sample.lost_since(&before.with_append(appended, sample.at));
+            // Revisions restart, even if no loss is known.
             LOSSES.counts.send_modify(|counts| counts.replaced += 1);
             return Ok(lost);
         }
-        if look.last >= before.last && self.rolled_back.is_none() {
-            return Ok(look.lost_since(before));
+        if sample.last >= before.last && self.rolled_back.is_none() {
+            return Ok(sample.lost_since(before));
         }
         let (before, since) =
             self.rolled_back.get_or_insert_with(|| (before.clone(), Instant::now())).clone();
-        if look.last >= before.last {
+        if sample.last >= before.last {
             self.rolled_back = None;
-            // Others may have been appended in the place of those that were there. A barrier expires.
+            // Other events may have taken the sequences of the lost ones. An expired barrier is not a loss.
             if self.log.stored_at(before.last).await?.is_none_or(|stored| stored == before.last_time) {
-                return Ok(look.lost_since(&before));
+                return Ok(sample.lost_since(&before));
             }
         } else if since.elapsed() < ROLLED_BACK_AFTER {
             return Ok(None);
         }
         self.rolled_back = None;
-        let first_lost = look.last.min(before.last) + 1;
+        let first_lost = sample.last.min(before.last) + 1;
         Ok(Some(Loss {
-            cause: Cause::RolledBack,
+            cause: LossCause::RolledBack,
             events: (before.last + 1).saturating_sub(first_lost).max(1),
             sequences: (first_lost.min(before.last), before.last),
-            times: (look.last_time.min(before.last_time), before.last_time),
+            times: (sample.last_time.min(before.last_time), before.last_time),
         }))
     }
 
     /// From where on nothing can expire soon. Asked for now and then, and only while something can.
-    async fn keeps(&self, look: &Look) -> Option<Keeps> {
-        let margin = EXPIRY_MARGIN.min(look.max_age / 2);
-        let known = self.before.as_ref().filter(|before| before.created == look.created);
-        let known = known.and_then(|before| before.keeps);
-        if let Some(keeps) = known.filter(|keeps| look.at + margin / 2 < keeps.until) {
-            return Some(keeps);
+    async fn unexpired_range(&self, sample: &LogSample) -> Option<UnexpiredRange> {
+        let margin = EXPIRY_MARGIN.min(sample.max_age / 2);
+        let known = self.before.as_ref().filter(|before| before.created == sample.created);
+        let known = known.and_then(|before| before.unexpired);
+        if let Some(unexpired) = known.filter(|unexpired| sample.at + margin / 2 < unexpired.until) {
+            return Some(unexpired);
         }
-        let until = look.at + margin;
-        if !look.expires_within(margin) {
-            return Some(Keeps { from: look.first, until });
+        let until = sample.at + margin;
+        if !sample.expires_within(margin) {
+            return Some(UnexpiredRange { from: sample.first, until });
         }
-        let from = look.at.checked_sub(look.max_age)? + margin;
+        let from = sample.at.checked_sub(sample.max_age)? + margin;
         match direct_get::first_since(&self.log.connection.client, ORDERS, from).await {
-            Ok(first) => Some(Keeps { from: first.map_or(look.last + 1, |first| first.0), until }),
+            Ok(first) => Some(UnexpiredRange { from: first.map_or(sample.last + 1, |first| first.0), until }),
             Err(error) => {
-                debug!(%error, "not known which events can expire");
+                debug!(%error, "expiring events not determined");
                 known
             }
         }
     }
 
     /// A loss that an earlier process detected, and that no operator has acknowledged.
-    fn recall(&self, config: &Config) {
+    fn report_known(&self, config: &Config) {
         let Some(mark) = unacknowledged(config) else { return };
-        let Mark { events, at } = mark;
+        let LossMark { events, at } = mark;
         error!(
             events,
             noticed_at = rfc3339(at),
-            "the order log has lost events, which no operator has acknowledged yet (waybill provision --acknowledge-loss)"
+            "the order log has lost events; loss not acknowledged yet (waybill provision --acknowledge-loss)"
         );
         LOSSES.unacknowledged().get_or_insert(mark);
     }
@@ -215,17 +219,17 @@ pub async fn has_ever_lost_events(connection: &Connection) -> Result<bool, ReadE
 }
 
 /// Writes the loss to the stream's metadata, unless another process has done so.
-async fn record(connection: &Connection, config: &Config, mark: Mark) {
+async fn record(connection: &Connection, config: &Config, mark: LossMark) {
     let mut config = config.clone();
     let recorded = mark_in(&config);
     if recorded.is_some_and(|recorded| distance(recorded.at, mark.at) < SAME_LOSS) {
         return;
     }
     let events = mark.events + unacknowledged(&config).map_or(0, |mark| mark.events);
-    config.metadata.insert(LOST.to_owned(), Mark { events, ..mark }.to_string());
+    config.metadata.insert(LOST.to_owned(), LossMark { events, ..mark }.to_string());
     if let Err(error) = update(connection, config).await {
-        // The gauge tells for as long as this process lives.
-        info!(%error, "the loss is not recorded in the stream's metadata");
+        // The gauge reports the loss while this process runs.
+        info!(%error, "loss not recorded in the stream's metadata");
     }
 }
 
@@ -238,7 +242,7 @@ async fn update(connection: &Connection, config: Config) -> Result<(), ReadError
     }
 }
 
-async fn ask(connection: &Connection) -> Result<Answer, ReadError> {
+async fn ask(connection: &Connection) -> Result<StreamAnswer, ReadError> {
     direct_get::reachable(&connection.client)?;
     let asked: Result<Response<Value>, _> = connection
         .jetstream
@@ -251,17 +255,17 @@ async fn ask(connection: &Connection) -> Result<Answer, ReadError> {
     }
 }
 
-fn answer_of(answer: Value) -> Result<Answer, ReadError> {
+fn answer_of(answer: Value) -> Result<StreamAnswer, ReadError> {
     let barriers = answer["state"]["subjects"][ORDER_BARRIER].as_u64().unwrap_or_default();
     let ts = answer["ts"].as_str().unwrap_or_default().to_owned();
     let info = serde_json::from_value(answer).map_err(|error| ReadError::Broker(error.to_string()))?;
-    Ok(Answer { ts, info, barriers })
+    Ok(StreamAnswer { ts, info, barriers })
 }
 
 /// How many of the messages of `answer` are barriers, at the most. The broker counts messages first and barriers then, and a
 /// barrier that expires in between would pass for an event. So those that were counted before hold, with all that was written
 /// since.
-fn barriers_max(counted: &Answer, answer: &Answer) -> u64 {
+fn barriers_max(counted: &StreamAnswer, answer: &StreamAnswer) -> u64 {
     if counted.info.created != answer.info.created {
         return answer.barriers;
     }
@@ -269,10 +273,10 @@ fn barriers_max(counted: &Answer, answer: &Answer) -> u64 {
     (counted.barriers + written).max(answer.barriers)
 }
 
-fn look_of(Answer { ts, info, .. }: &Answer, barriers: u64) -> Result<Look, ReadError> {
+fn sample_of(StreamAnswer { ts, info, .. }: &StreamAnswer, barriers: u64) -> Result<LogSample, ReadError> {
     let at = time_of(ts).ok_or_else(|| ReadError::Broker(format!("the time {ts}")))?;
     let (config, state) = (&info.config, &info.state);
-    Ok(Look {
+    Ok(LogSample {
         at,
         created: info.created.into(),
         max_age: config.max_age,
@@ -282,7 +286,7 @@ fn look_of(Answer { ts, info, .. }: &Answer, barriers: u64) -> Result<Look, Read
         last: state.last_sequence,
         first_time: state.first_timestamp.into(),
         last_time: state.last_timestamp.into(),
-        keeps: None,
+        unexpired: None,
     })
 }
 
@@ -294,7 +298,7 @@ fn distance(one: SystemTime, other: SystemTime) -> Duration {
 mod tests {
     use super::*;
 
-    fn answer(messages: u64, last: u64, barriers: u64) -> Answer {
+    fn answer(messages: u64, last: u64, barriers: u64) -> StreamAnswer {
         let time = "2026-11-30T10:00:00Z";
         let answer = json!({
             "ts": time,
@@ -312,9 +316,9 @@ mod tests {
     #[test]
     fn a_barrier_that_expires_while_the_broker_counts_is_no_event() {
         let (counted, racing) = (answer(99, 99, 9), answer(100, 100, 2));
-        let before = look_of(&racing, barriers_max(&counted, &racing)).unwrap();
-        let after = look_of(&answer(93, 101, 3), 3).unwrap();
+        let before = sample_of(&racing, barriers_max(&counted, &racing)).unwrap();
+        let after = sample_of(&answer(93, 101, 3), 3).unwrap();
         assert_eq!(after.lost_since(&before), None);
-        assert!(after.lost_since(&look_of(&racing, racing.barriers).unwrap()).is_some());
+        assert!(after.lost_since(&sample_of(&racing, racing.barriers).unwrap()).is_some());
     }
 }

@@ -35,12 +35,12 @@ use tokio::sync::watch::Sender;
 
 pub use append::{AppendError, Appended};
 pub use backlog::Backlog;
-pub use carry::{CarryError, Kept, Walked};
+pub use carry::{CarryError, CarryProgress, LogBounds};
 pub use carry_position::CarryPosition;
 pub use known_losses::{LossCounts, loss_acknowledged};
 pub use leadership::StepDown;
 pub use list::Page;
-pub use loss::{Cause, Loss};
+pub use loss::{Loss, LossCause};
 pub use losses::{acknowledge_loss, has_ever_lost_events};
 pub use read::LogInfo;
 pub use watch::{EventsLost, Update, Watch, WatchError};
@@ -52,14 +52,14 @@ use crate::broker::direct_get::ReadError;
 use crate::broker::streams::ORDERS;
 use crate::log::event::Recorded;
 use crate::log::ids::{OrderId, Revision};
-use live::Live;
+use live::LiveTopics;
 
 /// The order log, as one program sees it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct OrderLog {
     connection: Connection,
     stream: Stream<()>,
-    live: Arc<Live>,
+    live: Arc<LiveTopics>,
     barrier: Barrier,
     quorum: Sender<Result<(), String>>,
     /// Counts recoveries of the quorum. Live messages before the latest one may have been missed.

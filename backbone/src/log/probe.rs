@@ -12,7 +12,7 @@ use crate::broker::publish::publish;
 use crate::broker::streams::ORDERS;
 use crate::log::subjects::STORAGE_PROBE;
 
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Pause after a probe that was made because a publish went unanswered.
 const SUSPICION_PAUSE: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ impl OrderLog {
         let storage = self.connection.storage();
         let mut suspected_from = Instant::now();
         loop {
-            sleep(LOOK_INTERVAL).await;
+            sleep(CHECK_INTERVAL).await;
             let now = Instant::now();
             let is_due = storage.probe_at(ORDERS).is_some_and(|probe_at| now >= probe_at);
             let is_suspect = now >= suspected_from && storage.take_suspicion();
@@ -38,14 +38,11 @@ impl OrderLog {
             }
             suspected_from = now + SUSPICION_PAUSE;
             let (subject, headers) = (STORAGE_PROBE.to_owned(), HeaderMap::new());
-            // What it brings is kept by `storage`.
+            // `storage` keeps the outcome.
             publish(&self.connection, ORDERS, subject, headers, Bytes::new(), None, now + PROBE_TIMEOUT)
                 .await;
             if self.connection.may_not_publish(STORAGE_PROBE) && self.full().is_some() {
-                warn!(
-                    subject = STORAGE_PROBE,
-                    "no right to find out whether there is space; the next order finds out"
-                );
+                warn!(subject = STORAGE_PROBE, "storage probe not permitted, the next order probes instead");
                 storage.assume_space(ORDERS);
             }
         }

@@ -13,7 +13,7 @@ use crate::broker::direct_get::ReadError;
 use crate::broker::streams::{ORDERS, StreamState};
 
 /// How often the quorum is checked.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a commit is a sign.
 const COMMIT_AGE_MAX: Duration = Duration::from_secs(1);
 /// How long the next one may take, those that others wait for included.
@@ -35,22 +35,22 @@ impl OrderLog {
 
     /// Looks again and again whether there is a quorum, and connects to another server while there is none. Never ends.
     pub async fn keep_quorum(&self) {
-        // Without a quorum: since when, by which connection, and how often a server was left.
+        // While there is no quorum: since when, on which connection, and how many servers were left.
         let (mut lost, mut left) = (None, 0);
         loop {
             self.connection.up().await;
             let found = self.has_committed().await;
-            self.say(&found);
+            self.report(&found);
             match found {
                 Ok(()) => {
                     self.connection.stay();
                     (lost, left) = (None, 0);
                 }
-                // A stream that is missing is so at every server.
+                // A missing stream is missing at every server.
                 Err(ReadError::Broker(_)) => {}
                 Err(error @ ReadError::NoAnswer(_)) => {
                     let (now, connects) = (Instant::now(), *self.connection.connects().borrow());
-                    // Each server gets its time, which a server needs that finds the others again.
+                    // Each server gets time to find the others again.
                     let since = match lost {
                         Some((since, by)) if by == connects => since,
                         Some(_) | None => now,
@@ -63,17 +63,17 @@ impl OrderLog {
                     }
                 }
             }
-            sleep(LOOK_INTERVAL).await;
+            sleep(CHECK_INTERVAL).await;
         }
     }
 
-    fn say(&self, found: &Result<(), ReadError>) {
+    fn report(&self, found: &Result<(), ReadError>) {
         let quorum = found.as_ref().copied().map_err(ToString::to_string);
         let before = self.quorum.send_replace(quorum.clone());
         match (before, quorum) {
-            (Ok(()), Err(reason)) => warn!(reason, "the order log commits nothing"),
+            (Ok(()), Err(reason)) => warn!(reason, "write path unavailable, order log does not commit"),
             (Err(_), Ok(())) => {
-                info!("the order log commits again");
+                info!("write path available, order log commits again");
                 self.regained.send_modify(|times| *times += 1);
             }
             (Ok(()), Ok(())) | (Err(_), Err(_)) => {}
@@ -82,7 +82,7 @@ impl OrderLog {
 
     async fn has_committed(&self) -> Result<(), ReadError> {
         if !self.barrier.has_committed_within(COMMIT_AGE_MAX) {
-            let late = |_| ReadError::NoAnswer(format!("stream {ORDERS} commits nothing in time"));
+            let late = |_| ReadError::NoAnswer(format!("stream {ORDERS} does not commit in time"));
             timeout(COMMIT_TIMEOUT, self.barrier.pass()).await.map_err(late)??;
         }
         Ok(())

@@ -17,7 +17,7 @@ use crate::log::ids::{OrderId, Revision};
 use crate::log::subjects;
 
 /// Looks at a replica that is behind, before giving up.
-const REPLICA_LOOKS_MAX: u32 = 5;
+const REPLICA_READS_MAX: u32 = 5;
 const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 
 /// How far the log goes, and which log it is.
@@ -136,8 +136,8 @@ impl OrderLog {
         let Some(last) = stored.last().map(|last| last.sequence) else { return Ok(Vec::new()) };
         let found = stored.len();
         let mut events = decode_all(stored);
-        // One message a subject is the whole history unless an event happened twice or a foreign message
-        // hides one; then the chain has a gap, or ends too early, and the history is read message by message.
+        // The last message of each subject is the whole history, unless an event happened twice or a foreign message
+        // hides one. Then the chain has a gap or ends early, and the history is read message by message.
         if events.len() < found || !is_whole(&events) {
             events = decode_all(self.all_reaching(id, last).await?);
         }
@@ -147,12 +147,12 @@ impl OrderLog {
     /// The order's events, at least up to the one at `least`: an event that is missing here did not happen before that
     /// one.
     pub async fn history_reaching(&self, id: &OrderId, least: Revision) -> Result<Vec<Recorded>, ReadError> {
-        for looks in 1..=REPLICA_LOOKS_MAX {
+        for reads in 1..=REPLICA_READS_MAX {
             let history = self.history(id, Revision::NONE).await?;
             if history.last().is_some_and(|last| last.revision >= least) {
                 return Ok(history);
             }
-            sleep(REPLICA_PAUSE * looks).await;
+            sleep(REPLICA_PAUSE * reads).await;
         }
         Err(behind())
     }
@@ -184,7 +184,7 @@ impl OrderLog {
             Ok(last) => return Ok(Latest::Order(Box::new(last.into()))),
             Err(undecodable) => undecodable,
         };
-        warn!(order_id = %id, sequence = head.0, error = %undecodable, "foreign message on an order's subject, passed over");
+        warn!(order_id = %id, sequence = head.0, error = %undecodable, "foreign message on an order's subject, skipped");
         let last = decode_all(self.all_reaching(id, head).await?).pop();
         Ok(last
             .map_or(Latest::Vacant(head), |last| Latest::Order(Box::new(OrderState { head, ..last.into() }))))
@@ -196,7 +196,7 @@ pub(super) fn decode_all(stored: Vec<Stored>) -> Vec<Recorded> {
     let decode = |stored: Stored| {
         Recorded::decode(&stored.subject, stored.sequence, Some(&stored.headers), stored.payload)
             .inspect_err(|error| {
-                warn!(subject = %stored.subject, sequence = stored.sequence.0, %error, "foreign message, passed over");
+                warn!(subject = %stored.subject, sequence = stored.sequence.0, %error, "foreign message, skipped");
             })
             .ok()
     };
@@ -211,14 +211,14 @@ fn is_whole(events: &[Recorded]) -> bool {
 
 /// The replica that answered lags.
 pub(super) fn behind() -> ReadError {
-    ReadError::NoAnswer("the replica that answered is behind".to_owned())
+    ReadError::NoAnswer("the replica that answered lags".to_owned())
 }
 
 pub(super) fn read_error(error: &DirectGetError) -> ReadError {
     match error.kind() {
         DirectGetErrorKind::ErrorResponse(status, text) => ReadError::of(status, &text),
         DirectGetErrorKind::InvalidSubject => ReadError::Broker(error.to_string()),
-        // That it is not there proves nothing: the replica that answered may lag.
+        // NotFound proves nothing: the replica that answered may lag.
         DirectGetErrorKind::NotFound
         | DirectGetErrorKind::TimedOut
         | DirectGetErrorKind::Request

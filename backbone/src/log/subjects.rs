@@ -143,7 +143,7 @@ mod tests {
         }
 
         #[test]
-        fn a_foreign_subject_is_none_of_ours(subject in "(ORDER|live)?(\\.[a-z0-9*>-]{0,30}){0,6}") {
+        fn a_foreign_subject_is_rejected(subject in "(ORDER|live)?(\\.[a-z0-9*>-]{0,30}){0,6}") {
             if let Some((kind, id)) = parse(&subject) {
                 prop_assert_eq!(event(kind, &id), subject);
             }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_in_the_wrong_partition_is_none_of_ours() {
+    fn an_order_in_the_wrong_partition_is_rejected() {
         let id = OrderId { customer: CustomerKey::of("", "c"), order: OrderKey::unique() };
         let right = format!(".{}.", id.customer.partition());
         assert_eq!(parse(&event(EventKind::Paid, &id).replace(&right, ".64.")), None);

@@ -19,13 +19,13 @@ const CHANGING: [u32; 7] = [5, 6, 7, 8, 9, 11, 12];
 
 /// The snapshot in a stored event as it lies there, if there is more to it than `event` has of it; else nothing.
 pub(crate) fn beyond(event: &OrderEvent, payload: &Bytes) -> Bytes {
-    // What this version writes is never longer than its encoding.
+    // Without unknown fields the payload is never longer than its encoding.
     if payload.len() <= event.encoded_len() {
         return Bytes::new();
     }
     let mut order = Vec::new();
     for (number, mut field) in fields(payload.clone()) {
-        // In pieces, it is what the pieces make together.
+        // A message field may occur several times; protobuf merges the parts.
         if number == ORDER && decode_key(&mut field).is_ok() && decode_varint(&mut field).is_ok() {
             order.extend_from_slice(&field);
         }
@@ -129,13 +129,13 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_writes_carries_nothing() {
+    fn an_event_of_this_version_has_no_unknown_fields() {
         let event = event(order());
         assert!(beyond(&event, &event.encode_to_vec().into()).is_empty());
     }
 
     #[test]
-    fn what_a_newer_version_says_of_an_order_outlives_the_events_of_an_older_one() {
+    fn unknown_fields_survive_events_of_an_older_version() {
         let failed = OrderFailed { dead_letter_id: "step-1".to_owned(), ..OrderFailed::default() };
         let life = [
             Detail::Reserved(Default::default()),

@@ -45,7 +45,7 @@ pub struct Watch {
     losses: watch::Receiver<LossCounts>,
     reconcile_at: Instant,
     /// Events have probably been missed: the next look has to be proved.
-    doubts: bool,
+    needs_proof: bool,
     /// The latest event that came live.
     announced: Revision,
     /// Looks, one after the other, at replicas that had not got it.
@@ -71,7 +71,7 @@ pub struct Update {
 impl Update {
     /// An event that is given out now; `is_live` if it came while it was watched.
     pub(super) fn now(event: Recorded, is_live: bool) -> Self {
-        // By two clocks, so it may not have happened yet.
+        // The two clocks may disagree, so the event can seem to be in the future.
         let lag = event.stored.filter(|_| is_live).map(|stored| stored.elapsed().unwrap_or_default());
         Self { event, lag }
     }
@@ -94,11 +94,11 @@ pub enum WatchError {
 /// Why a watch ends before its order is finished: the log has lost the order's events, or has dropped them because they
 /// were older than it keeps them.
 #[derive(Debug, Error)]
-#[error("the log has no longer what it had of the order")]
+#[error("the log has lost events of the order")]
 pub struct EventsLost;
 
 #[derive(Debug, Error)]
-enum LookError {
+enum ReadLogError {
     #[error(transparent)]
     Lost(#[from] EventsLost),
     #[error(transparent)]
@@ -109,14 +109,14 @@ impl OrderLog {
     /// Watches the order that was read as `current` from behind the event at `after`.
     pub async fn watch(&self, current: OrderState, after: Revision) -> Result<Watch, WatchError> {
         let id = current.id;
-        // The replica that answered may have been behind.
+        // The replica that answered may lag.
         let current = if after > current.revision() { self.load_proven(&id).await? } else { Some(current) };
         let last = current.as_ref().map_or(Revision::NONE, OrderState::revision);
         if after > last {
             return Err(WatchError::Beyond { last });
         }
         let (connects, regained) = (self.connection.connects(), self.regained.subscribe());
-        // Subscribed before the history is read, so that nothing falls between history and live.
+        // Subscribe before reading the history, so that no event falls between the two.
         let live = self.live.listen(&self.connection.client, subjects::live_order(&id)).await?;
         let mut watch = Watch {
             log: self.clone(),
@@ -126,7 +126,7 @@ impl OrderLog {
             regained,
             losses: self.losses(),
             reconcile_at: Instant::now() + RECONCILE_INTERVAL,
-            doubts: false,
+            needs_proof: false,
             announced: after,
             behind: 0,
             ready: VecDeque::new(),
@@ -136,8 +136,8 @@ impl OrderLog {
         };
         watch.connects.mark_unchanged();
         watch.read_log().await.map_err(|error| match error {
-            LookError::Lost(lost) => WatchError::Read(ReadError::NoAnswer(lost.to_string())),
-            LookError::Read(error) => error.into(),
+            ReadLogError::Lost(lost) => WatchError::Read(ReadError::NoAnswer(lost.to_string())),
+            ReadLogError::Read(error) => error.into(),
         })?;
         watch.caught_up = watch.last;
         watch.finished = watch.ready.is_empty()
@@ -160,12 +160,12 @@ impl Watch {
                 return Ok(None);
             }
             let gap = select! {
-                heard = self.live.next() => match heard {
+                received = self.live.next() => match received {
                     LiveEvent::Event(event) => self.receive(&event),
                     LiveEvent::Missed => true,
                 },
-                changed = self.connects.changed() => self.doubt(changed.is_ok()),
-                changed = self.regained.changed() => self.doubt(changed.is_ok()),
+                changed = self.connects.changed() => self.require_proof(changed.is_ok()),
+                changed = self.regained.changed() => self.require_proof(changed.is_ok()),
                 changed = self.losses.changed() => changed.is_ok(),
                 () = sleep_until(self.reconcile_at) => true,
             };
@@ -174,9 +174,9 @@ impl Watch {
             }
             match self.read_log().await {
                 Ok(()) => {}
-                Err(LookError::Lost(lost)) => return Err(lost),
-                Err(LookError::Read(error)) => {
-                    debug!(order_id = %self.id, %error, "watcher could not read the log, tries again");
+                Err(ReadLogError::Lost(lost)) => return Err(lost),
+                Err(ReadLogError::Read(error)) => {
+                    debug!(order_id = %self.id, %error, "watch could not read the log, retrying");
                     self.reconcile_at = Instant::now() + RECONCILE_RETRY;
                 }
             }
@@ -199,8 +199,8 @@ impl Watch {
     }
 
     /// Something may have been missed.
-    fn doubt(&mut self, is_so: bool) -> bool {
-        self.doubts |= is_so;
+    fn require_proof(&mut self, is_so: bool) -> bool {
+        self.needs_proof |= is_so;
         is_so
     }
 
@@ -218,21 +218,21 @@ impl Watch {
         false
     }
 
-    async fn read_log(&mut self) -> Result<(), LookError> {
-        let mut missed = if self.doubts {
+    async fn read_log(&mut self) -> Result<(), ReadLogError> {
+        let mut missed = if self.needs_proof {
             self.log.whole_history_proven(&self.id).await?
         } else {
             self.log.whole_history(&self.id).await?
         };
         let latest = missed.last().map_or(Revision::NONE, |latest| latest.revision);
         if latest < self.last {
-            // A replica that is behind, unless a quorum has no more either.
+            // The replica lags, unless the quorum has no more either.
             let current = self.log.load_proven(&self.id).await?;
             if current.is_none_or(|current| current.head < self.last) {
                 return Err(EventsLost.into());
             }
         }
-        self.doubts = false;
+        self.needs_proof = false;
         missed.retain(|event| event.revision > self.last);
         self.last = self.last.max(latest);
         self.ready.extend(missed);

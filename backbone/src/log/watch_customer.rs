@@ -34,7 +34,7 @@ pub struct CustomerWatch {
     connects: watch::Receiver<u64>,
     regained: watch::Receiver<u64>,
     /// Events have probably been missed: how far there is something to read has to be proved.
-    doubts: bool,
+    needs_proof: bool,
     read_at: Instant,
     /// Read from the log, not yet given out.
     ready: VecDeque<Recorded>,
@@ -61,7 +61,7 @@ impl OrderLog {
         let filter = subjects::customer(customer);
         if after > Revision::NONE {
             let last = match self.barrier.last_on(&filter).await? {
-                // What this customer's orders were may have been older than what is kept.
+                // All events of this customer may have expired.
                 Revision::NONE => match self.barrier.pass().await? {
                     Some(barrier) => barrier,
                     None => self.extent().await?.last,
@@ -78,7 +78,7 @@ impl OrderLog {
             live,
             connects,
             regained: self.regained.subscribe(),
-            doubts: false,
+            needs_proof: false,
             read_at: Instant::now(),
             ready: VecDeque::new(),
             read: after,
@@ -99,18 +99,18 @@ impl CustomerWatch {
             }
             select! {
                 () = sleep_until(self.read_at) => {}
-                heard = self.live.next() => self.hear(heard),
-                _ = self.connects.changed() => self.doubt(),
-                _ = self.regained.changed() => self.doubt(),
+                received = self.live.next() => self.receive(received),
+                _ = self.connects.changed() => self.require_proof(),
+                _ = self.regained.changed() => self.require_proof(),
             }
-            // One look serves all that came in the meantime.
-            while let Some(heard) = self.live.try_next() {
-                self.hear(heard);
+            // One read serves all live messages that arrived meanwhile.
+            while let Some(received) = self.live.try_next() {
+                self.receive(received);
             }
             if self.read_at <= Instant::now()
                 && let Err(error) = self.read_log().await
             {
-                debug!(%error, "watcher could not read the log, tries again");
+                debug!(%error, "watch could not read the log, retrying");
                 self.read_at = Instant::now() + RECONCILE_RETRY;
             }
         }
@@ -126,12 +126,12 @@ impl CustomerWatch {
     }
 
     /// Something may have been missed.
-    fn doubt(&mut self) {
-        (self.doubts, self.read_at) = (true, Instant::now());
+    fn require_proof(&mut self) {
+        (self.needs_proof, self.read_at) = (true, Instant::now());
     }
 
-    fn hear(&mut self, heard: LiveEvent) {
-        match heard {
+    fn receive(&mut self, received: LiveEvent) {
+        match received {
             LiveEvent::Event(event) if event.revision <= self.read => return,
             LiveEvent::Event(event) => self.announced = self.announced.max(event.revision),
             LiveEvent::Missed => {}
@@ -140,9 +140,9 @@ impl CustomerWatch {
     }
 
     async fn read_log(&mut self) -> Result<(), ReadError> {
-        if self.doubts {
+        if self.needs_proof {
             self.announced = self.announced.max(self.log.barrier.last_on(&self.filter).await?);
-            self.doubts = false;
+            self.needs_proof = false;
         }
         let from = Revision(self.read.0 + 1);
         let client = &self.log.connection.client;

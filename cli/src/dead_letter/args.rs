@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Subcommand};
 
 use crate::operators::Operators;
-use crate::usage::Unusable;
+use crate::usage::UsageError;
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct DeadLetterArgs {
@@ -84,15 +84,15 @@ pub(crate) struct RedriveArgs {
 
 impl RedriveArgs {
     /// A redrive requires a selection.
-    pub(crate) fn check(&self) -> Result<(), Unusable> {
+    pub(crate) fn check(&self) -> Result<(), UsageError> {
         let named = !self.dead_letter_ids.is_empty();
         if !named && !self.all && !self.filter.is_set() {
-            return Err(Unusable(
-                "say which letters: by their ids, --step, --fingerprint, --older-than, or --all".to_owned(),
+            return Err(UsageError(
+                "name dead letters: by id, --step, --fingerprint, --older-than, or --all".to_owned(),
             ));
         }
         if named && self.filter.is_set() {
-            return Err(Unusable("name letters by their ids or by a filter, not both".to_owned()));
+            return Err(UsageError("name dead letters by id or by a filter, not both".to_owned()));
         }
         Ok(())
     }

@@ -23,13 +23,13 @@ const PAGE_SIZE_MAX: u32 = 500;
 
 /// Runs one of the commands until it ends or its output is closed.
 pub(crate) async fn run(args: DeadLetterArgs) -> anyhow::Result<()> {
-    match obey(args).await {
+    match execute(args).await {
         Err(error) if console::reader_is_gone(&error) => Ok(()),
         ended => ended,
     }
 }
 
-async fn obey(args: DeadLetterArgs) -> anyhow::Result<()> {
+async fn execute(args: DeadLetterArgs) -> anyhow::Result<()> {
     if let DeadLetterCommand::Redrive(redrive_args) = &args.command {
         redrive_args.check()?;
     }
@@ -42,7 +42,7 @@ async fn obey(args: DeadLetterArgs) -> anyhow::Result<()> {
             if let Some(path) = payload {
                 if letter.content_omitted {
                     bail!(
-                        "the message was too large to be kept here; it lies in stream ORDERS at {}",
+                        "the payload was too large for the dead letter; read it from stream ORDERS at sequence {}",
                         letter.sequence
                     );
                 }
@@ -79,7 +79,7 @@ async fn list(mut letters: DeadLetters, filter: &FilterArgs, limit: u32) -> anyh
         page_token = answer.next_page_token;
         if page_token.is_empty() {
             if wanted == limit {
-                console::warn("there are none");
+                console::warn("no dead letters found");
             }
             return Ok(());
         }
@@ -92,7 +92,7 @@ async fn list(mut letters: DeadLetters, filter: &FilterArgs, limit: u32) -> anyh
 
 async fn get(mut letters: DeadLetters, dead_letter_id: String) -> anyhow::Result<DeadLetter> {
     let answer = client::answer(letters.get_dead_letter(GetDeadLetterRequest { dead_letter_id })).await?;
-    answer.dead_letter.context("the gateway answered without a letter")
+    answer.dead_letter.context("the gateway answered without a dead letter")
 }
 
 async fn redrive(mut letters: DeadLetters, args: RedriveArgs) -> anyhow::Result<()> {
@@ -114,9 +114,13 @@ async fn redrive(mut letters: DeadLetters, args: RedriveArgs) -> anyhow::Result<
         *counts.entry(render::outcome(answer.outcome())).or_default() += 1;
     }
     let counts: Vec<_> = counts.into_iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
-    console::warn(&if counts.is_empty() { "no such open letters".to_owned() } else { counts.join(", ") });
+    console::warn(&if counts.is_empty() {
+        "no open dead letter matches".to_owned()
+    } else {
+        counts.join(", ")
+    });
     if canary_failed {
-        bail!("the canary was not finished, so nothing else was redriven");
+        bail!("the canary did not finish; nothing else was redriven");
     }
     Ok(())
 }
@@ -124,7 +128,7 @@ async fn redrive(mut letters: DeadLetters, args: RedriveArgs) -> anyhow::Result<
 async fn discard(mut letters: DeadLetters, dead_letter_id: String, reason: String) -> anyhow::Result<()> {
     let request = DiscardDeadLetterRequest { dead_letter_id, reason };
     let answer = client::answer(letters.discard_dead_letter(request)).await?;
-    let letter = answer.dead_letter.context("the gateway answered without a letter")?;
+    let letter = answer.dead_letter.context("the gateway answered without a dead letter")?;
     console::answer(&render::letter_line(&letter))?;
     Ok(())
 }

@@ -33,7 +33,7 @@ pub(super) fn letter(letter: &DeadLetter) -> String {
         letter.headers.iter().map(|header| format!("header       {}: {}", header.name, header.value)),
     );
     lines.push(if letter.content_omitted {
-        "payload      too large to be kept here".to_owned()
+        "payload      too large for the dead letter".to_owned()
     } else {
         format!("payload      {} bytes, see --payload", letter.payload.len())
     });

@@ -18,13 +18,13 @@ const SHORT_ID_CHARS: usize = 8;
 
 /// What the sample orders did so far.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct ProgressBoard {
     wanted: u32,
     placed: Cell<u32>,
     finished: Cell<u32>,
 }
 
-impl Board {
+impl ProgressBoard {
     /// A board for so many orders.
     pub(super) fn new(wanted: u32) -> Self {
         let board = Self { wanted, placed: Cell::new(0), finished: Cell::new(0) };

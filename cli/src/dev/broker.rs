@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use super::children::Children;
 use super::data_dir::DataDir;
-use super::log::last_words;
+use super::log::log_tail;
 use super::programs::Programs;
 use crate::args::DevArgs;
 use crate::die_with_parent;
@@ -24,7 +24,7 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Variables that would select another broker. The one of `dev` is a single server without authentication.
-const OF_OTHER_BROKERS: [&str; 5] =
+const BROKER_VARIABLES: [&str; 5] =
     ["NATS_CREDS", "NATS_TLS_CA", "NATS_TLS_CERT", "NATS_TLS_KEY", "ORDERS_REPLICAS"];
 const NAME: &str = "nats-server";
 
@@ -37,10 +37,10 @@ pub(super) struct Broker {
 
 impl Broker {
     /// The command for a Waybill program that uses this broker. The help of `dev` lists the variables set here.
-    pub(super) fn command_of_client(&self, programs: &Programs, program: &Path) -> io::Result<Command> {
-        let mut command = programs.command_of_ours(program)?;
+    pub(super) fn client_command(&self, programs: &Programs, program: &Path) -> io::Result<Command> {
+        let mut command = programs.program_command(program)?;
         command.env("NATS_URL", &self.url);
-        for variable in OF_OTHER_BROKERS {
+        for variable in BROKER_VARIABLES {
             command.env_remove(variable);
         }
         Ok(command)
@@ -59,7 +59,7 @@ pub(super) async fn check_version(nats_server: &Path) -> anyhow::Result<()> {
     let text = String::from_utf8_lossy(&output.stdout);
     let Some(version) = version_in(&text) else {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        bail!("{shown} is no nats-server: `--version` says {:?}", format!("{text}{complaint}").trim());
+        bail!("{shown} is not a nats-server: `--version` prints {:?}", format!("{text}{complaint}").trim());
     };
     if version < OLDEST {
         bail!(
@@ -83,7 +83,7 @@ pub(super) async fn start(
 ) -> anyhow::Result<Broker> {
     let ports = data.ports();
     forget_old_ports(&ports).with_context(|| format!("cannot clear {}", ports.display()))?;
-    // To nats-server 0 means its default port, and -1 a free one.
+    // For nats-server 0 is the default port, and -1 a free one.
     let port = match args.nats_port {
         0 => "-1".to_owned(),
         port => port.to_string(),
@@ -95,13 +95,13 @@ pub(super) async fn start(
         .arg(data.jetstream())
         .arg("--ports_file_dir")
         .arg(&ports);
-    children.start_for_others(NAME, command)?;
+    children.start_shared(NAME, command)?;
 
     let log = children.log_of(NAME);
     let url = children
         .while_alive(async {
             timeout(START_TIMEOUT, listening(&ports)).await.map_err(|_| {
-                anyhow!("nats-server does not listen after {START_TIMEOUT:?}; {}", last_words(&log))
+                anyhow!("nats-server does not listen after {START_TIMEOUT:?}; {}", log_tail(&log))
             })
         })
         .await?;

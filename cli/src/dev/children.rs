@@ -16,7 +16,7 @@ use tokio::process::{Child, Command};
 use tokio::select;
 use tokio::time::timeout;
 
-use super::log::last_words;
+use super::log::log_tail;
 use super::signals::Signals;
 use crate::console;
 
@@ -31,7 +31,7 @@ pub(super) struct Children {
     logs: PathBuf,
     running: Vec<Running>,
     /// How many of the first are there for the others.
-    for_others: usize,
+    shared: usize,
 }
 
 #[derive(Debug)]
@@ -44,7 +44,7 @@ struct Running {
 impl Children {
     /// No children yet; each will log to a file of its name in `logs`.
     pub(super) fn new(logs: PathBuf) -> Self {
-        Self { logs, running: Vec::new(), for_others: 0 }
+        Self { logs, running: Vec::new(), shared: 0 }
     }
 
     /// Where the child of this name logs.
@@ -53,9 +53,9 @@ impl Children {
     }
 
     /// Starts a child that the others need to finish what they are at. All of these are started before the others.
-    pub(super) fn start_for_others(&mut self, name: &'static str, command: Command) -> anyhow::Result<()> {
+    pub(super) fn start_shared(&mut self, name: &'static str, command: Command) -> anyhow::Result<()> {
         self.start(name, command)?;
-        self.for_others = self.running.len();
+        self.shared = self.running.len();
         Ok(())
     }
 
@@ -85,16 +85,16 @@ impl Children {
     ) -> anyhow::Result<T> {
         select! {
             biased;
-            death = self.death() => Err(death),
+            exited = self.exit() => Err(exited),
             done = work => done,
         }
     }
 
     /// Waits until a child dies, and tells which, how, and what it said last.
-    pub(super) async fn death(&mut self) -> anyhow::Error {
-        let mut exits: FuturesUnordered<_> = self.running.iter_mut().map(Running::death).collect();
+    pub(super) async fn exit(&mut self) -> anyhow::Error {
+        let mut exits: FuturesUnordered<_> = self.running.iter_mut().map(Running::exit).collect();
         match exits.next().await {
-            Some(death) => death,
+            Some(exited) => exited,
             None => std::future::pending().await,
         }
     }
@@ -109,19 +109,19 @@ impl Children {
     }
 
     async fn stop_in_order(&mut self) {
-        let (for_others, others) = self.running.split_at_mut(self.for_others);
+        let (shared, others) = self.running.split_at_mut(self.shared);
         stop_together(others).await;
-        stop_together(for_others).await;
+        stop_together(shared).await;
     }
 }
 
 impl Running {
-    async fn death(&mut self) -> anyhow::Error {
+    async fn exit(&mut self) -> anyhow::Error {
         let how = match self.process.wait().await {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         };
-        anyhow!("{} died ({how}); {}", self.name, last_words(&self.log))
+        anyhow!("{} died ({how}); {}", self.name, log_tail(&self.log))
     }
 
     async fn reap(&mut self) {

@@ -13,7 +13,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::broker::Broker;
 use super::children::Children;
-use super::log::{self, last_words};
+use super::log::{self, log_tail};
 use super::programs::Programs;
 use crate::args::DevArgs;
 use crate::client;
@@ -22,7 +22,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// What would have the gateway speak TLS, which `dev` does not.
-const OF_TLS: [&str; 5] = ["TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "TLS_CLIENT_OPTIONAL", "TLS_CLIENTS_FILE"];
+const TLS_VARIABLES: [&str; 5] =
+    ["TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "TLS_CLIENT_OPTIONAL", "TLS_CLIENTS_FILE"];
 const NAME: &str = "gateway";
 
 /// The gateway, as soon as it takes orders.
@@ -51,12 +52,12 @@ pub(super) async fn start(
     broker: &Broker,
     children: &mut Children,
 ) -> anyhow::Result<Gateway> {
-    let mut command = broker.command_of_client(programs, &programs.gateway)?;
+    let mut command = broker.client_command(programs, &programs.gateway)?;
     command
         .env("GRPC_ADDR", args.grpc_addr.to_string())
         .env("OPS_ADDR", args.ops_addr.to_string())
         .env("OPERATIONS_ADDR", args.operations_addr.to_string());
-    for variable in OF_TLS {
+    for variable in TLS_VARIABLES {
         command.env_remove(variable);
     }
     children.start(NAME, command)?;
@@ -65,7 +66,7 @@ pub(super) async fn start(
     children
         .while_alive(async {
             timeout(START_TIMEOUT, ready(args, &log)).await.map_err(|_| {
-                anyhow!("the gateway is not ready after {START_TIMEOUT:?}; {}", last_words(&log))
+                anyhow!("the gateway is not ready after {START_TIMEOUT:?}; {}", log_tail(&log))
             })?
         })
         .await

@@ -15,7 +15,7 @@ const LAST_BYTES: u64 = 8 * 1024;
 /// Waits until one of our programs logs this message, and gives the line's fields. The caller bounds the wait.
 pub(super) async fn wait_for(log: &Path, message: &str) -> Value {
     loop {
-        // A log that does not exist yet is one without the line.
+        // A log that does not exist yet does not have the line.
         let found = fs::read_to_string(log).ok().and_then(|text| fields_of(&text, message));
         if let Some(fields) = found {
             return fields;
@@ -25,9 +25,9 @@ pub(super) async fn wait_for(log: &Path, message: &str) -> Value {
 }
 
 /// Where the log is, and its last lines.
-pub(super) fn last_words(log: &Path) -> String {
+pub(super) fn log_tail(log: &Path) -> String {
     match last_lines(log) {
-        Ok(lines) if lines.is_empty() => format!("it left nothing in {}", log.display()),
+        Ok(lines) if lines.is_empty() => format!("its log {} is empty", log.display()),
         Ok(lines) => format!("last lines of {}:\n  {}", log.display(), lines.join("\n  ")),
         Err(error) => format!("its log {} cannot be read: {error}", log.display()),
     }
@@ -67,11 +67,11 @@ mod tests {
     }
 
     #[test]
-    fn last_words_are_the_end_of_the_log() {
+    fn the_log_tail_is_the_end_of_the_log() {
         let log = tempfile::NamedTempFile::new().unwrap();
         let lines: Vec<_> = (0..5000).map(|line| format!("line {line}")).collect();
         fs::write(log.path(), lines.join("\n")).unwrap();
-        let words = last_words(log.path());
+        let words = log_tail(log.path());
         assert!(words.ends_with("  line 4999"));
         assert_eq!(words.lines().count(), 1 + LAST_LINES);
     }
@@ -79,6 +79,6 @@ mod tests {
     #[test]
     fn an_empty_log_is_said_to_be_empty() {
         let log = tempfile::NamedTempFile::new().unwrap();
-        assert!(last_words(log.path()).starts_with("it left nothing"));
+        assert!(log_tail(log.path()).starts_with("its log"));
     }
 }

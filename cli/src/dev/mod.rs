@@ -45,14 +45,14 @@ pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<()> {
     let outcome = select! {
         biased;
         signal = signals.next() => interrupted(args, signal),
-        outcome = play(args, &data, programs, &mut children) => outcome,
+        outcome = run_programs(args, &data, programs, &mut children) => outcome,
     };
     children.stop(&mut signals).await;
     outcome
 }
 
 /// Comes back only with an error, or with `--exit`.
-async fn play(
+async fn run_programs(
     args: &DevArgs,
     data: &DataDir,
     mut programs: Programs,
@@ -90,16 +90,16 @@ async fn play(
     if args.exit {
         return verdict(summary.as_ref());
     }
-    console::tell(&how_to_try(args, &broker, &payment_url, &gateway, summary.as_ref()));
+    console::tell(&usage_hint(args, &broker, &payment_url, &gateway, summary.as_ref()));
     if let (Some(jaeger), Some(prometheus)) = (&jaeger, &prometheus) {
-        console::tell(&where_to_look(jaeger, prometheus, summary.as_ref()));
+        console::tell(&observability_hint(jaeger, prometheus, summary.as_ref()));
     }
-    Err(children.death().await)
+    Err(children.exit().await)
 }
 
 fn interrupted(args: &DevArgs, signal: &str) -> anyhow::Result<()> {
     if args.exit {
-        bail!("{signal} came before the sample orders were finished");
+        bail!("{signal} before the sample orders finished");
     }
     console::tell(&format!("\n{signal}: stopping"));
     Ok(())
@@ -108,25 +108,25 @@ fn interrupted(args: &DevArgs, signal: &str) -> anyhow::Result<()> {
 fn verdict(summary: Option<&Summary>) -> anyhow::Result<()> {
     match summary.map_or(0, Summary::unfinished) {
         0 => Ok(()),
-        unfinished => Err(anyhow!("{unfinished} sample orders were not finished")),
+        unfinished => Err(anyhow!("{unfinished} sample orders did not finish")),
     }
 }
 
 /// The query is that of Jaeger's API, which is there without its pages too.
-fn where_to_look(jaeger: &Jaeger, prometheus: &str, summary: Option<&Summary>) -> String {
+fn observability_hint(jaeger: &Jaeger, prometheus: &str, summary: Option<&Summary>) -> String {
     let order_id = summary.and_then(Summary::an_order_id).unwrap_or("ORDER_ID");
     let jaeger = &jaeger.url;
     format!(
         "
-Traces are at {jaeger}, metrics at {prometheus}, alerts at {prometheus}/api/v1/alerts. As `make observe` installs them the two have
-no web pages, but all of their API:
+Traces are at {jaeger}, metrics at {prometheus}, alerts at {prometheus}/api/v1/alerts. The builds that `make observe` installs have
+no web UI; use their APIs:
 
   curl '{jaeger}/api/traces?service=waybill-gateway&tags=%7B%22waybill.order.id%22%3A%22{order_id}%22%7D'
   curl '{prometheus}/api/v1/query?query=sum%20by%20(step,outcome)%20(waybill_step_attempt_duration_seconds_count)'"
     )
 }
 
-fn how_to_try(
+fn usage_hint(
     args: &DevArgs,
     broker: &Broker,
     payment_url: &str,

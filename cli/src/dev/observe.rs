@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::children::Children;
 use super::data_dir::DataDir;
-use super::log::last_words;
+use super::log::log_tail;
 use crate::args::DevArgs;
 use crate::die_with_parent;
 
@@ -25,7 +25,7 @@ const RULES: [(&str, &str); 2] = [
     ("alerts.yml", include_str!("../../../deploy/observability/prometheus/alerts.yml")),
 ];
 /// What would send the spans elsewhere, or nowhere.
-const OF_OTHER_COLLECTORS: [&str; 7] = [
+const COLLECTOR_VARIABLES: [&str; 7] = [
     "OTEL_SDK_DISABLED",
     "OTEL_TRACES_EXPORTER",
     "OTEL_EXPORTER_OTLP_HEADERS",
@@ -53,12 +53,12 @@ pub(super) struct Jaeger {
 impl Jaeger {
     /// The variables that a program needs to send its spans here: to set, and to unset. The help of `dev` lists them.
     pub(super) fn variables(&self) -> Vec<(&'static str, Option<String>)> {
-        let mut variables: Vec<_> = OF_OTHER_COLLECTORS.iter().map(|name| (*name, None)).collect();
+        let mut variables: Vec<_> = COLLECTOR_VARIABLES.iter().map(|name| (*name, None)).collect();
         variables.push(("OTEL_EXPORTER_OTLP_ENDPOINT", Some(self.otlp_url.clone())));
         variables.push(("OTEL_EXPORTER_OTLP_PROTOCOL", Some("grpc".to_owned())));
-        // Jaeger takes none; Prometheus fetches them.
+        // Jaeger accepts no metrics; Prometheus scrapes them.
         variables.push(("OTEL_METRICS_EXPORTER", Some("none".to_owned())));
-        // Who looks wants to see every order, and soon.
+        // Sample every order and export soon, since a user is watching.
         for (name, value) in
             [("OTEL_TRACES_SAMPLER", "parentbased_always_on"), ("OTEL_BSP_SCHEDULE_DELAY", "500")]
         {
@@ -81,9 +81,9 @@ pub(super) async fn start_jaeger(
     let config = data.observe()?.join("jaeger.yml");
     write(&config, &jaeger_config(pages, api, otlp))?;
     let mut command = die_with_parent::command(&observers.jaeger)?;
-    // It would trace itself.
+    // Jaeger would trace itself.
     command.arg("--config").arg(config).env("OTEL_TRACES_SAMPLER", "always_off");
-    children.start_for_others(JAEGER, command)?;
+    children.start_shared(JAEGER, command)?;
     listening(JAEGER, &[pages, otlp], children).await?;
     Ok(Jaeger { url: format!("http://{pages}"), otlp_url: format!("http://{otlp}") })
 }
@@ -126,7 +126,7 @@ async fn listening(name: &str, addrs: &[SocketAddr], children: &mut Children) ->
         .while_alive(async {
             timeout(START_TIMEOUT, all)
                 .await
-                .map_err(|_| anyhow!("{name} does not listen after {START_TIMEOUT:?}; {}", last_words(&log)))
+                .map_err(|_| anyhow!("{name} does not listen after {START_TIMEOUT:?}; {}", log_tail(&log)))
         })
         .await
 }

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::children::Children;
 use super::data_dir::DataDir;
 use super::gateway::reachable;
-use super::log::{self, last_words};
+use super::log::{self, log_tail};
 use super::programs::Programs;
 use crate::args::DevArgs;
 
@@ -23,17 +23,17 @@ pub(super) async fn start(
     programs: &Programs,
     children: &mut Children,
 ) -> anyhow::Result<String> {
-    let mut command = programs.command_of_ours(&programs.payment_sandbox)?;
+    let mut command = programs.program_command(&programs.payment_sandbox)?;
     command
         .env("PAYMENT_SANDBOX_ADDR", args.payment_sandbox_addr.to_string())
         .env("PAYMENT_SANDBOX_DATA", data.payments());
-    children.start_for_others(NAME, command)?;
+    children.start_shared(NAME, command)?;
 
     let log = children.log_of(NAME);
     children
         .while_alive(async {
             let listening = timeout(START_TIMEOUT, log::wait_for(&log, "listening")).await.map_err(|_| {
-                anyhow!("the payment sandbox does not listen after {START_TIMEOUT:?}; {}", last_words(&log))
+                anyhow!("the payment sandbox does not listen after {START_TIMEOUT:?}; {}", log_tail(&log))
             })?;
             let addr = listening["grpc_addr"].as_str().unwrap_or_default();
             let addr: SocketAddr = addr.parse().context("the payment sandbox logs no grpc_addr")?;

@@ -24,14 +24,14 @@ pub(super) fn check_free(args: &DevArgs) -> anyhow::Result<()> {
         wanted.push((on_loopback(args.jaeger_port), "Jaeger", "--jaeger-port"));
         wanted.push((on_loopback(args.prometheus_port), "Prometheus", "--prometheus-port"));
     }
-    // All are held at once, so that two of them cannot be the same.
+    // All are bound at the same time, so that two equal addresses are detected.
     let held = wanted.into_iter().map(|(addr, purpose, flag)| {
-        TcpListener::bind(addr).map_err(|error| taken(addr, purpose, flag, &error))
+        TcpListener::bind(addr).map_err(|error| bind_error(addr, purpose, flag, &error))
     });
     held.collect::<anyhow::Result<Vec<_>>>().map(drop)
 }
 
-fn taken(addr: SocketAddr, purpose: &str, flag: &str, error: &io::Error) -> anyhow::Error {
+fn bind_error(addr: SocketAddr, purpose: &str, flag: &str, error: &io::Error) -> anyhow::Error {
     let port = addr.port();
     if error.kind() == io::ErrorKind::AddrInUse {
         anyhow!(

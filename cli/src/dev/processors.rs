@@ -27,9 +27,9 @@ pub(super) async fn start(
     let processors = &programs.processors;
     let stock = args.stock.clone().filter(|stock| !stock.is_empty()).unwrap_or_else(catalogue::stock);
     for (name, program) in processors {
-        let mut command = broker.command_of_client(programs, program)?;
+        let mut command = broker.client_command(programs, program)?;
         command.env("STOCK", &stock).env("PAYMENT_URL", payment_url);
-        // The gateway's own address is in the same variable.
+        // `OPS_ADDR` of the environment is meant for the gateway.
         command.env("OPS_ADDR", "127.0.0.1:0");
         children.start(name, command)?;
     }

@@ -14,7 +14,7 @@ use super::children::STOP_TIMEOUT;
 use super::observe::Observers;
 use crate::args::DevArgs;
 use crate::die_with_parent;
-use crate::usage::Unusable;
+use crate::usage::UsageError;
 
 /// What our own programs get for their drain: a little less than the time after which they are killed.
 const DRAIN_TIMEOUT: Duration = STOP_TIMEOUT.saturating_sub(Duration::from_secs(2));
@@ -53,13 +53,13 @@ impl Programs {
                 nats_server.display()
             )
         })?;
-        let this_program = env::current_exe().context("cannot tell where this program is")?;
+        let this_program = env::current_exe().context("cannot find the path of this program")?;
         let here = this_program.parent().unwrap_or(Path::new("."));
-        let processor = |step: &'static str| Ok((step, ours(&format!("waybill-{step}"), here)?));
+        let processor = |step: &'static str| Ok((step, find_program(&format!("waybill-{step}"), here)?));
         Ok(Self {
             nats_server,
-            gateway: ours("waybill-gateway", here)?,
-            payment_sandbox: ours("waybill-payment-sandbox", here)?,
+            gateway: find_program("waybill-gateway", here)?,
+            payment_sandbox: find_program("waybill-payment-sandbox", here)?,
             processors: STEPS.iter().copied().map(processor).collect::<anyhow::Result<_>>()?,
             observers: args.observe.then(|| observers(args)).transpose()?,
             variables: Vec::new(),
@@ -67,7 +67,7 @@ impl Programs {
     }
 
     /// The command for a Waybill program whose log is read here. The help of `dev` lists the variables set here.
-    pub(super) fn command_of_ours(&self, program: &Path) -> io::Result<Command> {
+    pub(super) fn program_command(&self, program: &Path) -> io::Result<Command> {
         let mut command = die_with_parent::command(program)?;
         command
             .env("LOG_FORMAT", "json")
@@ -101,11 +101,11 @@ fn observer(program: &Path, setting: &str) -> anyhow::Result<PathBuf> {
             "{name} not found, neither on PATH nor in {TOOLS}, and --observe needs it: `make observe` installs it (with \
              Go; it takes minutes), or name one with {setting}"
         );
-        Unusable(complaint).into()
+        UsageError(complaint).into()
     })
 }
 
-fn ours(name: &str, here: &Path) -> anyhow::Result<PathBuf> {
+fn find_program(name: &str, here: &Path) -> anyhow::Result<PathBuf> {
     let beside = here.join(name);
     if is_program(&beside) {
         return Ok(beside);
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_says_how_to_get_it() {
-        let refused = ours("waybill-nothing", Path::new("/nowhere")).unwrap_err().to_string();
+        let refused = find_program("waybill-nothing", Path::new("/nowhere")).unwrap_err().to_string();
         assert!(refused.contains("waybill-nothing not found") && refused.contains("cargo build --workspace"));
     }
 }

@@ -9,7 +9,7 @@ use tokio::select;
 use tokio::time::{self, sleep, timeout_at};
 use tonic::Status;
 
-use super::board::Board;
+use super::board::ProgressBoard;
 use super::catalogue;
 use super::summary::{Outcome, Summary};
 use crate::args::DevArgs;
@@ -28,11 +28,11 @@ pub(super) async fn run(args: &DevArgs, orders: Orders) -> anyhow::Result<Option
     let started = Instant::now();
     let deadline = time::Instant::now() + *args.timeout;
     let run_name = run_name();
-    let board = Board::new(args.orders);
+    let board = ProgressBoard::new(args.orders);
     let outcomes = stream::iter(0..args.orders as usize)
         .map(|index| {
             let request = catalogue::sample_order(&run_name, index);
-            one(orders.clone(), request, deadline, &board)
+            run_order(orders.clone(), request, deadline, &board)
         })
         .buffer_unordered(IN_FLIGHT_MAX)
         .collect::<Vec<_>>();
@@ -43,7 +43,12 @@ pub(super) async fn run(args: &DevArgs, orders: Orders) -> anyhow::Result<Option
     Ok(Some(Summary::of(outcomes, started.elapsed())?))
 }
 
-async fn one(orders: Orders, request: CreateOrderRequest, deadline: time::Instant, board: &Board) -> Outcome {
+async fn run_order(
+    orders: Orders,
+    request: CreateOrderRequest,
+    deadline: time::Instant,
+    board: &ProgressBoard,
+) -> Outcome {
     let started = Instant::now();
     let request_id = request.request_id.clone();
     let mut order = match timeout_at(deadline, place(orders.clone(), request)).await {
@@ -65,7 +70,7 @@ async fn one(orders: Orders, request: CreateOrderRequest, deadline: time::Instan
             let took = started.elapsed();
             return Outcome::Finished { order, took };
         }
-        Ok(Ok(())) => "it moves no more by itself".to_owned(),
+        Ok(Ok(())) => "parked until an operator acts".to_owned(),
         Ok(Err(status)) => error_report::headline(&status),
         Err(_) => "not finished in time".to_owned(),
     };
@@ -74,27 +79,27 @@ async fn one(orders: Orders, request: CreateOrderRequest, deadline: time::Instan
 
 /// Places the order, with retries: its request_id makes them safe. The caller bounds the time.
 async fn place(mut orders: Orders, request: CreateOrderRequest) -> Result<Order, Status> {
-    let mut fruitless_tries = 0;
+    let mut failed_attempts = 0;
     loop {
         let status = match client::answer(orders.create_order(request.clone())).await {
             Ok(answer) => return answer.order.ok_or_else(|| Status::data_loss("no order in the answer")),
             Err(status) => status,
         };
-        let Some(pause) = client::pause_before_retry(&status, fruitless_tries) else {
+        let Some(pause) = client::pause_before_retry(&status, failed_attempts) else {
             return Err(status);
         };
-        fruitless_tries += 1;
+        failed_attempts += 1;
         sleep(pause).await;
     }
 }
 
 /// Keeps `order` as it stands, until it is finished or parked. Dropping the future loses nothing of what was seen.
-async fn follow(orders: Orders, order: &mut Order, board: &Board) -> Result<(), Status> {
+async fn follow(orders: Orders, order: &mut Order, board: &ProgressBoard) -> Result<(), Status> {
     let mut watch = Watch::new(orders, order.order_id.clone(), order.revision);
     while let Some(update) = watch.next().await? {
         board.changed(order, &update);
         *order = update.order;
-        // A parked order waits for an operator, and the sample orders have none.
+        // A parked order waits for an operator, so it does not finish here.
         if order.status() == OrderStatus::Failed {
             break;
         }

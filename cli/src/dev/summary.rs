@@ -68,7 +68,7 @@ impl Summary {
         for outcome in &self.outcomes {
             let ended_as = match outcome {
                 Outcome::Finished { order, .. } | Outcome::Unfinished { order, .. } => {
-                    render::standing(order)
+                    render::status_text(order)
                 }
                 Outcome::Refused { .. } => "not accepted".to_owned(),
             };
@@ -81,7 +81,7 @@ impl Summary {
         self.outcomes.iter().filter_map(|outcome| match outcome {
             Outcome::Finished { .. } => None,
             Outcome::Unfinished { order, why } => {
-                Some(format!("not finished: order {}, {}: {why}", order.order_id, render::standing(order)))
+                Some(format!("not finished: order {}, {}: {why}", order.order_id, render::status_text(order)))
             }
             Outcome::Refused { request_id, why } => {
                 Some(format!("not accepted: request {request_id}: {why}"))
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_end_is_named_up_to_a_bound() {
+    fn unfinished_orders_are_listed_up_to_a_bound() {
         let refused = |index| Outcome::Refused {
             request_id: format!("sample-1-{index}"),
             why: "UNAVAILABLE: away".to_owned(),

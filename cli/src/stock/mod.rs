@@ -19,26 +19,26 @@ use args::{RequestArgs, StockCommand};
 use crate::client;
 use crate::console::{self, plain};
 use crate::render::time_text;
-use crate::usage::Unusable;
+use crate::usage::UsageError;
 
 /// SKUs asked for at once.
 const PAGE_SIZE_MAX: i32 = 1000;
-const INCOMPLETE: &str = "older reservations were not looked at, which may hold more";
+const INCOMPLETE: &str = "older reservations were not read; more units may be reserved";
 
 /// Runs one of the commands until it ends or its output is closed.
 pub(crate) async fn run(args: StockArgs) -> anyhow::Result<()> {
-    match obey(args).await {
+    match execute(args).await {
         Err(error) if console::reader_is_gone(&error) => Ok(()),
         ended => ended,
     }
 }
 
-async fn obey(args: StockArgs) -> anyhow::Result<()> {
+async fn execute(args: StockArgs) -> anyhow::Result<()> {
     if let StockCommand::Reconcile { dry_run: false, orders, all: false, .. } = &args.command
         && orders.is_empty()
     {
-        let advice = "say which reservations: --order ORDER_ID, or --all; --dry-run lists them";
-        return Err(Unusable(advice.to_owned()).into());
+        let advice = "name reservations with --order ORDER_ID, or use --all; --dry-run lists them";
+        return Err(UsageError(advice.to_owned()).into());
     }
     let mut stock = client::connect_stock(args.gateway).await?;
     match args.command {
@@ -104,7 +104,7 @@ fn repeatable(status: Status, request_id: &str) -> anyhow::Error {
         | Code::Unauthenticated => false,
     };
     if is_unknown {
-        console::warn(&format!("the same command with --request-id {request_id} changes nothing twice"));
+        console::warn(&format!("retry with --request-id {request_id}; the change is then made once"));
     }
     status.into()
 }
@@ -125,7 +125,7 @@ async fn list(mut stock: client::Stock) -> anyhow::Result<()> {
         }
     }
     if count == 0 {
-        console::warn("there is none");
+        console::warn("no stock found");
     }
     if incomplete {
         console::warn(INCOMPLETE);
@@ -137,7 +137,7 @@ fn show(stock: Option<Stock>, is_repeat: bool) -> anyhow::Result<()> {
     let stock = stock.ok_or_else(|| anyhow!("the gateway answered without stock"))?;
     console::answer(&line(&stock))?;
     if is_repeat {
-        console::warn("an earlier request of this name did it; nothing was changed now");
+        console::warn("already done by an earlier request with this request_id; nothing changed");
     }
     Ok(())
 }
@@ -163,7 +163,7 @@ async fn reconcile(
         match answer.answer {
             Some(Answer::Orphan(orphan)) => console::answer(&orphan_line(&orphan, dry_run))?,
             Some(Answer::Summary(summary)) => console::warn(&format!(
-                "{} reservations in force, {} of orders that the log has lost, {} released",
+                "{} reservations in force, {} orphaned, {} released",
                 summary.examined, summary.orphaned, summary.released
             )),
             None => {}

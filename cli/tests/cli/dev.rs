@@ -66,7 +66,7 @@ async fn with_observe_all_programs_are_wired_to_jaeger_and_prometheus() {
         .env_remove("OTEL_TRACES_SAMPLER");
     let dev = dev.spawn().unwrap();
 
-    // The fakes do not listen, so the test does it for them.
+    // The fakes do not listen, so the test listens for them.
     stage.pids_of(&["jaeger"]).await;
     assert!(!stage.path("pids/nats-server").exists());
     let config = std::fs::read_to_string(stage.path("data/observe/jaeger.yml")).unwrap();
@@ -182,7 +182,7 @@ async fn a_second_signal_does_not_wait_for_a_stubborn_child() {
     let stage = Stage::new();
     let mut dev = stage.dev().env("FAKE_STUBBORN", "waybill-gateway").spawn().unwrap();
     let children = stage.pids_of(&["nats-server", "waybill-gateway"]).await;
-    // Says so once it has ignored SIGTERM for good.
+    // Prints this once it ignores SIGTERM.
     until(|| {
         let name = std::fs::read_to_string(format!("/proc/{}/comm", children[1])).ok()?;
         (name.trim() == "sleep").then_some(())
@@ -236,7 +236,7 @@ async fn an_order_that_does_not_end_in_time_is_named_and_fails_the_run() {
         "{}",
         stdout(&output)
     );
-    assert!(stderr(&output).contains("1 sample orders were not finished"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("1 sample orders did not finish"), "{}", stderr(&output));
     assert!(stage.pids_so_far().into_iter().all(is_gone));
 }
 

@@ -74,7 +74,7 @@ async fn over_http_only_200_is_well() {
 
 #[tokio::test]
 async fn what_cannot_be_asked_is_not_well() {
-    // Takes connections, and never says a word.
+    // Accepts connections, and never replies.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = silent.local_addr().unwrap();
     for url in [format!("http://{addr}"), format!("http://{addr}/readyz")] {

@@ -82,7 +82,7 @@ async fn a_refusal_shows_its_code_and_every_detail() {
     assert_eq!(
         stderr(&output),
         "error: INVALID_ARGUMENT: 1 invalid field\n  order_id: must be 43 characters\n  reason: MALFORMED\n  \
-         try again in 250ms\n"
+         retry in 250ms\n"
     );
 }
 
@@ -140,7 +140,7 @@ async fn cancel_sends_the_reason_and_shows_the_order() {
 async fn list_follows_the_pages_to_the_last() {
     let list = Box::new(|_: &_, before| match before {
         0 => page(2, "two"),
-        // A page of which none had the wanted status.
+        // A page without an order of the wanted status.
         1 => page(0, "three"),
         _ => page(1, ""),
     });
@@ -168,7 +168,7 @@ async fn a_list_has_headings_where_people_read_it() {
         output_without_stdout(waybill_order(addr).args(["list", "ada"]).stdout(terminal.slave)).await;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let (mut screen, mut seen) = (std::fs::File::from(terminal.master), Vec::new());
-    // It ends with an error, because nobody writes to the terminal any more.
+    // The read ends with an error, because no process writes to the terminal any more.
     screen.read_to_end(&mut seen).unwrap_err();
     let seen = String::from_utf8(seen).unwrap();
     let lines: Vec<_> = seen.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
@@ -181,7 +181,7 @@ async fn a_list_of_nothing_says_so() {
     let (addr, _) = shop::open(Script { list, ..Script::default() }).await;
     let output = output_of(waybill_order(addr).args(["list", "ada"])).await;
     assert_eq!(output.status.code(), Some(0));
-    assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("", "there are none\n"));
+    assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("", "no orders found\n"));
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn every_command_shows_the_credential_to_the_gateway_and_to_nobody_else() 
 #[tokio::test]
 async fn a_reader_that_has_seen_enough_ends_the_command_quietly() {
     let get = Box::new(|_: &_, _| Ok(order(OrderStatus::Accepted, 7)));
-    // Never fulfilled, so only the missing reader ends it.
+    // Never fulfilled, so the command ends only because its reader is gone.
     let watch = Box::new(|_: &_, _| vec![Ok(order(OrderStatus::Accepted, 7))]);
     let (addr, _) = shop::open(Script { get, watch, ..Script::default() }).await;
     for command in [["get", "x"], ["watch", "x"]] {

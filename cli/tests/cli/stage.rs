@@ -31,7 +31,7 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn new() -> Self {
-        // Beside the binary, where hard links to it are possible: a symbolic one would lead back to the real
+        // Beside the binary, because hard links need the same file system. A symbolic link would resolve to the real
         // programs.
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let stage = Self { folder };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use backbone::broker::direct_get::ReadError;
-use backbone::dead_letters::{DeadLetters, Kept, Letters};
+use backbone::dead_letters::{DeadLetterPage, DeadLetters, StoredDeadLetter};
 use backbone::log::ids::Revision;
 use proto::operations::v1::{DeadLetter, DeadLetterGroup};
 
@@ -64,7 +64,7 @@ pub(super) struct Walk<'a> {
     letters: &'a DeadLetters,
     filter: &'a Filter,
     now: SystemTime,
-    read: std::vec::IntoIter<Kept>,
+    read: std::vec::IntoIter<StoredDeadLetter>,
     from: Option<Revision>,
     examined: usize,
     /// Where to continue, if the limit of dead letters was read.
@@ -78,7 +78,7 @@ impl<'a> Walk<'a> {
         Self { letters, filter, now, read: Vec::new().into_iter(), from, examined: 0, stopped_at: None }
     }
 
-    pub(super) async fn next(&mut self) -> Result<Option<Kept>, ReadError> {
+    pub(super) async fn next(&mut self) -> Result<Option<StoredDeadLetter>, ReadError> {
         loop {
             if let Some(kept) = self.read.find(|kept| self.filter.matches(&kept.letter, self.now)) {
                 return Ok(Some(kept));
@@ -88,7 +88,7 @@ impl<'a> Walk<'a> {
                 self.stopped_at = Some(from);
                 return Ok(None);
             }
-            let Letters { letters, next } = self.letters.open_from(self.filter.step(), from).await?;
+            let DeadLetterPage { letters, next } = self.letters.open_from(self.filter.step(), from).await?;
             self.examined += letters.len();
             self.read = letters.into_iter();
             self.from = next;

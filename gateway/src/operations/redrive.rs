@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
+use backbone::dead_letters::{DeadLetters, LetterId, PutError, StoredDeadLetter};
 use backbone::log::ids::OrderId;
 use backbone::log::lifecycle::{is_called_off, is_finished};
 use backbone::log::{AppendError, Appended, OrderLog, OrderState, WatchError};
@@ -112,7 +112,7 @@ impl Redrive {
     async fn redrive_order(
         &mut self,
         id: &LetterId,
-        kept: &Kept,
+        kept: &StoredDeadLetter,
         order: OrderId,
         deadline: Instant,
     ) -> Answer {
@@ -178,7 +178,7 @@ impl Redrive {
 
     /// The order continues in its own trace: that of its dead letter, not that of the operator's call, which may
     /// redrive many.
-    fn redriving(&self, kept: &Kept) -> (Span, Context) {
+    fn redriving(&self, kept: &StoredDeadLetter) -> (Span, Context) {
         let span = info_span!(
             "redrive",
             otel.kind = "internal",
@@ -219,7 +219,7 @@ impl Redrive {
     }
 
     /// The order decides; a dead letter that could not be resolved is resolved at the next read.
-    async fn resolve(&self, open: &Kept, state: DeadLetterState, reason: &str) {
+    async fn resolve(&self, open: &StoredDeadLetter, state: DeadLetterState, reason: &str) {
         if self.dry_run {
             return;
         }

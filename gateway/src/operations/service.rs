@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
+use backbone::dead_letters::{DeadLetters, LetterId, PutError, StoredDeadLetter};
 use backbone::log::OrderLog;
 use futures::Stream;
 use futures::stream::unfold;
@@ -51,9 +51,9 @@ impl Operations {
         Self { log, letters, request_timeout, readiness }
     }
 
-    async fn find(&self, id: &LetterId, by: Instant) -> Result<Kept, Status> {
+    async fn find(&self, id: &LetterId, by: Instant) -> Result<StoredDeadLetter, Status> {
         let found = read_by(by, self.letters.find_proven(id)).await?;
-        let is_letter = |kept: &Kept| kept.letter.state() != DeadLetterState::Unspecified;
+        let is_letter = |kept: &StoredDeadLetter| kept.letter.state() != DeadLetterState::Unspecified;
         found.filter(is_letter).ok_or_else(|| errors::letter_not_found(id))
     }
 

@@ -16,7 +16,9 @@ use proto::inventory::v1::{
     ListStockResponse, OrphanedReservation, ReconcileStockRequest, ReconcileStockResponse, ReconcileSummary,
     RemoveStockRequest, RemoveStockResponse, ReservedUnits, SetStockRequest, SetStockResponse, Stock,
 };
-use stock::{ChangeRequest, Listed, Orphan, OrphanQuery, ReleaseError, Reserved, Store, reservation_ttl};
+use stock::{
+    ChangeRequest, Orphan, OrphanQuery, ReleaseError, ReservedStock, StockEntry, Store, reservation_ttl,
+};
 use tokio::select;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, timeout_at};
@@ -265,7 +267,7 @@ async fn until_told(
     }
 }
 
-fn stock_of(listed: Listed, reserved: &Reserved) -> Stock {
+fn stock_of(listed: StockEntry, reserved: &ReservedStock) -> Stock {
     Stock {
         reserved_units: units(reserved.units.get(&listed.sku).copied().unwrap_or_default()),
         unreadable: listed.available.is_none(),

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use async_nats::jetstream::Message;
 use backbone::broker::trace_headers;
-use backbone::dead_letters::{Kept, error_text, fingerprint, headers_of};
+use backbone::dead_letters::{StoredDeadLetter, error_text, fingerprint, headers_of};
 use backbone::log::event::Undecodable;
 use backbone::log::ids::Revision;
 use backbone::log::subjects;
@@ -71,7 +71,7 @@ pub(super) fn withdrawn(letter: &DeadLetter) -> DeadLetter {
 }
 
 /// What the order's event says that makes it FAILED.
-pub(super) fn order_failed(step: &str, kept: &Kept) -> OrderFailed {
+pub(super) fn order_failed(step: &str, kept: &StoredDeadLetter) -> OrderFailed {
     OrderFailed {
         reason: RETRIES_EXHAUSTED.to_owned(),
         message: kept.letter.attempts.last().map_or("", |attempt| &attempt.error).to_owned(),
@@ -103,7 +103,7 @@ pub(super) fn is_of_order(letter: &DeadLetter, about: &OrderContext, since: Revi
 }
 
 /// Whether more was stored than a record of attempts.
-pub(super) fn is_letter(record: &Kept) -> bool {
+pub(super) fn is_letter(record: &StoredDeadLetter) -> bool {
     record.letter.state() != DeadLetterState::Unspecified
 }
 

@@ -10,7 +10,7 @@ mod park;
 use std::sync::OnceLock;
 
 use backbone::broker::direct_get::ReadError;
-use backbone::dead_letters::{DeadLetters, Kept, LetterId, PutError};
+use backbone::dead_letters::{DeadLetters, LetterId, PutError, StoredDeadLetter};
 use backbone::log::event::Undecodable;
 use backbone::log::ids::Revision;
 use backbone::log::{AppendError, OrderLog};
@@ -237,7 +237,7 @@ impl DeadLettering {
     }
 
     /// The stored record of the message.
-    async fn record(&self, delivery: &Delivery<'_>) -> Result<Option<Kept>, ReadError> {
+    async fn record(&self, delivery: &Delivery<'_>) -> Result<Option<StoredDeadLetter>, ReadError> {
         let found = self.letters.find(&delivery.id).await?;
         Ok(found.map(|mut kept| {
             if !letter::is_about(&kept.letter, delivery) {
@@ -250,7 +250,11 @@ impl DeadLettering {
     /// The attempts at an order before it was carried, unless the message has a record of its own by now. They belong
     /// to the previous event, which may be a `carried` too, or to the event that set the order's status. So no attempt
     /// is forgotten, and a dead letter parks its order even if its message has expired.
-    async fn earlier(&self, about: &OrderContext, record: Option<&Kept>) -> Result<Option<Kept>, ReadError> {
+    async fn earlier(
+        &self,
+        about: &OrderContext,
+        record: Option<&StoredDeadLetter>,
+    ) -> Result<Option<StoredDeadLetter>, ReadError> {
         let Some((since, before)) = about.carried.filter(|_| record.is_none()) else { return Ok(None) };
         for revision in [before, since] {
             let Ok(id) = LetterId::new(self.step, revision) else { continue };
@@ -266,9 +270,9 @@ impl DeadLettering {
     async fn store(
         &self,
         id: &LetterId,
-        record: Option<&Kept>,
+        record: Option<&StoredDeadLetter>,
         letter: DeadLetter,
-    ) -> Result<Kept, PutError> {
+    ) -> Result<StoredDeadLetter, PutError> {
         match record {
             Some(record) => self.letters.replace(record, letter).await,
             None => self.letters.put(id, letter).await,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backbone::dead_letters::Kept;
+use backbone::dead_letters::StoredDeadLetter;
 use backbone::log::ids::Revision;
 use backbone::log::{AppendError, Appended};
 use proto::operations::v1::DeadLetterState;
@@ -23,7 +23,7 @@ impl DeadLettering {
         &self,
         delivery: &Delivery<'_>,
         about: &OrderContext,
-        record: Kept,
+        record: StoredDeadLetter,
     ) -> Result<Disposition, DeadLetteringError> {
         let letter = letter::exhausted(self.step, delivery, about, &record.letter);
         let open = self.letters.replace(&record, letter).await?;
@@ -35,7 +35,7 @@ impl DeadLettering {
     pub(super) async fn fail(
         &self,
         about: &OrderContext,
-        kept: Kept,
+        kept: StoredDeadLetter,
     ) -> Result<Disposition, DeadLetteringError> {
         let (id, parking, dead_letter_id) = (about.order_id, &kept.letter, kept.id.to_string());
         let Some(mut current) = self.log.load_latest(&id).await? else {
@@ -85,7 +85,7 @@ impl DeadLettering {
     }
 
     /// Withdraws the dead letter: the order has moved on since its attempts failed, and gets new ones.
-    async fn withdraw(&self, kept: &Kept) -> Result<Disposition, DeadLetteringError> {
+    async fn withdraw(&self, kept: &StoredDeadLetter) -> Result<Disposition, DeadLetteringError> {
         self.letters.replace(kept, letter::withdrawn(&kept.letter)).await?;
         warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, the order has gone on");
         Ok(Disposition::Retry(RETRY.initial))

@@ -10,7 +10,9 @@ use backbone::broker::streams::ORDERS;
 use backbone::log::ids::Revision;
 use program::backoff::Backoff;
 use program::telemetry::LogThrottle;
-use stock::{BUCKET, Batch, CommitError, Presence, STREAM, Seen, Store, StoreError, is_known, stock_key};
+use stock::{
+    BUCKET, Batch, BucketState, CommitError, Presence, STREAM, Store, StoreError, is_known, stock_key,
+};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -56,14 +58,14 @@ async fn set_up(
     let config_of_orders = &orders.cached_info().config;
     let store = Store::new(connection.clone(), stock::reservation_ttl(config_of_orders.max_age));
     match presence.look().await {
-        Seen::Unknown => return Err("it cannot be asked for yet".to_owned()),
-        Seen::Missing => return Ok(Ok(store)),
+        BucketState::Unknown => return Err("it cannot be asked for yet".to_owned()),
+        BucketState::Missing => return Ok(Ok(store)),
         // All orders that were given stock may have expired.
-        Seen::NotYet if has_worked(&orders, consumer).await? => {
+        BucketState::NotYet if has_worked(&orders, consumer).await? => {
             presence.was_there();
             return Ok(Ok(store));
         }
-        Seen::NotYet | Seen::Present(_) => {}
+        BucketState::NotYet | BucketState::Present(_) => {}
     }
     if let Err(error) = stock::make(connection, config_of_orders.num_replicas).await? {
         return Ok(Err(error));

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::otlp::{Protocol, Signal, TIME_MS, Way, number};
+use crate::otlp::{Protocol, Signal, TIME_MS, Transport, number};
 
 const METRICS: Signal = Signal { exporter: "OTEL_METRICS_EXPORTER", infix: "METRICS" };
 /// How often metrics are sent unless OTEL_METRIC_EXPORT_INTERVAL says otherwise: the default of the specification.
@@ -24,7 +24,7 @@ const TIMEOUT_MS: u64 = 30_000;
 
 #[derive(Debug, PartialEq)]
 pub(super) struct Settings {
-    pub(super) way: Way,
+    pub(super) transport: Transport,
     pub(super) interval: Duration,
     timeout: Duration,
     /// Variables that are not used as they are set.
@@ -35,19 +35,19 @@ impl Settings {
     /// `None` if no metrics are to be sent.
     pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
         let mut warnings = Vec::new();
-        let Some(way) = Way::read(METRICS, &variable, &mut warnings)? else { return Ok(None) };
+        let Some(transport) = Transport::read(METRICS, &variable, &mut warnings)? else { return Ok(None) };
         let mut time = |name: &str, default_ms: u64| {
             Duration::from_millis(number(&variable, name, default_ms, TIME_MS, &mut warnings))
         };
         let interval = time("OTEL_METRIC_EXPORT_INTERVAL", INTERVAL_MS);
         let timeout = time("OTEL_METRIC_EXPORT_TIMEOUT", TIMEOUT_MS);
-        Ok(Some(Self { way, interval, timeout, warnings }))
+        Ok(Some(Self { transport, interval, timeout, warnings }))
     }
 
     fn exporter(&self) -> Result<MetricExporter, String> {
-        let exporter = match self.way.protocol {
-            Protocol::Grpc => self.way.over_grpc(MetricExporter::builder().with_tonic()).build(),
-            Protocol::Http => self.way.over_http(MetricExporter::builder().with_http())?.build(),
+        let exporter = match self.transport.protocol {
+            Protocol::Grpc => self.transport.over_grpc(MetricExporter::builder().with_tonic()).build(),
+            Protocol::Http => self.transport.over_http(MetricExporter::builder().with_http())?.build(),
         };
         exporter.map_err(|error| format!("OTEL_EXPORTER_OTLP_*: {error}"))
     }
@@ -59,32 +59,32 @@ pub(super) struct Sender {
     exporter: MetricExporter,
     timeout: Duration,
     runtime: Handle,
-    over: CancellationToken,
-    is_away: AtomicBool,
+    stopped: CancellationToken,
+    is_unavailable: AtomicBool,
 }
 
 impl Sender {
     /// Begins to send, until `over` is cancelled.
     pub(super) fn start(
         settings: &Settings,
-        over: CancellationToken,
+        stopped: CancellationToken,
     ) -> Result<PeriodicReader<Self>, String> {
         let sender = Self {
             exporter: settings.exporter()?,
             timeout: settings.timeout,
             runtime: Handle::current(),
-            over,
-            is_away: AtomicBool::new(false),
+            stopped,
+            is_unavailable: AtomicBool::new(false),
         };
         Ok(PeriodicReader::builder(sender).with_interval(settings.interval).build())
     }
 
     /// A line when the collector goes, and one when it comes back.
     fn report(&self, sent: &OTelSdkResult) {
-        let was_away = self.is_away.swap(sent.is_err(), Ordering::Relaxed);
+        let was_unavailable = self.is_unavailable.swap(sent.is_err(), Ordering::Relaxed);
         match sent {
-            Err(error) if !was_away => warn!(%error, "metrics cannot be sent to the collector"),
-            Ok(()) if was_away => info!("metrics are sent to the collector again"),
+            Err(error) if !was_unavailable => warn!(%error, "collector unavailable, metrics not sent"),
+            Ok(()) if was_unavailable => info!("collector available again, metrics sent"),
             Ok(()) | Err(_) => {}
         }
     }
@@ -94,8 +94,8 @@ impl PushMetricExporter for Sender {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let sending = async {
             select! {
-                // At its end the program has said that it was not sent.
-                () = self.over.cancelled() => Err(OTelSdkError::AlreadyShutdown),
+                // On exit `flush` logs that the last metrics were not sent.
+                () = self.stopped.cancelled() => Err(OTelSdkError::AlreadyShutdown),
                 sent = timeout(self.timeout, self.exporter.export(metrics)) => {
                     let sent = sent.unwrap_or(Err(OTelSdkError::Timeout(self.timeout)));
                     self.report(&sent);
@@ -103,7 +103,7 @@ impl PushMetricExporter for Sender {
                 }
             }
         };
-        // The thread is there for nothing else, and what is sent is only lent.
+        // Blocking is fine: the reader has a thread of its own. `metrics` is only borrowed, so it cannot be moved to a task.
         self.runtime.block_on(sending)
     }
 
@@ -133,7 +133,7 @@ mod tests {
     const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317");
 
     #[test]
-    fn nothing_is_sent_unless_somebody_asks_for_it() {
+    fn export_is_off_by_default() {
         assert_eq!(read(&[]), Ok(None));
         assert_eq!(read(&[ENDPOINT, ("OTEL_METRICS_EXPORTER", "none")]), Ok(None));
         assert_eq!(read(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://localhost")]), Ok(None));

@@ -32,10 +32,10 @@ const SERIES_MAX: usize = 512;
 pub const TEXT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Bucket bounds for durations of calls, appends and attempts.
-const WAIT_SECONDS: [f64; 17] =
+const CALL_SECONDS: [f64; 17] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 /// Bounds of times that may go on for hours: an order's whole way, what a watcher is behind.
-const WAY_SECONDS: [f64; 19] = [
+const ORDER_SECONDS: [f64; 19] = [
     0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0,
     3600.0, 14400.0,
 ];
@@ -50,7 +50,7 @@ pub struct Metrics {
     /// Whether they are sent to a collector.
     sent: bool,
     /// Ends what is still being sent.
-    over: CancellationToken,
+    stopped: CancellationToken,
 }
 
 impl Metrics {
@@ -61,7 +61,7 @@ impl Metrics {
         let registry = Registry::new();
         let fetched = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
-            // There is one scope, and its name says nothing.
+            // There is only one scope.
             .scope_info_enabled(false)
             .build()
             .map_err(|error| error.to_string())?;
@@ -69,19 +69,19 @@ impl Metrics {
             .with_resource(otlp::resource(program))
             .with_view(bounded)
             .with_reader(fetched);
-        let over = CancellationToken::new();
+        let stopped = CancellationToken::new();
         if let Some(settings) = &settings {
-            provider = provider.with_reader(Sender::start(settings, over.clone())?);
+            provider = provider.with_reader(Sender::start(settings, stopped.clone())?);
             for warning in &settings.warnings {
                 warn!("{warning}");
             }
-            info!(protocol = ?settings.way.protocol, interval = ?settings.interval, "metrics are exported");
+            info!(protocol = ?settings.transport.protocol, interval = ?settings.interval, "metrics are exported");
         }
         let provider = provider.build();
         global::set_meter_provider(provider.clone());
         REGISTRY.get_or_init(|| registry);
-        count_what_is_dropped();
-        Ok(Self { provider, sent: settings.is_some(), over })
+        count_drops();
+        Ok(Self { provider, sent: settings.is_some(), stopped })
     }
 
     /// Sends what was counted last, if that is possible within [`FLUSH_TIMEOUT`].
@@ -89,13 +89,13 @@ impl Metrics {
         if !self.sent {
             return;
         }
-        let Self { provider, over, .. } = self;
+        let Self { provider, stopped, .. } = self;
         let flushed = spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
-        over.cancel();
+        stopped.cancel();
         match flushed {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "the last metrics were not sent"),
-            Err(error) => warn!(%error, "the last metrics were not sent"),
+            Ok(Err(error)) => warn!(%error, "last metrics not sent"),
+            Err(error) => warn!(%error, "last metrics not sent"),
         }
     }
 }
@@ -112,13 +112,13 @@ pub fn meter() -> Meter {
 }
 
 /// The duration of a call, append or attempt, 0.5 ms to a minute.
-pub fn wait(name: &'static str, description: &'static str) -> Histogram<f64> {
-    histogram(name, description, &WAIT_SECONDS)
+pub fn call_duration(name: &'static str, description: &'static str) -> Histogram<f64> {
+    histogram(name, description, &CALL_SECONDS)
 }
 
 /// How long something took that may go on for hours.
-pub fn way(name: &'static str, description: &'static str) -> Histogram<f64> {
-    histogram(name, description, &WAY_SECONDS)
+pub fn order_duration(name: &'static str, description: &'static str) -> Histogram<f64> {
+    histogram(name, description, &ORDER_SECONDS)
 }
 
 fn histogram(name: &'static str, description: &'static str, bounds: &[f64]) -> Histogram<f64> {
@@ -143,7 +143,7 @@ pub fn gauge(
     description: &'static str,
     look: impl Fn(&dyn AsyncInstrument<u64>) + Send + Sync + 'static,
 ) {
-    // The provider keeps it.
+    // The provider keeps the callback.
     meter().u64_observable_gauge(name).with_description(description).with_callback(look).build();
 }
 
@@ -174,11 +174,15 @@ fn bounded(_: &Instrument) -> Option<Stream> {
     Stream::builder().with_cardinality_limit(SERIES_MAX).build().ok()
 }
 
-fn count_what_is_dropped() {
-    total("waybill.log.lines.dropped", "Log lines that nobody read in time.", telemetry::dropped_lines);
+fn count_drops() {
+    total(
+        "waybill.log.lines.dropped",
+        "Log lines dropped because stdout was not read in time.",
+        telemetry::dropped_lines,
+    );
     total(
         "waybill.spans.dropped",
-        "Finished spans that were not exported: the queue was full, or the collector refused them or was away.",
+        "Finished spans that were not exported: the queue was full, or the collector rejected them or was unavailable.",
         dropped_spans,
     );
 }

@@ -40,7 +40,7 @@ impl Http {
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'a>>;
 
 impl HttpClient for Http {
-    // Who exports has a deadline for it.
+    // The exporter enforces the deadline.
     fn send_bytes<'a, 'b>(&'a self, request: Request<Bytes>) -> Answer<'b>
     where
         'a: 'b,

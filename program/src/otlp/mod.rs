@@ -66,7 +66,7 @@ pub(crate) enum Protocol {
 
 /// How the collector is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Way {
+pub(crate) struct Transport {
     pub(crate) protocol: Protocol,
     /// Whether the connection is to be encrypted.
     tls: bool,
@@ -95,7 +95,7 @@ pub(crate) fn number(
     })
 }
 
-impl Way {
+impl Transport {
     /// `None` if the signal is not to be exported. Fails with the name of a variable that cannot be used.
     pub(crate) fn read(
         signal: Signal,
@@ -128,7 +128,7 @@ impl Way {
         for name in ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"] {
             if let Some((name, _)) = own_or_all(name) {
                 return Err(format!(
-                    "{name} is not supported; SSL_CERT_FILE names the certificates that are trusted"
+                    "{name} is not supported; set SSL_CERT_FILE to the trusted certificates"
                 ));
             }
         }
@@ -140,14 +140,14 @@ impl Way {
         });
         let timeout = Duration::from_millis(timeout);
         if let Some((name, _)) = own_or_all("HEADERS").filter(|(_, text)| !text.split(',').all(is_header)) {
-            // The exporters would leave out what they cannot read, and the collector refuse everything.
+            // The exporters would drop headers that they cannot parse, and the collector would reject everything.
             return Err(format!(
-                "{name}: must be pairs such as authorization=Bearer%20token, with commas between, and no headers of \
-                 HTTP's or gRPC's own"
+                "{name}: must be comma-separated pairs such as authorization=Bearer%20token, without headers that HTTP or \
+                 gRPC reserve"
             ));
         }
         let Some((name, url)) = endpoint else { return Ok(Some(Self { protocol, tls: false, timeout })) };
-        // It may hold a password, so it is not shown.
+        // Not shown in the error: it may contain a password.
         let url: Uri = url.parse().map_err(|_| not_an_address(&name))?;
         if !url.authority().is_some_and(has_usable_port) {
             return Err(not_an_address(&name));
@@ -204,14 +204,14 @@ pub(crate) fn resource(program: &str) -> Resource {
 /// Says in the log what is missing in the resource.
 pub(crate) fn warn_of_resource() {
     if let Some(count @ 1..) = RESOURCE.get().map(|(_, left_out)| *left_out) {
-        warn!(count, "OTEL_RESOURCE_ATTRIBUTES: attributes whose names cannot be labels are left out");
+        warn!(count, "OTEL_RESOURCE_ATTRIBUTES: attributes skipped, their names are not valid label names");
     }
 }
 
 /// The resource, and how many attributes it does not have. Prometheus would take nothing at all of a process that has one
 /// whose name cannot be a label.
 fn resource_of(program: &str) -> (Resource, usize) {
-    // The SDK has its say from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
+    // The SDK reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
     let resource = Resource::builder().build();
     let (usable, others): (Vec<_>, Vec<_>) = resource.iter().partition(|(name, _)| is_name(name.as_str()));
     let unnamed = |name: &opentelemetry::Value| name.as_str().starts_with("unknown_service");
@@ -263,7 +263,7 @@ mod tests {
                 "OTEL_EXPORTER_OTLP_HEADERS" => Some(headers.to_owned()),
                 _ => None,
             };
-            Way::read(signal, variable, &mut Vec::new())
+            Transport::read(signal, variable, &mut Vec::new())
         };
         for headers in ["authorization=Bearer%20s3cr3t", "api-key=s3cr3t, x-tenant=a=b"] {
             assert!(read(headers).is_ok(), "{headers}");
@@ -301,8 +301,8 @@ mod tests {
                 _ => None,
             };
             let mut warnings = Vec::new();
-            let way = Way::read(signal, variable, &mut warnings).unwrap().unwrap();
-            (way.timeout.as_millis(), warnings)
+            let transport = Transport::read(signal, variable, &mut warnings).unwrap().unwrap();
+            (transport.timeout.as_millis(), warnings)
         };
         assert_eq!((read("1"), read("86400000")), ((1, Vec::new()), (86_400_000, Vec::new())));
         for timeout in ["abc", "0", "-1", "10s", "1.5", "86400001"] {
@@ -325,7 +325,7 @@ mod tests {
             "https://localhost:",
         ] {
             let read = |name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| url.to_owned());
-            let refused = Way::read(signal, read, &mut Vec::new()).unwrap_err();
+            let refused = Transport::read(signal, read, &mut Vec::new()).unwrap_err();
             assert!(
                 refused.starts_with("OTEL_EXPORTER_OTLP_ENDPOINT") && !refused.contains("s3cr3t"),
                 "{refused}"

@@ -23,7 +23,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::{Layer, Registry};
 
 use super::attribute;
-use crate::otlp::{self, FLUSH_TIMEOUT, Protocol, Signal, TIME_MS, Way, number};
+use crate::otlp::{self, FLUSH_TIMEOUT, Protocol, Signal, TIME_MS, Transport, number};
 
 /// Share of new traces that is sampled unless OTEL_TRACES_SAMPLER says otherwise.
 const RATIO: f64 = 0.1;
@@ -80,7 +80,7 @@ impl Traces {
             .with_threads(false)
             .with_tracked_inactivity(false)
             .with_context_activation(false);
-        // Lines of the log are not events of spans, and spans of libraries do not say their kind.
+        // Log lines are not span events, and spans of libraries have no otel.kind.
         let is_ours =
             |metadata: &Metadata<'_>| metadata.is_span() && metadata.fields().field("otel.kind").is_some();
         Some(layer.with_filter(filter_fn(is_ours).with_max_level_hint(LevelFilter::INFO)).boxed())
@@ -88,11 +88,13 @@ impl Traces {
 
     /// Says in the log that there is an export.
     pub(crate) fn announce(&self) {
-        if let Some(Export { settings: Settings { way, ratio, parent_based, warnings, .. }, .. }) = &self.0 {
+        if let Some(Export { settings: Settings { transport, ratio, parent_based, warnings, .. }, .. }) =
+            &self.0
+        {
             for warning in warnings {
                 warn!("{warning}");
             }
-            info!(protocol = ?way.protocol, sample_ratio = ratio, parent_based, "traces are exported");
+            info!(protocol = ?transport.protocol, sample_ratio = ratio, parent_based, "traces are exported");
         }
     }
 
@@ -104,9 +106,9 @@ impl Traces {
         let unsent_spans = counts.queued.load(Ordering::Relaxed) + counts.sending.load(Ordering::Relaxed);
         match flushed {
             Ok(Ok(())) if dropped_spans == 0 => {}
-            Ok(Ok(())) => warn!(dropped_spans, "spans were dropped since the start"),
-            Ok(Err(error)) => warn!(%error, dropped_spans, unsent_spans, "the last spans were not sent"),
-            Err(error) => warn!(%error, dropped_spans, unsent_spans, "the last spans were not sent"),
+            Ok(Ok(())) => warn!(dropped_spans, "spans dropped since the start"),
+            Ok(Err(error)) => warn!(%error, dropped_spans, unsent_spans, "last spans not sent"),
+            Err(error) => warn!(%error, dropped_spans, unsent_spans, "last spans not sent"),
         }
     }
 }
@@ -142,7 +144,7 @@ impl Export {
 
 #[derive(Debug, PartialEq)]
 struct Settings {
-    way: Way,
+    transport: Transport,
     ratio: f64,
     parent_based: bool,
     queue_spans: usize,
@@ -162,7 +164,7 @@ impl Settings {
     /// `None` if no traces are wanted.
     fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
         let mut warnings = Vec::new();
-        let Some(way) = Way::read(TRACES, &variable, &mut warnings)? else { return Ok(None) };
+        let Some(transport) = Transport::read(TRACES, &variable, &mut warnings)? else { return Ok(None) };
         let (parent_based, ratio) = sampler(&variable, &mut warnings);
         let mut whole = |name: &str, default, range| number(&variable, name, default, range, &mut warnings);
         let queue_spans = whole("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS, 1..=QUEUE_SPANS_MAX);
@@ -172,13 +174,22 @@ impl Settings {
         let export_timeout =
             Duration::from_millis(whole("OTEL_BSP_EXPORT_TIMEOUT", EXPORT_TIMEOUT_MS, TIME_MS));
         let (queue_spans, batch_spans) = (spans(queue_spans), spans(batch_spans));
-        Ok(Some(Self { way, ratio, parent_based, queue_spans, batch_spans, delay, export_timeout, warnings }))
+        Ok(Some(Self {
+            transport,
+            ratio,
+            parent_based,
+            queue_spans,
+            batch_spans,
+            delay,
+            export_timeout,
+            warnings,
+        }))
     }
 
     fn exporter(&self, program: &str) -> Result<SpanExporter, String> {
-        let exporter = match self.way.protocol {
-            Protocol::Grpc => self.way.over_grpc(SpanExporter::builder().with_tonic()).build(),
-            Protocol::Http => self.way.over_http(SpanExporter::builder().with_http())?.build(),
+        let exporter = match self.transport.protocol {
+            Protocol::Grpc => self.transport.over_grpc(SpanExporter::builder().with_tonic()).build(),
+            Protocol::Http => self.transport.over_http(SpanExporter::builder().with_http())?.build(),
         };
         let mut exporter = exporter.map_err(|error| format!("OTEL_EXPORTER_OTLP_*: {error}"))?;
         opentelemetry_sdk::trace::SpanExporter::set_resource(&mut exporter, &otlp::resource(program));
@@ -206,7 +217,7 @@ fn sampler(variable: impl Fn(&str) -> Option<String>, warnings: &mut Vec<String>
         Some(_) => {
             let ratio = ratio(RATIO);
             warnings.push(format!(
-                "OTEL_TRACES_SAMPLER is none of always_on, always_off, traceidratio, parentbased_always_on, \
+                "OTEL_TRACES_SAMPLER is not one of always_on, always_off, traceidratio, parentbased_always_on, \
                  parentbased_always_off, parentbased_traceidratio; parentbased_traceidratio with {ratio} is used"
             ));
             (true, ratio)
@@ -303,13 +314,14 @@ struct Sender {
 
 /// The last reported state of the export.
 #[derive(Debug, Default)]
-struct Said {
-    is_away: bool,
+struct LastReport {
+    is_unavailable: bool,
     dropped: u64,
     at: Option<Instant>,
 }
 
-static SAID: Mutex<Said> = Mutex::new(Said { is_away: false, dropped: 0, at: None });
+static LAST_REPORT: Mutex<LastReport> =
+    Mutex::new(LastReport { is_unavailable: false, dropped: 0, at: None });
 
 impl opentelemetry_sdk::trace::SpanExporter for Sender {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
@@ -321,7 +333,7 @@ impl opentelemetry_sdk::trace::SpanExporter for Sender {
             let sending = opentelemetry_sdk::trace::SpanExporter::export(&*exporter, batch);
             timeout(limit, sending).await.unwrap_or(Err(OTelSdkError::Timeout(limit)))
         };
-        // Without a runtime the program is at its end, and has said what was not sent.
+        // Without a runtime the program is exiting, and has logged what was not sent.
         let sent = self.runtime.spawn(sending).await.map_err(|_| OTelSdkError::AlreadyShutdown)?;
         self.counts.sending.store(0, Ordering::Relaxed);
         if sent.is_err() {
@@ -335,24 +347,25 @@ impl opentelemetry_sdk::trace::SpanExporter for Sender {
 impl Sender {
     /// A line when the collector goes and when it comes back, and now and then one about what was dropped.
     fn report(&self, sent: &OTelSdkResult) {
-        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_report = LAST_REPORT.lock().unwrap_or_else(PoisonError::into_inner);
         let dropped_spans = self.counts.dropped.load(Ordering::Relaxed);
         match sent {
-            Err(error) if !said.is_away => {
-                warn!(%error, dropped_spans, "spans cannot be sent to the collector, and are dropped until it is back");
+            Err(error) if !last_report.is_unavailable => {
+                warn!(%error, dropped_spans, "collector unavailable, spans dropped");
             }
-            Ok(()) if said.is_away => {
-                info!(dropped_spans, "spans are sent to the collector again");
+            Ok(()) if last_report.is_unavailable => {
+                info!(dropped_spans, "collector available again, spans sent");
             }
-            Ok(()) if dropped_spans > said.dropped => {
-                if said.at.is_some_and(|at| at.elapsed() < REPORT_INTERVAL) {
+            Ok(()) if dropped_spans > last_report.dropped => {
+                if last_report.at.is_some_and(|at| at.elapsed() < REPORT_INTERVAL) {
                     return;
                 }
-                warn!(dropped_spans, "spans were dropped since the start: there are more than can be sent");
+                warn!(dropped_spans, "span queue full, spans dropped since the start");
             }
             Ok(()) | Err(_) => return,
         }
-        *said = Said { is_away: sent.is_err(), dropped: dropped_spans, at: Some(Instant::now()) };
+        *last_report =
+            LastReport { is_unavailable: sent.is_err(), dropped: dropped_spans, at: Some(Instant::now()) };
     }
 }
 
@@ -369,7 +382,7 @@ mod tests {
     const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317");
 
     #[test]
-    fn nothing_is_exported_unless_somebody_asks_for_it() {
+    fn export_is_off_by_default() {
         assert_eq!(read(&[]), Ok(None));
         assert_eq!(read(&[ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")]), Ok(None));
         assert_eq!(read(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")]), Ok(None));
@@ -381,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenth_of_new_traces_is_sampled_unless_told_otherwise() {
+    fn one_in_ten_new_traces_is_sampled_by_default() {
         let sampling = |variables: &[(&str, &str)]| {
             let settings = read(&[&[ENDPOINT], variables].concat()).unwrap().unwrap();
             (settings.parent_based, settings.ratio)

@@ -121,9 +121,9 @@ pub fn continue_in(span: &Span, parent: Option<SpanContext>) -> Context {
         return remote(parent.unwrap_or_else(root));
     }
     let context = parent.map_or_else(Context::new, remote);
-    // Nothing but the layer makes spans, so it is there.
+    // Cannot fail: enabled spans are made by the OpenTelemetry layer alone.
     if let Err(error) = span.set_parent(context) {
-        tracing::debug!(%error, "span without its parent");
+        tracing::debug!(%error, "span not linked to its parent");
     }
     span.context()
 }
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_the_specification_calls_invalid() {
+    fn invalid_traceparents_are_rejected() {
         for text in [
             "",
             "00",
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn outside_of_every_trace_a_new_one_is_passed_on() {
+    fn without_a_trace_a_new_one_is_started() {
         let mut headers = Vec::new();
         inject(|key, value| headers.push((key.to_owned(), value)));
         let [(key, parent)] = &headers[..] else { panic!("{headers:?}") };

@@ -8,7 +8,7 @@ use proto::orders::v1::OrderStatus;
 use serde_json::Value;
 use tempfile::TempDir;
 
-const UNREACHABLE: &str = "broker not reachable, waiting for it";
+const UNREACHABLE: &str = "broker unreachable, retrying";
 /// A certificate authority that signed nothing.
 const CA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scenarios/ca.pem");
 

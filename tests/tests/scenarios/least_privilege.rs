@@ -158,7 +158,7 @@ async fn an_edited_consumer_is_reported_and_used_as_it_is_until_an_operator_mend
         .await;
     assert_eq!(edited().await, Some(0.0));
     // Noticed once, tried once.
-    let noticed = waybill.logged_about("it was edited: filter_subjects");
+    let noticed = waybill.logged_about("consumer edited: filter_subjects");
     assert_eq!(noticed.len(), 1, "{noticed:#?}");
     let refused = waybill.logged_about("Permissions Violation for Publish to \\\"$JS.API.CONSUMER.CREATE");
     assert_eq!(refused.len(), 1, "{refused:#?}");

@@ -47,7 +47,7 @@ async fn an_order_that_is_too_large_for_the_broker_is_refused_at_once_and_for_go
 
     let warned = |fields: &Value| {
         let message = fields["message"].as_str()?;
-        message.contains("smaller than events can be").then(|| fields["reason"].to_string())
+        message.contains("below the largest event").then(|| fields["reason"].to_string())
     };
     for step in ["inventory", "payment", "fulfilment"] {
         let reason = waybill.processor(step).logged("a warning of the limit", warned).await;
@@ -88,7 +88,7 @@ async fn the_largest_order_of_the_contract_passes_where_nothing_is_warned_of() {
     };
     let order = waybill.place(request).await.unwrap();
     assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
-    assert_eq!(waybill.logged_about("smaller than events can be"), Vec::<String>::new());
+    assert_eq!(waybill.logged_about("below the largest event"), Vec::<String>::new());
 }
 
 /// Every SKU of an order of 100 items.
@@ -114,7 +114,7 @@ async fn a_step_parks_an_order_whose_next_event_is_too_large() {
     assert_eq!(letter.state(), DeadLetterState::Open);
     assert!(letter.content_omitted, "the letter has no room for the message");
     assert_eq!(letter.attempts.len(), 3);
-    assert!(letter.attempts[0].error.contains("larger than"), "{:?}", letter.attempts);
+    assert!(letter.attempts[0].error.contains("exceeds the broker's limit"), "{:?}", letter.attempts);
 
     waybill.broker.kill();
     waybill.broker.start_configured("", "");

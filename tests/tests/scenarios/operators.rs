@@ -142,7 +142,7 @@ async fn an_operator_needs_nothing_but_the_command_line() {
         assert!(said.contains(part), "{part} not in {said}");
     }
     let (_, said) = run(&["list", "--step", "payment"]).await;
-    assert_eq!(said, "there are none\n");
+    assert_eq!(said, "no dead letters found\n");
     let file = dir.path().join("payload");
     let (ended_well, said) = run(&["get", &junk, "--payload", file.to_str().unwrap()]).await;
     assert!(ended_well && said.contains("UNDECODABLE") && said.contains("4 bytes"), "{said}");
@@ -164,5 +164,5 @@ async fn an_operator_needs_nothing_but_the_command_line() {
     assert!(!ended_well && said.contains("FAILED_PRECONDITION") && said.contains(&junk), "{said}");
     let (ended_well, said) = run(&["discard", &junk, "--reason", "a test"]).await;
     assert!(ended_well && said.contains("DISCARDED: a test"), "{said}");
-    assert_eq!(run(&["list"]).await, (true, "there are none\n".to_owned()));
+    assert_eq!(run(&["list"]).await, (true, "no dead letters found\n".to_owned()));
 }

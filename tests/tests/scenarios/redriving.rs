@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backbone::dead_letters::{Kept, LetterId};
+use backbone::dead_letters::{LetterId, StoredDeadLetter};
 use backbone::log::ids::Revision;
 use backbone::log::subjects::EventKind::{self, Created, Failed, Fulfilled, Paid, Redriven, Reserved};
 use futures::{StreamExt, stream};
@@ -111,7 +111,7 @@ async fn five_hundred_orders_are_redriven_by_the_command_line() {
             true => (count("would be redriven"), 0),
             false => (0, count("redriven")),
         };
-        assert!(would_be + were > 0 || said.contains("no such open letters"), "{said}");
+        assert!(would_be + were > 0 || said.contains("no open dead letter matches"), "{said}");
         assert_eq!(listed.lines().count(), would_be + were, "{listed}");
         (would_be, were)
     })
@@ -260,7 +260,7 @@ async fn a_letter_whose_order_was_cancelled_is_closed_and_not_redriven() {
 }
 
 /// An order that is finished, and a letter about an attempt at it when it was not.
-async fn letter_of_a_finished_order(waybill: &Deployment) -> (LetterId, Kept) {
+async fn letter_of_a_finished_order(waybill: &Deployment) -> (LetterId, StoredDeadLetter) {
     let order = waybill.place(order_of("customer", "request", vec![item("widget", 1)])).await.unwrap();
     waybill.finished(&order.order_id).await;
     let id = LetterId::new("inventory", Revision(order.revision)).unwrap();

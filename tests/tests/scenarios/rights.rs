@@ -58,7 +58,7 @@ async fn provisioning_that_is_in_vain_ends_with_the_cause_and_what_to_do() {
         (format!("nats://user1:sesame@{at}"), ["publish to $JS.API.STREAM.INFO.ORDERS", "NATS_URL"]),
         (format!("nats://user2:sesame@{at}"), ["subscribe to _INBOX_provisioner.>", "NATS_URL"]),
         (format!("nats://user3:sesame@{at}"), ["publish to $JS.API.STREAM.CREATE.ORDERS", "accounts.conf"]),
-        (without_jetstream.url(), ["JetStream is off", "--jetstream"]),
+        (without_jetstream.url(), ["JetStream is disabled", "--jetstream"]),
     ];
     let tried = cases.iter().enumerate().map(async |(number, (url, parts))| {
         let mut process = provision(url, &format!("provision-{number}"), dirs[0].path());
@@ -100,7 +100,7 @@ async fn a_program_that_lacks_rights_or_streams_says_so_at_readyz() {
     }
     waybill.broker.start_without_jetstream();
     for addr in [&payment, &waybill.gateway.ops_addr] {
-        says(addr, 503, &["stream ORDERS cannot be set up yet", "JetStream is off"]).await;
+        says(addr, 503, &["stream ORDERS cannot be set up yet", "JetStream is disabled"]).await;
     }
     waybill.broker.kill();
 
@@ -144,7 +144,7 @@ async fn answers_that_may_be_heard_again_are_heard_without_a_restart() {
     // It is tried, and refused again.
     waybill
         .processor("payment")
-        .line("another try", |line| line.contains("connecting anew").then_some(()))
+        .line("another try", |line| line.contains("inbox subscription denied, reconnecting").then_some(()))
         .await;
 
     reload(&waybill.broker, &deaf, &[ALL]);

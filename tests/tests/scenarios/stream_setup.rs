@@ -68,10 +68,10 @@ async fn a_bucket_that_could_lose_stock_is_refused_and_left_as_it_is() {
     assert_eq!(inventory.ended().await.code(), Some(1));
     let said = inventory.output();
     for harm in [
-        "storage is Memory, needed is File",
-        "max_msgs_per_subject is 5, needed is 1",
-        "max_age is 1h, needed is unlimited",
-        "allow_atomic is false, needed is true",
+        "storage is Memory, must be File",
+        "max_msgs_per_subject is 5, must be 1",
+        "max_age is 1h, must be unlimited",
+        "allow_atomic is false, must be true",
     ] {
         assert!(said.contains(harm), "{said}");
     }
@@ -103,8 +103,8 @@ async fn a_stream_that_could_lose_orders_is_refused_and_left_as_it_is() {
         let status = process.ended().await;
         let said = process.output();
         assert_eq!(status.code(), Some(1), "{said}");
-        assert!(said.contains("storage is Memory, needed is File"), "{said}");
-        assert!(said.contains("discard is Old, needed is New"), "{said}");
+        assert!(said.contains("storage is Memory, must be File"), "{said}");
+        assert!(said.contains("discard is Old, must be New"), "{said}");
     }
     assert_eq!(stream_config(&waybill).await, before);
 }

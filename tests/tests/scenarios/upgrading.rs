@@ -375,10 +375,10 @@ async fn check(
     for letter in waybill.open_letters().await {
         problems.add("", format!("dead letter {letter}"));
     }
-    let remade = waybill.logged_about("consumer may have passed orders over").len();
+    let remade = waybill.logged_about("consumer may have skipped orders").len();
     eprintln!(
         "{calls} calls, {repeats} tried again, {failed} failed; {} orders: {statuses:?}; {} captures, {} refunds; \
-         {watches} watches to the end and one of a customer; {remade} consumers made anew; {} lost or doubled",
+         {watches} watches to the end and one of a customer; {remade} consumers recreated; {} lost or doubled",
         placed.len(),
         totals.captures,
         totals.refunds,

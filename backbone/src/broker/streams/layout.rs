@@ -77,7 +77,7 @@ impl Layout {
         let mut harm = harm(present, &self.wanted(present.num_replicas));
         let mut require = |holds: bool, field: &str, is: String, needs: &str| {
             if !holds {
-                harm.push(format!("{field} is {is}, needed is {needs}"));
+                harm.push(format!("{field} is {is}, must be {needs}"));
             }
         };
 
@@ -155,7 +155,7 @@ fn kept_for(max_age: Duration) -> Duration {
 pub fn harm(present: &Config, needed: &Config) -> Vec<String> {
     let fields = guarantees(present).into_iter().zip(guarantees(needed));
     let differing = fields.filter(|(is, needs)| is != needs);
-    differing.map(|((field, is), (_, needs))| format!("{field} is {is}, needed is {needs}")).collect()
+    differing.map(|((field, is), (_, needs))| format!("{field} is {is}, must be {needs}")).collect()
 }
 
 /// What decides whether a stream keeps all that it is given.
@@ -165,7 +165,7 @@ fn guarantees(config: &Config) -> [(&'static str, String); 12] {
         ..=0 => "unlimited".to_owned(),
         messages => messages.to_string(),
     };
-    // Async answers before a message is written.
+    // `Async` acknowledges before a message is written.
     let persist_mode = config.persist_mode.unwrap_or(PersistenceMode::Default);
     [
         ("storage", format!("{:?}", config.storage)),
@@ -193,8 +193,9 @@ pub(super) fn too_small(max_payload: usize, max_msg_size: i32) -> Option<String>
         Some(format!("{limit} is {bytes}"))
     });
     let small: Vec<_> = small.collect();
-    (!small.is_empty())
-        .then(|| format!("{}, needed are {BYTES_MAX} bytes; large orders are refused", small.join(", ")))
+    (!small.is_empty()).then(|| {
+        format!("{}, must be at least {BYTES_MAX} bytes; large orders will be rejected", small.join(", "))
+    })
 }
 
 /// How long messages are kept, in words.
@@ -202,7 +203,7 @@ pub fn age(age: Duration) -> String {
     let (day_s, age_s) = (DAY.as_secs(), age.as_secs());
     match age {
         Duration::ZERO => "unlimited".to_owned(),
-        // Not in months, of which nobody knows the length.
+        // Not in months: their length varies.
         _ if age == Duration::from_secs(age_s) && age_s > day_s && age_s.is_multiple_of(day_s) => {
             format!("{}days", age_s / day_s)
         }
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_as_we_make_it_needs_no_change() {
+    fn a_stream_made_by_waybill_needs_no_change() {
         let present = wanted(&config("30d"), 1);
         for again in [StreamConfig::default(), config("30d")] {
             assert_eq!(complete(&present, &again).unwrap().1, Vec::<String>::new());
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_harms_nothing_is_added() {
+    fn harmless_settings_are_added() {
         let present = Config { republish: None, allow_direct: false, ..wanted(&config("30d"), 1) };
         let (completed, changes) = complete(&present, &config("60d")).unwrap();
         assert_eq!(completed, wanted(&config("60d"), 1));
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_changed_is_used_if_it_lacks_nothing_but_time_and_replicas() {
+    fn a_stream_that_lacks_only_retention_and_replicas_is_usable() {
         let layout = Layout::of_orders(&StreamConfig { orders_replicas: Some(3), ..config("60d") });
         let present = wanted(&config("30d"), 1);
         assert!(layout.can_do_with(&present));
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_could_lose_orders_is_named_and_refused() {
+    fn every_setting_that_could_lose_orders_is_rejected_by_name() {
         let present = Config {
             storage: StorageType::Memory,
             discard: DiscardPolicy::Old,
@@ -274,8 +275,8 @@ mod tests {
         assert_eq!(too_small(1024 * 1024, -1), None);
         assert_eq!(too_small(BYTES_MAX, i32::try_from(BYTES_MAX).unwrap()), None);
         let small = too_small(16_384, 1_000).unwrap();
-        assert!(small.starts_with("max_payload is 16384, max_msg_size is 1000, needed are "), "{small}");
-        assert!(too_small(16_384, 0).unwrap().starts_with("max_payload is 16384, needed"));
+        assert!(small.starts_with("max_payload is 16384, max_msg_size is 1000, must be "), "{small}");
+        assert!(too_small(16_384, 0).unwrap().starts_with("max_payload is 16384, must"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub use state::StreamState;
 
 use crate::broker::connection::Connection;
 use crate::broker::direct_get::ReadError;
-use crate::broker::meaning::{Meaning, meaning};
+use crate::broker::error_class::{ErrorClass, classify};
 use crate::log::known_losses::mark_of_successor;
 use layout::Layout;
 
@@ -37,22 +37,22 @@ pub enum ProvisionError {
     #[error("stream {0} exists and will not be changed, because that could lose orders: {harm}", harm = .1.join("; "))]
     Differs(&'static str, Vec<String>),
     /// The broker refused.
-    #[error("the broker refused to set up stream {0}: {1}")]
+    #[error("the broker rejected stream {0}: {1}")]
     Broker(&'static str, String),
 }
 
 /// Pause between two lines that say what is waited for.
-const SAID_INTERVAL: Duration = Duration::from_secs(15);
+const LOG_INTERVAL: Duration = Duration::from_secs(15);
 
 enum Attempt {
     /// With so many replicas.
     Done(usize),
     /// The broker is away or busy: nothing is known.
-    Again(String),
+    Retry(String),
 }
 
 /// Why an attempt cannot succeed.
-enum Hopeless {
+enum FatalError {
     Differs(Vec<String>),
     Broker(String),
 }
@@ -73,23 +73,21 @@ pub(crate) async fn restore_dead_letters(connection: &Connection) {
     let jetstream = connection.jetstream();
     match jetstream.get_stream(DEAD_LETTERS).await {
         Err(error) if is_not_found(&error) => {}
-        // It is there, or nobody can tell at the moment.
+        // The stream exists, or its state is unknown.
         Ok(_) | Err(_) => return,
     }
-    // As safe as the orders are.
+    // With as many replicas as the order log.
     let Ok(orders) = jetstream.get_stream(ORDERS).await else { return };
     let layout = Layout::of_dead_letters(orders.cached_info().config.num_replicas);
     match create(connection, &layout).await {
         Ok(Attempt::Done(_)) => {
-            error!(
-                "stream {DEAD_LETTERS} was deleted and is made anew; the dead letters that it held are lost"
-            );
+            error!("stream {DEAD_LETTERS} was deleted, recreated empty; its dead letters are lost");
         }
-        Ok(Attempt::Again(error)) | Err(Hopeless::Broker(error)) => {
-            error!(error, "stream {DEAD_LETTERS} was deleted, and is not made anew yet");
+        Ok(Attempt::Retry(error)) | Err(FatalError::Broker(error)) => {
+            error!(error, "stream {DEAD_LETTERS} was deleted, not recreated yet");
         }
-        // Said of one that is there.
-        Err(Hopeless::Differs(_)) => {}
+        // Only an existing stream can differ.
+        Err(FatalError::Differs(_)) => {}
     }
 }
 
@@ -112,7 +110,7 @@ async fn provision_one(
     waiting: impl Fn(String),
 ) -> Result<usize, ProvisionError> {
     let stream = layout.name;
-    let (mut attempts, said) = (0, LogThrottle::every(SAID_INTERVAL));
+    let (mut attempts, throttle) = (0, LogThrottle::every(LOG_INTERVAL));
     loop {
         if !connection.is_up() {
             waiting("not connected to NATS".to_owned());
@@ -120,31 +118,31 @@ async fn provision_one(
         }
         match attempt(connection, layout).await {
             Ok(Attempt::Done(replicas)) => return Ok(replicas),
-            Ok(Attempt::Again(error)) => {
+            Ok(Attempt::Retry(error)) => {
                 attempts += 1;
-                if let Some(left_out) = said.allow() {
-                    warn!(stream, error, attempts, left_out, "stream not ready, waiting for it");
+                if let Some(left_out) = throttle.allow() {
+                    warn!(stream, error, attempts, left_out, "stream not ready, retrying");
                 }
                 waiting(format!("stream {stream} cannot be set up yet: {error}"));
                 tokio::time::sleep(RETRY.after(attempts)).await;
             }
-            Err(Hopeless::Differs(harm)) => return Err(ProvisionError::Differs(stream, harm)),
-            Err(Hopeless::Broker(error)) => return Err(ProvisionError::Broker(stream, error)),
+            Err(FatalError::Differs(harm)) => return Err(ProvisionError::Differs(stream, harm)),
+            Err(FatalError::Broker(error)) => return Err(ProvisionError::Broker(stream, error)),
         }
     }
 }
 
-async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, Hopeless> {
+async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, FatalError> {
     let jetstream = connection.jetstream();
     let present = match jetstream.get_stream(layout.name).await {
         Ok(stream) => Some(stream.cached_info().config.clone()),
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => None,
-            GetStreamErrorKind::JetStream(refusal) => return refused_or_again(&refusal),
+            GetStreamErrorKind::JetStream(refusal) => return fatal_or_retry(&refusal),
             GetStreamErrorKind::EmptyName
             | GetStreamErrorKind::Request
             | GetStreamErrorKind::InvalidStreamName => {
-                return Ok(Attempt::Again(connection.unanswered(&error)));
+                return Ok(Attempt::Retry(connection.unanswered(&error)));
             }
         },
     };
@@ -155,7 +153,7 @@ async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, Ho
         warn_of_limits(connection, &present);
     }
 
-    let (completed, changes) = layout.complete(&present).map_err(Hopeless::Differs)?;
+    let (completed, changes) = layout.complete(&present).map_err(FatalError::Differs)?;
     let replicas = completed.num_replicas;
     if changes.is_empty() {
         return Ok(Attempt::Done(replicas));
@@ -164,19 +162,19 @@ async fn attempt(connection: &Connection, layout: &Layout) -> Result<Attempt, Ho
     let subject = format!("$JS.API.STREAM.UPDATE.{}", layout.name);
     match connection.if_allowed(&subject, jetstream.update_stream(&completed)).await {
         Some(Ok(_)) => {
-            info!(stream = layout.name, changes, "stream completed");
+            info!(stream = layout.name, changes, "stream updated");
             Ok(Attempt::Done(replicas))
         }
         Some(Err(error)) => not_done(&error, error.kind()),
         None if layout.can_do_with(&present) => {
-            warn!(stream = layout.name, changes, "stream used as it is: {PROVISION}");
+            warn!(stream = layout.name, changes, "stream not updated: {PROVISION}");
             Ok(Attempt::Done(present.num_replicas))
         }
-        None => Ok(Attempt::Again(format!("it needs {changes}: {PROVISION}"))),
+        None => Ok(Attempt::Retry(format!("it needs {changes}: {PROVISION}"))),
     }
 }
 
-async fn create(connection: &Connection, layout: &Layout) -> Result<Attempt, Hopeless> {
+async fn create(connection: &Connection, layout: &Layout) -> Result<Attempt, FatalError> {
     let of_new = if connection.client.server_info().cluster.is_some() { CLUSTER_REPLICAS } else { 1 };
     let mut wanted = layout.wanted(layout.replicas.unwrap_or(of_new));
     if layout.name == ORDERS {
@@ -193,40 +191,40 @@ async fn create(connection: &Connection, layout: &Layout) -> Result<Attempt, Hop
             Ok(Attempt::Done(replicas))
         }
         Some(Err(error)) => not_done(&error, error.kind()),
-        None => Ok(Attempt::Again(format!("it is missing: {PROVISION}"))),
+        None => Ok(Attempt::Retry(format!("it is missing: {PROVISION}"))),
     }
 }
 
-fn not_done(error: &impl ToString, kind: CreateStreamErrorKind) -> Result<Attempt, Hopeless> {
+fn not_done(error: &impl ToString, kind: CreateStreamErrorKind) -> Result<Attempt, FatalError> {
     match kind {
-        CreateStreamErrorKind::JetStream(refusal) => refused_or_again(&refusal),
-        // Deleted since it was looked at.
+        CreateStreamErrorKind::JetStream(refusal) => fatal_or_retry(&refusal),
+        // Deleted since it was read.
         CreateStreamErrorKind::NotFound
         | CreateStreamErrorKind::JetStreamUnavailable
         | CreateStreamErrorKind::TimedOut
         | CreateStreamErrorKind::Response
-        | CreateStreamErrorKind::ResponseParse => Ok(Attempt::Again(error.to_string())),
+        | CreateStreamErrorKind::ResponseParse => Ok(Attempt::Retry(error.to_string())),
         CreateStreamErrorKind::EmptyStreamName
         | CreateStreamErrorKind::InvalidStreamName
-        | CreateStreamErrorKind::DomainAndExternalSet => Err(Hopeless::Broker(error.to_string())),
+        | CreateStreamErrorKind::DomainAndExternalSet => Err(FatalError::Broker(error.to_string())),
     }
 }
 
 /// Tells a refusal that stays from one that passes by itself.
-fn refused_or_again(refusal: &jetstream::Error) -> Result<Attempt, Hopeless> {
-    // What is to be done about some of them.
+fn fatal_or_retry(refusal: &jetstream::Error) -> Result<Attempt, FatalError> {
+    // What the operator can do about some of them.
     let hint = match refusal.error_code() {
         ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
-            ": give this user's account one, or name another user (NATS_URL)"
+            "; enable it for this user's account, or use another user (NATS_URL)"
         }
         ErrorCode::CLUSTER_NO_PEERS | ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => " (ORDERS_REPLICAS)",
         ErrorCode::STREAM_INVALID_CONFIG => " (ORDERS_RETENTION, ORDERS_REPLICAS)",
         _ => "",
     };
-    match meaning(refusal) {
-        Meaning::Passing | Meaning::Full => Ok(Attempt::Again(format!("{refusal}{hint}"))),
-        Meaning::TooLarge | Meaning::Permanent | Meaning::Conflict => {
-            Err(Hopeless::Broker(format!("{refusal}{hint}")))
+    match classify(refusal) {
+        ErrorClass::Transient | ErrorClass::Full => Ok(Attempt::Retry(format!("{refusal}{hint}"))),
+        ErrorClass::TooLarge | ErrorClass::Permanent | ErrorClass::Conflict => {
+            Err(FatalError::Broker(format!("{refusal}{hint}")))
         }
     }
 }
@@ -235,7 +233,7 @@ fn refused_or_again(refusal: &jetstream::Error) -> Result<Attempt, Hopeless> {
 fn warn_of_limits(connection: &Connection, present: &jetstream::stream::Config) {
     let max_payload = connection.client.server_info().max_payload;
     if let Some(reason) = layout::too_small(max_payload, present.max_message_size) {
-        warn!(stream = present.name, reason, "the broker's messages are smaller than events can be");
+        warn!(stream = present.name, reason, "broker's message size limit is below the largest event");
     }
 }
 
@@ -244,23 +242,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_passes_by_itself_is_tried_again() {
+    fn only_transient_errors_are_retried() {
         let refusal = |code: u16, err_code: u16| -> jetstream::Error {
             let answer = format!(r#"{{"code": {code}, "err_code": {err_code}, "description": "no"}}"#);
             serde_json::from_str(&answer).unwrap()
         };
-        // As nats-server 2.15 gives them: no leader, cluster incomplete, no peers, no storage, not enabled, an account
-        // without space, somebody else was creating it at the same moment.
+        // From nats-server 2.15: no leader, cluster incomplete, no peers, no storage, not enabled, account without space,
+        // concurrent creation.
         for (code, err_code) in
             [(503, 10008), (503, 10004), (400, 10005), (500, 10047), (503, 10039), (400, 10002), (400, 10058)]
         {
-            assert!(refused_or_again(&refusal(code, err_code)).is_ok(), "{err_code}");
+            assert!(fatal_or_retry(&refusal(code, err_code)).is_ok(), "{err_code}");
         }
         for (code, err_code, named) in
             [(500, 10074, "ORDERS_REPLICAS"), (500, 10052, "ORDERS_RETENTION"), (400, 10065, "no")]
         {
-            let refused = refused_or_again(&refusal(code, err_code)).err();
-            let Some(Hopeless::Broker(said)) = refused else { panic!("{err_code} is tried again") };
+            let refused = fatal_or_retry(&refusal(code, err_code)).err();
+            let Some(FatalError::Broker(said)) = refused else { panic!("{err_code} is retried") };
             assert!(said.contains(named), "{err_code}: {said}");
         }
     }

@@ -15,18 +15,19 @@ use bytes::Bytes;
 use tracing::{error, info, warn};
 
 use self::reconcile::{
-    Plan, Settings, asked, beginning_at, differences, differing, marked, plan, settings, with_choices_of,
+    Plan, Settings, differences, differing, marked, plan, requested, settings, starting_at,
+    with_operator_settings,
 };
 use crate::broker::connection::{ACK_TIMEOUT, Connection};
 use crate::broker::streams::{ORDERS, PROVISION};
-use crate::consumer::ack_floor::{Floor, can_go_back, go_back, resetting};
+use crate::consumer::ack_floor::{AckFloor, reset_consumer, reset_subject, supports_reset};
 use crate::consumer::config::ConsumerConfig;
 
 /// A consumer as requested, and as it was when it was opened.
 #[derive(Debug)]
 pub(crate) struct Durable {
     pub(crate) name: &'static str,
-    asked: Config,
+    requested: Config,
     opened: Settings,
     /// In what it was other than it has to be, although it was to be made right.
     pub(crate) wrong: Option<String>,
@@ -38,42 +39,41 @@ impl Durable {
     pub(crate) async fn open(
         connection: &Connection,
         config: &ConsumerConfig,
-        floor: Option<&Floor>,
+        floor: Option<&AckFloor>,
     ) -> Result<(Self, Info), async_nats::Error> {
-        let (name, asked) = (config.name, asked(config));
+        let (name, requested) = (config.name, requested(config));
         let stream = connection.jetstream.get_stream_no_info(ORDERS).await?;
         let (info, may) = match stream.consumer_info(name).await {
             Ok(present) => {
-                let (info, may) = match made_right(connection, &stream, &asked, &present, floor).await? {
+                let (info, may) = match reconciled(connection, &stream, &requested, &present, floor).await? {
                     Some(info) => (info, true),
                     None => (present, false),
                 };
                 let former = floor.filter(|floor| floor.is_passed(&info));
                 match former {
-                    Some(former) => (gone_back(connection, &stream, &asked, info, former).await?, may),
+                    Some(former) => {
+                        (reset_to_floor(connection, &stream, &requested, info, former).await?, may)
+                    }
                     None => (info, may),
                 }
             }
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
-                (create(connection, &stream, asked.clone()).await?, true)
+                (create(connection, &stream, requested.clone()).await?, true)
             }
             Err(error) => return Err(error.into()),
         };
-        let (asked, opened) = (asked.into_consumer_config(), settings(&info.config));
-        let mut durable = Self { name, asked, opened, wrong: None };
-        durable.wrong = differing(&info.config, &durable.asked);
+        let (requested, opened) = (requested.into_consumer_config(), settings(&info.config));
+        let mut durable = Self { name, requested, opened, wrong: None };
+        durable.wrong = differing(&info.config, &durable.requested);
         match (&durable.wrong, may) {
             (None, true) => {}
-            // Those of another program, or of none: what has to be is.
-            (None, false) => info!(consumer = name, "consumer keeps the settings that it has: {PROVISION}"),
+            // They come from another program or were never marked, but the required ones hold.
+            (None, false) => info!(consumer = name, "consumer settings kept: {PROVISION}"),
             (Some(wrong), true) => {
-                error!(consumer = name, wrong, "the broker gives the consumer other settings than asked for");
+                error!(consumer = name, wrong, "consumer has other settings than requested");
             }
             (Some(wrong), false) => {
-                error!(
-                    consumer = name,
-                    wrong, "consumer is not as it has to be, and is used as it is: {PROVISION}"
-                );
+                error!(consumer = name, wrong, "consumer not configured as required: {PROVISION}");
             }
         }
         Ok((durable, info))
@@ -84,58 +84,58 @@ impl Durable {
         if settings(present) == self.opened {
             return None;
         }
-        let mended = || self.wrong.as_ref().map(|_| "it is as it has to be again".to_owned());
-        differing(present, &self.asked).or_else(mended)
+        let restored = || self.wrong.as_ref().map(|_| "configured as required again".to_owned());
+        differing(present, &self.requested).or_else(restored)
     }
 }
 
 /// The consumer as it is then, or `None` if this user may not make it right.
-async fn made_right(
+async fn reconciled(
     connection: &Connection,
     stream: &Stream<()>,
-    asked: &pull::Config,
+    requested: &pull::Config,
     present: &Info,
-    floor: Option<&Floor>,
+    floor: Option<&AckFloor>,
 ) -> Result<Option<Info>, async_nats::Error> {
     let (consumer, differing) =
-        (&present.name, differences(&present.config, &asked.clone().into_consumer_config()));
+        (&present.name, differences(&present.config, &requested.clone().into_consumer_config()));
     let settings: Vec<_> = differing.iter().map(|(setting, ..)| *setting).collect();
     let settings = settings.join(", ");
-    match plan(asked, present, floor) {
+    match plan(requested, present, floor) {
         Plan::Leave => Ok(Some(present.clone())),
         Plan::Update(config) => {
             let updating = stream.update_consumer(config);
-            let Some(updated) = connection.if_allowed(&creating(consumer), updating).await else {
+            let Some(updated) = connection.if_allowed(&create_subject(consumer), updating).await else {
                 return Ok(None);
             };
             let updated = updated?.cached_info().clone();
             if !settings.is_empty() {
-                warn!(consumer, settings, "consumer had other settings, given those of this program");
+                warn!(consumer, settings, "consumer settings differed, updated");
             }
             Ok(Some(updated))
         }
         Plan::Replace(config, from) => {
-            let anew = made_anew(connection, stream, consumer, config).await?;
-            if anew.is_some() {
-                warn!(consumer, settings, from, "consumer may have passed orders over, made anew");
+            let new = recreated(connection, stream, consumer, config).await?;
+            if new.is_some() {
+                warn!(consumer, settings, from, "consumer may have skipped orders, recreated");
             }
-            Ok(anew)
+            Ok(new)
         }
     }
 }
 
 /// The consumer in the place of the one that there is, or `None` if this user may not do that.
-async fn made_anew(
+async fn recreated(
     connection: &Connection,
     stream: &Stream<()>,
     consumer: &str,
     config: pull::Config,
 ) -> Result<Option<Info>, async_nats::Error> {
-    // Who may delete it and not make it would leave none. An empty request makes nothing, and is answered with an error by
-    // which that is known.
+    // A user that may delete but not create would leave no consumer. An empty request creates nothing, and its error shows
+    // whether creating is permitted.
     let empty = Request::new().payload(Bytes::new()).timeout(Some(ACK_TIMEOUT));
-    let asking = connection.client.send_request(creating(consumer), empty);
-    let Some(answer) = connection.if_allowed(&creating(consumer), asking).await else {
+    let request = connection.client.send_request(create_subject(consumer), empty);
+    let Some(answer) = connection.if_allowed(&create_subject(consumer), request).await else {
         return Ok(None);
     };
     answer?;
@@ -143,7 +143,7 @@ async fn made_anew(
     match connection.if_allowed(&deleting, stream.delete_consumer(consumer)).await {
         None => return Ok(None),
         Some(Ok(_)) => {}
-        // Another replica does the same.
+        // Another replica has deleted it.
         Some(Err(error)) if is_missing(&error.kind()) => {}
         Some(Err(error)) => return Err(error.into()),
     }
@@ -151,35 +151,34 @@ async fn made_anew(
 }
 
 /// The consumer after it has got another leader: it goes back to where it is known to have come under the former.
-async fn gone_back(
+async fn reset_to_floor(
     connection: &Connection,
     stream: &Stream<()>,
-    asked: &pull::Config,
+    requested: &pull::Config,
     present: Info,
-    floor: &Floor,
+    floor: &AckFloor,
 ) -> Result<Info, async_nats::Error> {
     let (consumer, from) = (&present.name, floor.next());
-    let deliver_policy = beginning_at(from);
-    let config = pull::Config { deliver_policy, ..with_choices_of(&present.config, asked) };
-    let back = if can_go_back(connection) {
-        match go_back(connection, consumer, from).await {
+    let deliver_policy = starting_at(from);
+    let config = pull::Config { deliver_policy, ..with_operator_settings(&present.config, requested) };
+    let back = if supports_reset(connection) {
+        match reset_consumer(connection, consumer, from).await {
             Ok(back) => back,
-            // Who leads the consumer may be of a version that cannot. If it could, this does no harm.
-            Err(error) => Some(made_anew(connection, stream, consumer, config).await?.ok_or(error)?),
+            // The consumer's leader may run a version without reset. If it does support it, recreating does no harm.
+            Err(error) => Some(recreated(connection, stream, consumer, config).await?.ok_or(error)?),
         }
     } else {
-        made_anew(connection, stream, consumer, config).await?
+        recreated(connection, stream, consumer, config).await?
     };
     let Some(back) = back else {
-        let needed = resetting(consumer);
+        let needed = reset_subject(consumer);
         error!(
             consumer,
-            needed,
-            "consumer got another leader, which may have passed orders over, and this user may not have it go back"
+            needed, "consumer leader changed, reset not permitted; orders may have been skipped"
         );
         return Ok(present);
     };
-    warn!(consumer, from, "consumer got another leader, which may have passed orders over: has gone back");
+    warn!(consumer, from, "consumer leader changed, consumer reset");
     Ok(back)
 }
 
@@ -194,14 +193,14 @@ async fn create(
     config: pull::Config,
 ) -> Result<Info, async_nats::Error> {
     let name = config.durable_name.clone().unwrap_or_default();
-    let making = stream.create_consumer_strict(marked(config));
-    match connection.if_allowed(&creating(&name), making).await {
+    let creating = stream.create_consumer_strict(marked(config));
+    match connection.if_allowed(&create_subject(&name), creating).await {
         Some(made) => Ok(made?.cached_info().clone()),
         None => Err(format!("consumer {name} is missing: {PROVISION}").into()),
     }
 }
 
 /// The subjects of requests that create and update a consumer.
-fn creating(consumer: &str) -> String {
+fn create_subject(consumer: &str) -> String {
     format!("$JS.API.CONSUMER.CREATE.{ORDERS}.{consumer}")
 }

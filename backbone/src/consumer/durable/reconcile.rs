@@ -7,7 +7,7 @@ use async_nats::jetstream::consumer::{
     AckPolicy, Config, DeliverPolicy, FromConsumer, Info, IntoConsumerConfig, pull,
 };
 
-use crate::consumer::ack_floor::Floor;
+use crate::consumer::ack_floor::AckFloor;
 use crate::consumer::config::ConsumerConfig;
 use crate::log::subjects::{self, EventKind};
 
@@ -19,7 +19,7 @@ const ACK_PENDING_MAX: i64 = 100_000;
 const REQUESTS_MAX: i64 = 512;
 /// Metadata by which a consumer says which settings one of our programs gave it. Another one may give it others, as in
 /// a rolling change; what none of them gave it is an edit.
-const GIVEN: &str = "waybill-settings";
+const SETTINGS_KEY: &str = "waybill-settings";
 /// Settings that can be changed in place, because no message is passed over by them.
 const IN_PLACE: [&str; 10] = [
     "ack_wait",
@@ -40,13 +40,13 @@ const INACTIVE_THRESHOLD: &str = "inactive_threshold";
 /// The settings that decide what a consumer brings and how, by the names that the broker gives them.
 pub(super) type Settings = [(&'static str, String); 18];
 
-pub(super) fn asked(config: &ConsumerConfig) -> pull::Config {
+pub(super) fn requested(config: &ConsumerConfig) -> pull::Config {
     pull::Config {
         durable_name: Some(config.name.to_owned()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: config.ack_wait,
         max_ack_pending: ACK_PENDING_MAX,
-        // As the broker says of unset ones.
+        // What the broker reports for an unset value.
         max_deliver: -1,
         max_waiting: REQUESTS_MAX,
         filter_subjects: config.events.iter().map(|kind| subjects::kind(*kind)).collect(),
@@ -63,13 +63,13 @@ pub(super) enum Plan {
     Replace(pull::Config, u64),
 }
 
-/// Decides what has to be done about a consumer, so that it is as asked for and has passed nothing over.
-pub(super) fn plan(asked: &pull::Config, present: &Info, floor: Option<&Floor>) -> Plan {
+/// Decides what has to be done about a consumer, so that it is configured as requested and has skipped nothing.
+pub(super) fn plan(requested: &pull::Config, present: &Info, floor: Option<&AckFloor>) -> Plan {
     let config = &present.config;
     let floor = floor.filter(|floor| floor.is_of(present));
-    let given = is_given(config);
-    let mut wanted = with_choices_of(config, asked);
-    // Where it begins cannot be edited. If this is not known to be a consumer of ours, it may begin too late.
+    let given = is_marked(config);
+    let mut wanted = with_operator_settings(config, requested);
+    // The start cannot be edited. Unless Waybill is known to have made this consumer, it may start too late.
     if given || floor.is_some() {
         wanted.deliver_policy = config.deliver_policy;
     }
@@ -88,7 +88,7 @@ pub(super) fn plan(asked: &pull::Config, present: &Info, floor: Option<&Floor>) 
     let mut passing = differing.iter().filter(|differing| passes_over(differing));
     let only_filters = passing.all(|(setting, ..)| *setting == "filter_subjects");
     if given {
-        // Another version of ours reads other events, and still runs, perhaps. Both get theirs.
+        // Another version of Waybill may still run and read other events. The consumer serves both.
         wanted.filter_subjects.extend(filters(config));
         wanted.filter_subjects.sort_unstable();
         wanted.filter_subjects.dedup();
@@ -100,7 +100,7 @@ pub(super) fn plan(asked: &pull::Config, present: &Info, floor: Option<&Floor>) 
         }
         None => 1,
     };
-    wanted.deliver_policy = beginning_at(start_sequence);
+    wanted.deliver_policy = starting_at(start_sequence);
     Plan::Replace(marked(wanted), start_sequence)
 }
 
@@ -112,7 +112,7 @@ fn lacks_only_carried(present: &Config, needed: &Config) -> bool {
     filters(needed).into_iter().all(|filter| filter == carried || present.contains(&filter))
 }
 
-pub(super) fn beginning_at(start_sequence: u64) -> DeliverPolicy {
+pub(super) fn starting_at(start_sequence: u64) -> DeliverPolicy {
     match start_sequence {
         1 => DeliverPolicy::All,
         start_sequence => DeliverPolicy::ByStartSequence { start_sequence },
@@ -120,8 +120,8 @@ pub(super) fn beginning_at(start_sequence: u64) -> DeliverPolicy {
 }
 
 /// The required settings, and the operator's: replicas, pause, description.
-pub(super) fn with_choices_of(present: &Config, asked: &pull::Config) -> pull::Config {
-    // A push consumer has nothing of it.
+pub(super) fn with_operator_settings(present: &Config, requested: &pull::Config) -> pull::Config {
+    // A push consumer has no pull settings.
     let present = pull::Config::try_from_consumer_config(present.clone()).unwrap_or_default();
     let metadata = present.metadata.into_iter().filter(|(name, _)| !name.starts_with("_nats."));
     pull::Config {
@@ -131,20 +131,20 @@ pub(super) fn with_choices_of(present: &Config, asked: &pull::Config) -> pull::C
         memory_storage: present.memory_storage,
         pause_until: present.pause_until,
         metadata: metadata.collect::<HashMap<_, _>>(),
-        ..asked.clone()
+        ..requested.clone()
     }
 }
 
 /// With its settings written on it.
 pub(super) fn marked(mut config: pull::Config) -> pull::Config {
     let given = text(&settings(&config.clone().into_consumer_config()));
-    config.metadata.insert(GIVEN.to_owned(), given);
+    config.metadata.insert(SETTINGS_KEY.to_owned(), given);
     config
 }
 
 /// Whether the consumer has the settings that a Waybill program gave it.
-fn is_given(config: &Config) -> bool {
-    config.metadata.get(GIVEN).is_some_and(|given| *given == text(&settings(config)))
+fn is_marked(config: &Config) -> bool {
+    config.metadata.get(SETTINGS_KEY).is_some_and(|given| *given == text(&settings(config)))
 }
 
 fn text(settings: &Settings) -> String {
@@ -152,13 +152,13 @@ fn text(settings: &Settings) -> String {
     settings.map(|(setting, value)| format!("{setting}={value}")).collect::<Vec<_>>().join(" ")
 }
 
-/// In what a consumer is other than asked for, in words, unless one of our programs gave it that.
-pub(super) fn differing(present: &Config, asked: &Config) -> Option<String> {
-    let mut differing = differences(present, asked);
-    if is_given(present) && covers(present, asked) {
+/// How a consumer differs from the requested settings, in words, unless a Waybill program set them.
+pub(super) fn differing(present: &Config, requested: &Config) -> Option<String> {
+    let mut differing = differences(present, requested);
+    if is_marked(present) && covers(present, requested) {
         differing.retain(|(setting, ..)| *setting == INACTIVE_THRESHOLD);
     }
-    let said = |(setting, is, needs): (&str, String, String)| format!("{setting} is {is}, needed is {needs}");
+    let said = |(setting, is, needs): (&str, String, String)| format!("{setting} is {is}, must be {needs}");
     (!differing.is_empty()).then(|| differing.into_iter().map(said).collect::<Vec<_>>().join("; "))
 }
 
@@ -186,7 +186,7 @@ pub(super) fn settings(config: &Config) -> Settings {
         ("max_batch", config.max_batch.to_string()),
         ("max_bytes", config.max_bytes.to_string()),
         ("max_expires", duration(config.max_expires)),
-        // With one of these the broker refuses requests that name no group, as ours do.
+        // With priority groups the broker rejects pull requests without a group, such as Waybill's.
         ("priority_groups", config.priority_groups.join(",")),
         ("priority_policy", format!("{:?}", config.priority_policy)),
         ("priority_timeout", duration(config.priority_timeout)),
@@ -230,7 +230,7 @@ mod tests {
 
     /// The consumer as the broker describes it after an operator edited a Waybill consumer.
     fn info(made_by: &ConsumerConfig, edit: impl FnOnce(&mut Config)) -> Info {
-        let mut config = marked(asked(made_by)).into_consumer_config();
+        let mut config = marked(requested(made_by)).into_consumer_config();
         edit(&mut config);
         let position = |sequence| serde_json::json!({"consumer_seq": sequence, "stream_seq": sequence});
         serde_json::from_value(serde_json::json!({
@@ -249,14 +249,14 @@ mod tests {
     }
 
     /// What `wanted` has to do about the consumer when it starts.
-    fn planned(wanted: &ConsumerConfig, present: &Info, floor: Option<&Floor>) -> Plan {
-        plan(&asked(wanted), present, floor)
+    fn planned(wanted: &ConsumerConfig, present: &Info, floor: Option<&AckFloor>) -> Plan {
+        plan(&requested(wanted), present, floor)
     }
 
     /// What a program that has opened the consumer thinks of it when it looks again.
     fn looked_at(wanted: &ConsumerConfig, present: &Info) -> Option<String> {
-        let asked = marked(asked(wanted)).into_consumer_config();
-        let durable = Durable { name: "step", opened: settings(&asked), asked, wrong: None };
+        let requested = marked(requested(wanted)).into_consumer_config();
+        let durable = Durable { name: "step", opened: settings(&requested), requested, wrong: None };
         durable.edited(&present.config)
     }
 
@@ -265,14 +265,14 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_as_we_make_it_is_left_alone() {
+    fn a_consumer_made_by_waybill_is_kept() {
         let present = info(&usual(), |_| {});
         assert_eq!(planned(&usual(), &present, None), Plan::Leave);
         assert_eq!(looked_at(&usual(), &present), None);
     }
 
     #[test]
-    fn what_may_have_passed_messages_over_is_made_anew_from_where_all_is_known_to_be_done() {
+    fn an_edit_that_may_skip_messages_recreates_the_consumer_from_the_ack_floor() {
         let edits: [fn(&mut Config); 4] = [
             narrowed,
             |config| config.max_deliver = 3,
@@ -282,7 +282,7 @@ mod tests {
         for edit in edits {
             let present = info(&usual(), edit);
             let seen = looked_at(&usual(), &present).unwrap();
-            let floor = Floor::of(&info(&usual(), |_| {}));
+            let floor = AckFloor::of(&info(&usual(), |_| {}));
             for (floor, from) in [(Some(&floor), FLOOR + 1), (None, 1)] {
                 let Plan::Replace(made, start) = planned(&usual(), &present, floor) else { panic!("{seen}") };
                 assert_eq!(start, from);
@@ -294,15 +294,15 @@ mod tests {
     }
 
     #[test]
-    fn of_another_consumer_of_the_name_nothing_is_known() {
+    fn the_ack_floor_of_another_consumer_is_ignored() {
         let present = info(&usual(), narrowed);
         let created = present.created - Duration::from_secs(1);
-        let other = Floor::of(&Info { created, ..present.clone() });
+        let other = AckFloor::of(&Info { created, ..present.clone() });
         let Plan::Replace(_, start) = planned(&usual(), &present, Some(&other)) else {
             panic!("left narrowed")
         };
         assert_eq!(start, 1);
-        // Somebody made it in our place, to begin with what comes next.
+        // Created by another program, starting with new messages only.
         let late = info(&usual(), |config| {
             config.metadata.clear();
             config.deliver_policy = DeliverPolicy::New;
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_messages_back_is_changed_in_place_and_an_operators_choices_stay() {
+    fn an_edit_that_delays_messages_is_undone_in_place_and_operator_settings_stay() {
         let present = info(&usual(), |config| {
             config.max_ack_pending = 1;
             config.ack_wait = Duration::from_secs(3600);
@@ -322,30 +322,33 @@ mod tests {
         let seen = looked_at(&usual(), &present).unwrap();
         assert_eq!(
             seen,
-            "ack_wait is 1h, needed is 10s; max_ack_pending is 1, needed is 100000; priority_groups is A, needed is "
+            "ack_wait is 1h, must be 10s; max_ack_pending is 1, must be 100000; priority_groups is A, must be "
         );
         let Plan::Update(config) = planned(&usual(), &present, None) else { panic!("{seen}") };
         assert_eq!((config.max_ack_pending, config.ack_wait), (ACK_PENDING_MAX, usual().ack_wait));
         assert_eq!((config.num_replicas, config.description.as_deref()), (3, Some("ours")));
-        // What a version made that did not write its settings on it.
+        // Made by a version that did not record its settings in the metadata.
         let unmarked = info(&usual(), |config| config.metadata.clear());
         assert_eq!(looked_at(&usual(), &unmarked), None);
         assert!(matches!(planned(&usual(), &unmarked, None), Plan::Update(_)));
     }
 
     #[test]
-    fn a_consumer_that_would_be_deleted_when_idle_is_mended_though_its_metadata_says_nothing_of_it() {
+    fn an_inactive_threshold_is_reset_although_the_metadata_lacks_it() {
         let longer = config(&usual().events, 60);
         let present = info(&usual(), |config| config.inactive_threshold = Duration::from_secs(5));
-        for asked in [&usual(), &longer] {
-            assert_eq!(looked_at(asked, &present).as_deref(), Some("inactive_threshold is 5s, needed is 0s"),);
-            let Plan::Update(made) = planned(asked, &present, None) else { panic!("left, or made anew") };
+        for requested in [&usual(), &longer] {
+            assert_eq!(
+                looked_at(requested, &present).as_deref(),
+                Some("inactive_threshold is 5s, must be 0s"),
+            );
+            let Plan::Update(made) = planned(requested, &present, None) else { panic!("kept, or recreated") };
             assert_eq!(made.inactive_threshold, Duration::ZERO);
             let made = Info { config: made.into_consumer_config(), ..present.clone() };
-            assert_eq!((planned(asked, &made, None), looked_at(asked, &made)), (Plan::Leave, None));
+            assert_eq!((planned(requested, &made, None), looked_at(requested, &made)), (Plan::Leave, None));
         }
-        // As versions wrote it that did not look at the threshold.
-        let marker = &info(&usual(), |_| {}).config.metadata[GIVEN];
+        // As written by versions that did not check the threshold.
+        let marker = &info(&usual(), |_| {}).config.metadata[SETTINGS_KEY];
         assert!(marker.ends_with("priority_timeout=0s"), "{marker}");
     }
 
@@ -353,7 +356,7 @@ mod tests {
     fn replicas_with_other_settings_do_not_fight() {
         let longer = config(&usual().events, 60);
         let present = info(&usual(), |_| {});
-        // Whoever starts later has it its way, once.
+        // The replica that starts later applies its settings, once.
         let Plan::Update(config) = planned(&longer, &present, None) else { panic!("not taken over") };
         let present = Info { config: config.into_consumer_config(), ..present };
         for config in [&usual(), &longer] {
@@ -362,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_that_hears_of_carried_orders_goes_on_where_its_consumer_stands() {
+    fn a_version_that_adds_carried_continues_at_the_ack_floor() {
         let (old, new) =
             (usual(), config(&[EventKind::Created, EventKind::Cancelled, EventKind::Carried], 10));
         let old_events = old.events.iter().all(|kind| new.events.contains(kind));
@@ -372,17 +375,17 @@ mod tests {
         assert_eq!(start, FLOOR + 1);
         let both = Info { config: both.into_consumer_config(), ..present.clone() };
         assert_eq!((looked_at(&old, &both), looked_at(&new, &both)), (None, None));
-        // One that somebody has edited says nothing by where it stands.
+        // The position of an edited consumer proves nothing.
         let edited = info(&old, |config| config.filter_subjects = vec![subjects::kind(EventKind::Cancelled)]);
         assert!(matches!(planned(&new, &edited, None), Plan::Replace(_, 1)));
     }
 
     #[test]
-    fn two_versions_that_read_other_events_both_get_theirs_until_the_old_one_is_gone() {
+    fn two_versions_with_different_filters_share_the_consumer() {
         let (old, new) = (usual(), config(&[EventKind::Reserved, EventKind::Cancelled], 10));
         let present = info(&old, |_| {});
-        let floor = Floor::of(&present);
-        // Events of the new kind may have been passed over already.
+        let floor = AckFloor::of(&present);
+        // The consumer may have skipped events of the new kind.
         let Plan::Replace(both, start) = planned(&new, &present, None) else { panic!("new events missed") };
         assert_eq!(start, 1);
         let both = Info { config: both.into_consumer_config(), ..present };
@@ -390,7 +393,7 @@ mod tests {
         let Plan::Update(only_new) = planned(&new, &both, None) else { panic!("old events stay for ever") };
         let only_new = Info { config: only_new.into_consumer_config(), ..both };
         assert_eq!(looked_at(&new, &only_new), None);
-        // An old one that is still there gets its own back, and the new one does not mind.
+        // An old version that still runs gets its events back, and the new one accepts that.
         assert!(looked_at(&old, &only_new).is_some());
         let Plan::Replace(both, start) = planned(&old, &only_new, Some(&floor)) else {
             panic!("old events missed")

@@ -11,12 +11,12 @@ use crate::trace;
 
 /// A format of lines that adds `trace_id` and `span_id` to those that are written within a trace.
 #[derive(Debug)]
-pub(crate) struct InTrace<F> {
+pub(crate) struct WithTraceIds<F> {
     format: F,
     is_json: bool,
 }
 
-impl<F> InTrace<F> {
+impl<F> WithTraceIds<F> {
     /// Adds them at the end of a line of text.
     pub(crate) fn text(format: F) -> Self {
         Self { format, is_json: false }
@@ -28,7 +28,7 @@ impl<F> InTrace<F> {
     }
 }
 
-impl<S, N, F> FormatEvent<S, N> for InTrace<F>
+impl<S, N, F> FormatEvent<S, N> for WithTraceIds<F>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
     N: for<'writer> FormatFields<'writer> + 'static,
@@ -46,7 +46,7 @@ where
         let (trace_id, span_id) = (current.trace_id(), current.span_id());
         let mut line = String::new();
         self.format.format_event(context, Writer::new(&mut line), event)?;
-        // Nothing before the fields has text of anybody's.
+        // Nothing before the fields contains text from outside.
         if self.is_json
             && let Some((before, fields)) = line.split_once(r#""fields":{"#)
         {
