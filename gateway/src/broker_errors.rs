@@ -39,11 +39,11 @@ pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
         }
         AppendError::Unknown(_) => {
             if let Some(left_out) = UNKNOWN.allow() {
-                warn!(left_out, order_id = %id, error = %append_error, "outcome of an append unknown");
+                warn!(left_out, order_id = %id, error = %append_error, "append outcome unknown");
             }
         }
         AppendError::Refused(_) => {
-            error!(order_id = %id, error = %append_error, "the lifecycle refused a checked request");
+            error!(order_id = %id, error = %append_error, "lifecycle rejected a validated request");
         }
         // The backbone has a line in a while about storage that is full. An order that is gone is no fault.
         AppendError::Full(_) | AppendError::Gone => {}
@@ -79,7 +79,7 @@ pub(crate) fn stock(sku: &str, change_error: &ChangeError) -> Status {
     match change_error {
         ChangeError::Refused(_) => error!(sku, error = %change_error, "stock not changed"),
         ChangeError::Unavailable(_) => warn!(sku, error = %change_error, "stock not changed"),
-        ChangeError::Unknown(_) => warn!(sku, error = %change_error, "stock perhaps not changed"),
+        ChangeError::Unknown(_) => warn!(sku, error = %change_error, "stock change outcome unknown"),
         // The request's own fault, or told of by the backbone.
         ChangeError::RequestIdReused
         | ChangeError::TooFew { .. }

@@ -76,7 +76,7 @@ impl Admit for OnlyPost {
         if request.method() == Method::POST {
             return Ok(());
         }
-        Err(errors::malformed("a call of gRPC is a POST"))
+        Err(errors::malformed("a gRPC call must be a POST"))
     }
 }
 

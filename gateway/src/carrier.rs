@@ -86,7 +86,7 @@ impl Carrier {
                     if self.log.connection().is_up()
                         && let Some(left_out) = FAILED.allow()
                     {
-                        warn!(%error, left_out, "unfinished orders not carried, tried again");
+                        warn!(%error, left_out, "unfinished orders not carried, retrying");
                     }
                     LOOK_INTERVAL_MIN * 5
                 }
@@ -148,7 +148,7 @@ impl Carrier {
         if carried > 0
             && let Some(left_out) = SAID.allow()
         {
-            info!(carried, left_out, "unfinished orders carried, so that they do not expire");
+            info!(carried, left_out, "unfinished orders carried");
         }
         let recorded = self.log.record_carry_position(&position, head).await;
         self.is_holder = recorded.is_some();
@@ -172,7 +172,7 @@ fn say_missed(events: u64) {
     {
         error!(
             events,
-            left_out, "events expired before they were looked at; unfinished orders among them are lost"
+            left_out, "events expired before they were examined; unfinished orders among them are lost"
         );
     }
 }

@@ -95,12 +95,12 @@ impl Level {
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Memory => "memory: nothing survives the end of the broker",
+            Self::Memory => "memory: nothing survives a restart of the broker",
             Self::Process => {
-                "process: what is acknowledged survives the death of the broker, not the loss of power"
+                "process: acknowledged orders survive a crash of the broker, not a power failure"
             }
-            Self::Fsync => "fsync: what is acknowledged survives the loss of power",
-            Self::Replicated => "replicated: what is acknowledged survives the loss of a server",
+            Self::Fsync => "fsync: acknowledged orders survive a power failure",
+            Self::Replicated => "replicated: acknowledged orders survive the loss of a server",
         })
     }
 }
@@ -148,7 +148,7 @@ impl Monitors {
         let answers = join_all(self.urls.iter().map(|url| async move {
             let asked = timeout(ASK_TIMEOUT, self.ask_one(url)).await;
             asked.unwrap_or_else(|_| Err("no answer in time".to_owned())).inspect_err(|error| {
-                warn!(%url, error, "monitoring port of the broker (NATS_MONITOR_URL) not asked");
+                warn!(%url, error, "monitoring port (NATS_MONITOR_URL) not read");
             })
         }));
         answers.await.into_iter().filter_map(Result::ok).collect()

@@ -99,7 +99,7 @@ async fn serve(
         "listening"
     );
 
-    let monitors = Monitors::new(&config.durability).context("the system's certificates")?;
+    let monitors = Monitors::new(&config.durability).context("cannot read the system's certificates")?;
     let streams = Streams::new(connection.clone(), config.durability.durability, &config.stream);
     let readiness = Readiness::new(streams, Presence::new(connection.clone()));
     metrics::start(&readiness);
@@ -150,7 +150,7 @@ async fn serve(
         ended = &mut operating => ended?,
         ended = &mut answering => match ended? {},
         ended = &mut watching => ended?.map_err(Into::into),
-        () = connection.died() => Err(anyhow!("the client of the broker has died")),
+        () = connection.died() => Err(anyhow!("NATS client stopped")),
     };
     readiness.leave();
     drain.cancel();

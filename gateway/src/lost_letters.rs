@@ -35,7 +35,7 @@ impl LostLetters {
         let letters = before.open;
         error!(
             letters,
-            "stream {DEAD_LETTERS} has lost open letters; their orders are FAILED and cannot be redriven"
+            "stream {DEAD_LETTERS} has lost open dead letters; their orders are FAILED and cannot be redriven"
         );
         self.lost += letters;
         self.noticed = Some(SystemTime::now());

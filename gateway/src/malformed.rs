@@ -21,7 +21,7 @@ pub(crate) fn answer(answer: Response<Body>) -> Response<Body> {
 /// The status of a request that tonic cannot read.
 pub(crate) fn of(status: Status) -> Status {
     if status.code() == Code::Internal {
-        return errors::malformed(&format!("the request cannot be read: {}", status.message()));
+        return errors::malformed(&format!("the request cannot be decoded: {}", status.message()));
     }
     status
 }

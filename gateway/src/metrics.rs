@@ -31,21 +31,18 @@ static STREAMS: LazyLock<UpDownCounter<i64>> =
 static LAG: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     metrics::way(
         "waybill.watch.lag",
-        "From when the broker stored an event to when a watcher was given it who was there already.",
+        "Time from the storage of an event to its delivery to a watch that was already open.",
     )
 });
 
 static CARRIED: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter(
         "waybill.orders.carried",
-        "Unfinished orders written anew before their events expire, and those that the broker refused.",
+        "Unfinished orders carried before their events expire, and those that the broker rejected.",
     )
 });
 static EXPIRED: LazyLock<Counter<u64>> = LazyLock::new(|| {
-    metrics::counter(
-        "waybill.carry.missed",
-        "Events that expired before it was looked at whether their orders are finished.",
-    )
+    metrics::counter("waybill.carry.missed", "Events that expired before the carrier examined them.")
 });
 
 /// What there is to see before anything has happened.
@@ -59,7 +56,7 @@ pub(crate) fn start(readiness: &Readiness) {
         STREAMS.add(0, &[KeyValue::new(attribute::RPC_METHOD, method)]);
     }
     let readiness = readiness.clone();
-    metrics::gauge("waybill.ready", "Whether /readyz says ready.", move |gauge| {
+    metrics::gauge("waybill.ready", "1 while /readyz is ready.", move |gauge| {
         gauge.observe(u64::from(readiness.now() == State::Ready), &[]);
     });
 }
@@ -71,7 +68,7 @@ pub(crate) fn carrying(progress: impl Fn() -> Option<(Duration, Duration)> + Clo
     let known = progress.clone();
     metrics::age(
         "waybill.carry.age",
-        "Age of the oldest event of which it was not looked at yet whether its order is finished.",
+        "Age of the oldest event that the carrier has not examined yet.",
         move |gauge| {
             if let Some((age, _)) = known() {
                 gauge.observe(seconds(age), &[]);

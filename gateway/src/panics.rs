@@ -19,7 +19,7 @@ impl ResponseForPanic for Internal {
     fn response_for_panic(&mut self, panic: Box<dyn Any + Send>) -> Response<Body> {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        error!(panic = text, "a call panicked");
+        error!(panic = text, "call handler panicked");
         let mut answer = errors::internal().into_http();
         // Spans has counted the call, and is no longer there to take it off.
         Refusal::take(answer.headers_mut());

@@ -103,7 +103,7 @@ impl Index {
 
     fn answer(&self, request: &ServerReflectionRequest) -> MessageResponse {
         let Some(message_request) = &request.message_request else {
-            return error(Code::InvalidArgument, "the request asks for nothing");
+            return error(Code::InvalidArgument, "the request is empty");
         };
         match message_request {
             MessageRequest::FileByFilename(name) => self.file(name),

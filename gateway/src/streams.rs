@@ -85,11 +85,11 @@ impl Streams {
         let (replicas, is_enough) = (orders.replicas, level.satisfies(self.wanted));
         if known.level.replace(level) != Some(level) {
             if is_enough {
-                info!(level = level.as_str(), replicas, "{ORDERS} is kept: {level}");
+                info!(level = level.as_str(), replicas, "durability of stream {ORDERS}: {level}");
             } else {
                 warn!(
                     level = level.as_str(),
-                    replicas, "{ORDERS} is kept less safely than DURABILITY asks for: {level}"
+                    replicas, "durability of stream {ORDERS} below DURABILITY: {level}"
                 );
             }
         }
@@ -118,7 +118,7 @@ impl Streams {
                     Err(too_little(level))
                 }
             }
-            Some(_) | None => Err("what the broker guarantees is not known yet".to_owned()),
+            Some(_) | None => Err("durability is not known yet".to_owned()),
         }
     }
 
@@ -173,7 +173,7 @@ impl Streams {
         let found = match found {
             Ok(Ok(found)) => Some(found),
             Ok(Err(error)) => {
-                debug!(%error, "stream {DEAD_LETTERS} not looked at");
+                debug!(%error, "stream {DEAD_LETTERS} not read");
                 None
             }
             Err(_) => None,
@@ -196,29 +196,23 @@ impl Streams {
 
     fn measure(&self) {
         self.of_streams("waybill.stream.messages", "Messages of a stream.", |state, _| state.messages);
-        self.of_streams("waybill.stream.bytes", "What the messages of a stream take.", |state, _| {
-            state.bytes
+        self.of_streams("waybill.stream.bytes", "Bytes of the messages of a stream.", |state, _| state.bytes);
+        self.of_streams("waybill.stream.bytes.max", "Byte limit of a stream; 0: no limit.", |state, _| {
+            state.bytes_max.unwrap_or(0)
         });
-        self.of_streams(
-            "waybill.stream.bytes.max",
-            "What the messages of a stream may take; 0: the stream sets no limit.",
-            |state, _| state.bytes_max.unwrap_or(0),
-        );
-        self.of_streams("waybill.stream.replicas", "Copies that a stream is to have.", |state, _| {
-            state.replicas as u64
-        });
+        self.of_streams("waybill.stream.replicas", "Replicas of a stream.", |state, _| state.replicas as u64);
         self.of_streams(
             "waybill.stream.replicas.current",
-            "Copies of a stream that are up to date.",
+            "Replicas of a stream that are up to date.",
             |state, _| state.replicas_current as u64,
         );
         self.of_streams(
             "waybill.stream.replicas.wanted",
-            "Copies of a stream that were asked for.",
+            "Replicas of a stream that were configured.",
             |state, wanted| wanted.map_or(state.replicas as u64, u64::from),
         );
         let streams = self.clone();
-        metrics::gauge("waybill.durability", "What the broker guarantees of stream ORDERS.", move |gauge| {
+        metrics::gauge("waybill.durability", "1 for the durability level of stream ORDERS.", move |gauge| {
             let Some(level) = streams.known_level() else { return };
             for each in Level::ALL {
                 gauge.observe(u64::from(each == level), &[KeyValue::new("level", each.as_str())]);
@@ -227,7 +221,7 @@ impl Streams {
         let streams = self.clone();
         metrics::gauge(
             "waybill.durability.below_wanted",
-            "Whether that is less than DURABILITY asks for.",
+            "1 while the durability is below DURABILITY.",
             move |gauge| {
                 if let Some(level) = streams.known_level() {
                     gauge.observe(u64::from(!level.satisfies(streams.wanted)), &[]);
@@ -281,9 +275,9 @@ fn too_little(level: Level) -> String {
     let seen = match level {
         // It may write through all the same.
         Level::Process => {
-            "; that a server writes through (sync_interval: always) is known by NATS_MONITOR_URL alone"
+            "; only NATS_MONITOR_URL shows whether a server syncs every write (sync_interval: always)"
         }
         Level::Memory | Level::Fsync | Level::Replicated => "",
     };
-    format!("the broker guarantees too little for DURABILITY=strict ({level}{seen})")
+    format!("durability is below DURABILITY=strict ({level}{seen})")
 }

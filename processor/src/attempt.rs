@@ -62,9 +62,9 @@ pub(crate) enum AttemptError {
     Append(#[from] AppendError),
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error("order {0} is no longer kept")]
+    #[error("order {0} is no longer in the log")]
     Gone(OrderId),
-    #[error("too little time is left to go on, {0:?} after the attempt began")]
+    #[error("too little time left {0:?} after the attempt began")]
     Late(Duration),
     #[error("the attempt took longer than {0:?}")]
     TimedOut(Duration),
@@ -190,7 +190,7 @@ impl<S: Step> Attempts<S> {
                 Appended::Stored(order) => {
                     let (order_id, revision) = (order.id, order.order.revision);
                     let status = order.order.status().as_str_name();
-                    debug!(step = S::NAME, %order_id, revision, status, "done");
+                    debug!(step = S::NAME, %order_id, revision, status, "event appended");
                     return Ok(done);
                 }
                 Appended::Overtaken(now) => current = now,

@@ -40,7 +40,7 @@ impl Leadership {
         self.next = Some(now + PAUSE.after(self.requests));
         let Behind { leader, messages: lag, successor } = behind;
         let Some(successor) = successor else {
-            error!(step, leader, lag, "consumer leader lags behind the log, and no replica keeps up");
+            error!(step, leader, lag, "consumer leader lags behind the log, no replica keeps up");
             return;
         };
         let outcome = match log.step_down(step, successor).await {
@@ -51,16 +51,13 @@ impl Leadership {
             Ok(StepDown::NotAllowed(needed)) => {
                 error!(
                     step,
-                    leader,
-                    lag,
-                    needed,
-                    "consumer leader lags behind the log, and this user may not have it step down"
+                    leader, lag, needed, "consumer leader lags behind the log, step-down not permitted"
                 );
                 "not_allowed"
             }
             // An election may be under way, or another replica of the step was first.
             Err(error) => {
-                warn!(step, leader, lag, successor, %error, "consumer leader lags behind the log, and did not step down");
+                warn!(step, leader, lag, successor, %error, "consumer leader lags behind the log, step-down failed");
                 "failed"
             }
         };

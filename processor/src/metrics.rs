@@ -15,38 +15,30 @@ const POSTPONED_REASONS: [&str; 2] = ["suspect", "no_place"];
 const CAUSES: [&str; 6] = ["stuck", "silent", "edited", "leader", "refused", "closed"];
 
 static ATTEMPTS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
-    metrics::wait(
-        "waybill.step.attempt.duration",
-        "Attempts at a message, until it is known what becomes of it.",
-    )
+    metrics::wait("waybill.step.attempt.duration", "Attempts at a message, until its outcome is known.")
 });
-static REDELIVERIES: LazyLock<Counter<u64>> = LazyLock::new(|| {
-    metrics::counter("waybill.step.redeliveries", "Messages that came not for the first time.")
-});
+static REDELIVERIES: LazyLock<Counter<u64>> =
+    LazyLock::new(|| metrics::counter("waybill.step.redeliveries", "Redelivered messages."));
 static REOPENED: LazyLock<Counter<u64>> = LazyLock::new(|| {
-    metrics::counter("waybill.step.consumer.reopened", "Times that the consumer was lost and opened anew.")
+    metrics::counter("waybill.step.consumer.reopened", "Times that the consumer was lost and reopened.")
 });
 static STEP_DOWNS: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter(
         "waybill.step.consumer.step_downs",
-        "Times that the consumer's leader lagged behind the log and was asked to step down.",
+        "Step-downs requested because the consumer's leader lagged behind the log.",
     )
 });
 static ALONE: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter(
         "waybill.step.failed_alone",
-        "Attempts that failed at one order, or those of one customer, while others were served.",
+        "Attempts that failed while other orders, or those of other customers, succeeded.",
     )
 });
 static POSTPONED: LazyLock<Counter<u64>> = LazyLock::new(|| {
-    metrics::counter(
-        "waybill.step.postponed",
-        "Messages that were delivered and come again without an attempt.",
-    )
+    metrics::counter("waybill.step.postponed", "Messages returned to the broker without an attempt.")
 });
-static LETTERS: LazyLock<Counter<u64>> = LazyLock::new(|| {
-    metrics::counter("waybill.dead_letters", "Messages that were given up, parked or set aside.")
-});
+static LETTERS: LazyLock<Counter<u64>> =
+    LazyLock::new(|| metrics::counter("waybill.dead_letters", "Messages stored as dead letters."));
 
 /// What there is to see before anything has happened.
 pub(crate) fn start(step: &'static str) {
@@ -87,7 +79,7 @@ pub(crate) fn postponed(step: &'static str, reason: &'static str) {
 pub(crate) fn alone(step: &'static str, count: impl Fn() -> usize + Send + Sync + 'static) {
     metrics::gauge(
         "waybill.step.alone",
-        "Orders that failed alone here, and have been neither served nor parked here since.",
+        "Orders that failed alone in this process, and neither succeeded nor were parked in it since.",
         move |gauge| gauge.observe(count() as u64, &[of(step)]),
     );
 }

@@ -66,7 +66,7 @@ where
     let processing = async {
         let opening = async {
             provision(&connection, &settings.stream, |reason| status.closed(reason)).await?;
-            status.closed("the step is being opened".to_owned());
+            status.closed("step is starting".to_owned());
             open(config, connection.clone()).await
         };
         let step = select! {
@@ -92,7 +92,7 @@ where
         ended = &mut processing => return ended,
         () = log.keep_quorum() => {}
         never = log.watch_for_losses() => match never {},
-        () = connection.died() => bail!("the client of the broker has died"),
+        () = connection.died() => bail!("NATS client stopped"),
         () = shutdown.requested() => {}
     }
     drain.cancel();

@@ -80,13 +80,13 @@ pub(crate) async fn process<S: Step>(
                 failures = if opened_at.elapsed() > REOPEN.max { 0 } else { failures + 1 };
                 if let Err(reason) = ended {
                     metrics::reopened(S::NAME, &reason);
-                    warn!(step = S::NAME, %reason, "consumer lost, opened anew");
+                    warn!(step = S::NAME, %reason, "consumer lost, reopened");
                 }
             }
             Err(error) => {
                 failures += 1;
                 status.closed(error.to_string());
-                warn!(step = S::NAME, %error, "consumer not open, tried again");
+                warn!(step = S::NAME, %error, "consumer not opened, retrying");
             }
         }
         select! {
@@ -98,7 +98,7 @@ pub(crate) async fn process<S: Step>(
     let deadline = pool.deadline();
     if !pool.finish(deadline).await {
         let unfinished = pool.running.len();
-        warn!(step = S::NAME, unfinished, drain_timeout = ?config.drain_timeout, "given back what was not finished in time");
+        warn!(step = S::NAME, unfinished, drain_timeout = ?config.drain_timeout, "drain timeout reached, unfinished messages returned");
         leave.cancel();
         pool.finish(Instant::now() + GIVE_BACK_TIMEOUT).await;
     }
@@ -183,7 +183,7 @@ impl<S: Step> Pool<S> {
             Ok(ended) => ended,
             // Its message is delivered again.
             Err(error) => {
-                error!(step = S::NAME, %error, "worker died");
+                error!(step = S::NAME, %error, "worker panicked");
                 (error.id(), DependencySignal::Unknown)
             }
         };
@@ -193,10 +193,10 @@ impl<S: Step> Pool<S> {
             Change::None => {}
             Change::Opened(pause) => {
                 if let Some(left_out) = PAUSED.allow() {
-                    warn!(step = S::NAME, ?pause, left_out, "a dependency is away, paused");
+                    warn!(step = S::NAME, ?pause, left_out, "dependency unavailable, circuit breaker opened");
                 }
             }
-            Change::Closed => info!(step = S::NAME, "the dependency is back"),
+            Change::Closed => info!(step = S::NAME, "dependency available, circuit breaker closed"),
         }
     }
 

@@ -68,7 +68,7 @@ impl Status {
         let status = Self(Arc::new(Known {
             step,
             connection,
-            closed: Mutex::new(Some("the step is being opened".to_owned())),
+            closed: Mutex::new(Some("step is starting".to_owned())),
             wrong: Mutex::new(None),
             lacks: OnceLock::new(),
             is_draining: AtomicBool::new(false),
@@ -133,7 +133,7 @@ impl Status {
             let backlog = match timeout(LOOK_TIMEOUT, log.backlog_of(self.0.step, lags)).await {
                 Ok(Ok(backlog)) => Some(backlog),
                 Ok(Err(error)) => {
-                    debug!(step = self.0.step, %error, "backlog not known");
+                    debug!(step = self.0.step, %error, "backlog not read");
                     None
                 }
                 Err(_) => None,
@@ -149,7 +149,7 @@ impl Status {
             let behind = match timeout(LOOK_TIMEOUT, log.lag_of(step, &mut lag)).await {
                 Ok(Ok(behind)) => Some(behind),
                 Ok(Err(error)) => {
-                    debug!(step, %error, "lag of the consumer leader not known");
+                    debug!(step, %error, "lag of the consumer leader not read");
                     None
                 }
                 Err(_) => None,
@@ -176,17 +176,17 @@ impl Status {
     fn measure(&self) {
         let step = of(self.0.step);
         let (status, label) = (self.clone(), [step.clone()]);
-        gauge("waybill.step.in_flight", "Messages worked on now.", move |gauge| {
+        gauge("waybill.step.in_flight", "Messages in flight.", move |gauge| {
             gauge.observe(status.0.in_flight.load(Ordering::Relaxed) as u64, &label);
         });
         let (status, label) = (self.clone(), [step.clone()]);
-        gauge("waybill.step.workers", "Messages that may be worked on at a time.", move |gauge| {
+        gauge("waybill.step.workers", "Limit of messages in flight.", move |gauge| {
             gauge.observe(status.0.workers.load(Ordering::Relaxed) as u64, &label);
         });
         let (status, label) = (self.clone(), [step.clone()]);
         gauge(
             "waybill.step.breaker.state",
-            "0: closed, 1: half open, 2: open, because what the step depends on is away.",
+            "0: closed, 1: half open, 2: open because a dependency is unavailable.",
             move |gauge| gauge.observe(status.0.breaker.load(Ordering::Relaxed).into(), &label),
         );
         let (status, label) = (self.clone(), [step.clone()]);
@@ -222,7 +222,7 @@ impl Status {
         let (status, label) = (self.clone(), [step.clone()]);
         gauge(
             "waybill.step.consumer.lag",
-            "Messages of the log behind the consumer's position, if its leader has not got them; 0 if it keeps up.",
+            "Messages of the log that the consumer's leader has not received; 0 if it keeps up.",
             move |gauge| {
                 if let Some(behind) = status.behind() {
                     gauge.observe(behind.map_or(0, |behind| behind.messages), &label);
@@ -232,13 +232,13 @@ impl Status {
         let (status, label) = (self.clone(), [step.clone()]);
         gauge(
             "waybill.step.consumer.edited",
-            "1 while the consumer is other than it has to be, and the step may not make it right.",
+            "1 while the consumer has wrong settings that the step's user may not change.",
             move |gauge| gauge.observe(lock(&status.0.wrong).is_some().into(), &label),
         );
         let (status, label) = (self.clone(), [step]);
         age(
             "waybill.step.last_delivery_age",
-            "Since this process was last brought a message, or else since its start.",
+            "Time since this process last received a message, or else since its start.",
             move |gauge| gauge.observe(seconds(lock(&status.0.last_delivery).elapsed()), &label),
         );
     }
@@ -252,7 +252,7 @@ impl Health for Status {
         self.healthy()?;
         let refused = self.0.connection.refused().map(|refused| format!("{refused}\n")).unwrap_or_default();
         if let Some(reason) = lock(&self.0.closed).clone() {
-            return Err(format!("the consumer is not open: {reason}\n{refused}").trim_end().to_owned());
+            return Err(format!("consumer not open: {reason}\n{refused}").trim_end().to_owned());
         }
         if let Some(lacking) = self.0.lacks.get().and_then(|lacks| lacks()) {
             return Err(format!("{lacking}\n{refused}").trim_end().to_owned());

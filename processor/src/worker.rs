@@ -87,7 +87,7 @@ impl<S: Step> Worker<S> {
         let delivery = match Delivery::of(&message, S::NAME, terms) {
             Ok(delivery) => delivery,
             Err(error) => {
-                error!(step = S::NAME, subject = %message.subject, error, "not a message of a consumer");
+                error!(step = S::NAME, subject = %message.subject, error, "message without consumer metadata, skipped");
                 return DependencySignal::Unknown;
             }
         };
@@ -239,7 +239,7 @@ impl<S: Step> Worker<S> {
     ) -> Disposition {
         settled.unwrap_or_else(|error| {
             if let Some(left_out) = self.allow(&NOT_STORED) {
-                warn!(step = S::NAME, dead_letter_id = %delivery.id, %error, left_out, "dead letter or its order not stored yet");
+                warn!(step = S::NAME, dead_letter_id = %delivery.id, %error, left_out, "dead letter or its order not stored, retrying");
             }
             Disposition::Retry(delivery.pause())
         })
@@ -265,7 +265,7 @@ impl<S: Step> Worker<S> {
         let (order_id, deliveries, revision) =
             (about.order_id, delivery.deliveries, delivery.id.sequence().0);
         if let Some(left_out) = self.allow(&POSTPONED) {
-            warn!(step = S::NAME, %order_id, revision, deliveries, counts, %reason, ?delay, left_out, "order tried again later");
+            warn!(step = S::NAME, %order_id, revision, deliveries, counts, %reason, ?delay, left_out, "attempt failed, order retried");
         }
     }
 

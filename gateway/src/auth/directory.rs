@@ -91,11 +91,11 @@ impl Directory {
         let read = move || Table::read(kind, &path).map_err(|error| error.to_string());
         let take = |read| match read {
             Ok(table) => {
-                info!(?kind, credentials = Table::len(&table), "file of credentials read again");
+                info!(?kind, credentials = Table::len(&table), "credentials file reloaded");
                 self.replace(table);
             }
             Err(error) => {
-                error!(?kind, error, "file of credentials not read again; those from before stay good");
+                error!(?kind, error, "credentials file not reloaded, previous credentials kept");
             }
         };
         self.watched.clone().follow(read, take).await;
@@ -139,7 +139,7 @@ impl Table {
             }
             let (hash, principal) = parse_line(kind, line).map_err(|problem| (i + 1, problem))?;
             if table.get(&hash).is_some() {
-                return Err((i + 1, "an earlier line is for the same credential"));
+                return Err((i + 1, "an earlier line has the same credential"));
             }
             table.0.entry(slot(&hash)).or_default().push((hash, Arc::new(principal)));
         }

@@ -39,9 +39,9 @@ impl Source {
         if !text.contains("://") {
             return if text.is_empty() { Err("is empty".to_owned()) } else { Ok(Self::File(text.into())) };
         }
-        let uri: Uri = text.parse().map_err(|error| format!("is no URL: {error}"))?;
+        let uri: Uri = text.parse().map_err(|error| format!("is not a URL: {error}"))?;
         if !uri.authority().is_some_and(has_usable_port) {
-            return Err("has no host, or a port that there is not".to_owned());
+            return Err("has no host, or an invalid port".to_owned());
         }
         match (uri.scheme_str(), uri.host()) {
             (Some("https"), Some(_)) => Ok(Self::Url(uri)),
@@ -171,7 +171,7 @@ impl Remote {
     pub(super) async fn fetch(&self) -> anyhow::Result<String> {
         let set = timeout(FETCH_TIMEOUT, self.client.get(self.uri.clone())).await;
         let set = set.with_context(|| format!("no answer within {FETCH_TIMEOUT:?}"))??;
-        String::from_utf8(set.to_vec()).context("is no text")
+        String::from_utf8(set.to_vec()).context("is not UTF-8 text")
     }
 
     /// Notes that a set that was requested at `asked` is in use.

@@ -96,9 +96,9 @@ struct State {
 /// Why a token is invalid. Only the log has the details.
 #[derive(Debug, Error)]
 enum Refusal {
-    #[error("it has expired")]
+    #[error("token has expired")]
     Expired,
-    #[error("the key that it names may be one that was not fetched yet")]
+    #[error("key id is unknown, keys are fetched again")]
     Unchecked,
     #[error("{0}")]
     Invalid(String),
@@ -164,7 +164,7 @@ impl Tokens {
     /// Whose token it is.
     pub(crate) fn check(&self, token: &str) -> Result<Arc<Principal>, Status> {
         self.principal(token).map_err(|refusal| {
-            debug!(reason = %refusal, "token refused");
+            debug!(reason = %refusal, "token rejected");
             refusal.into()
         })
     }
@@ -186,9 +186,9 @@ impl Tokens {
     fn verify(&self, keys: &KeySet, token: &str) -> Result<Principal, Refusal> {
         let header = decode_header(token).map_err(|error| Refusal::Invalid(error.to_string()))?;
         if header.crit.is_some() {
-            return Err(Refusal::Invalid("it asks for an extension (crit)".to_owned()));
+            return Err(Refusal::Invalid("critical extensions (crit) are not supported".to_owned()));
         }
-        let id = header.kid.ok_or_else(|| Refusal::Invalid("it names no key (kid)".to_owned()))?;
+        let id = header.kid.ok_or_else(|| Refusal::Invalid("key id (kid) is missing".to_owned()))?;
         let key = keys.get(&id).ok_or_else(|| self.unknown_key(&id))?;
         let claims = decode::<Map<String, Value>>(token, &key.decoding, &self.rules.validation(key));
         let claims = claims.map_err(|error| {
@@ -204,7 +204,7 @@ impl Tokens {
                 remote.wanted.notify_one();
                 Refusal::Unchecked
             }
-            Following::Url(_) | Following::File(..) => Refusal::Invalid(format!("no key has the id {id:?}")),
+            Following::Url(_) | Following::File(..) => Refusal::Invalid(format!("unknown key id {id:?}")),
         }
     }
 
@@ -221,7 +221,7 @@ impl Tokens {
         let rules = self.rules.clone();
         let take = |read| match read {
             Ok(keys) => self.replace(keys),
-            Err(error) => error!(error, "keys of tokens not read again; those from before stay good"),
+            Err(error) => error!(error, "token keys not reloaded, previous keys kept"),
         };
         watched.follow(move || read_keys(&path, &rules), take).await;
     }
@@ -246,7 +246,7 @@ impl Tokens {
                 Err(error) => {
                     failures += 1;
                     let error = format!("{error:#}");
-                    warn!(error, "keys of tokens not fetched; those from before stay good");
+                    warn!(error, "token keys not fetched, previous keys kept");
                     sleep(FETCH_BACKOFF.after(failures)).await;
                 }
             }
@@ -258,7 +258,7 @@ impl Tokens {
         if keys.is_same(&before.keys) {
             return;
         }
-        info!(keys = keys.len(), "keys of tokens read");
+        info!(keys = keys.len(), "token keys loaded");
         keys.continue_from(&before.keys);
         let state = self.state.set(State { keys, ..State::default() });
         before.keys.withdraw_what_is_not_in(&state.keys);
@@ -291,7 +291,7 @@ impl Rules {
         let expires =
             expires.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since.checked_add(LEEWAY)?));
         Ok(Principal {
-            expires: Some(expires.ok_or_else(|| invalid("no time of expiry".to_owned()))?),
+            expires: Some(expires.ok_or_else(|| invalid("no expiry (exp)".to_owned()))?),
             withdrawn: key.withdrawn.clone(),
             ..Principal::new(tenant, roles.filter_map(Role::parse).collect())
         })
@@ -318,5 +318,5 @@ impl State {
 fn read_keys(path: &Path, rules: &Rules) -> Result<KeySet, String> {
     let said = |error: &dyn std::fmt::Display, problem| format!("{} {problem}: {error}", path.display());
     let text = files::read_text(path).map_err(|error| said(&error, "cannot be read"))?;
-    KeySet::parse(&text, &rules.algorithms).map_err(|error| said(&error, "is no set of keys (JWKS)"))
+    KeySet::parse(&text, &rules.algorithms).map_err(|error| said(&error, "is not a JWKS"))
 }

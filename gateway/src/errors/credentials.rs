@@ -10,19 +10,19 @@ use super::status::{RETRY_DELAY, come_back, status};
 
 /// The call shows no credential; `accepted` says which ones it may show, and how.
 pub(crate) fn credential_missing(accepted: &str) -> Status {
-    let message = format!("this gateway asks for a credential: send {accepted}");
+    let message = format!("credential missing; send {accepted}");
     status(Reason::CredentialMissing, &message, HashMap::new(), ErrorDetails::new())
 }
 
 /// The call shows several credentials of one kind, and it cannot be known which one a proxy has checked.
 pub(crate) fn credential_ambiguous() -> Status {
-    let message = "the call shows more than one credential of the same kind; send one";
+    let message = "more than one credential of the same kind; send one";
     status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
 }
 
 /// The credential is unknown.
 pub(crate) fn credential_invalid() -> Status {
-    let message = "the credential is not, or no longer, good";
+    let message = "credential is invalid or revoked";
     status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
 }
 

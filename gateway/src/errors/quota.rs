@@ -22,7 +22,7 @@ pub(crate) fn too_many_streams(subject: &str, streams_max: usize) -> Status {
 
 /// The caller has reached its limit of calls in flight.
 pub(crate) fn too_many_calls(subject: &str, calls_max: usize) -> Status {
-    let description = format!("at most {calls_max} calls under way of this {subject}");
+    let description = format!("at most {calls_max} calls in flight of this {subject}");
     over_quota(Reason::TooManyCalls, subject, &description, around(RETRY_DELAY))
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn too_many_calls(subject: &str, calls_max: usize) -> Status {
 pub(crate) fn metadata_too_large(bytes_max: usize) -> Status {
     let description = format!("at most {bytes_max} bytes of metadata in a call");
     let details = ErrorDetails::with_quota_failure_violation("call", &description);
-    let message = format!("the metadata of this call is too large: {description}; send less of it");
+    let message = format!("metadata too large: {description}; send less");
     status(Reason::MetadataTooLarge, &message, HashMap::new(), details)
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn too_long(bytes_max: usize) -> Status {
 
 /// The limit of calls in flight, or of open streams, is reached.
 pub(crate) fn overloaded() -> Status {
-    come_back(Reason::Overloaded, "the gateway has too much to do; try again", RETRY_DELAY)
+    come_back(Reason::Overloaded, "gateway overloaded; try again", RETRY_DELAY)
 }
 
 fn over_quota(reason: Reason, subject: &str, description: &str, wait: Duration) -> Status {

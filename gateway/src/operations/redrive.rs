@@ -76,7 +76,7 @@ impl Redrive {
         use RedriveOutcome::{AlreadyResolved, NotRedrivable};
         let Some(kept) = self.letters.find_proven(id).await.map_err(|error| broker_errors::read(&error))?
         else {
-            return Ok(answer(id, "", AlreadyResolved, "the letter is no longer kept"));
+            return Ok(answer(id, "", AlreadyResolved, "the dead letter no longer exists"));
         };
         let order_id = kept.letter.order_id.clone();
         let say = |outcome, message: &str| Ok(answer(id, &order_id, outcome, message));
@@ -89,16 +89,16 @@ impl Redrive {
                     self.letters.sweep(&kept).await.map_err(|error| broker_errors::read(&error))?;
                 }
                 if state == DeadLetterState::Unspecified {
-                    return say(NotRedrivable, "the letter was withdrawn: the order has gone on meanwhile");
+                    return say(NotRedrivable, "the dead letter was withdrawn: the order has moved on");
                 }
-                return say(AlreadyResolved, "the letter was resolved before");
+                return say(AlreadyResolved, "the dead letter is already resolved");
             }
         }
         if kept.letter.reason() == DeadLetterReason::Undecodable {
             return say(NotRedrivable, errors::UNDECODABLE);
         }
         let Ok(order) = order_id.parse::<OrderId>() else {
-            return say(NotRedrivable, "the letter names no order; discard it");
+            return say(NotRedrivable, "the dead letter names no order; discard it");
         };
 
         if self.dry_run {
@@ -142,8 +142,8 @@ impl Redrive {
             }
         }
         let Some(current) = found else {
-            self.resolve(kept, DeadLetterState::Discarded, "the order is no longer kept").await;
-            return say(OrderWentOn, "the order is no longer kept");
+            self.resolve(kept, DeadLetterState::Discarded, "the order is no longer in the log").await;
+            return say(OrderWentOn, "the order is no longer in the log");
         };
 
         let history = self
@@ -162,14 +162,14 @@ impl Redrive {
         let is_past = history.iter().all(|event| event.revision.0 > kept.letter.sequence);
         let went_on = is_other && (is_finished(&current.order) || is_past);
         if went_on || history.iter().any(|event| event.parked_by() == Some(&letter)) {
-            let message = format!("the order has gone on: it is {status}");
+            let message = format!("the order has moved on: it is {status}");
             self.resolve(kept, DeadLetterState::Discarded, &message).await;
             return say(OrderWentOn, &message);
         }
         if is_finished(&current.order) {
             let message = format!(
-                "the order is {status}, and the step could not take back what it had done for it; mend that by hand, \
-                 and discard the letter"
+                "the order is {status}, and the step could not compensate its effect; compensate it by hand, and \
+                 discard the dead letter"
             );
             return say(NotRedrivable, &message);
         }
@@ -240,14 +240,14 @@ impl Redrive {
             Ok(Ok(OrderStatus::Cancelled)) if !called_off => {
                 self.canary = Canary::Next;
                 let message =
-                    "the order was cancelled meanwhile, which shows nothing; the next one goes first";
+                    "the order was cancelled meanwhile, which proves nothing; the next one is the canary";
                 return Ok(answer(&letter, &order.to_string(), RedriveOutcome::OrderWentOn, message));
             }
             Ok(Ok(status)) => (true, format!("the order is {} and finished", status_name(status))),
             Ok(Err(status)) => return Err(status),
             Err(_) => (
                 false,
-                format!("the order is not finished within {CANARY_TIMEOUT:?}; nothing else is redriven"),
+                format!("the order did not finish within {CANARY_TIMEOUT:?}; nothing else is redriven"),
             ),
         };
         if !passed {

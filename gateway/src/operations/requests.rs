@@ -84,7 +84,7 @@ pub(super) fn redrive(request: RedriveDeadLettersRequest) -> Result<RedriveReque
     if dead_letter_ids.is_empty() == filter.is_none() {
         violations.add(
             "dead_letter_ids",
-            "either these or a filter is required; an empty filter means every letter",
+            "either these or a filter is required; an empty filter means every dead letter",
         );
     }
     if dead_letter_ids.len() > IDS_MAX {

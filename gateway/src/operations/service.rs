@@ -158,7 +158,7 @@ impl DeadLetterService for Operations {
         let ids = self.chosen(wanted.which, wanted.limit, by).await?;
         let principal = principal_of(&request)?.clone();
         let operator = operator(&principal);
-        info!(letters = ids.len(), operator, dry_run = wanted.dry_run, "redrive");
+        info!(letters = ids.len(), operator, dry_run = wanted.dry_run, "redrive started");
 
         let mut pace = interval(Duration::from_secs(1) / wanted.rate_per_second.get());
         // Time that is lost is not made up for.

@@ -176,7 +176,7 @@ impl StockService for StockKeeping {
         }
         let (answers, answered) = mpsc::channel(ANSWERS_MAX);
         let (keeping, dry_run) = (self.clone(), wanted.dry_run);
-        info!(operator = operator(&principal), dry_run, "stock reconciled with the order log");
+        info!(operator = operator(&principal), dry_run, "stock reconciliation started");
         // Ends with the stream that is given out.
         let working = AbortOnDropHandle::new(tokio::spawn(async move {
             let reconciling = keeping.reconcile(wanted, &answers);
@@ -230,7 +230,7 @@ impl StockKeeping {
         let order_id = orphan.order_id;
         match released {
             Ok(released) => {
-                info!(%order_id, released, "reservation of a lost order");
+                info!(%order_id, released, "reservation of a lost order examined");
                 Ok(released)
             }
             Err(error @ ReleaseError::Unreadable(_)) => {

@@ -86,7 +86,7 @@ fn accept_tcp(
             if places.available_permits() == 0
                 && let Some(left_out) = FULL.allow()
             {
-                warn!(left_out, "as many connections as there may be; others have to wait");
+                warn!(left_out, "connection limit reached, new connections wait");
             }
             let place = loop {
                 select! {
@@ -113,7 +113,7 @@ fn accept_tcp(
             };
             // Answers are small: they must not wait for more to fill a packet.
             if let Err(error) = stream.set_nodelay(true) {
-                debug!(%error, "connection keeps its delay");
+                debug!(%error, "TCP_NODELAY not set");
             }
             let authentication = unauthenticated.as_ref().map(UnauthenticatedConnections::add);
             Some((Accepted { stream, place, authentication }, (listener, places, unauthenticated, draining)))
@@ -141,7 +141,7 @@ impl Accepted {
         let stream = match handshake.map_err(io::Error::from).flatten() {
             Ok(stream) => stream,
             Err(error) => {
-                debug!(?addr, %error, "no TLS handshake");
+                debug!(?addr, %error, "TLS handshake failed");
                 return None;
             }
         };

@@ -53,7 +53,7 @@ impl Watched {
         while let Some(outcome) = news.recv().await {
             take(outcome);
         }
-        error!(?looking, "changes of files are not noticed any more");
+        error!(?looking, "file watcher stopped, changes are no longer detected");
     }
 
     /// Ends when the receiver is gone.

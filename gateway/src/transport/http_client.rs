@@ -36,6 +36,6 @@ impl HttpClient {
         let status = answer.status();
         anyhow::ensure!(status == StatusCode::OK, "answered {status}");
         let body = Limited::new(answer.into_body(), self.answer_bytes_max).collect().await;
-        Ok(body.map_err(anyhow::Error::from_boxed).context("no whole answer")?.to_bytes())
+        Ok(body.map_err(anyhow::Error::from_boxed).context("incomplete answer")?.to_bytes())
     }
 }

@@ -17,9 +17,9 @@ pub(crate) fn allow(connections_max: usize) {
         Ok(open_files_max) if open_files_max < connections_max as u64 + OWN_FILES => warn!(
             open_files_max,
             connections_max,
-            "MAX_CONNECTIONS is more than there can be; connections beyond the limit of open files have to wait"
+            "MAX_CONNECTIONS exceeds the limit of open files, connections beyond that limit wait"
         ),
         Ok(_) => {}
-        Err(error) => warn!(%error, "limit of open files not known"),
+        Err(error) => warn!(%error, "limit of open files not read"),
     }
 }

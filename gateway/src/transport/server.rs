@@ -89,7 +89,7 @@ pub(crate) async fn serve<S>(
 
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
-        error!(%error, "the task of a connection panicked");
+        error!(%error, "connection task panicked");
     }
 }
 
@@ -145,7 +145,7 @@ async fn drive<S>(
             match timeout_at(too_old + limits.age_grace, serving).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    debug!("connection closed with calls open: its grace is over");
+                    debug!("connection closed with open calls, grace period over");
                     return;
                 }
             }

@@ -59,7 +59,8 @@ impl Tls {
     pub(crate) fn read(config: &TlsConfig) -> Result<Option<Self>, String> {
         if config.tls_client_optional && config.tls_client_ca.is_none() {
             return Err(
-                "TLS_CLIENT_OPTIONAL: no certificate is asked for at all without TLS_CLIENT_CA".to_owned()
+                "TLS_CLIENT_OPTIONAL: set TLS_CLIENT_CA too, without which no certificate is requested"
+                    .to_owned(),
             );
         }
         let (Some(cert), Some(key)) = (config.tls_cert.clone(), config.tls_key.clone()) else {
@@ -78,10 +79,10 @@ impl Tls {
     pub(crate) async fn follow(self) {
         let take = |read| match read {
             Ok(config) => {
-                info!("TLS certificates read again");
+                info!("TLS certificates reloaded");
                 self.current.set(config);
             }
-            Err(error) => error!(error, "TLS certificates not read again; those from before stay in use"),
+            Err(error) => error!(error, "TLS certificates not reloaded, previous certificates kept"),
         };
         self.watched.follow(move || self.files.read(), take).await;
     }
@@ -132,7 +133,7 @@ fn certificates(variable: &str, path: &Path) -> Result<Vec<CertificateDer<'stati
         .collect::<Result<_, _>>()
         .map_err(|error| format!("{variable}: {}: {error}", path.display()))?;
     if certificates.is_empty() {
-        return Err(format!("{variable}: {} holds no certificate", path.display()));
+        return Err(format!("{variable}: {} contains no certificate", path.display()));
     }
     Ok(certificates)
 }

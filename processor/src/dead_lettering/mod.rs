@@ -162,7 +162,7 @@ impl DeadLettering {
             Outcome::Undecodable(reason) => {
                 let disposition = self.set_aside(delivery, reason).await?;
                 let (sequence, subject) = (delivery.id.sequence().0, &delivery.message.subject);
-                error!(step = self.step, sequence, %subject, %reason, "undecodable message set aside");
+                error!(step = self.step, sequence, %subject, %reason, "undecodable message, stored as dead letter");
                 Ok(disposition)
             }
         }
@@ -189,7 +189,7 @@ impl DeadLettering {
             Ok::<_, DeadLetteringError>(())
         };
         if let Err(error) = taken_back.await {
-            warn!(step = self.step, dead_letter_id = %delivery.id, %error, "announced attempt not taken back");
+            warn!(step = self.step, dead_letter_id = %delivery.id, %error, "announced attempt not removed");
         }
     }
 

@@ -40,7 +40,7 @@ impl DeadLettering {
         let (id, parking, dead_letter_id) = (about.order_id, &kept.letter, kept.id.to_string());
         let Some(mut current) = self.log.load_latest(&id).await? else {
             if parking.state() == DeadLetterState::Open {
-                let reason = "the order is no longer kept";
+                let reason = "the order is no longer in the log";
                 self.letters.resolve(&kept, DeadLetterState::Discarded, self.step, reason).await?;
             }
             return Ok(Disposition::Terminate);
@@ -77,7 +77,7 @@ impl DeadLettering {
             Ok(Appended::Overtaken(_)) => self.withdraw(&kept).await,
             // It has ended, and what the step could not take back is for an operator.
             Err(AppendError::Refused(refused)) => {
-                error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter of an order that is not parked");
+                error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter stored, order not parked");
                 Ok(Disposition::Terminate)
             }
             Err(error) => Err(error.into()),
@@ -87,7 +87,7 @@ impl DeadLettering {
     /// Withdraws the dead letter: the order has moved on since its attempts failed, and gets new ones.
     async fn withdraw(&self, kept: &Kept) -> Result<Disposition, DeadLetteringError> {
         self.letters.replace(kept, letter::withdrawn(&kept.letter)).await?;
-        warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, the order has gone on");
+        warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, order has moved on");
         Ok(Disposition::Retry(RETRY.initial))
     }
 }

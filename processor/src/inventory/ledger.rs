@@ -115,7 +115,7 @@ impl Ledger {
         }
         let present = self.reservations.get(order_id).and_then(|entry| entry.value.as_ref());
         if present.is_some_and(|present| present.incarnation > incarnation) {
-            return Ok(Answer::Refused(format!("{} is of a later order", reservation_key(order_id))));
+            return Ok(Answer::Refused(format!("{} belongs to a later order", reservation_key(order_id))));
         }
         // What an earlier order of this id held is gone with it.
         let own = present.filter(|present| present.incarnation == incarnation).cloned();

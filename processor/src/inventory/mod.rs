@@ -82,7 +82,7 @@ impl Step for Inventory {
                 Err(StepError::Unexpected("the reservation was already released".to_owned()))
             }
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
-            Answer::Kept => Err(StepError::Unexpected("a reservation was only kept".to_owned())),
+            Answer::Kept => Err(StepError::Unexpected("reservation was renewed, not made".to_owned())),
         }
     }
 
@@ -91,7 +91,7 @@ impl Step for Inventory {
             Answer::Released(units) => Ok(Some(Detail::Released(StockReleased { lines: lines(units) }))),
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
             Answer::Held | Answer::Kept | Answer::OutOfStock(_) => {
-                Err(StepError::Unexpected("a release was not released".to_owned()))
+                Err(StepError::Unexpected("reservation was not released".to_owned()))
             }
         }
     }
@@ -100,7 +100,7 @@ impl Step for Inventory {
         let answer = self.reservations.ask(order, ReservationRequest::Keep).await?;
         // That a record cannot be read is found when it is needed, and is no reason to park an order that waits for another step.
         if let Answer::Refused(reason) = answer {
-            warn!(order_id = order.order_id, reason, "reservation not kept for an order that is carried");
+            warn!(order_id = order.order_id, reason, "reservation of a carried order not renewed");
         }
         Ok(())
     }

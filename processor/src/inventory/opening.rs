@@ -36,7 +36,7 @@ pub(super) async fn open(
             Err(error) => {
                 attempts += 1;
                 if let Some(left_out) = said.allow() {
-                    warn!(error, attempts, left_out, "bucket {BUCKET} not ready, waiting for it");
+                    warn!(error, attempts, left_out, "bucket {BUCKET} not ready, retrying");
                 }
                 sleep(RETRY.after(attempts)).await;
             }
@@ -56,7 +56,7 @@ async fn set_up(
     let config_of_orders = &orders.cached_info().config;
     let store = Store::new(connection.clone(), stock::reservation_ttl(config_of_orders.max_age));
     match presence.look().await {
-        Seen::Unknown => return Err("it cannot be asked for yet".to_owned()),
+        Seen::Unknown => return Err("bucket cannot be read yet".to_owned()),
         Seen::Missing => return Ok(Ok(store)),
         // All orders that were given stock may have expired.
         Seen::NotYet if has_worked(&orders, consumer).await? => {
@@ -77,7 +77,7 @@ async fn set_up(
     let Some(Stock(stock)) = &config.stock else { return Ok(Ok(store)) };
     if store.is_remade().await.map_err(|error| error.to_string())? {
         warn!(
-            "STOCK is not applied: bucket {BUCKET} stands in for one that was lost, whose units may be sold (waybill stock)"
+            "STOCK not applied: bucket {BUCKET} was recreated after a loss; set the counts with waybill stock"
         );
     } else {
         seed(&store, stock).await?;

@@ -43,15 +43,12 @@ pub(super) async fn look_for_them(store: Store, log: OrderLog) {
             Ok(0) => LOOK_INTERVAL,
             Ok(orphans) => {
                 if orphans > before {
-                    error!(
-                        orphans,
-                        "reservations of orders that the log has lost hold stock (waybill stock reconcile)"
-                    );
+                    error!(orphans, "reservations of lost orders hold stock; run waybill stock reconcile");
                 }
                 LOOK_AGAIN
             }
             Err(ref error) => {
-                debug!(%error, "reservations are not compared with the log");
+                debug!(%error, "reservations not compared with the log");
                 LOOK_AGAIN
             }
         };

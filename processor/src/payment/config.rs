@@ -35,12 +35,12 @@ impl PaymentConfig {
     pub fn provider(&self, attempt_timeout: Duration) -> ConfiguredProvider {
         match &self.payment_url {
             Some(endpoint) => {
-                info!(payment_url = %endpoint.uri(), "payments by a service");
+                info!(payment_url = %endpoint.uri(), "payment service configured");
                 let remote = Remote::new(endpoint.clone(), self.payment_timeout, attempt_timeout / 2);
                 ConfiguredProvider::Remote(remote)
             }
             None => {
-                warn!("payments by the sandbox of this process: no money moves, and a restart forgets them");
+                warn!("in-process payment sandbox: no money moves, payments are lost at a restart");
                 ConfiguredProvider::Sandbox(Sandbox::default())
             }
         }

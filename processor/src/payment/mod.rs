@@ -61,12 +61,12 @@ impl<P: PaymentProvider> Step for Payment<P> {
         }
         let refund = self.provider.refund(&idempotency_key(order)?).await?;
         if refund.is_none() && done && self.provider.remembers() {
-            let reason = "nothing was captured, the payment service says, and the log has the payment";
+            let reason = "the payment service reports no capture, but the log has a payment";
             return Err(StepError::Unexpected(reason.to_owned()));
         }
         if let Some(refund) = refund.as_ref().filter(|refund| order.total.as_ref() != Some(&refund.amount)) {
             let Money { currency_code, minor_units } = &refund.amount;
-            let reason = format!("the refund is {minor_units} {currency_code}, and not the order's total");
+            let reason = format!("refund of {minor_units} {currency_code} differs from the order's total");
             return Err(StepError::Unexpected(reason));
         }
         let refunded = refund.map_or_else(PaymentRefunded::default, |refund| PaymentRefunded {

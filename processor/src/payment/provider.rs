@@ -34,7 +34,7 @@ pub enum NoAnswer {
     #[error("no answer: {0}")]
     Unavailable(String),
     /// It answered what makes no sense, or refused what it should not have.
-    #[error("an answer of no use: {0}")]
+    #[error("unusable answer: {0}")]
     Unusable(String),
 }
 
@@ -45,7 +45,7 @@ pub enum CaptureError {
     #[error("declined: {0}")]
     Declined(String),
     /// The capture was refunded before it arrived.
-    #[error("refunded before")]
+    #[error("already refunded")]
     Refunded,
     /// Unknown; a retry tells.
     #[error(transparent)]

@@ -41,11 +41,11 @@ pub(super) fn unusable(what: &str) -> NoAnswer {
 
 pub(super) fn reference(field: &str, text: String) -> Result<String, NoAnswer> {
     if !text.chars().all(is_plain) {
-        return Err(unusable(&format!("a {field} with control characters")));
+        return Err(unusable(&format!("{field} contains control characters")));
     }
     match text.chars().count() {
         1..=TEXT_CHARS_MAX => Ok(text),
-        chars => Err(unusable(&format!("a {field} of {chars} characters"))),
+        chars => Err(unusable(&format!("{field} has {chars} characters, must have 1-{TEXT_CHARS_MAX}"))),
     }
 }
 
@@ -63,7 +63,7 @@ pub(super) fn from_payments(amount: payments::Money) -> Result<Money, NoAnswer> 
     let payments::Money { currency_code, minor_units } = amount;
     let is_code = currency_code.len() == 3 && currency_code.bytes().all(|byte| byte.is_ascii_uppercase());
     if !is_code || minor_units < 0 {
-        return Err(unusable("a refund of an impossible amount"));
+        return Err(unusable("invalid refund amount"));
     }
     Ok(Money { currency_code, minor_units })
 }

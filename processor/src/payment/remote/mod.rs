@@ -86,7 +86,7 @@ impl Remote {
                     return Ok(response.into_inner());
                 }
                 Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded(format!("not within {time:?}")),
+                Err(_) => Status::deadline_exceeded(format!("no answer within {time:?}")),
             };
             answered(&span, status.code());
             trace::fail(&span, proto::code_name(status.code()), &shortened(status.message()));
@@ -96,7 +96,7 @@ impl Remote {
             if calls == CALLS_MAX || !may_pass(&status) || Instant::now() + pause >= deadline {
                 return Err(no_answer(&status));
             }
-            debug!(code = ?status.code(), reason = status.message(), ?pause, "payment service called again");
+            debug!(code = ?status.code(), reason = status.message(), ?pause, "payment service call retried");
             sleep(pause).await;
         }
     }
@@ -152,7 +152,7 @@ impl PaymentProvider for Remote {
                 Err(CaptureError::Declined(shortened(&declined.message)))
             }
             Some(capture_response::Outcome::AlreadyRefunded(_)) => Err(CaptureError::Refunded),
-            None => Err(unusable("a capture without an outcome").into()),
+            None => Err(unusable("capture without an outcome").into()),
         }
     }
 
@@ -164,14 +164,14 @@ impl PaymentProvider for Remote {
         let response = self.call("payments.v1.PaymentService/Refund", order_id, request, call).await?;
         match response.outcome {
             Some(refund_response::Outcome::Refunded(refunded)) => {
-                let amount = refunded.amount.ok_or_else(|| unusable("a refund without an amount"))?;
+                let amount = refunded.amount.ok_or_else(|| unusable("refund without an amount"))?;
                 Ok(Some(Refund {
                     refund_id: reference("refund_id", refunded.refund_id)?,
                     amount: from_payments(amount)?,
                 }))
             }
             Some(refund_response::Outcome::NothingCaptured(_)) => Ok(None),
-            None => Err(unusable("a refund without an outcome")),
+            None => Err(unusable("refund without an outcome")),
         }
     }
 }

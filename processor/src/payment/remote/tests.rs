@@ -176,7 +176,7 @@ async fn what_would_reach_into_a_terminal_is_refused_or_replaced() {
     let declined = capture(&remote).await.unwrap_err();
     assert_eq!(declined.to_string(), "declined: \u{fffd}[2J\u{fffd}no\u{fffd}");
     let internal = capture(&remote).await.unwrap_err();
-    assert_eq!(internal.to_string(), "an answer of no use: Internal: \u{fffd}31m no");
+    assert_eq!(internal.to_string(), "unusable answer: Internal: \u{fffd}31m no");
 }
 
 #[tokio::test]
