@@ -20,20 +20,19 @@ use tokio::time::Instant;
 use crate::breaker::{Breaker, Change, Phase};
 use crate::suspects::{Subject, Suspects};
 
-/// An attempt that takes longer than this, and than others usually do, may hang.
+/// An attempt may hang once it takes longer than `SLOW_FACTOR` times the usual duration, within these bounds.
 const SLOW_MIN: Duration = Duration::from_secs(1);
-/// How many times as long as usual that is, and no longer than this.
 const SLOW_FACTOR: u32 = 4;
 const SLOW_MAX: Duration = Duration::from_secs(5);
-/// A full pool in which nothing ends well for this long, and for longer than usual, looks for a probe: that stops no attempt.
+/// A full pool without a success for this long, and for longer than usual, starts a probe. No attempt is stopped for it.
 const STILL_MIN: Duration = Duration::from_millis(500);
 /// How often a full pool is searched for attempts that were overtaken.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(100);
-/// The weight of the latest attempt that went well in what is usual.
+/// The weight of the latest successful attempt in the usual duration.
 const USUAL_WEIGHT: f64 = 0.2;
-/// Shortest time from one probe by an order that nothing is known against to the next.
+/// Minimum interval between probes beside the pool.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
-/// How many times as long as an attempt that may hang such a probe may take, before another has its place.
+/// A probe is stopped, so that another can start, after this many times the duration of an attempt that may hang.
 const PROBE_FACTOR: u32 = 2;
 /// How long a probe that is due waits for an order that has not failed before.
 const PROBE_CHOICE: Duration = Duration::from_millis(500);
@@ -54,35 +53,35 @@ const LOOKED_PAST_FACTOR: u32 = 4;
 /// No more messages are examined for a probe once the postponed ones take this long to return.
 const LOOKED_PAST_MAX: Duration = Duration::from_secs(60);
 
-/// Where a message is worked on.
+/// The slot of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// In the pool.
     Pool,
-    /// In the suspects' share of it.
+    /// In the suspects' share of the pool.
     Lane,
-    /// Beside it.
+    /// Beside the pool.
     Probe,
 }
 
-/// What becomes of a message that was delivered.
+/// The decision on a delivered message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Begin(Place),
-    /// It comes again, no sooner than after this.
+    /// Redelivered without an attempt, after at least this delay.
     Postpone(Duration),
-    /// The same, and it is a suspect.
+    /// The same for a suspect.
     PostponeSuspect(Duration),
 }
 
-/// What working on a message has shown of the step's dependencies.
+/// What an attempt has shown about the step's dependencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DependencySignal {
     /// They answered.
     Served,
-    /// One of them is away, perhaps for all orders.
+    /// One of them is unavailable, perhaps for all orders.
     Unavailable,
-    /// Nothing that holds for other orders.
+    /// Nothing that applies to other orders.
     Unknown,
 }
 
@@ -91,49 +90,49 @@ struct Running {
     subject: Subject,
     began: Instant,
     place: Place,
-    /// Told to end.
+    /// Whether its cancellation was requested.
     stopped: bool,
 }
 
-/// Names what runs in a place.
+/// Identifies a running attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Ticket(u64);
 
-/// The places, and who has them.
+/// The slots and the running attempts in them.
 #[derive(Debug)]
 pub(crate) struct Admission {
     size: usize,
     breaker: Breaker,
     running: HashMap<Ticket, Running>,
-    /// How many of them have each place.
+    /// Running attempts by kind of slot.
     pool: usize,
     lane: usize,
     probes: usize,
     tickets: u64,
     /// When the latest attempt in the pool began.
     latest: Option<Instant>,
-    /// When an attempt last ended well.
+    /// When an attempt last succeeded.
     served_at: Option<Instant>,
     /// When a full pool is searched next.
     next_search_at: Option<Instant>,
-    /// How long attempts take that go well: a moving average.
+    /// The usual duration of a successful attempt: a moving average.
     usual: Duration,
-    /// When the next order that nothing is known against may probe.
+    /// When the next probe beside the pool may start.
     next_probe_at: Option<Instant>,
     looked_past: Postponed,
-    /// Since when it has been in question whether the dependency is there, and how many messages were looked past since.
+    /// Since when the dependency has been in question, and how many messages were examined and postponed since.
     question: Option<(Instant, usize)>,
     suspects: Postponed,
 }
 
-/// When messages come again that were postponed: one by one.
+/// Schedules the redelivery of postponed messages, one after the other.
 #[derive(Debug, Default)]
 struct Postponed {
     next: Option<Instant>,
 }
 
 impl Postponed {
-    /// When one more comes again.
+    /// Reserves the time of one more redelivery.
     fn add(&mut self, earliest: Instant) -> Instant {
         let at = self.next.map_or(earliest, |next| next.max(earliest));
         self.next = Some(at + POSTPONED_INTERVAL);
@@ -170,7 +169,7 @@ impl Admission {
         self.breaker.phase(now)
     }
 
-    /// How many messages could be worked on or looked at now.
+    /// How many messages to request now, to start them or to find a probe among them.
     pub(crate) fn wanted(&mut self, now: Instant) -> usize {
         if !self.is_in_question(now) {
             self.question = None;
@@ -182,14 +181,14 @@ impl Admission {
                 let factor =
                     u32::try_from(doublings).ok().and_then(|doublings| 2usize.checked_pow(doublings));
                 let budget = LOOKED_AT_FIRST.saturating_mul(factor.unwrap_or(usize::MAX));
-                // No more at a time than were of no use before.
+                // No more at a time than were examined without effect before.
                 budget.saturating_sub(looked_past).min(looked_past.clamp(1, LOOKED_AT_MAX))
             }
             room => room,
         }
     }
 
-    /// When there is more to want than now, though nothing ends until then.
+    /// When `wanted` may grow although no attempt ends before.
     pub(crate) fn wakes_at(&self, now: Instant) -> Option<Instant> {
         let is_full = self.room(now) == 0;
         let still_at = self.still_at().filter(|_| is_full);
@@ -216,7 +215,7 @@ impl Admission {
             self.next_probe_at = Some(now + PROBE_INTERVAL);
             return Verdict::Begin(Place::Probe);
         }
-        // One that was asked for while there was room comes again at once. So does one that may be the next probe.
+        // A message that was requested while the pool had room returns soon. So does one that may be the next probe.
         if !self.is_in_question(now) || (shows && self.breaker.probe_at().is_none()) {
             return Verdict::Postpone(POSTPONED_MIN);
         }
@@ -230,7 +229,7 @@ impl Admission {
         Verdict::Postpone(self.looked_past.add(earliest) - now)
     }
 
-    /// Work on a message begins.
+    /// An attempt at a message begins.
     pub(crate) fn begin(&mut self, subject: Subject, place: Place, now: Instant) -> Ticket {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
@@ -242,7 +241,7 @@ impl Admission {
         ticket
     }
 
-    /// And has ended.
+    /// An attempt has ended.
     pub(crate) fn ended(&mut self, ticket: Ticket, found: DependencySignal, now: Instant) -> Change {
         let Some(running) = self.running.remove(&ticket) else { return Change::None };
         *self.held(running.place) -= 1;
@@ -258,8 +257,8 @@ impl Admission {
         }
     }
 
-    /// Makes room. In a full pool, overtaken attempts move to the lane, and those without a place there are stopped. A
-    /// probe that takes long is stopped too: another may succeed.
+    /// Frees slots. In a full pool, overtaken attempts move to the lane; those that do not fit are to be stopped, and are
+    /// returned. A slow probe is stopped too: another may succeed.
     pub(crate) fn overtaken(&mut self, suspects: &mut Suspects, now: Instant) -> Vec<Ticket> {
         let mut stopped = Vec::new();
         if (self.room(now) > 0 && self.probes == 0) || self.next_search_at.is_some_and(|at| now < at) {
@@ -282,7 +281,7 @@ impl Admission {
             self.running.iter().filter(|(_, running)| running.place == Place::Pool && !running.stopped);
         let slow = slow.filter(|(_, running)| suspects.is_overtaken(running.began, self.slow()));
         let mut slow: Vec<_> = slow.map(|(ticket, running)| (running.began, *ticket)).collect();
-        // Those that began first have the most to lose.
+        // The lane takes those that began first: stopping them would waste the most work.
         slow.sort_unstable_by_key(|(began, _)| *began);
         for (_, ticket) in slow {
             let Some(running) = self.running.get_mut(&ticket) else { continue };
@@ -299,37 +298,37 @@ impl Admission {
         stopped
     }
 
-    /// Orders that may be begun in the pool. The lane is part of it; but a pool of one keeps its one place.
+    /// Orders that may be started in the pool. The lane is part of it, except in a pool of one.
     fn room(&self, now: Instant) -> usize {
         let all = self.size.saturating_sub(self.lane).max(1);
         self.breaker.width(now).min(all).saturating_sub(self.pool)
     }
 
     fn lane_room(&self, now: Instant) -> usize {
-        // Nothing may begin beyond what the breaker allows, but for the pool of one.
+        // The breaker's limit applies to the lane too, except in a pool of one.
         let all = self.breaker.width(now).max(2).saturating_sub(self.lane + self.pool);
         lane_max(self.size).saturating_sub(self.lane).min(all)
     }
 
-    /// Whether a probe is due that this order may be: one that has failed before only if no other came in time.
+    /// Whether a probe of the breaker is due and this order may be it: one that has failed before only if no other came in time.
     fn is_due(&self, subject: Subject, suspects: &Suspects, now: Instant) -> bool {
         let Some(probe_at) = self.breaker.probe_at() else { return false };
         let chosen = !suspects.has_failed(subject, now) || now >= probe_at + PROBE_CHOICE;
         self.room(now) > 0 && now >= probe_at && chosen
     }
 
-    /// Whether there is a use for a probe beside the pool, and time for one.
+    /// Whether a probe beside the pool may start.
     fn may_probe(&self, now: Instant) -> bool {
         self.is_in_question(now) && self.next_probe_at.is_none_or(|at| now >= at) && self.probes == 0
     }
 
-    /// Whether it is to be found out if the dependency is there.
+    /// Whether a probe has to find out if the dependency is available.
     fn is_in_question(&self, now: Instant) -> bool {
         self.breaker.probe_at().is_some() || self.stands_still(now)
     }
 
-    /// Whether there is no room because of attempts that all take long, and none ends well. A pool that is only slow has
-    /// room again and again.
+    /// Whether the pool is full of attempts that all take long without a success. A pool that is only slow has room from
+    /// time to time.
     fn stands_still(&self, now: Instant) -> bool {
         self.room(now) == 0 && self.still_at().is_some_and(|at| now >= at)
     }
@@ -338,7 +337,7 @@ impl Admission {
         Some(self.latest?.max(self.served_at.unwrap_or(self.latest?)) + self.longer_than_usual(STILL_MIN))
     }
 
-    /// Whether nothing is known against an order, and it is not of the customer whose orders hold most places.
+    /// Whether neither the order nor its customer has failed, and its customer occupies at most half of the slots.
     fn shows_the_dependency(&self, subject: Subject, suspects: &Suspects, now: Instant) -> bool {
         let of_the_same = self.running.values().filter(|running| {
             running.subject.customer.is_some() && running.subject.customer == subject.customer
@@ -358,13 +357,13 @@ impl Admission {
         self.longer_than_usual(SLOW_MIN)
     }
 
-    /// Several times as long as attempts take that go well, within bounds.
+    /// Several times the usual duration, within bounds.
     fn longer_than_usual(&self, min: Duration) -> Duration {
         (self.usual * SLOW_FACTOR).clamp(min, SLOW_MAX)
     }
 }
 
-/// Places of the suspects.
+/// Slots of the suspects.
 fn lane_max(size: usize) -> usize {
     size.div_ceil(4)
 }

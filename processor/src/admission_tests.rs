@@ -1,4 +1,4 @@
-//! Pools and their broker, simulated: what the admission decides, over minutes.
+//! Simulates pools and their broker over minutes of admission decisions.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -12,14 +12,14 @@ use super::*;
 use crate::suspects::Begun;
 
 const TICK: Duration = Duration::from_millis(10);
-/// Messages that a process is brought within a tick: 2,000 in a second.
+/// Messages delivered to a process within a tick: 2,000 a second.
 const DELIVERIES_MAX: usize = 20;
 
-/// What the dependency does about an order.
+/// How the dependency answers an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dependency {
     Serves,
-    /// Serves in the end.
+    /// Serves after seconds.
     IsSlow,
     Refuses,
     Hangs,
@@ -64,7 +64,7 @@ struct World {
     now: Instant,
     messages: Vec<Message>,
     fresh: VecDeque<usize>,
-    /// What comes again, by when and which.
+    /// Postponed messages, by the time of their redelivery.
     again: BTreeSet<(Instant, usize)>,
     pools: Vec<Pool>,
 }
@@ -97,7 +97,7 @@ impl World {
         n
     }
 
-    /// What comes again goes first, as at the broker.
+    /// Redeliveries go first, as at the broker.
     fn next(&mut self) -> Option<usize> {
         if self.again.first().is_some_and(|(at, _)| *at <= self.now) {
             return self.again.pop_first().map(|(_, message)| message);
@@ -181,7 +181,7 @@ impl World {
                     let size = pool.admission.size;
                     assert!(
                         pool.running.len() <= size + 1 + usize::from(size == 1),
-                        "a place more for a probe"
+                        "one slot more for a probe"
                     );
                 }
                 Verdict::Postpone(delay) => self.comes_again(message, delay),
@@ -194,8 +194,8 @@ impl World {
     }
 }
 
-/// Bad orders of one customer, or of one each, all at once, and a healthy one each second. Gives how long the slowest healthy
-/// one took, and how many attempts were counted.
+/// Failing orders of one customer, or of one each, all at once, and a healthy order each second. Returns how long the
+/// slowest healthy order took, and how many attempts were counted.
 fn healthy_among(
     bad: usize,
     does: Dependency,
@@ -238,7 +238,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn bad_orders_of_one_customer_stop_no_others_however_many_there_are(
+    fn failing_orders_of_one_customer_block_no_others_however_many_there_are(
         bad in select(vec![1usize, 4, 7, 12, 30, 100, 500]),
         does in select(vec![Dependency::Refuses, Dependency::Hangs]),
         pools in 1usize..=3,
@@ -261,7 +261,7 @@ proptest! {
         let mut world = World::new(pools, size);
         let (begin, end) = (Duration::from_secs(5), Duration::from_secs(65));
         for tick in 0..12_000 {
-            // Some are served before it, and most are placed in it.
+            // Some orders are served before the outage, and most are placed during it.
             if tick < 50 || (600..600 + orders).contains(&tick) {
                 world.place(&format!("customer-{}", tick % customers));
             }
@@ -277,9 +277,9 @@ proptest! {
     }
 }
 
-/// A dependency that takes seconds for everybody, fewer customers than workers, and far more orders than workers.
+/// A dependency that takes seconds for every order, fewer customers than workers, and far more orders than workers.
 #[test]
-fn a_slow_dependency_makes_no_messages_come_again_and_again() {
+fn a_slow_dependency_causes_few_redeliveries() {
     let mut world = World::new(2, 10);
     for n in 0..400 {
         world.place(&format!("customer-{}", n % 3));
@@ -288,12 +288,12 @@ fn a_slow_dependency_makes_no_messages_come_again_and_again() {
         world.tick(|_, _| Dependency::IsSlow);
     }
     assert!(world.messages.iter().all(|message| message.served.is_some()));
-    // Until the first one is served, after three seconds, nobody knows that it is no hang.
+    // Until the first success, after three seconds, a slow dependency looks like one that hangs.
     let deliveries: u32 = world.messages.iter().map(|message| message.deliveries).sum();
     assert!(deliveries <= 1_500, "{deliveries} deliveries of 400 messages");
 }
 
-/// The first of them comes while every worker hangs for the first time.
+/// The first healthy order arrives while every worker hangs for the first time.
 #[test]
 fn a_healthy_order_behind_those_that_hang_takes_a_second() {
     for (bad, ms) in [(30, 1_000), (500, 1_500)] {
@@ -303,7 +303,7 @@ fn a_healthy_order_behind_those_that_hang_takes_a_second() {
 }
 
 #[test]
-fn twenty_thousand_bad_orders_stop_no_others() {
+fn twenty_thousand_failing_orders_block_no_others() {
     for does in [Dependency::Refuses, Dependency::Hangs] {
         let (slowest, counted) = healthy_among(20_000, does, 2, 10, true, false);
         assert!(slowest <= Duration::from_secs(8), "{does:?}: {slowest:?}");
@@ -312,7 +312,7 @@ fn twenty_thousand_bad_orders_stop_no_others() {
 }
 
 #[test]
-fn bad_orders_of_many_customers_are_told_from_an_outage_one_by_one() {
+fn failing_orders_of_many_customers_are_distinguished_from_an_outage() {
     for does in [Dependency::Refuses, Dependency::Hangs] {
         for size in [1, 10] {
             let (slowest, counted) = healthy_among(12, does, 2, size, false, true);

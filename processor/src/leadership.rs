@@ -20,7 +20,7 @@ const PAUSE: Backoff = Backoff { initial: Duration::from_secs(30), max: Duration
 pub(crate) struct Leadership {
     /// Requests since the consumer last kept up.
     requests: u64,
-    /// Not before then is another one made.
+    /// Earliest time of the next request.
     next: Option<Instant>,
 }
 
@@ -55,7 +55,7 @@ impl Leadership {
                 );
                 "not_allowed"
             }
-            // An election may be under way, or another replica of the step was first.
+            // An election may be in progress, or another replica of the step was first.
             Err(error) => {
                 warn!(step, leader, lag, successor, %error, "consumer leader lags behind the log, step-down failed");
                 "failed"

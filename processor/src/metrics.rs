@@ -1,4 +1,4 @@
-//! What a processor counts; docs/metrics.md says what it means.
+//! The metrics of a processor; docs/metrics.md explains them.
 
 use std::collections::HashSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -40,7 +40,7 @@ static POSTPONED: LazyLock<Counter<u64>> = LazyLock::new(|| {
 static LETTERS: LazyLock<Counter<u64>> =
     LazyLock::new(|| metrics::counter("waybill.dead_letters", "Messages stored as dead letters."));
 
-/// What there is to see before anything has happened.
+/// Registers every series with 0.
 pub(crate) fn start(step: &'static str) {
     REDELIVERIES.add(0, &[of(step)]);
     ALONE.add(0, &[of(step)]);
@@ -55,12 +55,12 @@ pub(crate) fn start(step: &'static str) {
     }
 }
 
-/// A message has been worked on.
+/// An attempt at a message has ended.
 pub(crate) fn attempted(step: &'static str, outcome: &'static str, took: Duration) {
     ATTEMPTS.record(seconds(took), &[of(step), KeyValue::new("outcome", outcome)]);
 }
 
-/// A message has come again.
+/// A message was redelivered.
 pub(crate) fn redelivered(step: &'static str) {
     REDELIVERIES.add(1, &[of(step)]);
 }
@@ -70,7 +70,7 @@ pub(crate) fn failed_alone(step: &'static str) {
     ALONE.add(1, &[of(step)]);
 }
 
-/// A message comes again without an attempt.
+/// A message was returned without an attempt.
 pub(crate) fn postponed(step: &'static str, reason: &'static str) {
     POSTPONED.add(1, &[of(step), KeyValue::new("reason", reason)]);
 }

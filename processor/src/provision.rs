@@ -17,7 +17,7 @@ use crate::step;
 
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
-/// Something is not as it is needed, and cannot be made so.
+/// A part that is not configured as required, and cannot be changed.
 #[derive(Debug, Error)]
 pub enum ProvisionError {
     /// One of the streams.

@@ -71,7 +71,7 @@ where
         };
         let step = select! {
             step = opening => Arc::new(step?),
-            // Nothing has begun that would have to be finished.
+            // No work has started.
             () = drain.cancelled() => return Ok(()),
         };
         let lacking = step.clone();
@@ -97,7 +97,7 @@ where
     }
     drain.cancel();
     status.drains();
-    // Its own bounds end it before; but a broker that stands still does not even take what is given back.
+    // `process` ends earlier by its own timeouts, unless a stalled broker does not accept the naks.
     if let Some(ended) = shutdown::drain(settings.drain_timeout + LEAVE_TIMEOUT, processing).await {
         ended?;
     }
@@ -105,7 +105,7 @@ where
     Ok(())
 }
 
-/// Answers probes, until what it returns is dropped.
+/// Answers probes until the returned handle is dropped.
 async fn answer(addr: SocketAddr, status: Status) -> anyhow::Result<AbortOnDropHandle<Infallible>> {
     let listener = TcpListener::bind(addr).await;
     let listener = listener.with_context(|| format!("cannot listen on {addr} (OPS_ADDR)"))?;

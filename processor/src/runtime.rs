@@ -30,7 +30,7 @@ use crate::suspects::Subject;
 use crate::worker::{Worker, postpone};
 
 const REOPEN: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2) };
-/// How long giving back may take what is not finished when the time to drain is over.
+/// How long returning unfinished messages may take after the drain timeout.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
 
 static PAUSED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
@@ -76,7 +76,7 @@ pub(crate) async fn process<S: Step>(
                 let reason = ended.as_ref().err().map(ToString::to_string);
                 status.closed(reason.unwrap_or_else(|| "draining".to_owned()));
                 floor = Some(consumer.floor().clone());
-                // One that is lost as soon as it is open is not open.
+                // A consumer that is lost at once counts as a failed opening.
                 failures = if opened_at.elapsed() > REOPEN.max { 0 } else { failures + 1 };
                 if let Err(reason) = ended {
                     metrics::reopened(S::NAME, &reason);
@@ -104,7 +104,7 @@ pub(crate) async fn process<S: Step>(
     }
 }
 
-/// The messages that are worked on, and how many more may be.
+/// The messages in progress, and how many more may start.
 struct Pool<S> {
     worker: Arc<Worker<S>>,
     running: JoinSet<DependencySignal>,
@@ -114,12 +114,12 @@ struct Pool<S> {
     leave: CancellationToken,
     status: Status,
     drain_timeout: Duration,
-    /// When the time to drain is over, if it has begun.
+    /// The end of the drain timeout, if the drain has begun.
     deadline: Option<Instant>,
 }
 
 impl<S: Step> Pool<S> {
-    /// Works on what the consumer brings, until the drain begins or the consumer is lost.
+    /// Processes messages of the consumer until the drain begins or the consumer is lost.
     async fn consume(
         &mut self,
         consumer: &mut Consumer,
@@ -171,7 +171,7 @@ impl<S: Step> Pool<S> {
         self.tickets.insert(task.id(), (ticket, stop));
     }
 
-    /// Stops what is in the way of others.
+    /// Stops attempts that block other orders.
     fn make_room(&mut self, now: Instant) {
         let overtaken = self.admission.overtaken(&mut self.worker.suspects(), now);
         let to_stop = self.tickets.values().filter(|(ticket, _)| overtaken.contains(ticket));
@@ -181,7 +181,7 @@ impl<S: Step> Pool<S> {
     fn learn(&mut self, ended: Result<(Id, DependencySignal), JoinError>) {
         let (task, found) = match ended {
             Ok(ended) => ended,
-            // Its message is delivered again.
+            // The broker redelivers its message after ACK_WAIT.
             Err(error) => {
                 error!(step = S::NAME, %error, "worker panicked");
                 (error.id(), DependencySignal::Unknown)
@@ -200,7 +200,7 @@ impl<S: Step> Pool<S> {
         }
     }
 
-    /// Waits for what runs. Tells whether all of it ended in time.
+    /// Waits for running attempts. Returns whether all of them ended in time.
     async fn finish(&mut self, deadline: Instant) -> bool {
         loop {
             self.status.at_work(self.running.len(), self.admission.phase(Instant::now()));
@@ -213,7 +213,7 @@ impl<S: Step> Pool<S> {
     }
 }
 
-/// What a message is about, by its subject alone, and how often it has been delivered.
+/// The order and customer of a message, by its subject alone, and how often it was delivered.
 fn subject_of(message: &Message) -> (Subject, u64) {
     let (message_revision, deliveries) = message
         .info()

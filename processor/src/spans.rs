@@ -1,4 +1,4 @@
-//! What a trace shows of a message: its delivery, the attempt, and the event in it.
+//! The spans of a message: its delivery, and the attempt.
 
 use async_nats::jetstream::Message;
 use backbone::broker::trace_headers;
@@ -63,7 +63,7 @@ pub(crate) fn processed<S: Step>(delivery: &Delivery<'_>, received: &Context) ->
     (span, context)
 }
 
-/// Says which event the message is.
+/// Records which event the message is.
 pub(crate) fn about(span: &Span, event: &Recorded) {
     span.record("messaging.message.id", &*event.event_id)
         .record("waybill.order.id", display(&event.id))

@@ -19,19 +19,19 @@ use crate::breaker::Phase;
 use crate::leadership::Leadership;
 use crate::metrics::of;
 
-/// How often it is looked what the step has before it.
+/// How often the backlog is read.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
-/// And how soon again when it could not be.
+/// Retry interval after a failure.
 const LOOK_RETRY: Duration = Duration::from_secs(1);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often it is looked whether the leader of its consumer lags behind the log. The broker answers from memory.
+/// How often the lag of the consumer's leader is checked. The broker answers from memory.
 const LAG_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How the processor of a step is. Cheap to clone.
+/// The state of a step's processor. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Status(Arc<Known>);
 
-/// Says what the step lacks.
+/// Reports what the step lacks, if anything.
 type Lacks = Box<dyn Fn() -> Option<&'static str> + Send + Sync>;
 
 struct Known {
@@ -39,9 +39,9 @@ struct Known {
     connection: Connection,
     /// Why the consumer is not open; `None` while it is.
     closed: Mutex<Option<String>>,
-    /// In what the consumer is other than it has to be, when this user may not make it right.
+    /// Wrong settings of the consumer that this user may not change.
     wrong: Mutex<Option<String>>,
-    /// Once the step is open.
+    /// Set once the step is open.
     lacks: OnceLock<Lacks>,
     is_draining: AtomicBool,
     workers: AtomicUsize,
@@ -83,46 +83,46 @@ impl Status {
         status
     }
 
-    /// The consumer is open, though perhaps other than it has to be.
+    /// The consumer is open, perhaps with wrong settings.
     pub(crate) fn opened(&self, wrong: Option<&str>) {
         *lock(&self.0.wrong) = wrong.map(str::to_owned);
         *lock(&self.0.closed) = None;
     }
 
-    /// The step is open, and says by `lacks` what it cannot do without. Only the first counts.
+    /// The step is open, and `lacks` reports what it lacks. Only the first call counts.
     pub(crate) fn depends(&self, lacks: impl Fn() -> Option<&'static str> + Send + Sync + 'static) {
         self.0.lacks.get_or_init(|| Box::new(lacks));
     }
 
-    /// The consumer is not open, and why.
+    /// The consumer is not open, for this reason.
     pub(crate) fn closed(&self, reason: String) {
         *lock(&self.0.closed) = Some(reason);
     }
 
-    /// No more work is begun.
+    /// The drain has begun.
     pub(crate) fn drains(&self) {
         self.0.is_draining.store(true, Ordering::Relaxed);
         *lock(&self.0.backlog) = None;
         *lock(&self.0.lag) = None;
     }
 
-    /// So many messages may be worked on at a time.
+    /// Sets the limit of messages in progress.
     pub(crate) fn workers(&self, workers: usize) {
         self.0.workers.store(workers, Ordering::Relaxed);
     }
 
-    /// So many messages are worked on, and the breaker is like this.
+    /// Sets the number of messages in progress, and the breaker's state.
     pub(crate) fn at_work(&self, in_flight: usize, breaker: Phase) {
         self.0.in_flight.store(in_flight, Ordering::Relaxed);
         self.0.breaker.store(breaker as u8, Ordering::Relaxed);
     }
 
-    /// A message has come.
+    /// A message was delivered.
     pub(crate) fn delivered(&self) {
         *lock(&self.0.last_delivery) = Instant::now();
     }
 
-    /// Looks again and again what the step has before it, and whether the leader of its consumer lags.
+    /// Checks the backlog and the lag of the consumer's leader periodically.
     pub(crate) async fn keep_looking(&self, log: &OrderLog) {
         join!(self.keep_counting(log), self.keep_a_leader(log));
     }
@@ -165,7 +165,7 @@ impl Status {
     }
 
     fn backlog(&self) -> Option<Backlog> {
-        // What was known before the connection was lost may have been done by others since.
+        // After the connection is lost, the last value may be outdated.
         lock(&self.0.backlog).filter(|_| self.0.connection.is_up())
     }
 
@@ -257,7 +257,7 @@ impl Health for Status {
         if let Some(lacking) = self.0.lacks.get().and_then(|lacks| lacks()) {
             return Err(format!("{lacking}\n{refused}").trim_end().to_owned());
         }
-        // It works all the same, as far as the broker and the consumer let it: taking it out of service would help nobody.
+        // The step works as far as the broker and the consumer allow. Being unready would not help.
         let wrong = lock(&self.0.wrong).clone();
         let wrong = wrong.map(|wrong| format!("consumer was edited: {wrong}: {PROVISION}\n"));
         let behind = self.behind().flatten().map(|behind| {
@@ -272,12 +272,12 @@ impl Health for Status {
     }
 }
 
-/// How long ago that was; nothing if clocks disagree.
+/// The age of a message; 0 if clocks disagree.
 fn since(oldest: Option<SystemTime>) -> Duration {
     oldest.and_then(|oldest| oldest.elapsed().ok()).unwrap_or_default()
 }
 
-/// Nothing panics while it is held, so poison would mean nothing.
+/// No holder panics, so a poisoned lock is used as it is.
 fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }

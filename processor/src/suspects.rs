@@ -18,11 +18,11 @@ const CUSTOMER_FAILURES: u32 = 3;
 /// After so long without a failure an order or a customer is no suspect any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(10 * 60);
 
-/// The failures, and when the latest success began.
+/// The recent failures, and the begin of the latest successful attempt.
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
-    /// When the latest work began that the dependency served. Its end would say too much: the dependency may have gone
-    /// away in the middle of it.
+    /// When the latest successful attempt began. Its end would prove too much: the dependency may have become unavailable
+    /// meanwhile.
     served_since: Option<Instant>,
     orders: HashMap<Revision, Failure>,
     customers: HashMap<CustomerKey, Streak>,
@@ -32,9 +32,9 @@ pub(crate) struct Suspects {
 #[derive(Clone, Copy, Debug)]
 struct Failure {
     at: Instant,
-    /// When the dependency was last away for it.
+    /// When the dependency was last unavailable for it.
     away_at: Option<Instant>,
-    /// Whether others were served since the one before it.
+    /// Whether other orders succeeded since its failure before.
     alone: bool,
 }
 
@@ -46,7 +46,7 @@ struct Streak {
     at: Instant,
 }
 
-/// An order, by its message, and whose it is.
+/// The order of a message, and its customer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Subject {
     pub(crate) message: Revision,
@@ -63,7 +63,7 @@ pub(crate) struct Begun {
 }
 
 impl Suspects {
-    /// The dependency has served an order on which work began then.
+    /// An attempt that began at `began` succeeded.
     pub(crate) fn served(&mut self, subject: Subject, began: Instant) {
         self.served_since = self.served_since.max(Some(began));
         self.forget(subject.message);
@@ -72,7 +72,7 @@ impl Suspects {
         }
     }
 
-    /// The message is done with.
+    /// The message is finished: acknowledged or terminated.
     pub(crate) fn forget(&mut self, message: Revision) {
         self.orders.remove(&message);
     }
@@ -84,22 +84,22 @@ impl Suspects {
         Begun { at: now, served_since: self.served_since, customer_fails }
     }
 
-    /// The dependency was away for this order. Tells whether for this order alone. Then others were begun and served between
-    /// its failure before and this attempt, or between another failure of its suspect customer and this attempt, or
-    /// during it.
+    /// The dependency was unavailable for this order. Returns whether for this order alone: then other attempts began and
+    /// succeeded between its previous failure and this attempt, or, for an order of a suspect customer, since the
+    /// customer's previous failure or during this attempt.
     pub(crate) fn failed(&mut self, subject: Subject, begun: Begun, now: Instant) -> bool {
         let served_between = |failed_at: Instant| begun.served_since.is_some_and(|began| began > failed_at);
         let before = self.order(subject.message, now);
         let streak = self.streak(subject.customer, now).filter(|_| begun.customer_fails);
         let alone = before.and_then(|before| before.away_at).is_some_and(served_between)
             || streak.is_some_and(|streak| served_between(streak.at) || self.served_after(begun.at));
-        // Once alone, always alone, until it is served.
+        // An order that failed alone keeps that mark until it succeeds.
         self.remember(subject, alone || before.is_some_and(|before| before.alone), Some(now), now);
         alone
     }
 
-    /// An attempt that began then hangs while others were served. One such makes its customer's other orders suspects, because
-    /// each of them would hold a place as long.
+    /// An attempt that began at `began` hangs while others succeeded. One is enough to make its customer's other orders
+    /// suspects, because each of them would occupy a worker as long.
     pub(crate) fn overtaken(&mut self, subject: Subject, began: Instant, now: Instant) {
         self.remember(subject, true, Some(now), now);
         if let Some(streak) = subject.customer.and_then(|customer| self.customers.get_mut(&customer)) {
@@ -114,40 +114,40 @@ impl Suspects {
         self.remember(subject, alone, Some(now), now);
     }
 
-    /// The order failed although the dependency answered. That says nothing about a later attempt for which it is away: an
-    /// outage may have begun.
+    /// The order failed although the dependency answered. If the dependency is unavailable at a later attempt, that may still
+    /// be an outage.
     pub(crate) fn failed_alone(&mut self, subject: Subject, now: Instant) {
         let away_at = self.order(subject.message, now).and_then(|before| before.away_at);
         self.remember(subject, true, away_at, now);
     }
 
-    /// Whether this order is to have no more than the suspects' share.
+    /// Whether this order is limited to the suspects' share of the pool.
     pub(crate) fn is_suspect(&self, subject: Subject, now: Instant) -> bool {
         self.order(subject.message, now).is_some_and(|failure| failure.alone)
             || self.streak(subject.customer, now).is_some_and(|streak| self.makes_suspect(&streak))
     }
 
-    /// Whether nothing is known against this order or its customer: it shows how the dependency is.
+    /// Whether neither this order nor its customer has failed: its attempt shows the dependency's state.
     pub(crate) fn is_untried(&self, subject: Subject, now: Instant) -> bool {
         self.order(subject.message, now).is_none() && self.streak(subject.customer, now).is_none()
     }
 
-    /// Whether the dependency was away for this order before.
+    /// Whether this order has failed before.
     pub(crate) fn has_failed(&self, subject: Subject, now: Instant) -> bool {
         self.order(subject.message, now).is_some()
     }
 
-    /// Whether this order has failed and nothing was served since: it may be its own fault, or an outage.
+    /// Whether this order has failed and no attempt succeeded since: the cause may be the order, or an outage.
     pub(crate) fn is_doubtful(&self, subject: Subject, now: Instant) -> bool {
         self.order(subject.message, now).is_some_and(|failure| !self.served_after(failure.at))
     }
 
-    /// Whether an attempt was overtaken: another one began this much later, and was served.
+    /// Whether an attempt was overtaken: another one began at least this much later, and succeeded.
     pub(crate) fn is_overtaken(&self, began: Instant, by: Duration) -> bool {
         self.served_after(began + by)
     }
 
-    /// Orders that are known to have failed alone and not been served since.
+    /// Number of orders that failed alone and have not succeeded since.
     pub(crate) fn alone(&self, now: Instant) -> usize {
         self.orders.values().filter(|failure| failure.alone && is_recent(failure.at, now)).count()
     }
@@ -183,7 +183,7 @@ fn is_recent(at: Instant, now: Instant) -> bool {
     now.saturating_duration_since(at) < FORGOTTEN_AFTER
 }
 
-/// Forgets what is old, or else everything, if there is no room for one more.
+/// Removes old entries, or else all of them, if the map is full.
 fn make_room<K, V>(remembered: &mut HashMap<K, V>, recent: impl Fn(&V) -> bool) {
     if remembered.len() < REMEMBERED_MAX {
         return;
@@ -241,7 +241,7 @@ mod tests {
         assert!(!suspects.is_suspect(poison(), at(2)), "it may have been an outage");
         assert!(fails(&mut suspects, poison(), at(3)));
         assert!(suspects.is_suspect(poison(), at(3)));
-        assert!(!fails(&mut suspects, poison(), at(4)), "nobody was served since");
+        assert!(!fails(&mut suspects, poison(), at(4)), "no other succeeded since");
         assert!(suspects.is_suspect(poison(), at(4)), "it has been alone before");
         suspects.served(other(), at(5));
         assert!(fails(&mut suspects, poison(), at(6)));
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_began_before_the_outage_and_ended_in_it_shows_nobody_alone() {
+    fn a_success_that_began_before_the_outage_and_ended_in_it_proves_no_failure_alone() {
         let mut suspects = Suspects::default();
         assert!(!fails(&mut suspects, poison(), at(2)));
         suspects.served(other(), at(1));
@@ -287,7 +287,7 @@ mod tests {
         assert!(suspects.is_suspect(next, at(2)));
         assert!(fails(&mut suspects, next, at(3)), "counts at once");
         let begun = suspects.begin(subject(21, "ada"), at(3));
-        assert!(!suspects.failed(subject(21, "ada"), begun, at(4)), "nobody was served since");
+        assert!(!suspects.failed(subject(21, "ada"), begun, at(4)), "no other succeeded since");
         suspects.served(other(), at(5));
         let begun = suspects.begin(subject(22, "ada"), at(6));
         suspects.failed(subject(23, "ada"), begun, at(7));
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_memory_is_bounded() {
         let mut suspects = Suspects::default();
         for n in 0..=REMEMBERED_MAX as u64 {
             fails(&mut suspects, subject(n, &n.to_string()), at(1));

@@ -1,4 +1,4 @@
-//! One message from its delivery to its end: acknowledged, delivered again later, or given up.
+//! One message from its delivery to its disposition: acknowledged, redelivered later, or dead-lettered.
 //!
 //! For each order: effect, then append, then acknowledge. A crash between any two of them leads to a
 //! redelivery, which finds the effect and the event already there.
@@ -30,7 +30,7 @@ use crate::spans;
 use crate::step::Step;
 use crate::suspects::{Begun, Subject, Suspects};
 
-// Lines that each order brings about while the broker has no space.
+// While the broker has no storage space, every order causes these lines.
 static POSTPONED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 static NOT_STORED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
@@ -38,11 +38,11 @@ static NOT_STORED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 struct Ended {
     disposition: Disposition,
     found: DependencySignal,
-    /// The same for metrics, in one word.
+    /// The label of metrics.
     outcome: &'static str,
 }
 
-/// A message that an attempt is to be made at.
+/// A message for which an attempt may start.
 struct Admitted<'a> {
     event: Recorded,
     about: OrderContext,
@@ -58,7 +58,7 @@ pub(crate) struct Worker<S> {
     dead_lettering: DeadLettering,
     suspects: Mutex<Suspects>,
     ack_wait: Duration,
-    /// Cancelled when running work has to be nak'ed.
+    /// Cancelled when running attempts have to be nak'ed.
     leave: CancellationToken,
 }
 
@@ -76,7 +76,7 @@ impl<S: Step> Worker<S> {
         Self { log, attempts, dead_lettering, suspects: Mutex::default(), ack_wait: config.ack_wait, leave }
     }
 
-    /// Brings one message to its end, or gives it back when it has to stop.
+    /// Processes one message, or returns it to the broker when it has to stop.
     pub(crate) async fn handle(
         &self,
         message: Message,
@@ -125,14 +125,14 @@ impl<S: Step> Worker<S> {
             Err(ended) => return ended,
         };
         let (span, context) = spans::processed::<S>(delivery, &context);
-        // Sent before the attempt ends, so that of a process that dies in it this much is known.
+        // Exported before the attempt ends: if the process dies in it, the delivery is known.
         drop(received);
         spans::about(&span, &event);
         let tried = self.try_order(event, about, delivery, subject, &span);
         tried.instrument(span.clone()).with_context(context).await
     }
 
-    /// What there is to do for the message; or what becomes of it without an attempt.
+    /// Decides whether an attempt starts; otherwise returns the disposition of the message.
     async fn admit(&self, delivery: &Delivery<'_>, received: &Span) -> Result<Admitted<'_>, Ended> {
         let event = match delivery.decode() {
             Ok(event) => event,
@@ -149,7 +149,7 @@ impl<S: Step> Worker<S> {
                 Err(Ended { disposition, found: DependencySignal::Unknown, outcome: disposition.as_str() })
             }
             Err(error) => {
-                // Where nothing can be stored, a letter cannot; others would meet the same.
+                // Without storage space no record can be stored, for no order.
                 let is_full = self.log.full().is_some();
                 let found = if is_full { DependencySignal::Unavailable } else { DependencySignal::Unknown };
                 Err(Ended { disposition: self.or_again(delivery, Err(error)), found, outcome: "read" })
@@ -157,7 +157,7 @@ impl<S: Step> Worker<S> {
         }
     }
 
-    /// An attempt at the order, and what becomes of the message after it.
+    /// Makes an attempt at the order, and decides the disposition of the message.
     async fn try_order(
         &self,
         event: Recorded,
@@ -184,7 +184,7 @@ impl<S: Step> Worker<S> {
             }
             Err(reason) => {
                 let counts = self.failed(subject, begun, reason.is_away());
-                // A suspect fails whether the dependency is there or not.
+                // A suspect fails whether the dependency is available or not.
                 let shows_outage = reason.is_away() && !self.suspects().is_suspect(subject, Instant::now());
                 let end = if counts {
                     Outcome::Failed { about: &about, seen, error: &reason }
@@ -203,7 +203,7 @@ impl<S: Step> Worker<S> {
         }
     }
 
-    /// What becomes of a message that cannot be decoded.
+    /// The disposition of a message that cannot be decoded.
     async fn not_decoded(&self, delivery: &Delivery<'_>, received: &Span, reason: &Undecodable) -> Ended {
         if delivery.lacks_payload() {
             trace::fail(received, "left_out", reason);
@@ -220,9 +220,9 @@ impl<S: Step> Worker<S> {
         }
     }
 
-    /// Leaves a message that is not finished to the next delivery.
+    /// Returns an unfinished message to the broker.
     async fn give_back(&self, delivery: &Delivery<'_>) {
-        // One that the process leaves behind is for whoever is there next.
+        // When the process stops, another one shall get the message soon.
         let delay = if self.leave.is_cancelled() { RETRY.initial } else { delivery.pause() };
         acknowledge(S::NAME, delivery.message, AckKind::Nak(Some(delay))).await;
         let origin = delivery.message.headers.as_ref().and_then(trace_headers::read);
@@ -231,7 +231,7 @@ impl<S: Step> Worker<S> {
         self.or_again(delivery, settled);
     }
 
-    /// What could not be stored comes again.
+    /// A message whose outcome could not be stored is redelivered.
     fn or_again(
         &self,
         delivery: &Delivery<'_>,
@@ -245,7 +245,7 @@ impl<S: Step> Worker<S> {
         })
     }
 
-    /// Says on the span and in the log that an attempt has failed, and what follows.
+    /// Reports a failed attempt and its disposition on the span and in the log.
     fn tell_of_failure(
         &self,
         delivery: &Delivery<'_>,
@@ -269,12 +269,12 @@ impl<S: Step> Worker<S> {
         }
     }
 
-    /// Whether a line about one order may be written. While the broker has no space, it is the same for all of them.
+    /// Whether a line about one order may be written. While the broker has no storage space, all orders cause the same line.
     fn allow(&self, throttle: &LogThrottle) -> Option<u64> {
         if self.log.connection().storage().is_any_full() { throttle.allow() } else { Some(0) }
     }
 
-    /// Takes note of an order that failed. Tells whether that uses up an attempt.
+    /// Records a failed order. Returns whether the failure uses up an attempt.
     fn failed(&self, subject: Subject, begun: Begun, is_away: bool) -> bool {
         let now = Instant::now();
         if !is_away {
@@ -288,12 +288,12 @@ impl<S: Step> Worker<S> {
         alone
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     pub(crate) fn suspects(&self) -> MutexGuard<'_, Suspects> {
         self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the broker again and again that the message is being worked on, while it is.
+    /// Sends progress acknowledgements to the broker while `work` runs.
     async fn keep_alive<T>(&self, message: &Message, ack_wait: Duration, work: impl Future<Output = T>) -> T {
         let interval = self.ack_wait.min(ack_wait) / 3;
         tokio::pin!(work);
@@ -307,7 +307,7 @@ impl<S: Step> Worker<S> {
     }
 }
 
-/// Leaves a message without a worker to the next delivery.
+/// Returns a message to the broker without an attempt.
 pub(crate) async fn postpone<S: Step>(message: &Message, delay: Duration, reason: &'static str) {
     metrics::postponed(S::NAME, reason);
     acknowledge(S::NAME, message, AckKind::Nak(Some(delay))).await;

@@ -14,26 +14,26 @@ use crate::incarnation::Incarnation;
 /// A request for an order.
 #[derive(Clone, Debug)]
 pub(super) enum ReservationRequest {
-    /// To hold these units, all or none.
+    /// Reserve these units, all or none.
     Reserve(Units),
-    /// To hold nothing from now on.
+    /// Release the reservation, and reject a later one.
     Release,
-    /// To have what is on record live as long from now on as it would have when it was written.
+    /// Renew the record's time to live.
     Keep,
 }
 
 /// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The order holds its units.
+    /// The units are reserved.
     Held,
     /// The record, if any, is renewed.
     Kept,
-    /// There is not enough.
+    /// Too few units are available; says which.
     OutOfStock(String),
-    /// The order holds nothing; this is what it had held.
+    /// The reservation is released; these units were held.
     Released(Units),
-    /// Nothing could be done for the order, for this reason.
+    /// The request failed for this reason, which a retry does not change.
     Refused(String),
 }
 
@@ -117,7 +117,7 @@ impl Ledger {
         if present.is_some_and(|present| present.incarnation > incarnation) {
             return Ok(Answer::Refused(format!("{} belongs to a later order", reservation_key(order_id))));
         }
-        // What an earlier order of this id held is gone with it.
+        // A reservation of an earlier order with this id does not count.
         let own = present.filter(|present| present.incarnation == incarnation).cloned();
         let own = own.map(|own| (own.state, own.units));
         match (wish, own) {
@@ -137,7 +137,7 @@ impl Ledger {
             (ReservationRequest::Release, Some((ReservationState::Held, units))) => {
                 Ok(self.release(order_id, incarnation, units))
             }
-            // Remembered, so that a reservation that comes too late is refused.
+            // Recorded, so that a reservation that arrives later is rejected.
             (ReservationRequest::Release, None) => Ok(self.release(order_id, incarnation, Units::new())),
         }
     }
@@ -154,7 +154,7 @@ impl Ledger {
             }
         }
         if !missing.is_empty() {
-            // Nobody is refused on the strength of a memory.
+            // A cached count is no reason to reject an order.
             return if self.certain { Ok(Answer::OutOfStock(missing.join("; "))) } else { Err(Unsure) };
         }
         for (sku, wanted) in units {

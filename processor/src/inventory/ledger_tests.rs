@@ -56,7 +56,7 @@ fn orders_of_one_batch_share_what_is_left() {
 }
 
 #[test]
-fn nobody_is_refused_or_released_on_the_strength_of_a_memory() {
+fn cached_stock_never_rejects_or_releases() {
     let mut ledger = remembered(&[("a", 1)]);
     assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("a", 2)]))), Err(Unsure));
     assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("b", 1)]))), Err(Unsure));
@@ -68,7 +68,7 @@ fn nobody_is_refused_or_released_on_the_strength_of_a_memory() {
 }
 
 #[test]
-fn what_is_kept_is_written_again_as_it_is() {
+fn a_renewed_record_is_rewritten_unchanged() {
     for state in ["held", "released"] {
         let kept = format!(r#"{{"incarnation":2,"state":"{state}","units":{{"a":2}}}}"#);
         let mut ledger = Ledger::read(&records(&[("stock.a", "5"), ("reservation.o1", &kept)]));
@@ -76,13 +76,13 @@ fn what_is_kept_is_written_again_as_it_is() {
         assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Keep), Ok(Answer::Kept));
         assert_eq!((&ledger.reservations["o1"].value, ledger.reservations["o1"].changed), (&before, true));
         assert!(!ledger.stock["a"].changed);
-        // One of an order that had the id before is left to expire.
+        // A record of an earlier order with the id is left to expire.
         assert_eq!(ledger.decide("o1", nth(3), &ReservationRequest::Keep), Ok(Answer::Kept));
         assert_eq!(ledger.reservations["o1"].value, before);
     }
     let mut ledger = Ledger::read(&records(&[("stock.a", "5")]));
     assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Keep), Ok(Answer::Kept));
-    assert!(ledger.reservations.is_empty(), "nothing is made up");
+    assert!(ledger.reservations.is_empty(), "no record is created");
     assert_eq!(remembered(&[("a", 1)]).decide("o1", now(), &ReservationRequest::Keep), Err(Unsure));
 }
 

@@ -77,7 +77,7 @@ impl Step for Inventory {
         match self.reservations.ask(order, ReservationRequest::Reserve(wanted.clone())).await? {
             Answer::Held => Ok(Detail::Reserved(StockReserved { lines: lines(wanted) })),
             Answer::OutOfStock(message) => Err(StepError::Rejected { reason: OUT_OF_STOCK, message }),
-            // The order is past the status in this event, or soon will be.
+            // The order has moved on from the status in this event, or is about to.
             Answer::Released(_) => {
                 Err(StepError::Unexpected("the reservation was already released".to_owned()))
             }
@@ -98,7 +98,7 @@ impl Step for Inventory {
 
     async fn keep(&self, order: &Order) -> Result<(), StepError> {
         let answer = self.reservations.ask(order, ReservationRequest::Keep).await?;
-        // That a record cannot be read is found when it is needed, and is no reason to park an order that waits for another step.
+        // An unreadable record is reported when it is needed. It must not park an order that waits for another step.
         if let Answer::Refused(reason) = answer {
             warn!(order_id = order.order_id, reason, "reservation of a carried order not renewed");
         }

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::initial_stock::{InventoryConfig, Stock};
 
-/// Pause between two lines that say what is waited for.
+/// Interval between log lines while waiting.
 const SAID_INTERVAL: Duration = Duration::from_secs(15);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
@@ -44,7 +44,7 @@ pub(super) async fn open(
     }
 }
 
-/// The outer error is one that passes by itself.
+/// The outer error is transient.
 async fn set_up(
     presence: &Presence,
     connection: &Connection,
@@ -58,7 +58,7 @@ async fn set_up(
     match presence.look().await {
         Seen::Unknown => return Err("bucket cannot be read yet".to_owned()),
         Seen::Missing => return Ok(Ok(store)),
-        // All orders that were given stock may have expired.
+        // The orders that prove that the bucket existed may all have expired. The step has worked, so it existed.
         Seen::NotYet if has_worked(&orders, consumer).await? => {
             presence.was_there();
             return Ok(Ok(store));
@@ -95,7 +95,8 @@ async fn has_worked(orders: &stream::Stream, consumer: &str) -> Result<bool, Str
 }
 
 async fn seed(store: &Store, stock: &BTreeMap<String, u64>) -> Result<(), String> {
-    // What is there needs no write, for which there may be no space. What a replica lacks that is behind, a write finds.
+    // Existing SKUs need no write, for which there may be no storage space. If a lagging replica misses one, the write
+    // conflicts.
     let keys: Vec<_> = stock.keys().map(|sku| stock_key(sku)).collect();
     let present = store.read(&keys).await.map_err(|error| error.to_string())?;
     for (sku, units) in stock.iter().filter(|(sku, _)| !present.contains_key(&stock_key(sku))) {

@@ -14,14 +14,14 @@ use tracing::{debug, error};
 
 /// How often all reservations are examined: they become orphans only by a loss, and each loss starts an examination.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// And while there are some, which an operator may be releasing, or when it was not possible.
+/// Interval while there are orphans, which an operator may be releasing, or after a failure.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
-/// How long after the loss: the reservations of orders in progress exist by then.
+/// Delay after a loss: by then the reservations of orders in progress exist.
 const LOOK_AFTER_LOSS: Duration = Duration::from_secs(5);
-/// A reservation that is younger may be of an order that this look has not seen.
+/// A younger reservation may be of an order that this scan has not read.
 const OLDER_THAN: Duration = Duration::from_secs(5);
 
-/// Looks again and again; never ends.
+/// Counts periodically; never ends.
 pub(super) async fn look_for_them(store: Store, log: OrderLog) {
     let known: Arc<Mutex<Option<u64>>> = Arc::default();
     let shown = known.clone();

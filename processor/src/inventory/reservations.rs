@@ -30,7 +30,7 @@ const WISH_WRITES_MAX: usize = ORDER_SKUS_MAX + 1;
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_secs(1) };
 
-/// The counter that every order of this process passes.
+/// The queue of all reservation requests of this process.
 #[derive(Debug)]
 pub(super) struct Reservations {
     queue: mpsc::Sender<Request>,
@@ -50,7 +50,7 @@ impl Reservations {
     /// A caller has an answer within `answer_timeout`.
     pub(super) fn start(store: Store, answer_timeout: Duration) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE_WISHES_MAX);
-        // A wish may wait for the batch before its own.
+        // A request may wait for the batch before its own.
         let commit_timeout = COMMIT_TIMEOUT.min(answer_timeout / 2);
         let batcher = ReservationBatcher { store, stock: HashMap::new(), commit_timeout };
         let _batching = AbortOnDropHandle::new(tokio::spawn(batcher.serve(requests)));
@@ -136,12 +136,12 @@ impl ReservationBatcher {
         }
     }
 
-    /// Answers every request, after what was decided is durable.
+    /// Answers every request after the decisions are durable.
     async fn settle(&mut self, mut requests: Vec<Request>) {
         let deadline = Instant::now() + self.commit_timeout;
         let mut ledger = Some(self.remember(&requests));
         for attempts in 1.. {
-            // Whoever waits no longer has perhaps been overtaken, and would not undo what is done for it now.
+            // A caller that no longer waits may have been overtaken, and would not compensate an effect made now.
             requests.retain(|request| !request.reply.is_closed());
             let failure = match self.attempt(ledger.take(), &requests).await {
                 Ok(answers) => {
@@ -151,7 +151,7 @@ impl ReservationBatcher {
                 Err(failure) => failure,
             };
             if let Failure::Commit(CommitError::Permanent(reason)) = &failure {
-                // One of them is at fault, and the others must not suffer for it.
+                // One request is at fault, and must not fail the others.
                 return self.settle_each(requests, reason).await;
             }
             let is_full = matches!(failure, Failure::Commit(CommitError::Full(_)));
@@ -160,7 +160,7 @@ impl ReservationBatcher {
                 return reply(requests, std::iter::repeat_with(unavailable));
             }
             match failure {
-                // Somebody else got on; a look at the records is all that is needed.
+                // Another writer won; the next attempt reads the records.
                 Failure::Unsure | Failure::Commit(CommitError::Conflict) => {}
                 Failure::Commit(
                     CommitError::Unknown(_) | CommitError::Full(_) | CommitError::Permanent(_),
@@ -177,12 +177,12 @@ impl ReservationBatcher {
             return reply(requests, std::iter::repeat_with(refused));
         }
         for request in requests {
-            // Not without end: the next time there is one.
+            // The recursion ends: the next call has a single request.
             Box::pin(self.settle(vec![request])).await;
         }
     }
 
-    /// Decides and commits, on what is remembered or else on what is read now.
+    /// Decides and commits, based on the cached ledger or else on records read now.
     async fn attempt(
         &mut self,
         ledger: Option<Ledger>,
@@ -229,7 +229,7 @@ impl ReservationBatcher {
     async fn read(&self, requests: &[Request]) -> Result<Records, ReadError> {
         let keys: Vec<_> = requests.iter().flat_map(keys).collect();
         let mut records = self.store.read(&keys).await?;
-        // What a release gives back is known only from its reservation.
+        // The units of a release are known only from its reservation.
         let reservations = Ledger::read(&records).reservations;
         let reservations = reservations.into_values().filter_map(|entry| entry.value);
         let held = reservations.filter_map(|reservation| match reservation.state {
@@ -271,7 +271,7 @@ impl ReservationBatcher {
     }
 }
 
-/// What becomes of each request, and of stock and reservations by all of them.
+/// Decides on all requests; returns the answers, and the ledger with their changes.
 fn decide(mut ledger: Ledger, requests: &[Request]) -> Result<(Ledger, Vec<Answer>), Unsure> {
     let decisions =
         requests.iter().map(|request| ledger.decide(&request.order_id, request.incarnation, &request.wish));
@@ -300,7 +300,7 @@ fn writes(requests: &[Request]) -> usize {
 
 fn reply(requests: Vec<Request>, answers: impl Iterator<Item = Result<Answer, StepError>>) {
     for (request, answer) in requests.into_iter().zip(answers) {
-        // A worker that no longer waits will find the answer in the records when it comes again.
+        // A worker that no longer waits finds the answer in the records at its next attempt.
         drop(request.reply.send(answer));
     }
 }

@@ -41,7 +41,7 @@ impl<P: PaymentProvider> Step for Payment<P> {
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let amount =
             order.total.clone().ok_or_else(|| StepError::Unexpected("order without a total".to_owned()))?;
-        // Payment services refuse a capture of nothing, each in its own way.
+        // Payment services reject a capture of 0, each in its own way.
         if amount.minor_units == 0 {
             return Ok(Detail::Paid(PaymentCaptured { payment_id: String::new(), amount: Some(amount) }));
         }
@@ -77,7 +77,7 @@ impl<P: PaymentProvider> Step for Payment<P> {
     }
 }
 
-/// One order is one payment, and another order that comes to have the same id is another.
+/// One payment per order: a later order with the same id is another payment.
 fn idempotency_key(order: &Order) -> Result<String, StepError> {
     Ok(format!("{}-{}", order.order_id, Incarnation::of(order)?))
 }
@@ -86,7 +86,7 @@ impl From<CaptureError> for StepError {
     fn from(error: CaptureError) -> Self {
         match error {
             CaptureError::Declined(message) => Self::Rejected { reason: CARD_DECLINED, message },
-            // The order is past the status in this event.
+            // The order has moved on from the status in this event.
             CaptureError::Refunded => Self::Unexpected("the payment was already refunded".to_owned()),
             CaptureError::NoAnswer(error) => error.into(),
         }
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_captured_for_a_cancelled_order_is_refunded_once() {
+    async fn a_capture_of_a_cancelled_order_is_refunded_once() {
         let payment = Payment::new(Sandbox::default());
         payment.act(&order(1)).await.unwrap();
         let refunded = payment.compensate(&order(1), true).await.unwrap();
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_capture_overtaken_by_its_refund_is_tried_again_and_not_declined() {
+    async fn a_capture_overtaken_by_its_refund_is_retried_and_not_declined() {
         let payment = Payment::new(Sandbox::default());
         let refunded = payment.compensate(&order(1), false).await.unwrap();
         assert_eq!(refunded, Some(Detail::Refunded(PaymentRefunded::default())));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_order_of_nothing_is_paid_and_refunded_without_asking() {
+    async fn a_zero_total_is_paid_and_refunded_without_a_call() {
         let total = Some(Money { currency_code: "EUR".to_owned(), minor_units: 0 });
         let free = Order { total: total.clone(), ..order(1) };
         let payment = Payment::new(Unasked);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refund_of_another_amount_is_not_believed() {
+    async fn a_refund_of_another_amount_is_an_error() {
         let refused = Payment::new(Stingy).compensate(&order(1), true).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
     }
@@ -202,12 +202,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn that_nothing_was_captured_is_not_believed_of_an_order_that_was_paid() {
+    async fn nothing_captured_is_an_error_for_a_paid_order() {
         let refused = Payment::new(Forgetful).compensate(&order(1), true).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
         let nothing = Some(Detail::Refunded(PaymentRefunded::default()));
         assert_eq!(Payment::new(Forgetful).compensate(&order(1), false).await.unwrap(), nothing);
-        // The sandbox that is part of the step knows nothing of captures before its start.
+        // The in-process sandbox does not know the captures before its start.
         assert_eq!(Payment::new(Sandbox::default()).compensate(&order(1), true).await.unwrap(), nothing);
     }
 

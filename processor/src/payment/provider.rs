@@ -33,7 +33,7 @@ pub enum NoAnswer {
     /// The provider is unavailable, or rejects all calls at the moment: not the order's fault.
     #[error("no answer: {0}")]
     Unavailable(String),
-    /// It answered what makes no sense, or refused what it should not have.
+    /// Its answer is invalid, or it rejected a valid request.
     #[error("unusable answer: {0}")]
     Unusable(String),
 }
@@ -41,13 +41,13 @@ pub enum NoAnswer {
 /// Why no money was captured.
 #[derive(Clone, Debug, Error)]
 pub enum CaptureError {
-    /// The provider's answer for good.
+    /// The provider declined for good.
     #[error("declined: {0}")]
     Declined(String),
     /// The capture was refunded before it arrived.
     #[error("already refunded")]
     Refunded,
-    /// Unknown; a retry tells.
+    /// The outcome is unknown; a retry finds it.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
 }

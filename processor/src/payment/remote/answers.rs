@@ -1,4 +1,4 @@
-//! What the service answered: read, and told from what is no answer. Nothing here calls it.
+//! Reads the service's answers, and distinguishes them from missing ones. Does no I/O.
 
 use std::error::Error;
 
@@ -12,9 +12,9 @@ use crate::payment::provider::NoAnswer;
 /// References and messages go into the order's history.
 pub(super) const TEXT_CHARS_MAX: usize = 256;
 
-/// Whether the same call may have another outcome in a moment.
+/// Whether a retry of the call may succeed.
 pub(super) fn may_pass(status: &Status) -> bool {
-    // A status that our own side made up has the error of the connection as its source.
+    // A status that the client library made has the connection's error as its source.
     status.source().is_some()
         || matches!(
             status.code(),
@@ -49,7 +49,7 @@ pub(super) fn reference(field: &str, text: String) -> Result<String, NoAnswer> {
     }
 }
 
-/// A text for people, without what would do something to their terminal instead of being read.
+/// A text for people, with characters replaced that a terminal would interpret.
 pub(super) fn shortened(text: &str) -> String {
     let plain = |c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER };
     text.chars().take(TEXT_CHARS_MAX).map(plain).collect()

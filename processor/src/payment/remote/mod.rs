@@ -18,7 +18,7 @@ use tracing::{Instrument, Span, debug, info_span};
 use self::answers::{from_payments, may_pass, no_answer, reference, shortened, to_payments, unusable};
 use super::provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
 
-/// Calls made for one attempt at an order. More of them would keep a worker from the orders that could go on.
+/// Maximum number of calls for one attempt at an order. More would keep a worker from orders that can progress.
 const CALLS_MAX: u64 = 3;
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(1) };
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,7 +26,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// probed while idle: servers take more than a ping in five minutes for abuse, unless there are calls.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// What the system does about a connection that is idle.
+/// TCP keepalive of an idle connection.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// An answer is a reference and an amount.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -35,7 +35,7 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 #[derive(Clone, Debug)]
 pub struct Remote {
     client: PaymentServiceClient<Channel>,
-    /// Where it is, for spans.
+    /// The address, for spans.
     host: String,
     port: i64,
     call_timeout: Duration,
@@ -75,7 +75,7 @@ impl Remote {
         loop {
             let time = self.call_timeout.min(deadline - Instant::now());
             let mut request = Request::new(request.clone());
-            // So that the service need not finish what nobody waits for.
+            // The service can stop when the caller no longer waits.
             request.set_timeout(time);
             let span = self.calling(name, order_id);
             span.in_scope(|| pass_on(request.metadata_mut()));
@@ -119,10 +119,10 @@ impl Remote {
     }
 }
 
-/// Tells the service which trace the call belongs to.
+/// Propagates the trace context to the service.
 fn pass_on(metadata: &mut MetadataMap) {
     trace::inject(|key, value| {
-        // Both are made of what a header may hold.
+        // Both consist of characters that a header allows.
         if let (Ok(key), Ok(value)) = (key.parse::<AsciiMetadataKey>(), value.parse()) {
             metadata.insert(key, value);
         }

@@ -83,7 +83,7 @@ fn captured(payment_id: &str) -> Result<CaptureResponse, Status> {
 }
 
 #[tokio::test]
-async fn every_call_is_told_the_orders_trace() {
+async fn every_call_carries_the_orders_trace() {
     let answers = vec![captured("p-1"), Err(Status::unavailable("away")), captured("p-1")];
     let (remote, script) = serving_captures(answers).await;
     capture(&remote).await.unwrap();
@@ -98,7 +98,7 @@ async fn every_call_is_told_the_orders_trace() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_repeated_as_the_same_call() {
+async fn a_transient_error_is_retried_as_the_same_call() {
     let answers = vec![Err(Status::unavailable("away")), Err(Status::aborted("busy")), captured("p-1")];
     let (remote, script) = serving_captures(answers).await;
     assert_eq!(capture(&remote).await.unwrap(), "p-1");
@@ -117,7 +117,7 @@ async fn an_outage_is_not_the_orders_fault_and_ends_after_some_calls() {
 }
 
 #[tokio::test]
-async fn calls_that_find_nobody_or_no_end_are_given_up_in_time() {
+async fn calls_without_a_server_or_an_answer_time_out() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let nobody = Endpoint::from_shared(format!("http://{nobody}")).unwrap();
     let (_, silent) = serving_captures(Vec::new()).await;
@@ -144,7 +144,7 @@ async fn business_answers_are_answers() {
 }
 
 #[tokio::test]
-async fn nonsense_is_told_from_absence_and_not_repeated() {
+async fn an_unusable_answer_is_distinguished_from_no_answer_and_not_retried() {
     for nonsense in [
         Ok(CaptureResponse { outcome: None }),
         captured(""),
@@ -163,7 +163,7 @@ async fn nonsense_is_told_from_absence_and_not_repeated() {
 }
 
 #[tokio::test]
-async fn what_would_reach_into_a_terminal_is_refused_or_replaced() {
+async fn control_characters_are_rejected_or_replaced() {
     let declined = Declined { message: "\u{1b}[2J\u{202e}no\n".to_owned() };
     let (remote, _) = serving_captures(vec![
         captured("p\u{1b}]0;paid\u{7}"),
@@ -180,7 +180,7 @@ async fn what_would_reach_into_a_terminal_is_refused_or_replaced() {
 }
 
 #[tokio::test]
-async fn a_service_that_serves_us_not_at_all_is_away_and_not_asked_again_at_once() {
+async fn a_service_that_rejects_every_call_is_unavailable_and_not_retried_at_once() {
     for refusal in [Status::unauthenticated(""), Status::permission_denied(""), Status::unimplemented("")] {
         let (remote, script) = serving_captures(vec![Err(refusal)]).await;
         let error = capture(&remote).await.unwrap_err();
@@ -190,7 +190,7 @@ async fn a_service_that_serves_us_not_at_all_is_away_and_not_asked_again_at_once
 }
 
 #[tokio::test]
-async fn a_refund_says_what_went_back() {
+async fn a_refund_returns_its_reference_and_amount() {
     let refunded = |refund_id: &str, amount| {
         let refunded = Refunded { refund_id: refund_id.to_owned(), amount };
         Ok(RefundResponse { outcome: Some(refund_response::Outcome::Refunded(refunded)) })
