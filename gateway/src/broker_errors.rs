@@ -11,7 +11,7 @@ use tracing::{error, warn};
 
 use crate::errors;
 
-// Lines that each call brings about while the broker is away, full or out of order.
+// While the broker is unavailable, full or failing, every call causes these lines.
 static NOT_STORED: LogThrottle = LogThrottle::new();
 static TOO_LARGE: LogThrottle = LogThrottle::new();
 static REFUSED: LogThrottle = LogThrottle::new();
@@ -45,7 +45,7 @@ pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
         AppendError::Refused(_) => {
             error!(order_id = %id, error = %append_error, "lifecycle rejected a validated request");
         }
-        // The backbone has a line in a while about storage that is full. An order that is gone is no fault.
+        // The backbone logs full storage, at intervals. An expired order is no error.
         AppendError::Full(_) | AppendError::Gone => {}
     }
     errors::append(id, append_error)
@@ -80,7 +80,7 @@ pub(crate) fn stock(sku: &str, change_error: &ChangeError) -> Status {
         ChangeError::Refused(_) => error!(sku, error = %change_error, "stock not changed"),
         ChangeError::Unavailable(_) => warn!(sku, error = %change_error, "stock not changed"),
         ChangeError::Unknown(_) => warn!(sku, error = %change_error, "stock change outcome unknown"),
-        // The request's own fault, or told of by the backbone.
+        // The request's own fault, or logged by the backbone.
         ChangeError::RequestIdReused
         | ChangeError::TooFew { .. }
         | ChangeError::TooMany { .. }

@@ -17,10 +17,10 @@ use tracing::{error, info, warn};
 
 use crate::metrics;
 
-/// How often it is looked whether events are due: fifty times before they are, within these bounds.
+/// How often the carrier checks for due events: fifty times within the carry age, within these bounds.
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(200);
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(10);
-/// How long the record must stay unchanged before another gateway takes over: a number of looks, and a minimum time.
+/// How long the record must stay unchanged before another gateway takes over: a number of checks, and a minimum time.
 const STANDSTILL_LOOKS: u32 = 4;
 const STANDSTILL_MIN: Duration = Duration::from_secs(2);
 
@@ -56,7 +56,7 @@ impl Progress {
         *self.known() = (!retention.is_zero()).then_some((until, retention));
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     fn known(&self) -> MutexGuard<'_, Option<(SystemTime, Duration)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,7 +95,7 @@ impl Carrier {
         }
     }
 
-    /// Looks once, and carries what is due. Tells how long until it looks again.
+    /// Checks once, and carries the due orders. Returns the time until the next check.
     async fn turn(&mut self) -> Result<Duration, CarryError> {
         let kept = self.log.kept().await?;
         let (recorded, head) = self.log.carry_position().await?;
@@ -103,7 +103,7 @@ impl Carrier {
         let look_interval = wanted.age().map_or(LOOK_INTERVAL_MAX, |age| age / 50);
         let look_interval = look_interval.clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL_MAX);
         let standstill = (look_interval * STANDSTILL_LOOKS).max(STANDSTILL_MIN);
-        // Of a log that was made anew, or that has lost its end, it says nothing.
+        // A record of another log, or of a log that has lost its end, does not apply.
         let recorded = recorded.filter(|recorded| {
             recorded.log_created == kept.created && recorded.next <= kept.last.0.saturating_add(1)
         });
@@ -198,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn what_expired_while_no_gateway_carried_is_missed() {
+    fn events_that_expired_while_no_gateway_carried_are_missed() {
         assert_eq!(missed_at(11, 7, 60), 53);
-        assert_eq!(missed_at(11, 7, 101), 94, "also if nothing is left");
+        assert_eq!(missed_at(11, 7, 101), 94, "also if the log is empty");
         assert_eq!(missed_at(11, 60, 60), 0);
     }
 
     #[test]
-    fn barriers_that_expired_and_a_first_look_miss_nothing() {
+    fn expired_barriers_and_a_first_check_miss_nothing() {
         assert_eq!(missed_at(9, 7, 60), 0);
         assert_eq!(missed_at(11, 0, 60), 0);
     }

@@ -28,7 +28,7 @@ pub(crate) fn of(metadata: &MetadataMap, timeout_max: Duration) -> Instant {
     Instant::now() + caller_timeout(metadata).map_or(timeout_max, |timeout| timeout.min(timeout_max))
 }
 
-/// When the caller of a stream stops listening, if it said so.
+/// The caller's deadline of a stream, if it set one.
 pub(crate) fn of_stream(metadata: &MetadataMap) -> Option<Instant> {
     Some(Instant::now() + caller_timeout(metadata)?)
 }

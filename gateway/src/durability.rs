@@ -1,4 +1,4 @@
-//! How safely the broker keeps what it has acknowledged, and whether that is enough.
+//! The durability of acknowledged orders at the broker, and whether it suffices.
 //!
 //! STREAM.INFO reports on how many servers the order log is, and whether on disk. Only a server's monitoring port shows
 //! whether it syncs each message before it acknowledges it (`sync_interval: always`), so NATS_MONITOR_URL is read. An
@@ -45,14 +45,14 @@ pub(crate) enum Wanted {
     Strict,
 }
 
-/// What survives, the least first.
+/// What acknowledged orders survive, the weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
-    /// Nothing that ends the server.
+    /// No restart of the server.
     Memory,
-    /// The death of the server's process, not the loss of its machine's power.
+    /// A crash of the server's process, not a power failure.
     Process,
-    /// The loss of power too.
+    /// A power failure too.
     Fsync,
     /// The loss of a server.
     Replicated,
@@ -157,7 +157,7 @@ impl Monitors {
     async fn ask_one(&self, url: &Uri) -> Result<(String, bool), String> {
         let uri = format!("{}/varz", url.to_string().trim_end_matches('/'));
         let uri = uri.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
-        // An error's page, or another address, says nothing of this server.
+        // An error page or a redirect says nothing about this server.
         let answer = self.http.get(uri).await.map_err(|error| format!("{error:#}"))?;
         let varz: Varz = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
         Ok((varz.server_name, varz.jetstream.config.sync_always))
@@ -167,7 +167,7 @@ impl Monitors {
 fn monitor(text: &str) -> Result<Uri, String> {
     let url: Uri = text.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
     let is_http = matches!(url.scheme_str(), Some("http" | "https"));
-    // Whoever logs in there would be seen in the log.
+    // Credentials in the URL would be logged.
     let is_plain = url.authority().is_some_and(|authority| !authority.as_str().contains('@'));
     let has_port = url.authority().is_some_and(has_usable_port);
     if is_http && is_plain && has_port {
@@ -205,13 +205,13 @@ mod tests {
         assert_eq!(level(1, &["b"]), Level::Process);
         assert_eq!(level(1, &["unknown"]), Level::Process);
         assert_eq!(level(2, &["a", "b"]), Level::Process);
-        assert_eq!(level(1, &[]), Level::Process, "nobody says who holds it");
+        assert_eq!(level(1, &[]), Level::Process, "the servers are unknown");
         assert_eq!(level(3, &["b"]), Level::Replicated);
         assert_eq!(Level::of(&StreamState { on_file: false, ..stream(3, &["a"]) }, &fsyncs), Level::Memory);
     }
 
     #[test]
-    fn strict_takes_what_survives_the_loss_of_power() {
+    fn strict_requires_that_orders_survive_a_power_failure() {
         let enough = Level::ALL.map(|level| level.satisfies(Wanted::Strict));
         assert_eq!(enough, [false, false, true, true]);
     }

@@ -113,8 +113,7 @@ pub fn list_orders(bytes: &[u8]) {
     }
 }
 
-/// GetOrder, ListOrderEvents, WatchOrder and WatchOrders name an order or a customer, and nothing else of theirs
-/// can be wrong.
+/// GetOrder, ListOrderEvents, WatchOrder and WatchOrders name an order or a customer; no other field can be invalid.
 pub fn reads(bytes: &[u8]) {
     let named = [
         GetOrderRequest::decode(bytes).map(|request| request.order_id),
@@ -175,7 +174,7 @@ pub fn page_token(bytes: &[u8]) {
     }
 }
 
-/// A file of API keys or of certificates is good for those that are in it, each for the tenant of its line. Takes a
+/// A file of API keys or of certificates accepts its entries, each for the tenant of its line. Takes a
 /// key or a name, a zero byte, and a file; as in a request and as on disk, either may be any bytes.
 pub fn credentials(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == 0);
@@ -204,7 +203,7 @@ pub fn credentials(bytes: &[u8]) {
             assert_eq!(tenants.next(), None, "in two lines");
             assert!(tenant.as_ref().is_none_or(|tenant| is_text(tenant, 64, "-_.")), "{tenant:?}");
             let found = directory.find(shown);
-            // Bytes that are no text are no name of a certificate.
+            // A certificate's name is text.
             if kind == Kind::ApiKeys || str::from_utf8(shown).is_ok() {
                 assert_eq!(found.map(|principal| principal.tenant.to_string()), tenant);
             } else {
@@ -251,7 +250,7 @@ fn price(item: &OrderItem) -> i64 {
     item.unit_price.as_ref().map_or(0, |price| price.minor_units)
 }
 
-/// A refusal says what is wrong, with fields that are there, and in so few bytes that every client can read it.
+/// A rejection names existing fields, and is small enough for every client.
 /// `[]` among `fields` stands for an index below `length`.
 fn check_refusal(refusal: &Status, fields: &[&str], length: usize) {
     assert_eq!(refusal.code(), Code::InvalidArgument);

@@ -1,4 +1,4 @@
-//! The gate before a service: it lets a call in or refuses it, without knowing who calls.
+//! The gate before a service: a layer that admits or rejects a call.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -14,13 +14,13 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::{Layer, Service};
 
-/// Most of a refused call's message that is waited for, and for how long.
+/// How much of a rejected call's message is read, and for how long.
 const UNREAD_BYTES_MAX: usize = 64 * 1024;
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One reason to refuse a call.
+/// A check that can reject a call.
 pub(crate) trait Admit {
-    /// Lets the call in, or says why not. Must not wait.
+    /// Admits the call, or returns the status that rejects it. Must not wait.
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Status>;
 
     /// The answer to a rejected call.
@@ -77,7 +77,7 @@ pub(crate) type Refusal = BoxFuture<'static, Result<Response<Body>, Infallible>>
 pub(crate) fn refuse(request: Request<Body>, answer: Response<Body>) -> Refusal {
     let mut message = Limited::new(request.into_body(), UNREAD_BYTES_MAX);
     async move {
-        // However it ends, the answer is the same.
+        // A read error or timeout does not change the answer.
         let taken_off = async { while let Some(Ok(_)) = message.frame().await {} };
         timeout(UNREAD_TIMEOUT, taken_off).await.ok();
         Ok(answer)

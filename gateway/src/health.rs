@@ -21,7 +21,7 @@ pub(crate) async fn service<const N: usize>(
     services: [&'static str; N],
 ) -> (HealthServer<Watchable>, AbortOnDropHandle<()>) {
     let reporter = HealthReporter::new();
-    // From the first call on: a name that is missing then would be unknown to its watch for ever.
+    // Registered before the first call: a watch of a name that is missing then would never learn of it.
     report(&reporter, services, &readiness.now()).await;
     let health = Watchable(HealthService::from_health_reporter(reporter.clone()));
     let following = tokio::spawn(follow(reporter, services, readiness, told));

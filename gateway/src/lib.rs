@@ -142,7 +142,7 @@ async fn serve(
     let outcome = select! {
         () = shutdown.requested() => {
             readiness.leave();
-            // Until load balancers and clients know, calls that come are still answered.
+            // New calls are still answered until load balancers and clients notice.
             sleep(config.drain_delay).await;
             Ok(())
         }
@@ -156,7 +156,7 @@ async fn serve(
     drain.cancel();
     let last_calls = async {
         for served in [&mut serving, &mut operating] {
-            // One that is finished has been heard already, or has nothing to say.
+            // The outcome of a finished task was taken by the select, or is Ok.
             if !served.is_finished() {
                 drop(served.await);
             }

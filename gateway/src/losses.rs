@@ -1,4 +1,4 @@
-//! Whether the log has lost events while no gateway ran: the stream of dead letters remembers how far it went.
+//! Detects events that were lost while no gateway ran: the stream of dead letters records how far the log reached.
 
 use std::convert::Infallible;
 use std::future::pending;

@@ -10,7 +10,7 @@ use tracing::error;
 #[derive(Debug, Default)]
 pub(crate) struct LostLetters {
     before: Option<Look>,
-    /// The stream was missing at the last look.
+    /// The stream was missing at the last check.
     is_missing: bool,
     lost: u64,
     noticed: Option<SystemTime>,
@@ -28,7 +28,7 @@ impl LostLetters {
         self.is_missing = false;
         let before = self.before.replace(Look { created, open });
         let Some(before) = before.filter(|before| before.open > 0) else { return };
-        // Letters that are resolved are kept for weeks.
+        // Resolved letters are kept for weeks, so an empty stream has lost them.
         if before.created == created && !is_empty {
             return;
         }

@@ -8,7 +8,7 @@ use crate::errors::{self, Refusal};
 
 /// Replaces tonic's status for an unreadable request by INVALID_ARGUMENT.
 pub(crate) fn answer(answer: Response<Body>) -> Response<Body> {
-    // Ours has a mark, and that of a stream, or of an answer that cannot be written, comes behind the headers.
+    // The gateway's own INTERNAL has a mark. A later INTERNAL, such as a stream's, is in the trailers.
     if Refusal::is_marked(answer.headers()) {
         return answer;
     }

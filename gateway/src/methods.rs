@@ -32,7 +32,7 @@ static SERVICES: LazyLock<HashMap<String, Vec<String>>> = LazyLock::new(|| {
     services
 });
 
-/// What a call is to.
+/// The method of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Method {
     /// Full name, as `orders.v1.OrderService/CreateOrder`.

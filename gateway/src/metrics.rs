@@ -1,4 +1,4 @@
-//! What the gateway counts; docs/metrics.md says what it means.
+//! The metrics of the gateway; docs/metrics.md explains them.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -15,9 +15,9 @@ use crate::readiness::{Readiness, State};
 pub(crate) const WATCH_ORDER: &str = "orders.v1.OrderService/WatchOrder";
 pub(crate) const WATCH_ORDERS: &str = "orders.v1.OrderService/WatchOrders";
 
-/// Whose fault it is that a call was not answered with OK.
+/// The label for whose fault an error is.
 const FAULT: &str = "fault";
-/// The fault of a call that was.
+/// Its value for a call answered with OK.
 const NO_FAULT: &str = "none";
 
 static CALLS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
@@ -45,7 +45,7 @@ static EXPIRED: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter("waybill.carry.missed", "Events that expired before the carrier examined them.")
 });
 
-/// What there is to see before anything has happened.
+/// Registers every series with 0.
 pub(crate) fn start(readiness: &Readiness) {
     for reason in Reason::ALL {
         for fault in Fault::ALL {
@@ -112,7 +112,7 @@ fn labels(refusal: Refusal) -> [KeyValue; 2] {
     [KeyValue::new("reason", refusal.reason.as_str()), KeyValue::new(FAULT, refusal.fault.as_str())]
 }
 
-/// An event is given to a watcher, so long after it was stored.
+/// An event was delivered to a watcher, `lag` after it was stored.
 pub(crate) fn delivered(method: &'static str, lag: Duration) {
     LAG.record(seconds(lag), &[KeyValue::new(attribute::RPC_METHOD, method)]);
 }

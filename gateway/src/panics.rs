@@ -21,7 +21,7 @@ impl ResponseForPanic for Internal {
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
         error!(panic = text, "call handler panicked");
         let mut answer = errors::internal().into_http();
-        // Spans has counted the call, and is no longer there to take it off.
+        // `Spans` is inside this layer: it has counted the call, and cannot remove the mark.
         Refusal::take(answer.headers_mut());
         answer
     }

@@ -27,13 +27,13 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) enum State {
     /// Nothing.
     Ready,
-    /// The broker is away, or the stream is missing or does not answer; says what.
+    /// The broker is unavailable, or the stream is missing or does not answer; with the reason.
     BrokerAway(String),
     /// The durability is below the configured one; with the details.
     NotDurable(String),
-    /// The broker has no space for orders; says what it says. Reads go on.
+    /// The broker has no storage space for orders; with its reason. Reads still work.
     StorageFull(String),
-    /// The bucket with the stock was there and is missing, so no order goes on; says what to do.
+    /// The bucket with the stock existed and is missing, so no order can progress; says what to do.
     StockMissing(&'static str),
     /// The gateway is about to stop.
     Draining,
@@ -110,7 +110,7 @@ impl Readiness {
                 self.set(full.unwrap_or(State::BrokerAway(reason)));
             };
             provision(log.connection(), &config, waiting).await?;
-            // So that the first that is said of the log is the whole truth.
+            // The durability must be known before the first report of the state.
             self.streams.look(&letters, monitors.as_ref()).await;
             let setting_up_anew = async {
                 loop {
@@ -156,12 +156,12 @@ impl Readiness {
                     self.set(full(log).unwrap_or(state));
                 }
                 Err(NotAsked { reason, is_missing }) => {
-                    // Of a cluster, the server that would say so may be one that cannot be reached.
+                    // In a cluster, silence does not mean a lost stream: its leader may be unreachable.
                     let connection = log.connection();
                     lost = connection.is_up() && (is_missing || !connection.is_clustered());
-                    // Nothing is known of it.
+                    // The state of the log is unknown.
                     self.streams.found_orders(None, connects).ok();
-                    // A leader without space steps down.
+                    // Full storage can be the cause: a leader without space steps down.
                     self.set(full(log).filter(|_| connection.is_up()).unwrap_or(State::BrokerAway(reason)));
                 }
             }
@@ -169,8 +169,8 @@ impl Readiness {
         }
     }
 
-    /// Is not ready as soon as there is no quorum: a probe that waits for an answer would say so later. Only a probe makes
-    /// it ready again. Never ends.
+    /// Becomes unready as soon as the quorum is lost: a probe would wait for an answer first. Only a probe makes it ready
+    /// again. Never ends.
     async fn follow_quorum(&self, log: &OrderLog) {
         let mut quorum = log.follow_quorum();
         while quorum.changed().await.is_ok() {
@@ -179,13 +179,13 @@ impl Readiness {
                 self.set(full(log).unwrap_or(State::BrokerAway(no_quorum(&reason))));
             }
         }
-        // The log outlives whoever follows it.
+        // Unreachable: the log outlives this task.
         std::future::pending().await
     }
 
     fn set(&self, state: State) {
         self.state.send_if_modified(|current| {
-            // Whoever leaves does not come back.
+            // Draining is final.
             if *current == state || *current == State::Draining {
                 return false;
             }
@@ -205,7 +205,7 @@ impl Readiness {
 
 impl Health for Readiness {
     fn ready(&self) -> Result<String, String> {
-        // Reads may go on without a right to append, and the other way round.
+        // A missing permission does not imply unreadiness: reads may work without the right to append, and vice versa.
         let refused = self.streams.refused();
         match self.now() {
             State::Ready => {
@@ -213,7 +213,7 @@ impl Health for Readiness {
                 Ok(level.into_iter().chain(refused).map(|line| line + "\n").collect())
             }
             State::BrokerAway(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
-                // The state changes no more when more becomes known of that.
+                // The connection may know a more specific reason than the last probe.
                 let reason = self.streams.broker_away().unwrap_or(reason);
                 Err([reason].into_iter().chain(refused).collect::<Vec<_>>().join("\n"))
             }
@@ -246,14 +246,14 @@ fn no_quorum(reason: &str) -> String {
     format!("stream {ORDERS}: {reason}")
 }
 
-/// Nothing is known of the log.
+/// The log did not answer.
 struct NotAsked {
     reason: String,
     /// There is no such stream.
     is_missing: bool,
 }
 
-/// How the log is, and whether a quorum of its servers takes orders: else one server's word is all that the rest is.
+/// The state of the log, and whether a quorum of its servers commits: without one, a single server reports the state.
 async fn probe(log: &OrderLog) -> Result<(LogInfo, Result<(), String>), NotAsked> {
     let silent = |reason| NotAsked { reason, is_missing: false };
     if !log.connection().is_up() {

@@ -29,7 +29,7 @@ const GRPC_MESSAGE: &str = "grpc-message";
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spans;
 
-/// Says which order the current call is about.
+/// Records the order of the current call.
 pub(crate) fn about(id: &OrderId) {
     Span::current().record("waybill.order.id", tracing::field::display(id));
 }
@@ -70,7 +70,7 @@ where
     }
 }
 
-/// The span of a call, and the trace context that it is worked on in, which there is also without a span.
+/// The span of a call, and its trace context, which exists without a span too.
 #[derive(Clone, Debug)]
 struct Traced {
     span: Span,
@@ -99,7 +99,7 @@ impl Traced {
     }
 
     fn within<T>(&self, work: impl FnOnce() -> T) -> T {
-        // That of a span is attached with the span.
+        // A span attaches its own context.
         let _context = self.span.is_disabled().then(|| self.context.clone().attach());
         self.span.in_scope(work)
     }
@@ -111,13 +111,13 @@ struct Call(Option<Open>);
 struct Open {
     span: Traced,
     method: &'static str,
-    /// Whether its caller has given it no time.
+    /// Whether the caller's deadline is too short for any answer.
     is_hasty: bool,
     began: Instant,
 }
 
 impl Call {
-    /// Ends it, if these headers or trailers say how. Takes off what only we are to know of it.
+    /// Ends the call if these headers or trailers contain its status. Removes the mark of a refusal.
     fn end(&mut self, headers: &mut HeaderMap) {
         let refusal = Refusal::take(headers);
         let Some(code) = headers.get(GRPC_STATUS) else { return };
@@ -171,7 +171,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        // The layer outside answers a panic, and leaves nothing to tell it from a call that its caller gave up.
+        // The outer layer answers a panic. Without this it would be counted as a call that its caller cancelled.
         let polled = catch_unwind(AssertUnwindSafe(|| this.work.within(|| this.answer.poll(cx))))
             .unwrap_or_else(|panic| {
                 let refusal = Refusal { reason: Reason::Internal, fault: Fault::Ours };
@@ -189,7 +189,7 @@ where
 }
 
 pin_project! {
-    /// An answer that ends its call with its last word.
+    /// An answer whose trailers end its call.
     struct Answered {
         #[pin]
         body: Body,

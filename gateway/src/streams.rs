@@ -43,12 +43,12 @@ struct Known {
     /// Open dead letters by step. A step that had some stays, with 0.
     open_letters: Option<BTreeMap<String, u64>>,
     lost_letters: LostLetters,
-    /// Servers by name, and whether they write through.
+    /// Servers by name, and whether they sync every write.
     fsyncs: HashMap<String, bool>,
-    /// The connection by which they were there.
+    /// The connection (by its number) on which they were read.
     fsyncs_at: u64,
     level: Option<Level>,
-    /// The connection by which the level was found: after another one it may be another broker.
+    /// The connection (by its number) on which the level was read: after a reconnect it may be another broker.
     found_at: u64,
 }
 
@@ -69,8 +69,8 @@ impl Streams {
     pub(crate) fn found_orders(&self, orders: Option<StreamState>, connects: u64) -> Result<(), String> {
         let mut known = self.known();
         known.orders = orders;
-        // What servers have said of themselves holds until they are restarted, which this connection may not notice
-        // but for a log that does not answer.
+        // What servers reported holds until they restart. This connection may notice a restart only by a log that does not
+        // answer.
         let perhaps_restarted = known.fsyncs_at != connects || known.orders.is_none();
         if perhaps_restarted && !known.fsyncs.is_empty() {
             known.fsyncs.clear();
@@ -96,7 +96,7 @@ impl Streams {
         if is_enough { Ok(()) } else { Err(too_little(level)) }
     }
 
-    /// There is no reader any more.
+    /// Clears the state when reading ends.
     pub(crate) fn forget(&self) {
         let mut known = self.known();
         known.orders = None;
@@ -127,12 +127,12 @@ impl Streams {
         self.known().level
     }
 
-    /// Why the broker is not reached, if it is not, as far as that is known by now.
+    /// Why the broker is unavailable, if it is.
     pub(crate) fn broker_away(&self) -> Option<String> {
         (!self.connection.is_up()).then(|| self.connection.away())
     }
 
-    /// What the broker does not let the gateway do, if anything.
+    /// The missing permissions at the broker, if any.
     pub(crate) fn refused(&self) -> Option<String> {
         self.connection.refused()
     }
@@ -142,16 +142,16 @@ impl Streams {
         *self.connection.connects().borrow()
     }
 
-    /// Looks at what changes slowly, again and again.
+    /// Reads the slowly changing state periodically.
     pub(crate) async fn keep_looking(&self, letters: &DeadLetters, monitors: Option<&Monitors>) {
         loop {
-            // Nobody has to be told that the time is over.
+            // The timeout is the regular case.
             timeout(LOOK_INTERVAL, self.look_now.notified()).await.ok();
             self.look(letters, monitors).await;
         }
     }
 
-    /// Looks once at what changes slowly.
+    /// Reads the slowly changing state once.
     pub(crate) async fn look(&self, letters: &DeadLetters, monitors: Option<&Monitors>) {
         let fsyncs = async {
             match monitors {
@@ -161,13 +161,13 @@ impl Streams {
         };
         let connects = self.connects();
         let (found, fsyncs) = join!(timeout(LOOK_TIMEOUT, letters.contents()), fsyncs);
-        // A program that needs the stream makes it anew at once. Otherwise it is missing at two looks.
+        // A program that needs the stream recreates it at once. Without one, it is missing at two checks in a row.
         let is_missing = !matches!(found, Ok(Ok(_))) && self.known().lost_letters.not_found();
         if is_missing {
             timeout(LOOK_TIMEOUT, letters.restore()).await.ok();
         }
         let mut known = self.known();
-        // A server that does not answer now is as it was.
+        // A server that does not answer keeps its last value.
         known.fsyncs.extend(fsyncs);
         known.fsyncs_at = connects;
         let found = match found {
@@ -265,7 +265,7 @@ impl Streams {
         known.level.filter(|_| known.orders.is_some())
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -273,7 +273,7 @@ impl Streams {
 
 fn too_little(level: Level) -> String {
     let seen = match level {
-        // It may write through all the same.
+        // A server may sync every write without the gateway knowing.
         Level::Process => {
             "; only NATS_MONITOR_URL shows whether a server syncs every write (sync_interval: always)"
         }

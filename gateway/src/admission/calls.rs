@@ -21,12 +21,12 @@ use super::{Caller, ConcurrencyLimit, Permit};
 use crate::errors;
 use crate::gate::{Refusal, refuse};
 
-/// The layer that gives each call a permit, from before its message has come until its answer is taken.
+/// The layer that gives each call a permit, from before its message is received until its answer is read.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
-    /// How many there may be.
+    /// The limits of calls in flight.
     pub(crate) limit: ConcurrencyLimit,
-    /// How long a message may take to come.
+    /// How long a message may take to arrive.
     pub(crate) message_timeout: Duration,
     /// The maximum size: a client that sends messages without end blocks only its own call.
     pub(crate) request_bytes_max: usize,
@@ -109,7 +109,7 @@ where
 }
 
 pin_project! {
-    /// A request that has to come within a time, and within a size.
+    /// A request body with a deadline and a size limit.
     struct Coming {
         #[pin]
         body: Body,
@@ -117,7 +117,7 @@ pin_project! {
         begun: Instant,
         bytes: usize,
         bytes_max: usize,
-        // Most messages are there at once, and need none.
+        // Created lazily: most messages arrive at once.
         #[pin]
         left: Option<Sleep>,
     }
@@ -135,7 +135,7 @@ impl http_body::Body for Coming {
                 if *this.bytes > *this.bytes_max {
                     return Poll::Ready(Some(Err(errors::too_long(*this.bytes_max))));
                 }
-                // One that never waits for its client would not see the sleep end.
+                // A body that is always ready would never poll the sleep.
                 if this.begun.elapsed() > *this.timeout {
                     return Poll::Ready(Some(Err(errors::request_late())));
                 }
@@ -160,7 +160,7 @@ impl http_body::Body for Coming {
 }
 
 pin_project! {
-    /// An answer that holds its call's permit until it is taken, or its stream is gone.
+    /// An answer that holds its call's permit until it is read, or its stream ends.
     struct Going {
         #[pin]
         body: Body,

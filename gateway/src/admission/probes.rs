@@ -95,7 +95,7 @@ where
             Err(status) => return refuse(request, status.into_http()),
         };
         let over = (!is_check).then(|| Box::pin(self.probes.over.clone().cancelled_owned()));
-        // These services are always ready.
+        // These services are always ready, so the clone needs no `poll_ready`.
         let mut inner = self.inner.clone();
         async move {
             let request = match whole(request).await {
@@ -113,7 +113,7 @@ impl<S: NamedService> NamedService for Probed<S> {
     const NAME: &'static str = S::NAME;
 }
 
-/// The request once all of it is there. One of reflection is a stream, and has no end of its own.
+/// Reads the whole request. A request of reflection is a stream, and is passed on as it is.
 async fn whole(request: Request<Body>) -> Result<Request<Body>, Status> {
     if !request.uri().path().starts_with(HEALTH) {
         return Ok(request);
@@ -127,7 +127,7 @@ async fn whole(request: Request<Body>) -> Result<Request<Body>, Status> {
 }
 
 pin_project! {
-    /// An answer that holds its call's permit until it is taken, and says that the gateway stops when it does.
+    /// An answer that holds its call's permit until it is read, and ends with DRAINING when the gateway drains.
     struct Answer {
         #[pin]
         body: Body,
@@ -146,7 +146,7 @@ impl http_body::Body for Answer {
         if *this.is_over {
             return Poll::Ready(None);
         }
-        // What it has to say yet comes first.
+        // Pending frames come first.
         if let Poll::Ready(frame) = this.body.poll_frame(cx) {
             return Poll::Ready(frame);
         }

@@ -24,7 +24,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Minimum age of a set before it is fetched again, for any unknown key.
 pub(super) const FETCH_INTERVAL_MIN: Duration = Duration::from_secs(10);
 
-/// Where keys come from.
+/// The source of the keys.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     /// A file.
@@ -64,7 +64,7 @@ pub(super) struct KeySet {
 pub(super) struct Key {
     jwk: Jwk,
     pub(super) decoding: DecodingKey,
-    /// What may be signed with it: never empty, and all of one family.
+    /// Allowed signature algorithms: never empty, and all of one family.
     pub(super) algorithms: Vec<Algorithm>,
     /// Cancelled when the key is no longer in the set.
     pub(super) withdrawn: CancellationToken,
@@ -131,7 +131,7 @@ impl Key {
     }
 }
 
-/// What a key can be used for by its kind. Secrets (`oct`) are no public keys.
+/// The algorithms that a key's type permits. Secrets (`oct`) are no public keys.
 fn algorithms_of(parameters: &AlgorithmParameters) -> &'static [Algorithm] {
     use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
     let curve = match parameters {
@@ -155,7 +155,7 @@ pub(super) struct Remote {
     client: HttpClient,
     /// When the set in use was requested.
     fetched: Mutex<Option<Instant>>,
-    /// Told when a token names a key that is not in the set.
+    /// Notified when a token names a key that is not in the set.
     pub(super) wanted: Notify,
 }
 

@@ -1,4 +1,4 @@
-//! On whose behalf a call is made, and what its roles let it do.
+//! The principal of a call: its tenant and roles.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,18 +20,18 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// Services of this package are for callers who order; all others are for operators.
 const ORDERS: &str = "/orders.v1.";
 
-/// On whose behalf a call is made. A tenant sees its own customers and orders, and no others.
+/// The identity behind a call. A tenant reaches its own customers and orders, and no others.
 #[derive(Debug)]
 pub(crate) struct Principal {
     pub(crate) tenant: Arc<str>,
     pub(super) roles: Vec<Role>,
     /// When the credential expires, if it has an expiry.
     pub(super) expires: Option<SystemTime>,
-    /// Cancelled when the credential is taken away.
+    /// Cancelled when the credential is revoked.
     pub(super) withdrawn: CancellationToken,
 }
 
-/// What a principal may do.
+/// A role of a principal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Create and cancel orders.
@@ -57,7 +57,7 @@ impl Role {
         Self::ALL.into_iter().find(|role| role.as_str() == text)
     }
 
-    /// What a method asks for. A method of OrderService that is not known here asks for the most.
+    /// The role that a method requires. Unknown methods of OrderService require `orders:write`.
     pub(super) fn of_method(path: &str) -> Self {
         if !path.starts_with(ORDERS) {
             return Self::Operations;
@@ -77,7 +77,7 @@ impl Principal {
     /// Waits until the credential is invalid; returns the reason.
     pub(crate) async fn ended(&self) -> Status {
         let expired = OptionFuture::from(self.expires.map(async |at| {
-            // None is left of a time that is past.
+            // `duration_since` fails once the time has passed.
             while let Ok(left) = at.duration_since(SystemTime::now())
                 && !left.is_zero()
             {

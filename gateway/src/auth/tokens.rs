@@ -28,10 +28,10 @@ const LEEWAY: Duration = Duration::from_secs(30);
 const FETCH_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// Pauses while it does not answer.
 const FETCH_BACKOFF: Backoff = Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(30) };
-/// Most tokens that are remembered as good.
+/// Maximum number of verified tokens in the cache.
 const VERIFIED_MAX: usize = 10_000;
 
-/// Which tokens are good.
+/// Settings of tokens.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TokenConfig {
     /// Public keys (JWKS) of the issuer of tokens (JWT). A file, reloaded when it changes, or an https:// URL,
@@ -85,7 +85,7 @@ struct Rules {
     tenant_claim: String,
 }
 
-/// The keys, and the tokens that have been found good with them, by their hashes: looking one up takes a
+/// The keys, and the hashes of tokens that were verified with them: looking one up takes a
 /// fraction of the time that verifying its signature does.
 #[derive(Debug, Default)]
 struct State {

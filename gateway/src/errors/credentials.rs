@@ -8,13 +8,13 @@ use tonic_types::ErrorDetails;
 use super::reason::Reason;
 use super::status::{RETRY_DELAY, come_back, status};
 
-/// The call shows no credential; `accepted` says which ones it may show, and how.
+/// The call has no credential; `accepted` names the accepted kinds and how to send them.
 pub(crate) fn credential_missing(accepted: &str) -> Status {
     let message = format!("credential missing; send {accepted}");
     status(Reason::CredentialMissing, &message, HashMap::new(), ErrorDetails::new())
 }
 
-/// The call shows several credentials of one kind, and it cannot be known which one a proxy has checked.
+/// The call has several credentials of one kind; a proxy may have checked any of them.
 pub(crate) fn credential_ambiguous() -> Status {
     let message = "more than one credential of the same kind; send one";
     status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
@@ -26,7 +26,7 @@ pub(crate) fn credential_invalid() -> Status {
     status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
 }
 
-/// The credential was good until its time was over.
+/// The credential has expired.
 pub(crate) fn credential_expired() -> Status {
     let message = "the token has expired; get a new one";
     status(Reason::CredentialExpired, message, HashMap::new(), ErrorDetails::new())

@@ -1,4 +1,4 @@
-//! The one place where what went wrong becomes a gRPC status that a client can act on without reading text. Nothing here
+//! The one place that maps errors to gRPC statuses, on which a client can act without reading text. Nothing here
 //! logs or counts: [`broker_errors`](crate::broker_errors) and [`Spans`](crate::spans::Spans) do, where the call is answered.
 
 mod credentials;

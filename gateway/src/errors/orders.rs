@@ -1,4 +1,4 @@
-//! Orders that are not there, cannot be changed, or cannot be stored or read.
+//! Orders that do not exist, cannot be changed, stored or read.
 
 use std::collections::HashMap;
 
@@ -51,7 +51,7 @@ pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
         }
         AppendError::TooLarge(_) => message_too_large(id),
         AppendError::Gone => not_found(id),
-        // Nothing that the caller could do helps.
+        // The caller cannot fix it.
         AppendError::Permanent(_) | AppendError::Refused(_) => internal(),
         AppendError::Unknown(_) => {
             let message = "outcome unknown: the call may have been accepted; repeat it (CreateOrder with the same \

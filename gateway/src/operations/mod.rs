@@ -1,4 +1,4 @@
-//! What operators do about orders that are parked, and about the stock, on an address of its own.
+//! The operators' services for dead letters and stock, on an address of their own.
 
 mod filter;
 mod page;
@@ -36,7 +36,7 @@ use crate::{browser, health, malformed, panics, reflection};
 
 /// Largest request: a thousand ids, with room to spare.
 const REQUEST_BYTES_MAX: usize = 128 * 1024;
-/// Operators are few.
+/// Few operators connect at a time.
 const CONNECTIONS_MAX: usize = 64;
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 
@@ -52,7 +52,7 @@ pub(crate) async fn serve(
     let draining = readiness.draining();
     let letters = DeadLetterServiceServer::new(letters).max_decoding_message_size(REQUEST_BYTES_MAX);
     let stock = StockServiceServer::new(stock).max_decoding_message_size(REQUEST_BYTES_MAX);
-    // Nobody without the role gets any further.
+    // Only calls with the role pass. Their connections are not evicted.
     let operators = ServiceBuilder::new().layer(Gate(authentication)).layer(Gate(KeepAuthenticated));
 
     let told = CancellationToken::new();
@@ -67,14 +67,14 @@ pub(crate) async fn serve(
         routes = routes.add_service(probes.service(v1)).add_service(probes.service(v1alpha));
     }
     let service = ServiceBuilder::new()
-        // A page of anybody's may send other types without asking first, with the operator's certificate.
+        // Any web page may send other content types without a CORS preflight, with the operator's certificate.
         .layer(Gate(browser::OnlyGrpc))
         .map_response(|answer: Response<_>| answer.map(Body::new))
-        // One call that panics must not look like a broken connection.
+        // A panic is answered with INTERNAL, not by a broken connection.
         .layer(panics::layer())
-        // Calls that are refused are to be seen, too.
+        // Before the layers that reject, so that rejected calls are traced and counted too.
         .layer(Spans)
-        // A caller that no longer waits costs nothing more.
+        // Stops work for a caller that no longer waits.
         .layer(CallerDeadline)
         .layer(Gate(Metadata))
         .layer(Gate(browser::OnlyPost))

@@ -1,4 +1,4 @@
-//! Sending parked orders on their way again.
+//! Redriving parked orders.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -121,7 +121,7 @@ impl Redrive {
         let say = |outcome, message: &str| Ok(answer(id, &order_id, outcome, message));
         let letter = id.to_string();
         let mut found = self.log.load_proven(&order).await.map_err(|error| broker_errors::read(&error))?;
-        // Each turn lost is an event won by somebody else, and a parked order can only be cancelled or redriven.
+        // Bounded: each lost race is an event of another writer, and a parked order can only be cancelled or redriven.
         while let Some(current) = found.take_if(|current| current.order.dead_letter_id == letter) {
             if self.dry_run {
                 return say(WouldRedrive, "the order is parked and would be redriven");
@@ -156,9 +156,9 @@ impl Redrive {
             self.resolve(kept, DeadLetterState::Redriven, "redriven by an earlier request").await;
             return say(AlreadyResolved, "the order was redriven by an earlier request");
         }
-        // Not parked, but ended by another worker that had the same message: the step may never look at it again.
+        // Not parked, but finished by another worker with the same message: the step may never process the message again.
         let is_other = current.stands_since().0 != kept.letter.order_revision;
-        // What became of the letter may have expired since, and its message with it: no step deals with that any more.
+        // The events about the letter may have expired, and its message with them: no step processes it any more.
         let is_past = history.iter().all(|event| event.revision.0 > kept.letter.sequence);
         let went_on = is_other && (is_finished(&current.order) || is_past);
         if went_on || history.iter().any(|event| event.parked_by() == Some(&letter)) {
@@ -231,7 +231,7 @@ impl Redrive {
         }
     }
 
-    /// Waits for the end of the canary's order. Nothing else is redriven unless it is a good one.
+    /// Waits for the end of the canary's order. Unless the order finishes, nothing else is redriven.
     async fn follow(&mut self, letter: LetterId, order: OrderId, called_off: bool) -> Answer {
         let (passed, message) = match timeout(CANARY_TIMEOUT, self.end_of(&order)).await {
             Ok(Ok(OrderStatus::Failed)) => {

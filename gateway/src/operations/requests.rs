@@ -55,7 +55,7 @@ pub(super) fn letter_id(text: &str) -> Result<LetterId, Status> {
     let mut violations = Violations::default();
     let id = check_id(&mut violations, "dead_letter_id", text);
     violations.into_result()?;
-    // Without an id there was a violation.
+    // Unreachable: a missing id is a violation.
     id.ok_or_else(errors::internal)
 }
 
@@ -94,7 +94,7 @@ pub(super) fn redrive(request: RedriveDeadLettersRequest) -> Result<RedriveReque
     let mut ids = Vec::new();
     for (i, text) in dead_letter_ids.iter().take(IDS_MAX).enumerate() {
         let id = check_id(&mut violations, &format!("dead_letter_ids[{i}]"), text);
-        // Each once.
+        // Without duplicates.
         ids.extend(id.filter(|id| !ids.contains(id)));
     }
     let which = match filter {

@@ -161,7 +161,7 @@ impl DeadLetterService for Operations {
         info!(letters = ids.len(), operator, dry_run = wanted.dry_run, "redrive started");
 
         let mut pace = interval(Duration::from_secs(1) / wanted.rate_per_second.get());
-        // Time that is lost is not made up for.
+        // After a delay the rate is kept; there is no burst to catch up.
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let redrive = Redrive {
             log: self.log.clone(),
@@ -197,7 +197,7 @@ impl DeadLetterService for Operations {
                     let resolve = self.letters.resolve(&kept, state, &operator, &reason);
                     match timeout_at(by, resolve).await.map_err(|_| errors::letter_unknown(&id))? {
                         Ok(discarded) => discarded,
-                        // Somebody else was first: look again.
+                        // Another writer was first: read again.
                         Err(PutError::Conflict) => continue,
                         Err(error) => return Err(broker_errors::put(&id, &error)),
                     }
@@ -211,7 +211,7 @@ impl DeadLetterService for Operations {
     }
 }
 
-/// How a caller is named in what it does: by its tenant.
+/// The operator's name in records and logs: its tenant.
 pub(super) fn operator(principal: &Principal) -> String {
     let tenant = &*principal.tenant;
     if tenant.is_empty() { ANONYMOUS } else { tenant }.to_owned()

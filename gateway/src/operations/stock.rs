@@ -31,7 +31,7 @@ use crate::orders::{principal_of, read_by};
 use crate::readiness::Readiness;
 use crate::{broker_errors, deadline, errors};
 
-/// What a change may take less than its deadline, so that its outcome is known before.
+/// Reserved between the deadline of a change and that of its call, so that the outcome is known in time.
 const ANSWER_TIME: Duration = Duration::from_millis(100);
 /// Answers of a reconciliation ahead of its reader.
 const ANSWERS_MAX: usize = 16;
@@ -67,7 +67,7 @@ impl StockKeeping {
     async fn change(&self, change: ChangeRequest, by: Instant) -> Result<(Stock, bool), Status> {
         self.readiness.may_store()?;
         self.readiness.has_stock().await?;
-        // No reservation is written, so their lifetime does not matter.
+        // No reservation is written, so no TTL is needed.
         let store = Store::new(self.log.connection().clone(), None);
         let deadline = by.checked_sub(ANSWER_TIME).unwrap_or(by);
         let _turn = timeout_at(by, self.changing.lock()).await.map_err(|_| errors::timed_out())?;
@@ -177,7 +177,7 @@ impl StockService for StockKeeping {
         let (answers, answered) = mpsc::channel(ANSWERS_MAX);
         let (keeping, dry_run) = (self.clone(), wanted.dry_run);
         info!(operator = operator(&principal), dry_run, "stock reconciliation started");
-        // Ends with the stream that is given out.
+        // Aborted when the response stream is dropped.
         let working = AbortOnDropHandle::new(tokio::spawn(async move {
             let reconciling = keeping.reconcile(wanted, &answers);
             let ended = select! {
@@ -185,7 +185,7 @@ impl StockService for StockKeeping {
                 status = until_told(&keeping.readiness, &principal, caller_gone) => Err(status),
             };
             if let Err(status) = ended {
-                // Whoever does not read any more misses nothing.
+                // The reader may be gone.
                 answers.send(Err(status)).await.ok();
             }
         }));

@@ -1,4 +1,4 @@
-//! A connection that ends when its client is silent from the start, or has to make way.
+//! A connection that ends when its client stays silent after connecting, or when it is evicted.
 
 use std::fmt;
 use std::io;
@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::http1_head::Head;
 use super::peer::Peer;
 
-/// How long a client then has for its first bytes.
+/// How long a client has for its first bytes.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The client connection preface (RFC 9113, section 3.4): 24 bytes, and a SETTINGS frame of at least 9.
 const PREFACE_BYTES: usize = 33;
@@ -26,12 +26,12 @@ pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug> Io for T {}
 
-/// A connection that ends when its client is silent from the start.
+/// A connection that ends when its client stays silent after connecting, or when it is evicted.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Box<dyn Io>,
     peer: Peer,
-    /// Until the client turns out to speak HTTP/2, and for the whole connection if it speaks an older version.
+    /// Until the client is known to speak HTTP/2; for an older version, as long as the connection lasts.
     opening: Option<Opening>,
     evicted: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     _place: OwnedSemaphorePermit,
@@ -40,7 +40,7 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 struct Opening {
     missing_bytes: usize,
-    /// Whether what has come so far is how HTTP/2 begins.
+    /// Whether the bytes so far are the beginning of HTTP/2.
     is_http2: bool,
     head: Head,
     timeout: Pin<Box<Sleep>>,
@@ -79,7 +79,7 @@ impl Connection {
         }
     }
 
-    /// Whether there is nothing more to wait for.
+    /// Ready when the connection has to end.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(evicted) = &mut self.evicted
             && evicted.as_mut().poll(cx).is_ready()
@@ -99,8 +99,8 @@ impl Opening {
         self.head.hear(bytes);
     }
 
-    /// Silence is over at its timeout. When the drain begins, so is a head without end; HTTP/2 says good-bye by
-    /// itself.
+    /// A silent client is cut off after the timeout. The drain ends an incomplete head too; HTTP/2 has its own goodbye
+    /// (GOAWAY).
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let is_silent = self.missing_bytes > 0;
         if is_silent && self.timeout.as_mut().poll(cx).is_ready() {

@@ -23,12 +23,12 @@ use super::tls::{self, Tls};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often unauthenticated connections are evicted while others wait for a place.
+/// How often an unauthenticated connection is evicted while others wait.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Pause after a connection could not be accepted; for want of file descriptors, as a rule.
+/// Pause after a failed accept, usually for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How many connections there may be at a time, those in their TLS handshake included.
+/// The connection limit; connections in their TLS handshake count.
 #[derive(Debug)]
 pub(crate) struct Limit {
     connections_max: usize,
@@ -36,19 +36,19 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
-    /// Those that are too many wait in the system's queue until another one ends.
+    /// Further connections wait in the listen backlog until another one ends.
     pub(crate) fn of(connections_max: usize) -> Self {
         Self { connections_max, unauthenticated: None }
     }
 
-    /// Those that are too many wait until an unauthenticated connection is evicted: one whose client has not come past
+    /// Further connections wait until an unauthenticated one is evicted: one without a call that passed
     /// [`KeepAuthenticated`](super::peer::KeepAuthenticated).
     pub(crate) fn with_eviction(connections_max: usize) -> Self {
         Self { connections_max, unauthenticated: Some(UnauthenticatedConnections::default()) }
     }
 }
 
-/// The connections that come in at `listener`. Those that have said nothing yet end when the drain begins.
+/// The connections of `listener`. Silent ones end when the drain begins.
 pub(crate) fn accept(
     listener: TcpListener,
     limit: Limit,
@@ -60,11 +60,11 @@ pub(crate) fn accept(
         None => accepted.map(move |accepted| accepted.in_the_clear(draining.clone())).left_stream(),
         Some(tls) => accepted
             .map(move |accepted| {
-                // A task of its own: others are accepted, and make their handshakes, meanwhile.
+                // A task of its own, so that handshakes run concurrently.
                 let secured = accepted.secured(tls.clone(), draining.clone());
                 AbortOnDropHandle::new(tokio::spawn(secured))
             })
-            // The places are the bound.
+            // Bounded by the connection limit.
             .buffer_unordered(usize::MAX)
             .filter_map(async |secured| secured.ok().flatten())
             .right_stream(),
@@ -111,7 +111,7 @@ fn accept_tcp(
                     }
                 }
             };
-            // Answers are small: they must not wait for more to fill a packet.
+            // Answers are small and must not wait for a full packet (Nagle).
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "TCP_NODELAY not set");
             }
@@ -134,7 +134,7 @@ impl Accepted {
         Connection::new(Box::new(self.stream), peer, self.place, draining)
     }
 
-    /// The connection after its TLS handshake, if that comes about in time.
+    /// The connection after its TLS handshake, if that succeeds in time.
     async fn secured(self, tls: Tls, draining: CancellationToken) -> Option<Connection> {
         let addr = self.addr();
         let handshake = timeout(HANDSHAKE_TIMEOUT, tls.handshake(self.stream)).await;

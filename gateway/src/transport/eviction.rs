@@ -38,9 +38,9 @@ impl UnauthenticatedConnections {
     pub(super) fn add(&self) -> Arc<AuthenticationState> {
         let (is_authenticated, leave) = (AtomicBool::new(false), CancellationToken::new());
         let authentication = Arc::new(AuthenticationState { since: Instant::now(), is_authenticated, leave });
-        // Nothing panics while it is held, so poison would mean nothing.
+        // No holder panics, so a poisoned lock is used as it is.
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that are left are as many as there are places.
+        // The remaining entries are bounded by the connection limit.
         all.retain(|other| other.strong_count() > 0);
         all.push(Arc::downgrade(&authentication));
         authentication

@@ -1,9 +1,9 @@
-//! The head of a request of HTTP/1: whether it has come whole.
+//! Detects whether the head of an HTTP/1 request is complete.
 
-/// The head of a request of HTTP/1, as far as it has come.
+/// The head of an HTTP/1 request, as far as it was received.
 #[derive(Debug, Default)]
 pub(super) struct Head {
-    /// How much of the empty line at its end.
+    /// Received bytes of the empty line at its end.
     end_bytes: usize,
     is_answered: bool,
 }
@@ -19,7 +19,7 @@ impl Head {
             match Self::END.get(self.end_bytes) {
                 Some(&expected) if byte == expected => self.end_bytes += 1,
                 Some(_) => self.end_bytes = usize::from(byte == Self::END[0]),
-                // What follows is the message.
+                // The rest is the message body.
                 None => return,
             }
         }

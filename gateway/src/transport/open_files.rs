@@ -1,13 +1,13 @@
-//! How many files the system lets the gateway have open: each connection is one.
+//! The limit of open files (RLIMIT_NOFILE): each connection is one.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
-/// What the gateway needs besides its callers' connections, with room to spare.
+/// Files that the gateway needs besides its callers' connections, with a margin.
 const OWN_FILES: u64 = 128;
 
-/// Takes what the system would grant, as shells and supervisors give less by default; warns where that is too
-/// little for `connections_max`.
+/// Raises the soft limit to the hard limit, since shells and supervisors set a lower one; warns if that is too little for
+/// `connections_max`.
 pub(crate) fn allow(connections_max: usize) {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).map(|(allowed, most)| {
         let raised = allowed < most && setrlimit(Resource::RLIMIT_NOFILE, most, most).is_ok();

@@ -1,4 +1,4 @@
-//! TLS on the gRPC port: its certificate, and whose client certificates are taken. Read again when a file changes.
+//! TLS on the gRPC port: its certificate, and the authorities of clients. Reloaded when a file changes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ pub(crate) struct TlsConfig {
     pub(crate) tls_client_optional: bool,
 }
 
-/// What handshakes are made with at the moment. Cheap to clone.
+/// The current configuration of handshakes. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Tls {
     files: Files,
@@ -55,7 +55,7 @@ struct Files {
 }
 
 impl Tls {
-    /// Reads the files, or says which one cannot be used, by its variable. `None` if TLS is not configured.
+    /// Reads the files, or returns an error that names the variable. `None` if TLS is not configured.
     pub(crate) fn read(config: &TlsConfig) -> Result<Option<Self>, String> {
         if config.tls_client_optional && config.tls_client_ca.is_none() {
             return Err(
@@ -87,7 +87,7 @@ impl Tls {
         self.watched.follow(move || self.files.read(), take).await;
     }
 
-    /// Makes a handshake. Must be given a deadline.
+    /// Performs a handshake. The caller sets the deadline.
     pub(crate) async fn handshake(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let config = self.current.get();
         TlsAcceptor::from(config).accept(stream).await
@@ -121,7 +121,7 @@ impl Files {
             .with_single_cert(chain, key)
             .map_err(|error| format!("TLS_CERT and TLS_KEY: {}: {error}", self.cert.display()))?;
         config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-        // A session that is resumed would bring back a client whose certificate is no longer good.
+        // A resumed session would admit a client whose certificate is no longer valid.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(config)
@@ -142,7 +142,7 @@ fn bytes(variable: &str, path: &Path) -> Result<Vec<u8>, String> {
     files::read(path).map_err(|error| format!("{variable}: {} cannot be read: {error}", path.display()))
 }
 
-/// The names that a certificate is for, as its authority vouches: URIs such as SPIFFE ids first, then DNS names.
+/// The subject alternative names of a certificate: URIs such as SPIFFE ids first, then DNS names.
 /// A common name has no agreed form and counts for nothing (RFC 9525, section 2).
 pub(crate) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok(certificate) = EndEntityCert::try_from(certificate) else {

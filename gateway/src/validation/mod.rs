@@ -62,7 +62,7 @@ pub(crate) fn order_id(text: &str) -> Result<OrderId, Status> {
     let mut violations = Violations::default();
     let id = violations.check_order_id(text);
     violations.into_result()?;
-    // Without an id there was a violation.
+    // Unreachable: a missing id is a violation.
     id.ok_or_else(|| errors::invalid(Vec::new(), 0))
 }
 
