@@ -9,7 +9,7 @@ use proptest::sample::select;
 use tokio::time::Instant;
 
 use super::*;
-use crate::suspects::Begun;
+use crate::suspects::AttemptStart;
 
 const TICK: Duration = Duration::from_millis(10);
 /// Messages delivered to a process within a tick: 2,000 a second.
@@ -37,7 +37,7 @@ impl Dependency {
 }
 
 struct Message {
-    subject: Subject,
+    order_ref: OrderRef,
     stored: Instant,
     deliveries: u32,
     counted: usize,
@@ -48,14 +48,14 @@ struct Attempt {
     message: usize,
     began: Instant,
     ends: Instant,
-    begun: Begun,
+    start: AttemptStart,
     does: Dependency,
 }
 
 struct Pool {
     admission: Admission,
     suspects: Suspects,
-    running: HashMap<Ticket, Attempt>,
+    running: HashMap<AttemptId, Attempt>,
     opened: bool,
 }
 
@@ -91,8 +91,9 @@ impl World {
 
     fn place(&mut self, customer: &str) -> usize {
         let n = self.messages.len();
-        let subject = Subject { message: Revision(n as u64), customer: Some(CustomerKey::of("", customer)) };
-        self.messages.push(Message { subject, stored: self.now, deliveries: 0, counted: 0, served: None });
+        let order_ref =
+            OrderRef { message: Revision(n as u64), customer: Some(CustomerKey::of("", customer)) };
+        self.messages.push(Message { order_ref, stored: self.now, deliveries: 0, counted: 0, served: None });
         self.fresh.push_back(n);
         n
     }
@@ -118,7 +119,7 @@ impl World {
         self.now - self.start
     }
 
-    fn tick(&mut self, dependency: impl Fn(&Subject, Duration) -> Dependency) {
+    fn tick(&mut self, dependency: impl Fn(&OrderRef, Duration) -> Dependency) {
         self.now += TICK;
         for n in 0..self.pools.len() {
             self.end(n);
@@ -129,40 +130,40 @@ impl World {
     fn end(&mut self, n: usize) {
         let now = self.now;
         let ended = self.pools[n].running.iter().filter(|(_, attempt)| attempt.ends <= now);
-        let mut ended: Vec<_> = ended.map(|(ticket, attempt)| (attempt.message, *ticket)).collect();
+        let mut ended: Vec<_> = ended.map(|(attempt_id, attempt)| (attempt.message, *attempt_id)).collect();
         ended.sort_unstable_by_key(|(message, _)| *message);
-        for (message, ticket) in ended {
+        for (message, attempt_id) in ended {
             let pool = &mut self.pools[n];
-            let Attempt { began, begun, does, .. } = pool.running.remove(&ticket).unwrap();
-            let subject = self.messages[message].subject;
-            let found = if matches!(does, Dependency::Serves | Dependency::IsSlow) {
-                pool.suspects.served(subject, began);
+            let Attempt { began, start, does, .. } = pool.running.remove(&attempt_id).unwrap();
+            let order_ref = self.messages[message].order_ref;
+            let signal = if matches!(does, Dependency::Serves | Dependency::IsSlow) {
+                pool.suspects.served(order_ref, began);
                 self.messages[message].served = Some(now - self.messages[message].stored);
                 DependencySignal::Served
             } else {
-                let counts = pool.suspects.failed(subject, begun, now);
+                let counts = pool.suspects.failed(order_ref, start, now);
                 self.messages[message].counted += usize::from(counts);
-                if pool.suspects.is_suspect(subject, now) {
+                if pool.suspects.is_suspect(order_ref, now) {
                     DependencySignal::Unknown
                 } else {
                     DependencySignal::Unavailable
                 }
             };
-            let change = pool.admission.ended(ticket, found, now);
-            pool.opened |= matches!(change, Change::Opened(_));
-            if found != DependencySignal::Served {
+            let transition = pool.admission.end(attempt_id, signal, now);
+            pool.opened |= matches!(transition, Transition::Opened(_));
+            if signal != DependencySignal::Served {
                 self.comes_again(message, self.backoff(message));
             }
         }
     }
 
-    fn begin(&mut self, n: usize, dependency: &impl Fn(&Subject, Duration) -> Dependency) {
+    fn begin(&mut self, n: usize, dependency: &impl Fn(&OrderRef, Duration) -> Dependency) {
         let now = self.now;
         for _ in 0..DELIVERIES_MAX {
             let pool = &mut self.pools[n];
-            for ticket in pool.admission.overtaken(&mut pool.suspects, now) {
-                let Attempt { message, .. } = self.pools[n].running.remove(&ticket).unwrap();
-                self.pools[n].admission.ended(ticket, DependencySignal::Unknown, now);
+            for attempt_id in pool.admission.overtaken(&mut pool.suspects, now) {
+                let Attempt { message, .. } = self.pools[n].running.remove(&attempt_id).unwrap();
+                self.pools[n].admission.end(attempt_id, DependencySignal::Unknown, now);
                 self.comes_again(message, self.backoff(message));
             }
             if self.pools[n].admission.wanted(now) == 0 {
@@ -170,14 +171,14 @@ impl World {
             }
             let Some(message) = self.next() else { return };
             self.messages[message].deliveries += 1;
-            let subject = self.messages[message].subject;
+            let order_ref = self.messages[message].order_ref;
             let pool = &mut self.pools[n];
-            match pool.admission.admit(subject, &pool.suspects, now) {
-                Verdict::Begin(place) => {
-                    let does = dependency(&subject, now - self.start);
-                    let ticket = pool.admission.begin(subject, place, now);
-                    let (begun, ends) = (pool.suspects.begin(subject, now), now + does.takes());
-                    pool.running.insert(ticket, Attempt { message, began: now, ends, begun, does });
+            match pool.admission.admit(order_ref, &pool.suspects, now) {
+                Verdict::Begin(slot) => {
+                    let does = dependency(&order_ref, now - self.start);
+                    let attempt_id = pool.admission.begin(order_ref, slot, now);
+                    let (start, ends) = (pool.suspects.begin(order_ref, now), now + does.takes());
+                    pool.running.insert(attempt_id, Attempt { message, began: now, ends, start, does });
                     let size = pool.admission.size;
                     assert!(
                         pool.running.len() <= size + 1 + usize::from(size == 1),
@@ -223,8 +224,8 @@ fn healthy_among(
         if tick % 100 == 50 && tick < 8_000 {
             healthy.push(world.place(&format!("healthy-{}", healthy.len() % 5)));
         }
-        world.tick(|subject, _| {
-            let is_bad = subject.customer.is_some_and(|customer| bad_customers.contains(&customer));
+        world.tick(|order_ref, _| {
+            let is_bad = order_ref.customer.is_some_and(|customer| bad_customers.contains(&customer));
             if is_bad { does } else { Dependency::Serves }
         });
     }

@@ -35,7 +35,7 @@ struct Opened {
 
 /// The breaker's state, as metrics report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum BreakerState {
     /// The dependency is available.
     Closed = 0,
     /// One order probes the dependency, or the pool is still below its configured width.
@@ -46,7 +46,7 @@ pub(crate) enum Phase {
 
 /// The transition that a failure or a success caused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum Transition {
     None,
     /// No order is started for this long.
     Opened(Duration),
@@ -69,11 +69,11 @@ impl Breaker {
     }
 
     /// The state at `now`.
-    pub(crate) fn phase(&self, now: Instant) -> Phase {
+    pub(crate) fn state(&self, now: Instant) -> BreakerState {
         match self.width(now) {
-            0 => Phase::Open,
-            _ if self.pauses > 0 => Phase::HalfOpen,
-            _ => Phase::Closed,
+            0 => BreakerState::Open,
+            _ if self.pauses > 0 => BreakerState::HalfOpen,
+            _ => BreakerState::Closed,
         }
     }
 
@@ -83,41 +83,41 @@ impl Breaker {
     }
 
     /// The dependency answered an attempt that began at `began`.
-    pub(crate) fn succeeded(&mut self, began: Instant) -> Change {
+    pub(crate) fn succeeded(&mut self, began: Instant) -> Transition {
         self.failures = 0;
         if let Some(opened) = self.opened {
             // It began before the breaker opened: no evidence about the dependency now.
             if began < opened.at {
-                return Change::None;
+                return Transition::None;
             }
             self.opened = None;
             self.width = 1;
         }
         if self.pauses == 0 {
-            return Change::None;
+            return Transition::None;
         }
         self.width = (self.width + 1).min(self.pool_size);
         if self.width < self.pool_size {
-            return Change::None;
+            return Transition::None;
         }
         self.pauses = 0;
-        Change::Closed
+        Transition::Closed
     }
 
     /// The dependency was unavailable.
-    pub(crate) fn failed(&mut self, now: Instant) -> Change {
+    pub(crate) fn failed(&mut self, now: Instant) -> Transition {
         self.failures += 1;
         // While the dependency is not known to be available again, one failure is enough.
         let recovering = self.pauses > 0 && self.width < self.pool_size;
         let waiting = self.opened.is_some_and(|opened| now < opened.probe_at);
         if waiting || (self.failures < OUTAGE_FAILURES && !recovering) {
-            return Change::None;
+            return Transition::None;
         }
         self.pauses += 1;
         self.width = 0;
         let pause = PAUSE.after(self.pauses);
         self.opened = Some(Opened { at: now, probe_at: now + pause });
-        Change::Opened(pause)
+        Transition::Opened(pause)
     }
 }
 
@@ -130,9 +130,9 @@ mod tests {
     fn opened(now: Instant) -> Breaker {
         let mut breaker = Breaker::new(POOL);
         for _ in 1..OUTAGE_FAILURES {
-            assert_eq!(breaker.failed(now), Change::None);
+            assert_eq!(breaker.failed(now), Transition::None);
         }
-        assert!(matches!(breaker.failed(now), Change::Opened(_)));
+        assert!(matches!(breaker.failed(now), Transition::Opened(_)));
         breaker
     }
 
@@ -140,19 +140,19 @@ mod tests {
     fn failures_among_successes_do_not_open_the_breaker() {
         let (mut breaker, now) = (Breaker::new(POOL), Instant::now());
         for _ in 0..100 {
-            assert_eq!(breaker.failed(now), Change::None);
-            assert_eq!(breaker.succeeded(now), Change::None);
+            assert_eq!(breaker.failed(now), Transition::None);
+            assert_eq!(breaker.succeeded(now), Transition::None);
         }
-        assert_eq!((breaker.width(now), breaker.phase(now)), (POOL, Phase::Closed));
+        assert_eq!((breaker.width(now), breaker.state(now)), (POOL, BreakerState::Closed));
     }
 
     #[test]
     fn an_outage_is_probed_by_one_and_resumed_one_more_at_a_time() {
         let now = Instant::now();
         let mut breaker = opened(now);
-        assert_eq!((breaker.width(now), breaker.phase(now)), (0, Phase::Open));
+        assert_eq!((breaker.width(now), breaker.state(now)), (0, BreakerState::Open));
         let probe_at = breaker.probe_at().unwrap();
-        assert_eq!((breaker.width(probe_at), breaker.phase(probe_at)), (1, Phase::HalfOpen));
+        assert_eq!((breaker.width(probe_at), breaker.state(probe_at)), (1, BreakerState::HalfOpen));
         let widths: Vec<_> = (0..POOL)
             .map(|_| {
                 breaker.succeeded(probe_at);
@@ -167,11 +167,11 @@ mod tests {
     fn a_pool_of_one_has_its_width_again_once_the_probe_succeeds() {
         let now = Instant::now();
         let mut breaker = Breaker::new(1);
-        while breaker.failed(now) == Change::None {}
+        while breaker.failed(now) == Transition::None {}
         let probe_at = breaker.probe_at().unwrap();
-        assert_eq!(breaker.succeeded(probe_at), Change::Closed);
+        assert_eq!(breaker.succeeded(probe_at), Transition::Closed);
         assert_eq!((breaker.width(probe_at), breaker.pauses), (1, 0));
-        assert_eq!(breaker.succeeded(probe_at), Change::None);
+        assert_eq!(breaker.succeeded(probe_at), Transition::None);
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..8 {
             let probe_at = breaker.probe_at().unwrap();
-            let Change::Opened(pause) = breaker.failed(probe_at) else { panic!("stays open") };
+            let Transition::Opened(pause) = breaker.failed(probe_at) else { panic!("stays open") };
             pauses.push(pause);
         }
         assert!(pauses[7] >= PAUSE.max / 2 && pauses.iter().all(|pause| *pause <= PAUSE.max), "{pauses:?}");
@@ -193,8 +193,8 @@ mod tests {
         let now = Instant::now();
         let mut breaker = opened(now);
         let probe_at = breaker.probe_at();
-        assert_eq!(breaker.failed(now), Change::None);
-        assert_eq!(breaker.succeeded(now - Duration::from_secs(1)), Change::None);
+        assert_eq!(breaker.failed(now), Transition::None);
+        assert_eq!(breaker.succeeded(now - Duration::from_secs(1)), Transition::None);
         assert_eq!((breaker.probe_at(), breaker.width(now)), (probe_at, 0));
     }
 
@@ -202,8 +202,11 @@ mod tests {
     fn a_success_of_an_attempt_that_began_while_it_was_open_ends_the_pause() {
         let now = Instant::now();
         let mut breaker = opened(now);
-        assert_eq!(breaker.succeeded(now), Change::None);
-        assert_eq!((breaker.probe_at(), breaker.width(now), breaker.phase(now)), (None, 2, Phase::HalfOpen));
+        assert_eq!(breaker.succeeded(now), Transition::None);
+        assert_eq!(
+            (breaker.probe_at(), breaker.width(now), breaker.state(now)),
+            (None, 2, BreakerState::HalfOpen)
+        );
     }
 
     #[test]
@@ -211,12 +214,12 @@ mod tests {
         let now = Instant::now();
         let mut breaker = opened(now);
         let probe_at = breaker.probe_at().unwrap();
-        let changes: Vec<_> = (0..POOL).map(|_| breaker.succeeded(probe_at)).collect();
-        assert_eq!(changes.iter().filter(|change| **change == Change::Closed).count(), 1);
+        let transitions: Vec<_> = (0..POOL).map(|_| breaker.succeeded(probe_at)).collect();
+        assert_eq!(transitions.iter().filter(|transition| **transition == Transition::Closed).count(), 1);
         for _ in 1..OUTAGE_FAILURES {
-            assert_eq!(breaker.failed(probe_at), Change::None);
+            assert_eq!(breaker.failed(probe_at), Transition::None);
         }
-        let Change::Opened(pause) = breaker.failed(probe_at) else { panic!("opens") };
+        let Transition::Opened(pause) = breaker.failed(probe_at) else { panic!("opens") };
         assert!(pause <= PAUSE.initial);
     }
 }

@@ -57,8 +57,8 @@ where
     let log = OrderLog::new(connection.clone(), S::NAME).await?;
     let dead_letters = DeadLetters::new(connection.clone()).await?;
     let status = Status::new(S::NAME, connection.clone());
-    let _answering = match settings.ops_addr {
-        Some(addr) => Some(answer(addr, status.clone()).await?),
+    let _ops_server = match settings.ops_addr {
+        Some(addr) => Some(serve_ops(addr, status.clone()).await?),
         None => None,
     };
     let drain = CancellationToken::new();
@@ -74,16 +74,16 @@ where
             // No work has started.
             () = drain.cancelled() => return Ok(()),
         };
-        let lacking = step.clone();
-        status.depends(move || lacking.lacks());
-        let looking = async {
+        let opened = step.clone();
+        status.set_dependency_check(move || opened.lacks());
+        let monitoring = async {
             select! {
                 biased;
                 () = drain.cancelled() => {}
-                () = status.keep_looking(&log) => {}
+                () = status.monitor(&log) => {}
             }
         };
-        join!(runtime::process(step, log.clone(), dead_letters, &settings, &status, &drain), looking);
+        join!(runtime::process(step, log.clone(), dead_letters, &settings, &status, &drain), monitoring);
         Ok(())
     };
     tokio::pin!(processing);
@@ -96,7 +96,7 @@ where
         () = shutdown.requested() => {}
     }
     drain.cancel();
-    status.drains();
+    status.set_draining();
     // `process` ends earlier by its own timeouts, unless a stalled broker does not accept the naks.
     if let Some(ended) = shutdown::drain(settings.drain_timeout + LEAVE_TIMEOUT, processing).await {
         ended?;
@@ -106,7 +106,7 @@ where
 }
 
 /// Answers probes until the returned handle is dropped.
-async fn answer(addr: SocketAddr, status: Status) -> anyhow::Result<AbortOnDropHandle<Infallible>> {
+async fn serve_ops(addr: SocketAddr, status: Status) -> anyhow::Result<AbortOnDropHandle<Infallible>> {
     let listener = TcpListener::bind(addr).await;
     let listener = listener.with_context(|| format!("cannot listen on {addr} (OPS_ADDR)"))?;
     info!(pid = std::process::id(), ops_addr = %listener.local_addr()?, "listening");

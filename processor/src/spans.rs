@@ -64,7 +64,7 @@ pub(crate) fn processed<S: Step>(delivery: &Delivery<'_>, received: &Context) ->
 }
 
 /// Records which event the message is.
-pub(crate) fn about(span: &Span, event: &Recorded) {
+pub(crate) fn record_event(span: &Span, event: &Recorded) {
     span.record("messaging.message.id", &*event.event_id)
         .record("waybill.order.id", display(&event.id))
         .record("waybill.order.revision", i64::try_from(event.revision.0).unwrap_or(i64::MAX));

@@ -15,26 +15,26 @@ use tokio::join;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use crate::breaker::Phase;
+use crate::breaker::BreakerState;
 use crate::leadership::Leadership;
 use crate::metrics::of;
 
 /// How often the backlog is read.
-const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+const BACKLOG_INTERVAL: Duration = Duration::from_secs(15);
 /// Retry interval after a failure.
-const LOOK_RETRY: Duration = Duration::from_secs(1);
-const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+const BACKLOG_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the lag of the consumer's leader is checked. The broker answers from memory.
 const LAG_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The state of a step's processor. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Status(Arc<Known>);
+pub(crate) struct Status(Arc<Inner>);
 
 /// Reports what the step lacks, if anything.
-type Lacks = Box<dyn Fn() -> Option<&'static str> + Send + Sync>;
+type MissingDependency = Box<dyn Fn() -> Option<&'static str> + Send + Sync>;
 
-struct Known {
+struct Inner {
     step: &'static str,
     connection: Connection,
     /// Why the consumer is not open; `None` while it is.
@@ -42,7 +42,7 @@ struct Known {
     /// Wrong settings of the consumer that this user may not change.
     wrong: Mutex<Option<String>>,
     /// Set once the step is open.
-    lacks: OnceLock<Lacks>,
+    lacks: OnceLock<MissingDependency>,
     is_draining: AtomicBool,
     workers: AtomicUsize,
     in_flight: AtomicUsize,
@@ -51,21 +51,21 @@ struct Known {
     /// `None` while it cannot be read: missing rather than old.
     backlog: Mutex<Option<Backlog>>,
     /// How far the consumer's leader lags behind the log. `None` as above.
-    lag: Mutex<Option<Lagging>>,
+    lag: Mutex<Option<LeaderLag>>,
 }
 
 /// `None` if the leader keeps up.
-type Lagging = Option<Behind>;
+type LeaderLag = Option<Behind>;
 
-impl fmt::Debug for Known {
+impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Known").field("step", &self.step).finish_non_exhaustive()
+        f.debug_struct("Inner").field("step", &self.step).finish_non_exhaustive()
     }
 }
 
 impl Status {
     pub(crate) fn new(step: &'static str, connection: Connection) -> Self {
-        let status = Self(Arc::new(Known {
+        let status = Self(Arc::new(Inner {
             step,
             connection,
             closed: Mutex::new(Some("step is starting".to_owned())),
@@ -74,7 +74,7 @@ impl Status {
             is_draining: AtomicBool::new(false),
             workers: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
-            breaker: AtomicU8::new(Phase::Closed as u8),
+            breaker: AtomicU8::new(BreakerState::Closed as u8),
             last_delivery: Mutex::new(Instant::now()),
             backlog: Mutex::new(None),
             lag: Mutex::new(None),
@@ -90,7 +90,10 @@ impl Status {
     }
 
     /// The step is open, and `lacks` reports what it lacks. Only the first call counts.
-    pub(crate) fn depends(&self, lacks: impl Fn() -> Option<&'static str> + Send + Sync + 'static) {
+    pub(crate) fn set_dependency_check(
+        &self,
+        lacks: impl Fn() -> Option<&'static str> + Send + Sync + 'static,
+    ) {
         self.0.lacks.get_or_init(|| Box::new(lacks));
     }
 
@@ -100,37 +103,37 @@ impl Status {
     }
 
     /// The drain has begun.
-    pub(crate) fn drains(&self) {
+    pub(crate) fn set_draining(&self) {
         self.0.is_draining.store(true, Ordering::Relaxed);
         *lock(&self.0.backlog) = None;
         *lock(&self.0.lag) = None;
     }
 
     /// Sets the limit of messages in progress.
-    pub(crate) fn workers(&self, workers: usize) {
+    pub(crate) fn set_workers(&self, workers: usize) {
         self.0.workers.store(workers, Ordering::Relaxed);
     }
 
     /// Sets the number of messages in progress, and the breaker's state.
-    pub(crate) fn at_work(&self, in_flight: usize, breaker: Phase) {
+    pub(crate) fn set_in_flight(&self, in_flight: usize, breaker: BreakerState) {
         self.0.in_flight.store(in_flight, Ordering::Relaxed);
         self.0.breaker.store(breaker as u8, Ordering::Relaxed);
     }
 
     /// A message was delivered.
-    pub(crate) fn delivered(&self) {
+    pub(crate) fn record_delivery(&self) {
         *lock(&self.0.last_delivery) = Instant::now();
     }
 
     /// Checks the backlog and the lag of the consumer's leader periodically.
-    pub(crate) async fn keep_looking(&self, log: &OrderLog) {
-        join!(self.keep_counting(log), self.keep_a_leader(log));
+    pub(crate) async fn monitor(&self, log: &OrderLog) {
+        join!(self.monitor_backlog(log), self.monitor_leader(log));
     }
 
-    async fn keep_counting(&self, log: &OrderLog) {
+    async fn monitor_backlog(&self, log: &OrderLog) {
         loop {
             let lags = self.behind().flatten().is_some();
-            let backlog = match timeout(LOOK_TIMEOUT, log.backlog_of(self.0.step, lags)).await {
+            let backlog = match timeout(READ_TIMEOUT, log.backlog_of(self.0.step, lags)).await {
                 Ok(Ok(backlog)) => Some(backlog),
                 Ok(Err(error)) => {
                     debug!(step = self.0.step, %error, "backlog not read");
@@ -139,14 +142,14 @@ impl Status {
                 Err(_) => None,
             };
             *lock(&self.0.backlog) = backlog;
-            sleep(if backlog.is_some() { LOOK_INTERVAL } else { LOOK_RETRY }).await;
+            sleep(if backlog.is_some() { BACKLOG_INTERVAL } else { BACKLOG_RETRY_INTERVAL }).await;
         }
     }
 
-    async fn keep_a_leader(&self, log: &OrderLog) {
+    async fn monitor_leader(&self, log: &OrderLog) {
         let (step, mut lag, mut leadership) = (self.0.step, Lag::default(), Leadership::default());
         loop {
-            let behind = match timeout(LOOK_TIMEOUT, log.lag_of(step, &mut lag)).await {
+            let behind = match timeout(READ_TIMEOUT, log.lag_of(step, &mut lag)).await {
                 Ok(Ok(behind)) => Some(behind),
                 Ok(Err(error)) => {
                     debug!(step, %error, "lag of the consumer leader not read");
@@ -169,7 +172,7 @@ impl Status {
         lock(&self.0.backlog).filter(|_| self.0.connection.is_up())
     }
 
-    fn behind(&self) -> Option<Lagging> {
+    fn behind(&self) -> Option<LeaderLag> {
         lock(&self.0.lag).clone().filter(|_| self.0.connection.is_up())
     }
 

@@ -19,7 +19,7 @@ use crate::delivery::Delivery;
 /// Reason of an order that a step has given up.
 const RETRIES_EXHAUSTED: &str = "RETRIES_EXHAUSTED";
 /// The error text of an announced attempt without a result.
-const VANISHED: &str = "the attempt left no result: its process died, or could not reach the broker";
+const NO_RESULT: &str = "the attempt left no result: its process died, or could not reach the broker";
 
 /// The record of `attempts` at a message, on the order as it stood at `order_revision`.
 pub(super) fn record(delivery: &Delivery<'_>, order_revision: u64, attempts: Vec<Attempt>) -> DeadLetter {
@@ -50,7 +50,7 @@ pub(super) fn exhausted(
     let reason = DeadLetterReason::RetriesExhausted;
     let mut attempts = record.attempts.clone();
     for attempt in attempts.iter_mut().filter(|attempt| is_open(attempt)) {
-        attempt.error = VANISHED.to_owned();
+        attempt.error = NO_RESULT.to_owned();
     }
     let error = attempts.last().map_or("", |attempt| &attempt.error);
     DeadLetter {

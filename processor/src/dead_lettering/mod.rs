@@ -30,7 +30,7 @@ use crate::metrics;
 /// its orders no write.
 const SILENT_DELIVERIES_MAX: usize = 3;
 /// Announced attempts in a row without a result. Then the order counts as one that kills the step.
-const VANISHED_MAX: usize = 10;
+const NO_RESULT_MAX: usize = 10;
 
 /// The disposition of a redelivered message.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl DeadLettering {
     }
 
     /// Records a first delivery of a message.
-    pub(crate) fn is_first(&self, message: Revision) {
+    pub(crate) fn record_first_delivery(&self, message: Revision) {
         self.first_new.get_or_init(|| message);
     }
 
@@ -111,8 +111,8 @@ impl DeadLettering {
         }
         let tried = record.as_ref().or(earlier.as_ref()).map_or(&[][..], |record| &record.letter.attempts);
         let failed_count = letter::failed_of(tried).len();
-        let vanished_count = tried.len() - failed_count;
-        let given_up = failed_count >= self.attempts_max || vanished_count >= VANISHED_MAX;
+        let no_result_count = tried.len() - failed_count;
+        let given_up = failed_count >= self.attempts_max || no_result_count >= NO_RESULT_MAX;
         // Postponed deliveries leave no record either. A message from `first_new` on cannot have killed an earlier process.
         let is_new = self.first_new.get().is_some_and(|first| delivery.id.sequence() >= *first);
         let silent_count = delivery.deliveries_before().saturating_sub(failed_count);
@@ -151,16 +151,16 @@ impl DeadLettering {
     ) -> Result<Disposition, DeadLetteringError> {
         match end {
             Outcome::Finished => {
-                self.heard_of(delivery).await;
+                self.clear_announcement(delivery).await;
                 Ok(Disposition::Acknowledge)
             }
             Outcome::Postponed => {
-                self.heard_of(delivery).await;
+                self.clear_announcement(delivery).await;
                 Ok(Disposition::Retry(delivery.pause()))
             }
             Outcome::Failed { about, seen, error } => self.count(delivery, about, seen, error).await,
             Outcome::Undecodable(reason) => {
-                let disposition = self.set_aside(delivery, reason).await?;
+                let disposition = self.store_undecodable(delivery, reason).await?;
                 let (sequence, subject) = (delivery.id.sequence().0, &delivery.message.subject);
                 error!(step = self.step, sequence, %subject, %reason, "undecodable message, stored as dead letter");
                 Ok(disposition)
@@ -170,11 +170,11 @@ impl DeadLettering {
 
     /// Removes the announcement of an attempt that ended and does not count. One that cannot be removed counts as without
     /// a result, unless the next attempt ends.
-    async fn heard_of(&self, delivery: &Delivery<'_>) {
+    async fn clear_announcement(&self, delivery: &Delivery<'_>) {
         if delivery.deliveries_before() < SILENT_DELIVERIES_MAX {
             return;
         }
-        let taken_back = async {
+        let cleared = async {
             let Some(record) = self.record(delivery).await? else { return Ok(()) };
             if is_letter(&record) || !record.letter.attempts.iter().any(is_open) {
                 return Ok(());
@@ -188,7 +188,7 @@ impl DeadLettering {
             }
             Ok::<_, DeadLetteringError>(())
         };
-        if let Err(error) = taken_back.await {
+        if let Err(error) = cleared.await {
             warn!(step = self.step, dead_letter_id = %delivery.id, %error, "announced attempt not removed");
         }
     }
@@ -221,7 +221,7 @@ impl DeadLettering {
     }
 
     /// Gives up a message that cannot be decoded.
-    async fn set_aside(
+    async fn store_undecodable(
         &self,
         delivery: &Delivery<'_>,
         reason: &Undecodable,

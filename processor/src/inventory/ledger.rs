@@ -45,7 +45,7 @@ impl Answer {
 
 /// The request depends on a record that the ledger does not know for certain.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unsure;
+pub(super) struct NeedsRead;
 
 /// A record's value and the revision that the next write to it has to expect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,18 +64,18 @@ pub(super) struct Ledger {
     damaged: BTreeSet<String>,
     /// Whether all records were read for these very requests. If not, stock comes from the cache, and a new order is
     /// assumed to have no reservation; the commit's expectations fail if that is wrong.
-    certain: bool,
+    is_complete: bool,
 }
 
 impl Ledger {
     /// A ledger of remembered stock.
-    pub(super) fn remembered(stock: HashMap<String, Entry<u64>>) -> Self {
+    pub(super) fn from_cache(stock: HashMap<String, Entry<u64>>) -> Self {
         Self { stock, ..Self::default() }
     }
 
     /// A ledger of records just read. A record that is missing does not exist.
     pub(super) fn read(records: &Records) -> Self {
-        let mut ledger = Self { certain: true, ..Self::default() };
+        let mut ledger = Self { is_complete: true, ..Self::default() };
         for (key, record) in records {
             let revision = record.revision;
             if let Some(sku) = key.strip_prefix("stock.") {
@@ -108,8 +108,8 @@ impl Ledger {
         &mut self,
         order_id: &str,
         incarnation: Incarnation,
-        wish: &ReservationRequest,
-    ) -> Result<Answer, Unsure> {
+        action: &ReservationRequest,
+    ) -> Result<Answer, NeedsRead> {
         if self.damaged.contains(&reservation_key(order_id)) {
             return Ok(damaged(&reservation_key(order_id)));
         }
@@ -120,8 +120,8 @@ impl Ledger {
         // A reservation of an earlier order with this id does not count.
         let own = present.filter(|present| present.incarnation == incarnation).cloned();
         let own = own.map(|own| (own.state, own.units));
-        match (wish, own) {
-            (ReservationRequest::Keep, _) if !self.certain => Err(Unsure),
+        match (action, own) {
+            (ReservationRequest::Keep, _) if !self.is_complete => Err(NeedsRead),
             (ReservationRequest::Keep, Some((state, units))) => {
                 self.record(order_id, Reservation { incarnation, state, units });
                 Ok(Answer::Kept)
@@ -133,7 +133,7 @@ impl Ledger {
                 Some((ReservationState::Released, units)),
             ) => Ok(Answer::Released(units)),
             (ReservationRequest::Reserve(units), None) => self.reserve(order_id, incarnation, units),
-            (ReservationRequest::Release, _) if !self.certain => Err(Unsure),
+            (ReservationRequest::Release, _) if !self.is_complete => Err(NeedsRead),
             (ReservationRequest::Release, Some((ReservationState::Held, units))) => {
                 Ok(self.release(order_id, incarnation, units))
             }
@@ -142,7 +142,12 @@ impl Ledger {
         }
     }
 
-    fn reserve(&mut self, order_id: &str, incarnation: Incarnation, units: &Units) -> Result<Answer, Unsure> {
+    fn reserve(
+        &mut self,
+        order_id: &str,
+        incarnation: Incarnation,
+        units: &Units,
+    ) -> Result<Answer, NeedsRead> {
         let mut missing = Vec::new();
         for (sku, wanted) in units {
             if self.damaged.contains(&stock_key(sku)) {
@@ -155,7 +160,11 @@ impl Ledger {
         }
         if !missing.is_empty() {
             // A cached count is no reason to reject an order.
-            return if self.certain { Ok(Answer::OutOfStock(missing.join("; "))) } else { Err(Unsure) };
+            return if self.is_complete {
+                Ok(Answer::OutOfStock(missing.join("; ")))
+            } else {
+                Err(NeedsRead)
+            };
         }
         for (sku, wanted) in units {
             if let Some(entry) = self.stock.get_mut(sku) {

@@ -34,8 +34,8 @@ pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
 pub struct Inventory {
     reservations: Reservations,
     presence: Presence,
-    _following: AbortOnDropHandle<Infallible>,
-    _looking: AbortOnDropHandle<()>,
+    _presence_task: AbortOnDropHandle<Infallible>,
+    _orphan_task: AbortOnDropHandle<()>,
 }
 
 impl Inventory {
@@ -50,13 +50,13 @@ impl Inventory {
         let store = opening::open(&presence, connection.clone(), config, Self::NAME).await?;
         let log = OrderLog::new(connection, Self::NAME).await?;
         let watched = presence.clone();
-        let following = tokio::spawn(async move { watched.keep().await });
-        let looking = tokio::spawn(orphaned::look_for_them(store.clone(), log));
+        let presence_task = tokio::spawn(async move { watched.keep().await });
+        let orphan_task = tokio::spawn(orphaned::count_periodically(store.clone(), log));
         Ok(Self {
             reservations: Reservations::start(store, attempt_timeout / 2),
             presence,
-            _following: AbortOnDropHandle::new(following),
-            _looking: AbortOnDropHandle::new(looking),
+            _presence_task: AbortOnDropHandle::new(presence_task),
+            _orphan_task: AbortOnDropHandle::new(orphan_task),
         })
     }
 }

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::initial_stock::{InventoryConfig, Stock};
 
 /// Interval between log lines while waiting.
-const SAID_INTERVAL: Duration = Duration::from_secs(15);
+const LOG_INTERVAL: Duration = Duration::from_secs(15);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
 /// Opens the bucket. The first start creates and fills it. A bucket that existed before and is missing is not created:
@@ -28,14 +28,14 @@ pub(super) async fn open(
     config: &InventoryConfig,
     consumer: &str,
 ) -> Result<Store, StoreError> {
-    let (mut attempts, said) = (0, LogThrottle::every(SAID_INTERVAL));
+    let (mut attempts, log_throttle) = (0, LogThrottle::every(LOG_INTERVAL));
     loop {
         connection.up().await;
         match set_up(presence, &connection, config, consumer).await {
             Ok(opened) => return opened,
             Err(error) => {
                 attempts += 1;
-                if let Some(left_out) = said.allow() {
+                if let Some(left_out) = log_throttle.allow() {
                     warn!(error, attempts, left_out, "bucket {BUCKET} not ready, retrying");
                 }
                 sleep(RETRY.after(attempts)).await;

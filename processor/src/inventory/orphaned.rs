@@ -13,16 +13,16 @@ use tokio::time::sleep;
 use tracing::{debug, error};
 
 /// How often all reservations are examined: they become orphans only by a loss, and each loss starts an examination.
-const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
+const SCAN_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Interval while there are orphans, which an operator may be releasing, or after a failure.
-const LOOK_AGAIN: Duration = Duration::from_secs(15);
+const RESCAN_INTERVAL: Duration = Duration::from_secs(15);
 /// Delay after a loss: by then the reservations of orders in progress exist.
-const LOOK_AFTER_LOSS: Duration = Duration::from_secs(5);
+const SCAN_DELAY_AFTER_LOSS: Duration = Duration::from_secs(5);
 /// A younger reservation may be of an order that this scan has not read.
 const OLDER_THAN: Duration = Duration::from_secs(5);
 
 /// Counts periodically; never ends.
-pub(super) async fn look_for_them(store: Store, log: OrderLog) {
+pub(super) async fn count_periodically(store: Store, log: OrderLog) {
     let known: Arc<Mutex<Option<u64>>> = Arc::default();
     let shown = known.clone();
     metrics::gauge(
@@ -40,16 +40,16 @@ pub(super) async fn look_for_them(store: Store, log: OrderLog) {
         losses.mark_unchanged();
         let counted = count(&store, &log).await;
         let pause = match counted {
-            Ok(0) => LOOK_INTERVAL,
+            Ok(0) => SCAN_INTERVAL,
             Ok(orphans) => {
                 if orphans > before {
                     error!(orphans, "reservations of lost orders hold stock; run waybill stock reconcile");
                 }
-                LOOK_AGAIN
+                RESCAN_INTERVAL
             }
             Err(ref error) => {
                 debug!(%error, "reservations not compared with the log");
-                LOOK_AGAIN
+                RESCAN_INTERVAL
             }
         };
         if let Ok(orphans) = counted {
@@ -58,7 +58,7 @@ pub(super) async fn look_for_them(store: Store, log: OrderLog) {
         }
         select! {
             () = sleep(pause) => {}
-            Ok(()) = losses.changed() => sleep(LOOK_AFTER_LOSS).await,
+            Ok(()) = losses.changed() => sleep(SCAN_DELAY_AFTER_LOSS).await,
         }
     }
 }

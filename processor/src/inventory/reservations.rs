@@ -18,14 +18,14 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, Span, debug, info_span};
 
-use super::ledger::{Answer, Entry, Ledger, ReservationRequest, Unsure};
+use super::ledger::{Answer, Entry, Ledger, NeedsRead, ReservationRequest};
 use crate::incarnation::Incarnation;
 use crate::step::StepError;
 
 /// Requests that wait for the next batch; further ones wait for a slot.
-const QUEUE_WISHES_MAX: usize = 1000;
+const QUEUE_REQUESTS_MAX: usize = 1000;
 /// Maximum number of writes of one request: each SKU's stock and the reservation.
-const WISH_WRITES_MAX: usize = ORDER_SKUS_MAX + 1;
+const REQUEST_WRITES_MAX: usize = ORDER_SKUS_MAX + 1;
 /// After this long without a commit the requests fail, and the orders are retried later.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_secs(1) };
@@ -42,14 +42,14 @@ pub(super) struct Reservations {
 struct Request {
     order_id: String,
     incarnation: Incarnation,
-    wish: ReservationRequest,
+    action: ReservationRequest,
     reply: oneshot::Sender<Result<Answer, StepError>>,
 }
 
 impl Reservations {
     /// A caller has an answer within `answer_timeout`.
     pub(super) fn start(store: Store, answer_timeout: Duration) -> Self {
-        let (queue, requests) = mpsc::channel(QUEUE_WISHES_MAX);
+        let (queue, requests) = mpsc::channel(QUEUE_REQUESTS_MAX);
         // A request may wait for the batch before its own.
         let commit_timeout = COMMIT_TIMEOUT.min(answer_timeout / 2);
         let batcher = ReservationBatcher { store, stock: HashMap::new(), commit_timeout };
@@ -58,12 +58,12 @@ impl Reservations {
     }
 
     /// The outcome of the order's request, once it is durable. A retry changes nothing more.
-    pub(super) async fn ask(&self, order: &Order, wish: ReservationRequest) -> Result<Answer, StepError> {
+    pub(super) async fn ask(&self, order: &Order, action: ReservationRequest) -> Result<Answer, StepError> {
         let closed = || StepError::Unavailable("the inventory is closed".to_owned());
-        let span = asking(order, &wish);
+        let span = request_span(order, &action);
         let (reply, answer) = oneshot::channel();
         let incarnation = Incarnation::of(order)?;
-        let request = Request { order_id: order.order_id.clone(), incarnation, wish, reply };
+        let request = Request { order_id: order.order_id.clone(), incarnation, action, reply };
         let answered = async {
             self.queue.send(request).await.map_err(|_| closed())?;
             answer.await.map_err(|_| closed())?
@@ -81,8 +81,8 @@ impl Reservations {
 }
 
 /// The span of one order's request: from the queue to the commit of its batch.
-fn asking(order: &Order, wish: &ReservationRequest) -> Span {
-    let operation = match wish {
+fn request_span(order: &Order, action: &ReservationRequest) -> Span {
+    let operation = match action {
         ReservationRequest::Reserve(_) => "reserve",
         ReservationRequest::Release => "release",
         ReservationRequest::Keep => "keep",
@@ -110,16 +110,16 @@ struct ReservationBatcher {
 enum Failure {
     /// The answer depends on records that have to be read first.
     #[error("records have to be read")]
-    Unsure,
+    NeedsRead,
     #[error(transparent)]
     Commit(#[from] CommitError),
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
-impl From<Unsure> for Failure {
-    fn from(_: Unsure) -> Self {
-        Self::Unsure
+impl From<NeedsRead> for Failure {
+    fn from(_: NeedsRead) -> Self {
+        Self::NeedsRead
     }
 }
 
@@ -127,7 +127,7 @@ impl ReservationBatcher {
     async fn serve(mut self, mut queue: mpsc::Receiver<Request>) {
         while let Some(first) = queue.recv().await {
             let mut requests = vec![first];
-            while writes(&requests) + WISH_WRITES_MAX <= WRITES_MAX {
+            while writes(&requests) + REQUEST_WRITES_MAX <= WRITES_MAX {
                 let Ok(next) = queue.try_recv() else { break };
                 requests.push(next);
             }
@@ -139,7 +139,7 @@ impl ReservationBatcher {
     /// Answers every request after the decisions are durable.
     async fn settle(&mut self, mut requests: Vec<Request>) {
         let deadline = Instant::now() + self.commit_timeout;
-        let mut ledger = Some(self.remember(&requests));
+        let mut ledger = Some(self.cached_ledger(&requests));
         for attempts in 1.. {
             // A caller that no longer waits may have been overtaken, and would not compensate an effect made now.
             requests.retain(|request| !request.reply.is_closed());
@@ -161,7 +161,7 @@ impl ReservationBatcher {
             }
             match failure {
                 // Another writer won; the next attempt reads the records.
-                Failure::Unsure | Failure::Commit(CommitError::Conflict) => {}
+                Failure::NeedsRead | Failure::Commit(CommitError::Conflict) => {}
                 Failure::Commit(
                     CommitError::Unknown(_) | CommitError::Full(_) | CommitError::Permanent(_),
                 )
@@ -205,22 +205,22 @@ impl ReservationBatcher {
             let (ledger, answers) = decide(Ledger::read(&records), requests)?;
             let refused = requests.iter().zip(&answers).filter(|(_, answer)| answer.is_out_of_stock());
             let keys = refused.flat_map(|(request, _)| keys(request));
-            let unsure: Vec<_> = keys.filter(|key| latest.insert(key.clone())).collect();
-            if unsure.is_empty() {
+            let unproven: Vec<_> = keys.filter(|key| latest.insert(key.clone())).collect();
+            if unproven.is_empty() {
                 return Ok((ledger, answers));
             }
-            records.retain(|key, _| !unsure.contains(key));
-            records.extend(self.store.read_proven(&unsure).await?);
+            records.retain(|key, _| !unproven.contains(key));
+            records.extend(self.store.read_proven(&unproven).await?);
         }
     }
 
     /// The cached stock of the requested SKUs.
-    fn remember(&self, requests: &[Request]) -> Ledger {
-        let wanted = requests.iter().flat_map(|request| match &request.wish {
+    fn cached_ledger(&self, requests: &[Request]) -> Ledger {
+        let wanted = requests.iter().flat_map(|request| match &request.action {
             ReservationRequest::Reserve(units) => units.keys().collect(),
             ReservationRequest::Release | ReservationRequest::Keep => Vec::new(),
         });
-        Ledger::remembered(
+        Ledger::from_cache(
             wanted.filter_map(|sku| Some((sku.clone(), self.stock.get(sku)?.clone()))).collect(),
         )
     }
@@ -272,16 +272,16 @@ impl ReservationBatcher {
 }
 
 /// Decides on all requests; returns the answers, and the ledger with their changes.
-fn decide(mut ledger: Ledger, requests: &[Request]) -> Result<(Ledger, Vec<Answer>), Unsure> {
+fn decide(mut ledger: Ledger, requests: &[Request]) -> Result<(Ledger, Vec<Answer>), NeedsRead> {
     let decisions =
-        requests.iter().map(|request| ledger.decide(&request.order_id, request.incarnation, &request.wish));
+        requests.iter().map(|request| ledger.decide(&request.order_id, request.incarnation, &request.action));
     let answers = decisions.collect::<Result<Vec<_>, _>>()?;
     Ok((ledger, answers))
 }
 
 /// The records that a request is about.
 fn keys(request: &Request) -> Vec<String> {
-    let wanted = match &request.wish {
+    let wanted = match &request.action {
         ReservationRequest::Reserve(units) => units.keys().map(|sku| stock_key(sku)).collect(),
         ReservationRequest::Release | ReservationRequest::Keep => Vec::new(),
     };
@@ -290,9 +290,9 @@ fn keys(request: &Request) -> Vec<String> {
 
 /// How many writes the requests may lead to.
 fn writes(requests: &[Request]) -> usize {
-    let writes = |request: &Request| match &request.wish {
+    let writes = |request: &Request| match &request.action {
         ReservationRequest::Reserve(units) => units.len() + 1,
-        ReservationRequest::Release => WISH_WRITES_MAX,
+        ReservationRequest::Release => REQUEST_WRITES_MAX,
         ReservationRequest::Keep => 1,
     };
     requests.iter().map(writes).sum()

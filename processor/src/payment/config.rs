@@ -8,7 +8,7 @@ use program::config::duration;
 use tonic::transport::{Endpoint, Uri};
 use tracing::{info, warn};
 
-use super::provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
+use super::provider::{Capture, CaptureError, PaymentProvider, ProviderError, Refund};
 use super::{Remote, Sandbox};
 
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
@@ -64,7 +64,7 @@ impl PaymentProvider for ConfiguredProvider {
         }
     }
 
-    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, NoAnswer> {
+    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, ProviderError> {
         match self {
             Self::Remote(remote) => remote.refund(idempotency_key).await,
             Self::Sandbox(sandbox) => sandbox.refund(idempotency_key).await,

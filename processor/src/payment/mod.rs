@@ -10,7 +10,7 @@ use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Money, Order, PaymentCaptured, PaymentRefunded, Undo};
 
 pub use config::{ConfiguredProvider, PaymentConfig};
-pub use provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
+pub use provider::{Capture, CaptureError, PaymentProvider, ProviderError, Refund};
 pub use remote::Remote;
 pub use sandbox::Sandbox;
 
@@ -88,16 +88,16 @@ impl From<CaptureError> for StepError {
             CaptureError::Declined(message) => Self::Rejected { reason: CARD_DECLINED, message },
             // The order has moved on from the status in this event.
             CaptureError::Refunded => Self::Unexpected("the payment was already refunded".to_owned()),
-            CaptureError::NoAnswer(error) => error.into(),
+            CaptureError::Provider(error) => error.into(),
         }
     }
 }
 
-impl From<NoAnswer> for StepError {
-    fn from(error: NoAnswer) -> Self {
+impl From<ProviderError> for StepError {
+    fn from(error: ProviderError) -> Self {
         match error {
-            NoAnswer::Unavailable(_) => Self::Unavailable(error.to_string()),
-            NoAnswer::Unusable(_) => Self::Unexpected(error.to_string()),
+            ProviderError::Unavailable(_) => Self::Unavailable(error.to_string()),
+            ProviderError::Unusable(_) => Self::Unexpected(error.to_string()),
         }
     }
 }
@@ -146,11 +146,11 @@ mod tests {
 
     impl PaymentProvider for Unasked {
         async fn capture(&self, _: Capture<'_>) -> Result<String, CaptureError> {
-            Err(NoAnswer::Unusable("asked for a capture".to_owned()).into())
+            Err(ProviderError::Unusable("asked for a capture".to_owned()).into())
         }
 
-        async fn refund(&self, _: &str) -> Result<Option<Refund>, NoAnswer> {
-            Err(NoAnswer::Unusable("asked for a refund".to_owned()))
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, ProviderError> {
+            Err(ProviderError::Unusable("asked for a refund".to_owned()))
         }
     }
 
@@ -176,7 +176,7 @@ mod tests {
             Ok("payment".to_owned())
         }
 
-        async fn refund(&self, _: &str) -> Result<Option<Refund>, NoAnswer> {
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, ProviderError> {
             let amount = Money { currency_code: "EUR".to_owned(), minor_units: 1 };
             Ok(Some(Refund { refund_id: "refund".to_owned(), amount }))
         }
@@ -196,7 +196,7 @@ mod tests {
             Ok("payment".to_owned())
         }
 
-        async fn refund(&self, _: &str) -> Result<Option<Refund>, NoAnswer> {
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, ProviderError> {
             Ok(None)
         }
     }

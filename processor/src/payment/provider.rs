@@ -29,7 +29,7 @@ pub struct Refund {
 
 /// The provider gave no answer that says what happened.
 #[derive(Clone, Debug, Error)]
-pub enum NoAnswer {
+pub enum ProviderError {
     /// The provider is unavailable, or rejects all calls at the moment: not the order's fault.
     #[error("no answer: {0}")]
     Unavailable(String),
@@ -49,7 +49,7 @@ pub enum CaptureError {
     Refunded,
     /// The outcome is unknown; a retry finds it.
     #[error(transparent)]
-    NoAnswer(#[from] NoAnswer),
+    Provider(#[from] ProviderError),
 }
 
 /// Moves money. Both calls are safe to retry: the idempotency key identifies a retry.
@@ -59,7 +59,10 @@ pub trait PaymentProvider: Send + Sync + 'static {
 
     /// Refunds the capture under the key, and returns it: `None` if there was none. No capture under the key succeeds
     /// afterwards.
-    fn refund(&self, idempotency_key: &str) -> impl Future<Output = Result<Option<Refund>, NoAnswer>> + Send;
+    fn refund(
+        &self,
+        idempotency_key: &str,
+    ) -> impl Future<Output = Result<Option<Refund>, ProviderError>> + Send;
 
     /// Whether it still knows of every capture that it has ever answered for.
     fn remembers(&self) -> bool {

@@ -7,7 +7,7 @@ use proto::orders::v1::Money;
 use proto::payments::v1 as payments;
 use tonic::{Code, Status};
 
-use crate::payment::provider::NoAnswer;
+use crate::payment::provider::ProviderError;
 
 /// References and messages go into the order's history.
 pub(super) const TEXT_CHARS_MAX: usize = 256;
@@ -28,18 +28,18 @@ pub(super) fn may_pass(status: &Status) -> bool {
 
 /// The outcome of a call. A rejected caller or a missing service is not the order's fault either, though an immediate
 /// retry does not help.
-pub(super) fn no_answer(status: &Status) -> NoAnswer {
+pub(super) fn provider_error(status: &Status) -> ProviderError {
     let text = format!("{:?}: {}", status.code(), shortened(status.message()));
     let refused =
         matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented);
-    if refused || may_pass(status) { NoAnswer::Unavailable(text) } else { NoAnswer::Unusable(text) }
+    if refused || may_pass(status) { ProviderError::Unavailable(text) } else { ProviderError::Unusable(text) }
 }
 
-pub(super) fn unusable(what: &str) -> NoAnswer {
-    NoAnswer::Unusable(what.to_owned())
+pub(super) fn unusable(what: &str) -> ProviderError {
+    ProviderError::Unusable(what.to_owned())
 }
 
-pub(super) fn reference(field: &str, text: String) -> Result<String, NoAnswer> {
+pub(super) fn reference(field: &str, text: String) -> Result<String, ProviderError> {
     if !text.chars().all(is_plain) {
         return Err(unusable(&format!("{field} contains control characters")));
     }
@@ -59,7 +59,7 @@ pub(super) fn to_payments(amount: &Money) -> payments::Money {
     payments::Money { currency_code: amount.currency_code.clone(), minor_units: amount.minor_units }
 }
 
-pub(super) fn from_payments(amount: payments::Money) -> Result<Money, NoAnswer> {
+pub(super) fn from_payments(amount: payments::Money) -> Result<Money, ProviderError> {
     let payments::Money { currency_code, minor_units } = amount;
     let is_code = currency_code.len() == 3 && currency_code.bytes().all(|byte| byte.is_ascii_uppercase());
     if !is_code || minor_units < 0 {

@@ -15,8 +15,8 @@ use tonic::{Code, Request, Response, Status};
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, info_span};
 
-use self::answers::{from_payments, may_pass, no_answer, reference, shortened, to_payments, unusable};
-use super::provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
+use self::answers::{from_payments, may_pass, provider_error, reference, shortened, to_payments, unusable};
+use super::provider::{Capture, CaptureError, PaymentProvider, ProviderError, Refund};
 
 /// Maximum number of calls for one attempt at an order. More would keep a worker from orders that can progress.
 const CALLS_MAX: u64 = 3;
@@ -69,7 +69,7 @@ impl Remote {
         order_id: &str,
         request: T,
         method: impl AsyncFn(PaymentServiceClient<Channel>, Request<T>) -> Result<Response<R>, Status>,
-    ) -> Result<R, NoAnswer> {
+    ) -> Result<R, ProviderError> {
         let deadline = Instant::now() + self.answer_timeout;
         let mut calls = 0;
         loop {
@@ -77,8 +77,8 @@ impl Remote {
             let mut request = Request::new(request.clone());
             // The service can stop when the caller no longer waits.
             request.set_timeout(time);
-            let span = self.calling(name, order_id);
-            span.in_scope(|| pass_on(request.metadata_mut()));
+            let span = self.call_span(name, order_id);
+            span.in_scope(|| inject_trace(request.metadata_mut()));
             let called = timeout(time, method(self.client.clone(), request));
             let status = match called.instrument(span.clone()).await {
                 Ok(Ok(response)) => {
@@ -94,7 +94,7 @@ impl Remote {
             calls += 1;
             let pause = RETRY.after(calls);
             if calls == CALLS_MAX || !may_pass(&status) || Instant::now() + pause >= deadline {
-                return Err(no_answer(&status));
+                return Err(provider_error(&status));
             }
             debug!(code = ?status.code(), reason = status.message(), ?pause, "payment service call retried");
             sleep(pause).await;
@@ -104,7 +104,7 @@ impl Remote {
 
 impl Remote {
     /// The span of one call.
-    fn calling(&self, name: &'static str, order_id: &str) -> Span {
+    fn call_span(&self, name: &'static str, order_id: &str) -> Span {
         info_span!(
             "call",
             otel.name = name,
@@ -120,7 +120,7 @@ impl Remote {
 }
 
 /// Propagates the trace context to the service.
-fn pass_on(metadata: &mut MetadataMap) {
+fn inject_trace(metadata: &mut MetadataMap) {
     trace::inject(|key, value| {
         // Both consist of characters that a header allows.
         if let (Ok(key), Ok(value)) = (key.parse::<AsciiMetadataKey>(), value.parse()) {
@@ -156,7 +156,7 @@ impl PaymentProvider for Remote {
         }
     }
 
-    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, NoAnswer> {
+    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, ProviderError> {
         let request = RefundRequest { idempotency_key: idempotency_key.to_owned() };
         let call = async |mut client: PaymentServiceClient<_>, request| client.refund(request).await;
         // The key begins with the order's id.

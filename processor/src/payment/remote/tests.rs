@@ -112,7 +112,7 @@ async fn an_outage_is_not_the_orders_fault_and_ends_after_some_calls() {
     let answers = vec![Err(Status::unavailable("away")); 10];
     let (remote, script) = serving_captures(answers).await;
     let error = capture(&remote).await.unwrap_err();
-    assert!(matches!(&error, CaptureError::NoAnswer(NoAnswer::Unavailable(_))), "{error}");
+    assert!(matches!(&error, CaptureError::Provider(ProviderError::Unavailable(_))), "{error}");
     assert_eq!(script.seen.lock().unwrap().len() as u64, CALLS_MAX);
 }
 
@@ -124,7 +124,7 @@ async fn calls_without_a_server_or_an_answer_time_out() {
     for (endpoint, call) in [(nobody, LONG), (silent.serve().await, Duration::from_millis(20))] {
         let remote = Remote::new(endpoint, call, Duration::from_millis(200));
         let error = capture(&remote).await.unwrap_err();
-        assert!(matches!(&error, CaptureError::NoAnswer(NoAnswer::Unavailable(_))), "{error}");
+        assert!(matches!(&error, CaptureError::Provider(ProviderError::Unavailable(_))), "{error}");
     }
 }
 
@@ -157,7 +157,10 @@ async fn an_unusable_answer_is_distinguished_from_no_answer_and_not_retried() {
     ] {
         let (remote, script) = serving_captures(vec![nonsense.clone()]).await;
         let error = capture(&remote).await.unwrap_err();
-        assert!(matches!(&error, CaptureError::NoAnswer(NoAnswer::Unusable(_))), "{nonsense:?} is {error}");
+        assert!(
+            matches!(&error, CaptureError::Provider(ProviderError::Unusable(_))),
+            "{nonsense:?} is {error}"
+        );
         assert_eq!(script.seen.lock().unwrap().len(), 1);
     }
 }
@@ -172,7 +175,7 @@ async fn control_characters_are_rejected_or_replaced() {
     ])
     .await;
     let error = capture(&remote).await.unwrap_err();
-    assert!(matches!(&error, CaptureError::NoAnswer(NoAnswer::Unusable(_))), "{error}");
+    assert!(matches!(&error, CaptureError::Provider(ProviderError::Unusable(_))), "{error}");
     let declined = capture(&remote).await.unwrap_err();
     assert_eq!(declined.to_string(), "declined: \u{fffd}[2J\u{fffd}no\u{fffd}");
     let internal = capture(&remote).await.unwrap_err();
@@ -184,7 +187,7 @@ async fn a_service_that_rejects_every_call_is_unavailable_and_not_retried_at_onc
     for refusal in [Status::unauthenticated(""), Status::permission_denied(""), Status::unimplemented("")] {
         let (remote, script) = serving_captures(vec![Err(refusal)]).await;
         let error = capture(&remote).await.unwrap_err();
-        assert!(matches!(&error, CaptureError::NoAnswer(NoAnswer::Unavailable(_))), "{error}");
+        assert!(matches!(&error, CaptureError::Provider(ProviderError::Unavailable(_))), "{error}");
         assert_eq!(script.seen.lock().unwrap().len(), 1);
     }
 }
@@ -212,6 +215,6 @@ async fn a_refund_returns_its_reference_and_amount() {
     assert_eq!(remote.refund("k").await.unwrap(), None);
     for _ in 0..5 {
         let error = remote.refund("k").await.unwrap_err();
-        assert!(matches!(error, NoAnswer::Unusable(_)), "{error}");
+        assert!(matches!(error, ProviderError::Unusable(_)), "{error}");
     }
 }
