@@ -18,15 +18,15 @@ use tracing::{error, info, warn};
 use crate::metrics;
 
 /// How often the carrier checks for due events: fifty times within the carry age, within these bounds.
-const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(200);
-const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(10);
+const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(200);
+const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(10);
 /// How long the record must stay unchanged before another gateway takes over: a number of checks, and a minimum time.
-const STANDSTILL_LOOKS: u32 = 4;
-const STANDSTILL_MIN: Duration = Duration::from_secs(2);
+const STALLED_CHECKS: u32 = 4;
+const STALLED_MIN: Duration = Duration::from_secs(2);
 
-static SAID: LogThrottle = LogThrottle::every(Duration::from_secs(30));
-static FAILED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
-static MISSED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
+static CARRIED_LOG: LogThrottle = LogThrottle::every(Duration::from_secs(30));
+static FAILED_LOG: LogThrottle = LogThrottle::every(Duration::from_secs(30));
+static MISSED_LOG: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// The carrier of one gateway.
 #[derive(Debug)]
@@ -80,15 +80,15 @@ impl Carrier {
     /// Carries, or waits until it has to take over. Never ends.
     pub(crate) async fn keep(mut self) {
         loop {
-            let pause = match self.turn().await {
+            let pause = match self.check().await {
                 Ok(pause) => pause,
                 Err(error) => {
                     if self.log.connection().is_up()
-                        && let Some(left_out) = FAILED.allow()
+                        && let Some(left_out) = FAILED_LOG.allow()
                     {
                         warn!(%error, left_out, "unfinished orders not carried, retrying");
                     }
-                    LOOK_INTERVAL_MIN * 5
+                    CHECK_INTERVAL_MIN * 5
                 }
             };
             sleep(pause).await;
@@ -96,13 +96,13 @@ impl Carrier {
     }
 
     /// Checks once, and carries the due orders. Returns the time until the next check.
-    async fn turn(&mut self) -> Result<Duration, CarryError> {
+    async fn check(&mut self) -> Result<Duration, CarryError> {
         let kept = self.log.kept().await?;
         let (recorded, head) = self.log.carry_position().await?;
         let wanted = Schedule::of(kept.retention, self.carry_after);
-        let look_interval = wanted.age().map_or(LOOK_INTERVAL_MAX, |age| age / 50);
-        let look_interval = look_interval.clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL_MAX);
-        let standstill = (look_interval * STANDSTILL_LOOKS).max(STANDSTILL_MIN);
+        let check_interval = wanted.age().map_or(CHECK_INTERVAL_MAX, |age| age / 50);
+        let check_interval = check_interval.clamp(CHECK_INTERVAL_MIN, CHECK_INTERVAL_MAX);
+        let stalled_after = (check_interval * STALLED_CHECKS).max(STALLED_MIN);
         // A record of another log, or of a log that has lost its end, does not apply.
         let recorded = recorded.filter(|recorded| {
             recorded.log_created == kept.created && recorded.next <= kept.last.0.saturating_add(1)
@@ -120,10 +120,10 @@ impl Carrier {
             if self.seen.is_none_or(|(seen, _)| seen != head) {
                 self.seen = Some((head, Instant::now()));
             }
-            let stands_still = self.seen.is_some_and(|(_, since)| since.elapsed() >= standstill);
-            if !stands_still {
+            let is_stalled = self.seen.is_some_and(|(_, since)| since.elapsed() >= stalled_after);
+            if !is_stalled {
                 self.is_holder = false;
-                return Ok(look_interval);
+                return Ok(check_interval);
             }
         }
         if !self.is_holder {
@@ -140,20 +140,20 @@ impl Carrier {
             carried += walked.carried;
             position.next = walked.next.0;
             position.until = walked.until.map_or(position.until, |until| until.max(position.until));
-            if walked.caught_up || began.elapsed() >= standstill / 4 {
+            if walked.caught_up || began.elapsed() >= stalled_after / 4 {
                 break walked.caught_up;
             }
         };
-        say_missed(missed);
+        report_missed(missed);
         if carried > 0
-            && let Some(left_out) = SAID.allow()
+            && let Some(left_out) = CARRIED_LOG.allow()
         {
             info!(carried, left_out, "unfinished orders carried");
         }
         let recorded = self.log.record_carry_position(&position, head).await;
         self.is_holder = recorded.is_some();
         self.progress.set(position.until, kept.retention);
-        Ok(if caught_up { look_interval } else { Duration::ZERO })
+        Ok(if caught_up { check_interval } else { Duration::ZERO })
     }
 }
 
@@ -165,10 +165,10 @@ fn missed(position: &CarryPosition, kept: &Kept, now: SystemTime) -> u64 {
     if has_expired && position.next > 0 { kept.first.0.saturating_sub(position.next) } else { 0 }
 }
 
-fn say_missed(events: u64) {
+fn report_missed(events: u64) {
     metrics::missed(events);
     if events > 0
-        && let Some(left_out) = MISSED.allow()
+        && let Some(left_out) = MISSED_LOG.allow()
     {
         error!(
             events,

@@ -31,7 +31,7 @@ pub(crate) struct DurabilityConfig {
     /// Required durability. `strict` accepts orders only while the order log is on at least three servers, or each
     /// write is synced to the disk. `any` always accepts them, and reports the durability.
     #[arg(long, env = "DURABILITY", default_value = "any")]
-    pub(crate) durability: Wanted,
+    pub(crate) durability: RequiredDurability,
     /// Monitoring ports of all servers with the order log, such as `http://nats:8222`, separated by commas. Only they
     /// show whether each write is synced. Unset: it counts as not synced.
     #[arg(long, env = "NATS_MONITOR_URL", hide_env_values = true, value_delimiter = ',', value_parser = monitor)]
@@ -40,14 +40,14 @@ pub(crate) struct DurabilityConfig {
 
 /// The required durability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Wanted {
+pub(crate) enum RequiredDurability {
     Any,
     Strict,
 }
 
 /// What acknowledged orders survive, the weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Level {
+pub(crate) enum DurabilityLevel {
     /// No restart of the server.
     Memory,
     /// A crash of the server's process, not a power failure.
@@ -58,7 +58,7 @@ pub(crate) enum Level {
     Replicated,
 }
 
-impl Level {
+impl DurabilityLevel {
     pub(crate) const ALL: [Self; 4] = [Self::Memory, Self::Process, Self::Fsync, Self::Replicated];
 
     /// The level of a stream, whose servers are known to write through, or not to.
@@ -74,10 +74,10 @@ impl Level {
         }
     }
 
-    pub(crate) fn satisfies(self, wanted: Wanted) -> bool {
+    pub(crate) fn satisfies(self, wanted: RequiredDurability) -> bool {
         match wanted {
-            Wanted::Any => true,
-            Wanted::Strict => self >= Self::Fsync,
+            RequiredDurability::Any => true,
+            RequiredDurability::Strict => self >= Self::Fsync,
         }
     }
 
@@ -92,7 +92,7 @@ impl Level {
 }
 
 /// Formats it for people.
-impl fmt::Display for Level {
+impl fmt::Display for DurabilityLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Memory => "memory: nothing survives a restart of the broker",
@@ -200,19 +200,22 @@ mod tests {
     #[test]
     fn a_level_needs_every_server_that_holds_the_log() {
         let fsyncs = HashMap::from([("a".to_owned(), true), ("b".to_owned(), false)]);
-        let level = |replicas, servers: &[&str]| Level::of(&stream(replicas, servers), &fsyncs);
-        assert_eq!(level(1, &["a"]), Level::Fsync);
-        assert_eq!(level(1, &["b"]), Level::Process);
-        assert_eq!(level(1, &["unknown"]), Level::Process);
-        assert_eq!(level(2, &["a", "b"]), Level::Process);
-        assert_eq!(level(1, &[]), Level::Process, "the servers are unknown");
-        assert_eq!(level(3, &["b"]), Level::Replicated);
-        assert_eq!(Level::of(&StreamState { on_file: false, ..stream(3, &["a"]) }, &fsyncs), Level::Memory);
+        let level = |replicas, servers: &[&str]| DurabilityLevel::of(&stream(replicas, servers), &fsyncs);
+        assert_eq!(level(1, &["a"]), DurabilityLevel::Fsync);
+        assert_eq!(level(1, &["b"]), DurabilityLevel::Process);
+        assert_eq!(level(1, &["unknown"]), DurabilityLevel::Process);
+        assert_eq!(level(2, &["a", "b"]), DurabilityLevel::Process);
+        assert_eq!(level(1, &[]), DurabilityLevel::Process, "the servers are unknown");
+        assert_eq!(level(3, &["b"]), DurabilityLevel::Replicated);
+        assert_eq!(
+            DurabilityLevel::of(&StreamState { on_file: false, ..stream(3, &["a"]) }, &fsyncs),
+            DurabilityLevel::Memory
+        );
     }
 
     #[test]
     fn strict_requires_that_orders_survive_a_power_failure() {
-        let enough = Level::ALL.map(|level| level.satisfies(Wanted::Strict));
+        let enough = DurabilityLevel::ALL.map(|level| level.satisfies(RequiredDurability::Strict));
         assert_eq!(enough, [false, false, true, true]);
     }
 

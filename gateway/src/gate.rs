@@ -24,8 +24,8 @@ pub(crate) trait Admit {
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Status>;
 
     /// The answer to a rejected call.
-    fn answer(&self, refusal: Status) -> Response<Body> {
-        refusal.into_http()
+    fn answer(&self, status: Status) -> Response<Body> {
+        status.into_http()
     }
 }
 
@@ -55,7 +55,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<S::Future, Refusal>;
+    type Future = Either<S::Future, RejectionFuture>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -64,17 +64,17 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         match self.admit.admit(&mut request) {
             Ok(()) => Either::Left(self.inner.call(request)),
-            Err(status) => Either::Right(refuse(request, self.admit.answer(status))),
+            Err(status) => Either::Right(reject(request, self.admit.answer(status))),
         }
     }
 }
 
 /// The answer to a rejected call.
-pub(crate) type Refusal = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+pub(crate) type RejectionFuture = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
 /// Answers a rejected call. Its message is read from the connection first: data that arrives for a call that is over
 /// counts as an error of the client, and many of those close its connection.
-pub(crate) fn refuse(request: Request<Body>, answer: Response<Body>) -> Refusal {
+pub(crate) fn reject(request: Request<Body>, answer: Response<Body>) -> RejectionFuture {
     let mut message = Limited::new(request.into_body(), UNREAD_BYTES_MAX);
     async move {
         // A read error or timeout does not change the answer.

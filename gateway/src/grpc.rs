@@ -19,7 +19,7 @@ use crate::gate::Gate;
 use crate::orders::Orders;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
-use crate::transport::connections::Limit;
+use crate::transport::connections::ConnectionLimit;
 use crate::transport::tls::Tls;
 use crate::transport::{connections, server};
 use crate::{browser, errors, health, malformed, panics, reflection};
@@ -68,11 +68,12 @@ pub(crate) async fn serve(
         // Sheds load: with too many calls in flight all of them would be late.
         .layer(calls)
         .service(orders);
-    let told = CancellationToken::new();
+    let notified = CancellationToken::new();
     // Probes need no credential, so they have limits of their own.
-    let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
+    let probes = ServiceBuilder::new().layer(Probes::new(notified.clone()));
 
-    let (health, _reporting) = health::service(readiness, told, [OrderServiceServer::<Orders>::NAME]).await;
+    let (health, _reporting) =
+        health::service(readiness, notified, [OrderServiceServer::<Orders>::NAME]).await;
     let mut routes = Routes::new(probes.service(health)).add_service(orders);
     if config.reflection {
         let (v1, v1alpha) = reflection::services(proto::DESCRIPTOR_SET)?;
@@ -99,7 +100,8 @@ pub(crate) async fn serve(
         age_max: config.max_connection_age,
         age_grace: config.max_connection_age_grace,
     };
-    let incoming = connections::accept(listener, Limit::of(config.max_connections), tls, draining.clone());
+    let incoming =
+        connections::accept(listener, ConnectionLimit::of(config.max_connections), tls, draining.clone());
     server::serve(incoming, service, limits, draining).await;
     Ok(())
 }

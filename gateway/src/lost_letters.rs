@@ -9,7 +9,7 @@ use tracing::error;
 /// The last known state of the dead letters. Kept while they cannot be read.
 #[derive(Debug, Default)]
 pub(crate) struct LostLetters {
-    before: Option<Look>,
+    before: Option<Observation>,
     /// The stream was missing at the last check.
     is_missing: bool,
     lost: u64,
@@ -17,7 +17,7 @@ pub(crate) struct LostLetters {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Look {
+struct Observation {
     created: SystemTime,
     open: u64,
 }
@@ -26,7 +26,7 @@ impl LostLetters {
     /// The stream, created at `created`, has this many open dead letters, or no dead letter in any state.
     pub(crate) fn found(&mut self, created: SystemTime, open: u64, is_empty: bool) {
         self.is_missing = false;
-        let before = self.before.replace(Look { created, open });
+        let before = self.before.replace(Observation { created, open });
         let Some(before) = before.filter(|before| before.open > 0) else { return };
         // Resolved letters are kept for weeks, so an empty stream has lost them.
         if before.created == created && !is_empty {

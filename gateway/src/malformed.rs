@@ -4,12 +4,12 @@ use http::Response;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::errors::{self, Refusal};
+use crate::errors::{self, Rejection};
 
 /// Replaces tonic's status for an unreadable request by INVALID_ARGUMENT.
 pub(crate) fn answer(answer: Response<Body>) -> Response<Body> {
     // The gateway's own INTERNAL has a mark. A later INTERNAL, such as a stream's, is in the trailers.
-    if Refusal::is_marked(answer.headers()) {
+    if Rejection::is_marked(answer.headers()) {
         return answer;
     }
     match Status::from_header_map(answer.headers()) {

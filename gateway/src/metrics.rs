@@ -7,7 +7,7 @@ use backbone::log::Walked;
 use program::metrics::{self, Counter, Histogram, KeyValue, UpDownCounter, seconds};
 use program::trace::attribute;
 
-use crate::errors::{Fault, Reason, Refusal};
+use crate::errors::{Fault, Reason, Rejection};
 
 use crate::readiness::{Readiness, State};
 
@@ -49,7 +49,7 @@ static EXPIRED: LazyLock<Counter<u64>> = LazyLock::new(|| {
 pub(crate) fn start(readiness: &Readiness) {
     for reason in Reason::ALL {
         for fault in Fault::ALL {
-            REFUSED.add(0, &labels(Refusal { reason, fault }));
+            REFUSED.add(0, &labels(Rejection { reason, fault }));
         }
     }
     for method in [WATCH_ORDER, WATCH_ORDERS] {
@@ -104,12 +104,12 @@ pub(crate) fn answered(method: &'static str, status: &'static str, fault: Option
 }
 
 /// A call was refused.
-pub(crate) fn refused(refusal: Refusal) {
-    REFUSED.add(1, &labels(refusal));
+pub(crate) fn rejected(rejection: Rejection) {
+    REFUSED.add(1, &labels(rejection));
 }
 
-fn labels(refusal: Refusal) -> [KeyValue; 2] {
-    [KeyValue::new("reason", refusal.reason.as_str()), KeyValue::new(FAULT, refusal.fault.as_str())]
+fn labels(rejection: Rejection) -> [KeyValue; 2] {
+    [KeyValue::new("reason", rejection.reason.as_str()), KeyValue::new(FAULT, rejection.fault.as_str())]
 }
 
 /// An event was delivered to a watcher, `lag` after it was stored.

@@ -92,7 +92,7 @@ impl OrderService for Orders {
     ) -> Result<Response<CreateOrderResponse>, Status> {
         let deadline = self.deadline(&request);
         let new = validation::new_order(&tenant_of(&request)?, request.into_inner())?;
-        spans::about(&new.id);
+        spans::record_order(&new.id);
         self.readiness.may_store()?;
         let items = new.created.items.clone();
 
@@ -114,7 +114,7 @@ impl OrderService for Orders {
     ) -> Result<Response<GetOrderResponse>, Status> {
         let deadline = self.deadline(&request);
         let id = validation::order_id(&request.get_ref().order_id)?;
-        spans::about(&id);
+        spans::record_order(&id);
         let tenant = tenant_of(&request)?;
         let found = read_by(deadline, self.log.load(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
@@ -144,7 +144,7 @@ impl OrderService for Orders {
         let deadline = self.deadline(&request);
         let tenant = tenant_of(&request)?;
         let (id, cancelled) = validation::cancel(request.into_inner())?;
-        spans::about(&id);
+        spans::record_order(&id);
         self.readiness.may_store()?;
 
         let found = read_by(deadline, self.log.load_latest(&id)).await?;
@@ -172,7 +172,7 @@ impl OrderService for Orders {
     ) -> Result<Response<ListOrderEventsResponse>, Status> {
         let deadline = self.deadline(&request);
         let EventsRequest { id, after, size } = validation::events(request.get_ref())?;
-        spans::about(&id);
+        spans::record_order(&id);
         let tenant = tenant_of(&request)?;
         let history = read_by(deadline, self.log.history(&id, Revision::NONE)).await?;
         if !history.last().is_some_and(|last| owns(&tenant, &last.order, &id)) {
@@ -193,7 +193,7 @@ impl OrderService for Orders {
         let tenant = tenant_of(&request)?;
         let request = request.into_inner();
         let id = validation::order_id(&request.order_id)?;
-        spans::about(&id);
+        spans::record_order(&id);
         let found = read_by(opening, self.log.load(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
         let found = found.ok_or_else(|| errors::not_found(&id))?;

@@ -7,7 +7,7 @@ use tonic::body::Body;
 use tower_http::catch_panic::{CatchPanicLayer, ResponseForPanic};
 use tracing::error;
 
-use crate::errors::{self, Refusal};
+use crate::errors::{self, Rejection};
 
 /// Answers for a handler that panicked.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +22,7 @@ impl ResponseForPanic for Internal {
         error!(panic = text, "call handler panicked");
         let mut answer = errors::internal().into_http();
         // `Spans` is inside this layer: it has counted the call, and cannot remove the mark.
-        Refusal::take(answer.headers_mut());
+        Rejection::take(answer.headers_mut());
         answer
     }
 }

@@ -28,7 +28,7 @@ pub(crate) enum State {
     /// Nothing.
     Ready,
     /// The broker is unavailable, or the stream is missing or does not answer; with the reason.
-    BrokerAway(String),
+    BrokerUnavailable(String),
     /// The durability is below the configured one; with the details.
     NotDurable(String),
     /// The broker has no storage space for orders; with its reason. Reads still work.
@@ -51,7 +51,7 @@ pub(crate) struct Readiness {
 
 impl Readiness {
     pub(crate) fn new(streams: Streams, stock: Presence) -> Self {
-        let (state, _) = watch::channel(State::BrokerAway("not connected yet".to_owned()));
+        let (state, _) = watch::channel(State::BrokerUnavailable("not connected yet".to_owned()));
         let (leaving, draining) = (CancellationToken::new(), CancellationToken::new());
         Self { state, streams, stock, leaving, draining }
     }
@@ -107,32 +107,32 @@ impl Readiness {
         let keeping = async {
             let waiting = |reason| {
                 let full = full(&log).filter(|_| log.connection().is_up());
-                self.set(full.unwrap_or(State::BrokerAway(reason)));
+                self.set(full.unwrap_or(State::BrokerUnavailable(reason)));
             };
             provision(log.connection(), &config, waiting).await?;
             // The durability must be known before the first report of the state.
-            self.streams.look(&letters, monitors.as_ref()).await;
-            let setting_up_anew = async {
+            self.streams.refresh(&letters, monitors.as_ref()).await;
+            let reprovisioning = async {
                 loop {
                     self.until_lost(&log).await;
                     provision(log.connection(), &config, waiting).await?;
                 }
             };
             select! {
-                ended = setting_up_anew => ended,
+                ended = reprovisioning => ended,
                 never = losses::compare(&log, &letters) => match never {},
             }
         };
         select! {
             ended = keeping => ended,
-            () = self.streams.keep_looking(&letters, monitors.as_ref()) => Ok(()),
+            () = self.streams.keep_refreshing(&letters, monitors.as_ref()) => Ok(()),
             () = log.keep_probing() => Ok(()),
             () = log.keep_quorum() => Ok(()),
             () = self.follow_quorum(&log) => Ok(()),
             never = log.watch_for_losses() => match never {},
             never = self.stock.keep() => match never {},
             () = self.leaving.cancelled() => {
-                self.streams.forget();
+                self.streams.clear();
                 std::future::pending().await
             }
         }
@@ -146,23 +146,25 @@ impl Readiness {
             let connects = self.streams.connects();
             match probe(log).await {
                 Ok((extent, quorum)) => {
-                    let kept = self.streams.found_orders(Some(extent.state), connects);
+                    let kept = self.streams.record_orders(Some(extent.state), connects);
                     let state = match (quorum, kept, self.stock.missing()) {
-                        (Err(reason), _, _) => State::BrokerAway(reason),
+                        (Err(reason), _, _) => State::BrokerUnavailable(reason),
                         (Ok(()), Err(reason), _) => State::NotDurable(reason),
                         (Ok(()), Ok(()), Some(reason)) => State::StockMissing(reason),
                         (Ok(()), Ok(()), None) => State::Ready,
                     };
                     self.set(full(log).unwrap_or(state));
                 }
-                Err(NotAsked { reason, is_missing }) => {
+                Err(ProbeError { reason, is_missing }) => {
                     // In a cluster, silence does not mean a lost stream: its leader may be unreachable.
                     let connection = log.connection();
                     lost = connection.is_up() && (is_missing || !connection.is_clustered());
                     // The state of the log is unknown.
-                    self.streams.found_orders(None, connects).ok();
+                    self.streams.record_orders(None, connects).ok();
                     // Full storage can be the cause: a leader without space steps down.
-                    self.set(full(log).filter(|_| connection.is_up()).unwrap_or(State::BrokerAway(reason)));
+                    self.set(
+                        full(log).filter(|_| connection.is_up()).unwrap_or(State::BrokerUnavailable(reason)),
+                    );
                 }
             }
             sleep(PROBE_INTERVAL).await;
@@ -176,7 +178,7 @@ impl Readiness {
         while quorum.changed().await.is_ok() {
             let lost = quorum.borrow_and_update().clone().err();
             if let Some(reason) = lost.filter(|_| self.now() == State::Ready) {
-                self.set(full(log).unwrap_or(State::BrokerAway(no_quorum(&reason))));
+                self.set(full(log).unwrap_or(State::BrokerUnavailable(no_quorum(&reason))));
             }
         }
         // Unreachable: the log outlives this task.
@@ -191,7 +193,7 @@ impl Readiness {
             }
             match &state {
                 State::Ready => info!("ready"),
-                State::BrokerAway(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
+                State::BrokerUnavailable(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
                     warn!(reason, "not ready");
                 }
                 State::StockMissing(reason) => warn!(reason, "not ready"),
@@ -206,15 +208,15 @@ impl Readiness {
 impl Health for Readiness {
     fn ready(&self) -> Result<String, String> {
         // A missing permission does not imply unreadiness: reads may work without the right to append, and vice versa.
-        let refused = self.streams.refused();
+        let refused = self.streams.missing_permissions();
         match self.now() {
             State::Ready => {
                 let level = self.streams.level().map(|level| format!("durability: {level}"));
                 Ok(level.into_iter().chain(refused).map(|line| line + "\n").collect())
             }
-            State::BrokerAway(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
+            State::BrokerUnavailable(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
                 // The connection may know a more specific reason than the last probe.
-                let reason = self.streams.broker_away().unwrap_or(reason);
+                let reason = self.streams.broker_unavailable().unwrap_or(reason);
                 Err([reason].into_iter().chain(refused).collect::<Vec<_>>().join("\n"))
             }
             State::StockMissing(reason) => {
@@ -232,7 +234,7 @@ impl Health for Readiness {
             | State::StorageFull(_)
             | State::StockMissing(_)
             | State::Draining => Ok(()),
-            State::BrokerAway(reason) => Err(self.streams.broker_away().unwrap_or(reason)),
+            State::BrokerUnavailable(reason) => Err(self.streams.broker_unavailable().unwrap_or(reason)),
         }
     }
 }
@@ -247,15 +249,15 @@ fn no_quorum(reason: &str) -> String {
 }
 
 /// The log did not answer.
-struct NotAsked {
+struct ProbeError {
     reason: String,
     /// There is no such stream.
     is_missing: bool,
 }
 
 /// The state of the log, and whether a quorum of its servers commits: without one, a single server reports the state.
-async fn probe(log: &OrderLog) -> Result<(LogInfo, Result<(), String>), NotAsked> {
-    let silent = |reason| NotAsked { reason, is_missing: false };
+async fn probe(log: &OrderLog) -> Result<(LogInfo, Result<(), String>), ProbeError> {
+    let silent = |reason| ProbeError { reason, is_missing: false };
     if !log.connection().is_up() {
         return Err(silent("not connected to NATS".to_owned()));
     }
@@ -266,7 +268,7 @@ async fn probe(log: &OrderLog) -> Result<(LogInfo, Result<(), String>), NotAsked
         }
         Ok(Err(error)) => {
             let is_missing = matches!(error, ReadError::Broker(_));
-            Err(NotAsked { reason: format!("stream {ORDERS}: {error}"), is_missing })
+            Err(ProbeError { reason: format!("stream {ORDERS}: {error}"), is_missing })
         }
         Err(_) => Err(silent(format!("stream {ORDERS} does not answer"))),
     }

@@ -15,7 +15,7 @@ use thiserror::Error;
 use tracing::{error, info};
 
 use super::principal::{Principal, Role, is_tenant};
-use crate::transport::files::{self, Current, Watched};
+use crate::transport::files::{self, Current, WatchedFiles};
 
 const HASH_BYTES: usize = 32;
 /// The lookup of a hash in the table; the entry is then compared in constant time.
@@ -38,7 +38,7 @@ pub(crate) enum Kind {
 pub(crate) struct Directory {
     kind: Kind,
     path: PathBuf,
-    watched: Watched,
+    watched: WatchedFiles,
     table: Current<Table>,
 }
 
@@ -70,11 +70,11 @@ impl Directory {
     #[cfg(any(test, fuzzing))]
     pub(crate) fn of(kind: Kind, text: &str) -> Result<Self, (usize, &'static str)> {
         let table = Current::new(Table::parse(kind, text)?);
-        Ok(Self { kind, path: PathBuf::new(), watched: Watched::new(Vec::new()), table })
+        Ok(Self { kind, path: PathBuf::new(), watched: WatchedFiles::new(Vec::new()), table })
     }
 
     fn read(kind: Kind, path: PathBuf) -> Result<Self, DirectoryError> {
-        let watched = Watched::new(vec![path.clone()]);
+        let watched = WatchedFiles::new(vec![path.clone()]);
         let table = Current::new(Table::read(kind, &path)?);
         Ok(Self { kind, path, watched, table })
     }
@@ -112,7 +112,7 @@ impl Directory {
         let table = self.table.set(table);
         for (hash, principal) in before.0.values().flatten() {
             if !table.get(hash).is_some_and(|now| Arc::ptr_eq(now, principal)) {
-                principal.withdraw();
+                principal.revoke();
             }
         }
     }
@@ -241,12 +241,12 @@ mod tests {
         keys.replace(lines("orders:read"));
         let [one, two] = [b"one", b"two"].map(|key| keys.find(key).unwrap());
         keys.replace(lines("orders:read"));
-        assert!(!one.is_withdrawn() && !two.is_withdrawn());
+        assert!(!one.is_revoked() && !two.is_revoked());
         keys.replace(lines("orders:write"));
-        assert!(!one.is_withdrawn() && two.is_withdrawn());
-        assert!(!keys.find(b"two").unwrap().is_withdrawn());
+        assert!(!one.is_revoked() && two.is_revoked());
+        assert!(!keys.find(b"two").unwrap().is_revoked());
         keys.replace(Table::default());
-        assert!(one.is_withdrawn());
+        assert!(one.is_revoked());
     }
 
     proptest! {

@@ -67,7 +67,7 @@ pub(super) struct Key {
     /// Allowed signature algorithms: never empty, and all of one family.
     pub(super) algorithms: Vec<Algorithm>,
     /// Cancelled when the key is no longer in the set.
-    pub(super) withdrawn: CancellationToken,
+    pub(super) revoked: CancellationToken,
 }
 
 impl KeySet {
@@ -96,19 +96,19 @@ impl KeySet {
     }
 
     /// Keeps the keys that were in the previous set. Signatures of the others are invalid once
-    /// [`KeySet::withdraw_what_is_not_in`] was called.
-    pub(super) fn continue_from(&mut self, before: &Self) {
+    /// [`KeySet::revoke_keys_missing_in`] was called.
+    pub(super) fn keep_unchanged_of(&mut self, before: &Self) {
         for (id, key) in &mut self.keys {
             if let Some(same) = before.keys.get(id).filter(|before| before.jwk == key.jwk) {
-                key.withdrawn = same.withdrawn.clone();
+                key.revoked = same.revoked.clone();
             }
         }
     }
 
-    pub(super) fn withdraw_what_is_not_in(&self, now: &Self) {
+    pub(super) fn revoke_keys_missing_in(&self, now: &Self) {
         for (id, key) in &self.keys {
             if now.keys.get(id).is_none_or(|now| now.jwk != key.jwk) {
-                key.withdrawn.cancel();
+                key.revoked.cancel();
             }
         }
     }
@@ -126,7 +126,7 @@ impl Key {
         });
         let id = jwk.common.key_id.clone()?;
         let decoding = DecodingKey::from_jwk(&jwk).ok()?;
-        let key = Self { jwk, decoding, algorithms, withdrawn: CancellationToken::new() };
+        let key = Self { jwk, decoding, algorithms, revoked: CancellationToken::new() };
         (!key.algorithms.is_empty()).then_some((id, key))
     }
 }
@@ -225,13 +225,13 @@ mod tests {
     fn what_is_not_in_the_new_set_is_withdrawn() {
         let before = set(&[format!(r#""kid":"a",{EC}"#), format!(r#""kid":"b",{EC}"#)]);
         let mut now = set(&[format!(r#""kid":"a",{EC}"#), format!(r#""kid":"b",{RSA}"#)]);
-        now.continue_from(&before);
-        before.withdraw_what_is_not_in(&now);
-        assert!(!before.get("a").unwrap().withdrawn.is_cancelled());
-        assert!(before.get("b").unwrap().withdrawn.is_cancelled());
-        assert!(!now.get("b").unwrap().withdrawn.is_cancelled());
-        now.withdraw_what_is_not_in(&KeySet::default());
-        assert!(before.get("a").unwrap().withdrawn.is_cancelled());
+        now.keep_unchanged_of(&before);
+        before.revoke_keys_missing_in(&now);
+        assert!(!before.get("a").unwrap().revoked.is_cancelled());
+        assert!(before.get("b").unwrap().revoked.is_cancelled());
+        assert!(!now.get("b").unwrap().revoked.is_cancelled());
+        now.revoke_keys_missing_in(&KeySet::default());
+        assert!(before.get("a").unwrap().revoked.is_cancelled());
     }
 
     #[test]

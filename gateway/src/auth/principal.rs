@@ -28,7 +28,7 @@ pub(crate) struct Principal {
     /// When the credential expires, if it has an expiry.
     pub(super) expires: Option<SystemTime>,
     /// Cancelled when the credential is revoked.
-    pub(super) withdrawn: CancellationToken,
+    pub(super) revoked: CancellationToken,
 }
 
 /// A role of a principal.
@@ -71,7 +71,7 @@ impl Role {
 
 impl Principal {
     pub(super) fn new(tenant: &str, roles: Vec<Role>) -> Self {
-        Self { tenant: tenant.into(), roles, expires: None, withdrawn: CancellationToken::new() }
+        Self { tenant: tenant.into(), roles, expires: None, revoked: CancellationToken::new() }
     }
 
     /// Waits until the credential is invalid; returns the reason.
@@ -86,7 +86,7 @@ impl Principal {
         }));
         select! {
             Some(()) = expired => errors::credential_expired(),
-            () = self.withdrawn.cancelled() => errors::credential_invalid(),
+            () = self.revoked.cancelled() => errors::credential_invalid(),
         }
     }
 
@@ -94,13 +94,13 @@ impl Principal {
         self.expires.is_some_and(|at| at <= SystemTime::now())
     }
 
-    pub(super) fn withdraw(&self) {
-        self.withdrawn.cancel();
+    pub(super) fn revoke(&self) {
+        self.revoked.cancel();
     }
 
     #[cfg(test)]
-    pub(super) fn is_withdrawn(&self) -> bool {
-        self.withdrawn.is_cancelled()
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked.is_cancelled()
     }
 
     /// Whether both may do the same.
@@ -143,8 +143,8 @@ mod tests {
             let ended = principal(Some(expires)).ended().await;
             assert_eq!(ended.message(), errors::credential_expired().message());
         }
-        let withdrawn = principal(None);
-        withdrawn.withdraw();
-        assert_eq!(withdrawn.ended().await.message(), errors::credential_invalid().message());
+        let revoked = principal(None);
+        revoked.revoke();
+        assert_eq!(revoked.ended().await.message(), errors::credential_invalid().message());
     }
 }

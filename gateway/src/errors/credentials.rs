@@ -6,7 +6,7 @@ use tonic::Status;
 use tonic_types::ErrorDetails;
 
 use super::reason::Reason;
-use super::status::{RETRY_DELAY, come_back, status};
+use super::status::{RETRY_DELAY, retry_later, status};
 
 /// The call has no credential; `accepted` names the accepted kinds and how to send them.
 pub(crate) fn credential_missing(accepted: &str) -> Status {
@@ -35,7 +35,7 @@ pub(crate) fn credential_expired() -> Status {
 /// The key that the credential would be checked with is not known, or not yet.
 pub(crate) fn credential_unchecked() -> Status {
     let message = "the token cannot be checked at the moment; nothing was accepted, try again";
-    come_back(Reason::CredentialUnchecked, message, RETRY_DELAY)
+    retry_later(Reason::CredentialUnchecked, message, RETRY_DELAY)
 }
 
 /// The principal may not do this.

@@ -8,7 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::invalid::VIOLATIONS_MAX;
 use super::reason::Reason;
-use super::status::{RETRY_DELAY, come_back, internal, status};
+use super::status::{RETRY_DELAY, internal, retry_later, status};
 
 /// Why a dead letter without an event cannot be redriven, and what to do about it.
 pub(crate) const UNDECODABLE: &str = "the message cannot be decoded, so there is no order to redrive; find its writer \
@@ -43,7 +43,7 @@ pub(crate) fn already_redriven(id: &LetterId) -> Status {
 pub(crate) fn put(id: &LetterId, put_error: &PutError) -> Status {
     match put_error {
         PutError::Conflict | PutError::Unavailable(_) => {
-            come_back(Reason::BrokerUnavailable, "nothing was changed; try again", RETRY_DELAY)
+            retry_later(Reason::BrokerUnavailable, "nothing was changed; try again", RETRY_DELAY)
         }
         PutError::Unknown(_) => letter_unknown(id),
         PutError::Permanent(_) => internal(),

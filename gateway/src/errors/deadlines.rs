@@ -29,7 +29,7 @@ pub(crate) fn caller_timed_out() -> Status {
 }
 
 /// The request did not arrive completely in time.
-pub(crate) fn request_late() -> Status {
+pub(crate) fn request_timed_out() -> Status {
     let message = "the request did not arrive in time, nothing was changed; send it again";
     by_caller(Reason::TimedOut, message)
 }

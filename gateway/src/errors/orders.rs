@@ -11,7 +11,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::invalid::invalid;
 use super::reason::Reason;
-use super::status::{RETRY_DELAY, RETRY_DELAY_FULL, come_back, internal, status};
+use super::status::{RETRY_DELAY, RETRY_DELAY_FULL, internal, retry_later, status};
 
 /// The request_id was used for another order.
 pub(crate) fn request_id_reused(id: &OrderId) -> Status {
@@ -40,14 +40,14 @@ pub(crate) fn not_cancellable(id: &OrderId, ended_as: OrderStatus) -> Status {
 /// A status for an event that was not appended, or may not have been.
 pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
     match append_error {
-        AppendError::Unavailable(_) => come_back(
+        AppendError::Unavailable(_) => retry_later(
             Reason::BrokerUnavailable,
             "broker unavailable, nothing was accepted; try again",
             RETRY_DELAY,
         ),
         AppendError::Full(_) => {
             let message = "broker storage is full, nothing was accepted; try again later";
-            come_back(Reason::StorageFull, message, RETRY_DELAY_FULL)
+            retry_later(Reason::StorageFull, message, RETRY_DELAY_FULL)
         }
         AppendError::TooLarge(_) => message_too_large(id),
         AppendError::Gone => not_found(id),
@@ -75,7 +75,7 @@ pub(crate) fn read(read_error: &ReadError) -> Status {
     match read_error {
         ReadError::NoAnswer(_) => {
             let message = "the order log cannot be read at the moment; try again";
-            come_back(Reason::BrokerUnavailable, message, RETRY_DELAY)
+            retry_later(Reason::BrokerUnavailable, message, RETRY_DELAY)
         }
         ReadError::Broker(_) => internal(),
     }
@@ -102,13 +102,13 @@ pub(crate) fn events_lost() -> Status {
 /// The gateway is about to stop.
 pub(crate) fn draining() -> Status {
     let message = "this gateway is stopping; call again, and resume a watch with the last revision seen";
-    come_back(Reason::Draining, message, RETRY_DELAY)
+    retry_later(Reason::Draining, message, RETRY_DELAY)
 }
 
 /// The durability is below the configured one, or unknown yet.
 pub(crate) fn not_durable(reason: &str) -> Status {
     let message = format!("nothing was accepted: {reason}");
-    come_back(Reason::NotDurable, &message, RETRY_DELAY)
+    retry_later(Reason::NotDurable, &message, RETRY_DELAY)
 }
 
 fn of_order(id: &OrderId) -> HashMap<String, String> {

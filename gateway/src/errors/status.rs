@@ -10,7 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::fault::Fault;
 use super::reason::Reason;
-use super::refusal::Refusal;
+use super::rejection::Rejection;
 
 /// Domain of every reason in an ErrorInfo.
 const DOMAIN: &str = "orders.waybill";
@@ -36,16 +36,16 @@ pub(crate) fn malformed(description: &str) -> Status {
 /// A status that is the caller's fault, although its reason usually is ours.
 pub(super) fn by_caller(reason: Reason, message: &str) -> Status {
     let status = status(reason, message, HashMap::new(), ErrorDetails::new());
-    Refusal { reason, fault: Fault::Theirs }.mark(status)
+    Rejection { reason, fault: Fault::Theirs }.mark(status)
 }
 
-pub(super) fn come_back(reason: Reason, message: &str, retry_delay: Duration) -> Status {
-    let details = ErrorDetails::with_retry_info(Some(around(retry_delay)));
+pub(super) fn retry_later(reason: Reason, message: &str, retry_delay: Duration) -> Status {
+    let details = ErrorDetails::with_retry_info(Some(jittered(retry_delay)));
     status(reason, message, HashMap::new(), details)
 }
 
 /// Adds jitter: half to one and a half times as long, so that callers rejected together do not retry together.
-pub(super) fn around(mean: Duration) -> Duration {
+pub(super) fn jittered(mean: Duration) -> Duration {
     Jitter::up_to(mean) + mean / 2
 }
 
@@ -62,7 +62,7 @@ pub(super) fn status(
     if let (Code::Unavailable, Some(retry_delay)) = (reason.code(), retry_delay) {
         status.metadata_mut().insert(PUSHBACK, pushback(retry_delay));
     }
-    Refusal { reason, fault: reason.fault() }.mark(status)
+    Rejection { reason, fault: reason.fault() }.mark(status)
 }
 
 fn pushback(retry_delay: Duration) -> MetadataValue<Ascii> {

@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::invalid::invalid;
 use super::reason::Reason;
-use super::status::{RETRY_DELAY, RETRY_DELAY_FULL, come_back, internal, status};
+use super::status::{RETRY_DELAY, RETRY_DELAY_FULL, internal, retry_later, status};
 
 /// There is no such SKU.
 pub(crate) fn sku_not_found(sku: &str) -> Status {
@@ -57,10 +57,10 @@ pub(crate) fn stock(sku: &str, change_error: &ChangeError) -> Status {
         }
         ChangeError::Full(_) => {
             let message = "broker storage is full, nothing was changed; try again later";
-            come_back(Reason::StorageFull, message, RETRY_DELAY_FULL)
+            retry_later(Reason::StorageFull, message, RETRY_DELAY_FULL)
         }
         ChangeError::Refused(_) => internal(),
-        ChangeError::Unavailable(_) => come_back(
+        ChangeError::Unavailable(_) => retry_later(
             Reason::BrokerUnavailable,
             "broker unavailable, nothing was changed; try again",
             RETRY_DELAY,

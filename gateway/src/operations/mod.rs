@@ -28,7 +28,7 @@ use crate::deadline::CallerDeadline;
 use crate::gate::Gate;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
-use crate::transport::connections::Limit;
+use crate::transport::connections::ConnectionLimit;
 use crate::transport::peer::KeepAuthenticated;
 use crate::transport::tls::Tls;
 use crate::transport::{connections, server};
@@ -55,10 +55,10 @@ pub(crate) async fn serve(
     // Only calls with the role pass. Their connections are not evicted.
     let operators = ServiceBuilder::new().layer(Gate(authentication)).layer(Gate(KeepAuthenticated));
 
-    let told = CancellationToken::new();
-    let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
+    let notified = CancellationToken::new();
+    let probes = ServiceBuilder::new().layer(Probes::new(notified.clone()));
     let services = [DeadLetterServiceServer::<Operations>::NAME, StockServiceServer::<StockKeeping>::NAME];
-    let (health, _reporting) = health::service(readiness, told, services).await;
+    let (health, _reporting) = health::service(readiness, notified, services).await;
     let mut routes = Routes::new(probes.service(health))
         .add_service(operators.service(letters))
         .add_service(operators.service(stock));
@@ -87,7 +87,7 @@ pub(crate) async fn serve(
         age_grace: config.max_connection_age_grace,
     };
     let incoming =
-        connections::accept(listener, Limit::with_eviction(CONNECTIONS_MAX), tls, draining.clone());
+        connections::accept(listener, ConnectionLimit::with_eviction(CONNECTIONS_MAX), tls, draining.clone());
     server::serve(incoming, service, limits, draining).await;
     Ok(())
 }

@@ -39,8 +39,8 @@ pub(super) enum Canary {
     Done,
     /// The next that can be redriven.
     Next,
-    /// Redriven. Whether its order was cancelled or rejected before the redrive, and finishes by compensation.
-    Gone { letter: LetterId, order: OrderId, called_off: bool },
+    /// It was redriven. `called_off`: its order was cancelled or rejected before, and finishes by compensation.
+    Redriven { letter: LetterId, order: OrderId, called_off: bool },
 }
 
 type Answer = Result<RedriveDeadLettersResponse, Status>;
@@ -49,7 +49,7 @@ impl Redrive {
     /// Processes the next dead letter. An error is the last answer.
     pub(super) async fn next(&mut self) -> Option<Answer> {
         let answer = match &self.canary {
-            Canary::Gone { letter, order, called_off } => {
+            Canary::Redriven { letter, order, called_off } => {
                 let (letter, order, called_off) = (letter.clone(), *order, *called_off);
                 self.canary = Canary::Done;
                 self.follow(letter, order, called_off).await
@@ -133,7 +133,7 @@ impl Redrive {
                     info!(order_id = %order, revision, dead_letter_id = letter, operator = self.operator, "order redriven");
                     if matches!(self.canary, Canary::Next) {
                         let called_off = is_called_off(&now.order);
-                        self.canary = Canary::Gone { letter: id.clone(), order, called_off };
+                        self.canary = Canary::Redriven { letter: id.clone(), order, called_off };
                     }
                     let status = status_name(now.order.status());
                     return say(Redriven, &format!("the order is {status} again"));

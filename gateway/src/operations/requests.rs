@@ -35,15 +35,15 @@ pub(super) struct PageRequest {
 
 /// The dead letters to redrive.
 #[derive(Debug)]
-pub(super) enum Which {
-    These(Vec<LetterId>),
-    All(Filter),
+pub(super) enum Selection {
+    Ids(Vec<LetterId>),
+    Filter(Filter),
 }
 
 /// A redrive that may begin.
 #[derive(Debug)]
 pub(super) struct RedriveRequest {
-    pub(super) which: Which,
+    pub(super) selection: Selection,
     pub(super) dry_run: bool,
     pub(super) rate_per_second: NonZeroU32,
     pub(super) limit: usize,
@@ -97,9 +97,9 @@ pub(super) fn redrive(request: RedriveDeadLettersRequest) -> Result<RedriveReque
         // Without duplicates.
         ids.extend(id.filter(|id| !ids.contains(id)));
     }
-    let which = match filter {
-        Some(filter) => Which::All(check_filter(&mut violations, filter)),
-        None => Which::These(ids),
+    let selection = match filter {
+        Some(filter) => Selection::Filter(check_filter(&mut violations, filter)),
+        None => Selection::Ids(ids),
     };
     let rate = u32::try_from(rate_per_second).ok().filter(|rate| *rate <= RATE_MAX);
     if rate.is_none() {
@@ -113,7 +113,7 @@ pub(super) fn redrive(request: RedriveDeadLettersRequest) -> Result<RedriveReque
     }
     violations.into_result()?;
     Ok(RedriveRequest {
-        which,
+        selection,
         dry_run,
         rate_per_second: rate.and_then(NonZeroU32::new).unwrap_or(RATE_DEFAULT),
         limit: limit_checked.filter(|limit| *limit > 0).unwrap_or(EXAMINED_MAX),
@@ -214,7 +214,7 @@ mod tests {
             ..RedriveDeadLettersRequest::default()
         };
         let request = redrive(every).unwrap();
-        assert!(matches!(request.which, Which::All(_)));
+        assert!(matches!(request.selection, Selection::Filter(_)));
         assert_eq!((request.rate_per_second.get(), request.limit), (10, EXAMINED_MAX));
     }
 

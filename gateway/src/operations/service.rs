@@ -23,7 +23,7 @@ use tracing::info;
 
 use super::page::{self, Walk, in_list};
 use super::redrive::{Canary, Redrive};
-use super::requests::{self, Which};
+use super::requests::{self, Selection};
 use crate::auth::Principal;
 use crate::orders::{principal_of, read_by};
 use crate::readiness::Readiness;
@@ -58,10 +58,15 @@ impl Operations {
     }
 
     /// The dead letters of a redrive, in their present state.
-    async fn chosen(&self, which: Which, limit: usize, by: Instant) -> Result<VecDeque<LetterId>, Status> {
+    async fn chosen(
+        &self,
+        selection: Selection,
+        limit: usize,
+        by: Instant,
+    ) -> Result<VecDeque<LetterId>, Status> {
         let mut chosen = VecDeque::new();
-        match which {
-            Which::These(ids) => {
+        match selection {
+            Selection::Ids(ids) => {
                 let mut undecodable = Vec::new();
                 for id in ids.into_iter().take(limit) {
                     let kept = self.find(&id, by).await?;
@@ -74,7 +79,7 @@ impl Operations {
                     return Err(errors::undecodable(&undecodable));
                 }
             }
-            Which::All(filter) => {
+            Selection::Filter(filter) => {
                 let mut walk = Walk::new(&self.letters, &filter, None);
                 while chosen.len() < limit
                     && let Some(kept) = read_by(by, walk.next()).await?
@@ -87,7 +92,7 @@ impl Operations {
     }
 
     /// The answers, until the drain begins, or the caller's time or credential is over.
-    fn until_told<T>(
+    fn until_ended<T>(
         &self,
         request: &Request<T>,
         principal: Arc<Principal>,
@@ -155,7 +160,7 @@ impl DeadLetterService for Operations {
         if !wanted.dry_run {
             self.readiness.may_store()?;
         }
-        let ids = self.chosen(wanted.which, wanted.limit, by).await?;
+        let ids = self.chosen(wanted.selection, wanted.limit, by).await?;
         let principal = principal_of(&request)?.clone();
         let operator = operator(&principal);
         info!(letters = ids.len(), operator, dry_run = wanted.dry_run, "redrive started");
@@ -173,7 +178,7 @@ impl DeadLetterService for Operations {
             timeout: self.request_timeout,
             canary: if wanted.canary && !wanted.dry_run { Canary::Next } else { Canary::Done },
         };
-        Ok(Response::new(Box::pin(self.until_told(&request, principal, redrive))))
+        Ok(Response::new(Box::pin(self.until_ended(&request, principal, redrive))))
     }
 
     async fn discard_dead_letter(

@@ -182,7 +182,7 @@ impl StockService for StockKeeping {
             let reconciling = keeping.reconcile(wanted, &answers);
             let ended = select! {
                 ended = reconciling => ended,
-                status = until_told(&keeping.readiness, &principal, caller_gone) => Err(status),
+                status = until_ended(&keeping.readiness, &principal, caller_gone) => Err(status),
             };
             if let Err(status) = ended {
                 // The reader may be gone.
@@ -247,7 +247,7 @@ impl StockKeeping {
 }
 
 /// Waits until the drain begins, or the caller's time or credential is over.
-async fn until_told(
+async fn until_ended(
     readiness: &Readiness,
     principal: &Arc<Principal>,
     caller_gone: Option<Instant>,

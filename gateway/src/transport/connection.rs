@@ -34,7 +34,7 @@ pub(crate) struct Connection {
     /// Until the client is known to speak HTTP/2; for an older version, as long as the connection lasts.
     opening: Option<Opening>,
     evicted: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Connection {
     pub(super) fn new(
         stream: Box<dyn Io>,
         peer: Peer,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         draining: CancellationToken,
     ) -> Self {
         let opening = Opening {
@@ -64,8 +64,8 @@ impl Connection {
         let evicted = peer
             .authentication
             .as_ref()
-            .map(|authentication| Box::pin(authentication.leave().cancelled_owned()));
-        Self { stream, peer, opening: Some(opening), evicted, _place: place }
+            .map(|authentication| Box::pin(authentication.evicted().cancelled_owned()));
+        Self { stream, peer, opening: Some(opening), evicted, _permit: permit }
     }
 
     /// The peer, for each call on the connection.
@@ -91,12 +91,12 @@ impl Connection {
 }
 
 impl Opening {
-    fn hear(&mut self, bytes: &[u8]) {
-        let heard = PREFACE_BYTES - self.missing_bytes;
-        let expected = HTTP2.get(heard..).unwrap_or_default();
+    fn receive(&mut self, bytes: &[u8]) {
+        let received = PREFACE_BYTES - self.missing_bytes;
+        let expected = HTTP2.get(received..).unwrap_or_default();
         self.is_http2 &= expected.iter().zip(bytes).all(|(expected, byte)| expected == byte);
         self.missing_bytes = self.missing_bytes.saturating_sub(bytes.len());
-        self.head.hear(bytes);
+        self.head.receive(bytes);
     }
 
     /// A silent client is cut off after the timeout. The drain ends an incomplete head too; HTTP/2 has its own goodbye
@@ -106,7 +106,7 @@ impl Opening {
         if is_silent && self.timeout.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if is_silent || self.head.is_half() { self.draining.as_mut().poll(cx) } else { Poll::Pending }
+        if is_silent || self.head.is_incomplete() { self.draining.as_mut().poll(cx) } else { Poll::Pending }
     }
 }
 
@@ -124,7 +124,7 @@ impl AsyncRead for Connection {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         if let Some(opening) = &mut this.opening {
-            opening.hear(&buf.filled()[before..]);
+            opening.receive(&buf.filled()[before..]);
             if opening.missing_bytes == 0 && opening.is_http2 {
                 this.opening = None;
             }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tracing::error;
 
 /// How often they are checked.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Largest file.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -25,12 +25,12 @@ type Time = (i64, i64);
 
 /// Some files, and their state at the last successful read.
 #[derive(Clone, Debug)]
-pub(crate) struct Watched {
+pub(crate) struct WatchedFiles {
     paths: Vec<PathBuf>,
     seen: Vec<Option<Stamp>>,
 }
 
-impl Watched {
+impl WatchedFiles {
     /// Starts to watch. A reader that reads the files after this misses no change.
     pub(crate) fn new(paths: Vec<PathBuf>) -> Self {
         let seen = stamps(&paths);
@@ -48,19 +48,19 @@ impl Watched {
         let (found, mut news) = mpsc::channel(1);
         // A thread of its own: a read of a network file may never return, and the runtime would wait for it at the end
         // of the program.
-        let looking = thread::Builder::new().name("files".to_owned());
-        let looking = looking.spawn(move || self.look(&read, &found));
+        let watcher = thread::Builder::new().name("files".to_owned());
+        let watcher = watcher.spawn(move || self.watch(&read, &found));
         while let Some(outcome) = news.recv().await {
             take(outcome);
         }
-        error!(?looking, "file watcher stopped, changes are no longer detected");
+        error!(?watcher, "file watcher stopped, changes are no longer detected");
     }
 
     /// Ends when the receiver is gone.
-    fn look<T>(mut self, read: &impl Fn() -> Result<T, String>, found: &mpsc::Sender<Result<T, String>>) {
+    fn watch<T>(mut self, read: &impl Fn() -> Result<T, String>, found: &mpsc::Sender<Result<T, String>>) {
         let mut failure = None;
         while !found.is_closed() {
-            thread::sleep(LOOK_INTERVAL);
+            thread::sleep(CHECK_INTERVAL);
             let now = stamps(&self.paths);
             if now == self.seen {
                 failure = None;
@@ -155,7 +155,7 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, "before").unwrap();
-        let watched = Watched::new(vec![path.clone()]);
+        let watched = WatchedFiles::new(vec![path.clone()]);
         std::fs::write(&path, "after").unwrap();
         let in_the_way = Mutex::new(vec!["another", "the same", "the same"]);
         let read = move || match in_the_way.lock().unwrap().pop() {

@@ -11,7 +11,7 @@ pub(super) struct Head {
 impl Head {
     const END: &[u8] = b"\r\n\r\n";
 
-    pub(super) fn hear(&mut self, bytes: &[u8]) {
+    pub(super) fn receive(&mut self, bytes: &[u8]) {
         if self.is_answered && !bytes.is_empty() {
             *self = Self::default();
         }
@@ -30,7 +30,7 @@ impl Head {
         self.is_answered = true;
     }
 
-    pub(super) fn is_half(&self) -> bool {
+    pub(super) fn is_incomplete(&self) -> bool {
         !self.is_answered && self.end_bytes < Self::END.len()
     }
 }
@@ -43,14 +43,14 @@ mod tests {
     fn the_head_of_a_request_is_half_until_its_empty_line() {
         let mut head = Head::default();
         for part in ["POST / HTTP/1.1\r\nhost: x\r", "\n\r", "x\r\n\r"] {
-            head.hear(part.as_bytes());
-            assert!(head.is_half(), "{part:?}");
+            head.receive(part.as_bytes());
+            assert!(head.is_incomplete(), "{part:?}");
         }
-        head.hear(b"\nand a message\r\n");
-        assert!(!head.is_half());
+        head.receive(b"\nand a message\r\n");
+        assert!(!head.is_incomplete());
         head.answered();
-        assert!(!head.is_half(), "an idle connection");
-        head.hear(b"P");
-        assert!(head.is_half(), "the next request");
+        assert!(!head.is_incomplete(), "an idle connection");
+        head.receive(b"P");
+        assert!(head.is_incomplete(), "the next request");
     }
 }

@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{error, info};
 use webpki::EndEntityCert;
 
-use crate::transport::files::{self, Current, Watched};
+use crate::transport::files::{self, Current, WatchedFiles};
 
 /// gRPC, and gRPC-Web of old clients.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -42,7 +42,7 @@ pub(crate) struct TlsConfig {
 #[derive(Clone, Debug)]
 pub(crate) struct Tls {
     files: Files,
-    watched: Watched,
+    watched: WatchedFiles,
     current: Current<ServerConfig>,
 }
 
@@ -69,7 +69,7 @@ impl Tls {
         let client_ca = config.tls_client_ca.clone();
         let files = Files { cert, key, client_ca, client_optional: config.tls_client_optional };
         let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()];
-        let watched = Watched::new(paths.into_iter().flatten().cloned().collect());
+        let watched = WatchedFiles::new(paths.into_iter().flatten().cloned().collect());
         let current = Current::new(files.read()?);
         Ok(Some(Self { files, watched, current }))
     }

@@ -12,12 +12,12 @@ const MARK: HeaderName = HeaderName::from_static("waybill-refusal");
 
 /// The reason and fault of a rejected call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct Rejection {
     pub(crate) reason: Reason,
     pub(crate) fault: Fault,
 }
 
-impl Refusal {
+impl Rejection {
     /// Adds the mark to a status.
     pub(crate) fn mark(self, mut status: Status) -> Status {
         let text = format!("{} {}", self.reason.as_str(), self.fault.as_str());
@@ -53,10 +53,10 @@ mod tests {
     fn a_mark_is_read_back_and_removed() {
         for reason in Reason::ALL {
             for fault in Fault::ALL {
-                let refusal = Refusal { reason, fault };
-                let mut answer = refusal.mark(Status::internal("x")).into_http::<()>();
-                assert!(Refusal::is_marked(answer.headers()));
-                assert_eq!(Refusal::take(answer.headers_mut()), Some(refusal));
+                let rejection = Rejection { reason, fault };
+                let mut answer = rejection.mark(Status::internal("x")).into_http::<()>();
+                assert!(Rejection::is_marked(answer.headers()));
+                assert_eq!(Rejection::take(answer.headers_mut()), Some(rejection));
                 assert!(
                     answer
                         .headers()
