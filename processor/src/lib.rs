@@ -4,8 +4,8 @@
 //! retrying, appending, acknowledging, giving up, draining.
 
 pub mod config;
+pub mod creation_time;
 pub mod fulfilment;
-pub mod incarnation;
 pub mod inventory;
 pub mod payment;
 pub mod provision;

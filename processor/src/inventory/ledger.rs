@@ -9,7 +9,7 @@ use stock::{
     stock_key,
 };
 
-use crate::incarnation::Incarnation;
+use crate::creation_time::CreationTime;
 
 /// A request for an order.
 #[derive(Clone, Debug)]
@@ -107,23 +107,23 @@ impl Ledger {
     pub(super) fn decide(
         &mut self,
         order_id: &str,
-        incarnation: Incarnation,
+        creation_time: CreationTime,
         action: &ReservationRequest,
     ) -> Result<Answer, NeedsRead> {
         if self.damaged.contains(&reservation_key(order_id)) {
             return Ok(damaged(&reservation_key(order_id)));
         }
         let present = self.reservations.get(order_id).and_then(|entry| entry.value.as_ref());
-        if present.is_some_and(|present| present.incarnation > incarnation) {
+        if present.is_some_and(|present| present.creation_time > creation_time) {
             return Ok(Answer::Refused(format!("{} belongs to a later order", reservation_key(order_id))));
         }
         // A reservation of an earlier order with this id does not count.
-        let own = present.filter(|present| present.incarnation == incarnation).cloned();
+        let own = present.filter(|present| present.creation_time == creation_time).cloned();
         let own = own.map(|own| (own.state, own.units));
         match (action, own) {
             (ReservationRequest::Keep, _) if !self.is_complete => Err(NeedsRead),
             (ReservationRequest::Keep, Some((state, units))) => {
-                self.record(order_id, Reservation { incarnation, state, units });
+                self.record(order_id, Reservation { creation_time, state, units });
                 Ok(Answer::Kept)
             }
             (ReservationRequest::Keep, None) => Ok(Answer::Kept),
@@ -132,20 +132,20 @@ impl Ledger {
                 ReservationRequest::Reserve(_) | ReservationRequest::Release,
                 Some((ReservationState::Released, units)),
             ) => Ok(Answer::Released(units)),
-            (ReservationRequest::Reserve(units), None) => self.reserve(order_id, incarnation, units),
+            (ReservationRequest::Reserve(units), None) => self.reserve(order_id, creation_time, units),
             (ReservationRequest::Release, _) if !self.is_complete => Err(NeedsRead),
             (ReservationRequest::Release, Some((ReservationState::Held, units))) => {
-                Ok(self.release(order_id, incarnation, units))
+                Ok(self.release(order_id, creation_time, units))
             }
             // Recorded, so that a reservation that arrives later is rejected.
-            (ReservationRequest::Release, None) => Ok(self.release(order_id, incarnation, Units::new())),
+            (ReservationRequest::Release, None) => Ok(self.release(order_id, creation_time, Units::new())),
         }
     }
 
     fn reserve(
         &mut self,
         order_id: &str,
-        incarnation: Incarnation,
+        creation_time: CreationTime,
         units: &Units,
     ) -> Result<Answer, NeedsRead> {
         let mut missing = Vec::new();
@@ -173,11 +173,11 @@ impl Ledger {
             }
         }
         let state = ReservationState::Held;
-        self.record(order_id, Reservation { incarnation, state, units: units.clone() });
+        self.record(order_id, Reservation { creation_time, state, units: units.clone() });
         Ok(Answer::Held)
     }
 
-    fn release(&mut self, order_id: &str, incarnation: Incarnation, units: Units) -> Answer {
+    fn release(&mut self, order_id: &str, creation_time: CreationTime, units: Units) -> Answer {
         if let Some(sku) = units.keys().find(|sku| self.damaged.contains(&stock_key(sku))) {
             return damaged(&stock_key(sku));
         }
@@ -188,7 +188,7 @@ impl Ledger {
             entry.changed = true;
         }
         let state = ReservationState::Released;
-        self.record(order_id, Reservation { incarnation, state, units: units.clone() });
+        self.record(order_id, Reservation { creation_time, state, units: units.clone() });
         Answer::Released(units)
     }
 

@@ -3,12 +3,12 @@ use proptest::prelude::*;
 use stock::Versioned;
 
 /// The order that has an id for now.
-fn now() -> Incarnation {
+fn now() -> CreationTime {
     nth(2)
 }
 
 /// The n-th of the orders that an id names one after the other.
-fn nth(n: i64) -> Incarnation {
+fn nth(n: i64) -> CreationTime {
     serde_json::from_str(&n.to_string()).unwrap()
 }
 
@@ -112,9 +112,9 @@ fn a_damaged_record_stops_only_the_orders_that_need_it() {
     );
 }
 
-/// What is on record for order o1 of some incarnation, which was about 2 units.
-fn left_by(incarnation: Incarnation, state: ReservationState) -> Records {
-    let left = Reservation { incarnation, state, units: units(&[("a", 2)]) };
+/// The records of an order o1 with this creation time and 2 units.
+fn left_by(creation_time: CreationTime, state: ReservationState) -> Records {
+    let left = Reservation { creation_time, state, units: units(&[("a", 2)]) };
     records(&[("stock.a", "10"), ("reservation.o1", &serde_json::to_string(&left).unwrap())])
 }
 
@@ -128,7 +128,7 @@ fn a_record_of_an_earlier_order_is_overwritten_at_its_revision() {
         assert_eq!(ledger.stock["a"].value, 5);
         let written = &ledger.reservations["o1"];
         assert_eq!((written.revision, written.changed), (Revision(7), true));
-        assert_eq!(written.value.as_ref().unwrap().incarnation, nth(2));
+        assert_eq!(written.value.as_ref().unwrap().creation_time, nth(2));
         assert_eq!(
             ledger.decide("o1", nth(2), &ReservationRequest::Release),
             Ok(Answer::Released(units(&[("a", 5)])))
@@ -176,8 +176,8 @@ proptest! {
             ledger.decide(&order_id, nth(n), &wish).unwrap();
             let after = ledger.reservations.get(&order_id).and_then(|entry| entry.value.as_ref());
             if let (Some(before), Some(after)) = (before, after) {
-                prop_assert!(before.incarnation <= after.incarnation);
-                if before.incarnation < after.incarnation {
+                prop_assert!(before.creation_time <= after.creation_time);
+                if before.creation_time < after.creation_time {
                     gone += held(&before);
                 }
             }

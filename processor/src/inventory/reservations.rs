@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, Span, debug, info_span};
 
 use super::ledger::{Answer, Entry, Ledger, NeedsRead, ReservationRequest};
-use crate::incarnation::Incarnation;
+use crate::creation_time::CreationTime;
 use crate::step::StepError;
 
 /// Requests that wait for the next batch; further ones wait for a slot.
@@ -41,7 +41,7 @@ pub(super) struct Reservations {
 #[derive(Debug)]
 struct Request {
     order_id: String,
-    incarnation: Incarnation,
+    creation_time: CreationTime,
     action: ReservationRequest,
     reply: oneshot::Sender<Result<Answer, StepError>>,
 }
@@ -62,8 +62,8 @@ impl Reservations {
         let closed = || StepError::Unavailable("the inventory is closed".to_owned());
         let span = request_span(order, &action);
         let (reply, answer) = oneshot::channel();
-        let incarnation = Incarnation::of(order)?;
-        let request = Request { order_id: order.order_id.clone(), incarnation, action, reply };
+        let creation_time = CreationTime::of(order)?;
+        let request = Request { order_id: order.order_id.clone(), creation_time, action, reply };
         let answered = async {
             self.queue.send(request).await.map_err(|_| closed())?;
             answer.await.map_err(|_| closed())?
@@ -273,8 +273,9 @@ impl ReservationBatcher {
 
 /// Decides on all requests; returns the answers, and the ledger with their changes.
 fn decide(mut ledger: Ledger, requests: &[Request]) -> Result<(Ledger, Vec<Answer>), NeedsRead> {
-    let decisions =
-        requests.iter().map(|request| ledger.decide(&request.order_id, request.incarnation, &request.action));
+    let decisions = requests
+        .iter()
+        .map(|request| ledger.decide(&request.order_id, request.creation_time, &request.action));
     let answers = decisions.collect::<Result<Vec<_>, _>>()?;
     Ok((ledger, answers))
 }

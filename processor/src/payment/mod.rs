@@ -14,7 +14,7 @@ pub use provider::{Capture, CaptureError, PaymentProvider, ProviderError, Refund
 pub use remote::Remote;
 pub use sandbox::Sandbox;
 
-use crate::incarnation::Incarnation;
+use crate::creation_time::CreationTime;
 use crate::step::{Step, StepError};
 
 /// Reason of an order whose payment was declined.
@@ -79,7 +79,7 @@ impl<P: PaymentProvider> Step for Payment<P> {
 
 /// One payment per order: a later order with the same id is another payment.
 fn idempotency_key(order: &Order) -> Result<String, StepError> {
-    Ok(format!("{}-{}", order.order_id, Incarnation::of(order)?))
+    Ok(format!("{}-{}", order.order_id, CreationTime::of(order)?))
 }
 
 impl From<CaptureError> for StepError {
