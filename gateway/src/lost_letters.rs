@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn open_letters_of_a_stream_that_is_another_one_or_empty_are_lost() {
+    fn open_letters_of_a_recreated_or_emptied_stream_are_lost() {
         let mut letters = LostLetters::default();
         letters.found(at(1), 3, false);
         assert!(!letters.not_found() && letters.not_found(), "at the second look");

@@ -93,11 +93,12 @@ impl OrderService for Orders {
         let deadline = self.deadline(&request);
         let new = validation::new_order(&tenant_of(&request)?, request.into_inner())?;
         spans::record_order(&new.id);
-        self.readiness.may_store()?;
+        self.readiness.check_durability()?;
         let items = new.created.items.clone();
 
         let appended = self.log.create(new.id, new.created, deadline).await;
-        let appended = appended.and_then(|appended| self.readiness.has_kept().map(|()| appended));
+        let appended =
+            appended.and_then(|appended| self.readiness.check_durability_after_append().map(|()| appended));
         let order = match appended.map_err(|error| broker_errors::append(&new.id, &error))? {
             Appended::Stored(created) => created.order,
             // A retry: the equal id implies the same customer and request_id, so only the items can differ.
@@ -145,7 +146,7 @@ impl OrderService for Orders {
         let tenant = tenant_of(&request)?;
         let (id, cancelled) = validation::cancel(request.into_inner())?;
         spans::record_order(&id);
-        self.readiness.may_store()?;
+        self.readiness.check_durability()?;
 
         let found = read_by(deadline, self.log.load_latest(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
@@ -161,7 +162,7 @@ impl OrderService for Orders {
                 Err(error) => return Err(broker_errors::append(&id, &error)),
             }
         }
-        self.readiness.has_kept().map_err(|error| broker_errors::append(&id, &error))?;
+        self.readiness.check_durability_after_append().map_err(|error| broker_errors::append(&id, &error))?;
         debug!(order_id = %id, revision = current.order.revision, "order cancelled");
         Ok(Response::new(CancelOrderResponse { order: Some(current.order) }))
     }

@@ -77,22 +77,22 @@ impl Readiness {
         self.state.borrow().clone()
     }
 
-    /// Whether writes are as durable as configured.
-    pub(crate) fn may_store(&self) -> Result<(), Status> {
-        self.streams.may_store().map_err(|reason| errors::not_durable(&reason))
+    /// Rejects a write unless it is as durable as configured.
+    pub(crate) fn check_durability(&self) -> Result<(), Status> {
+        self.streams.check_durability().map_err(|reason| errors::not_durable(&reason))
     }
 
-    /// Whether the bucket with the stock exists, as far as known. A missing one is looked up again.
-    pub(crate) async fn has_stock(&self) -> Result<(), Status> {
+    /// Rejects a call while the bucket with the stock is missing. A missing bucket is looked up again.
+    pub(crate) async fn check_stock(&self) -> Result<(), Status> {
         if self.stock.missing().is_some() {
             self.stock.look().await;
         }
         self.stock.missing().map_or(Ok(()), |lacking| Err(errors::stock_missing(lacking)))
     }
 
-    /// After an append: the durability of a write is unknown if the broker restarted meanwhile.
-    pub(crate) fn has_kept(&self) -> Result<(), AppendError> {
-        self.streams.may_store().map_err(AppendError::Unknown)
+    /// After an append: the outcome is unknown if the broker may have restarted with less durability meanwhile.
+    pub(crate) fn check_durability_after_append(&self) -> Result<(), AppendError> {
+        self.streams.check_durability().map_err(AppendError::Unknown)
     }
 
     /// Sets up the stream, checks it periodically, and sets it up again when it is lost. Ends only when the stream

@@ -105,7 +105,7 @@ impl Streams {
     }
 
     /// Whether writes are as durable as configured; if not, why.
-    pub(crate) fn may_store(&self) -> Result<(), String> {
+    pub(crate) fn check_durability(&self) -> Result<(), String> {
         if self.wanted == RequiredDurability::Any {
             return Ok(());
         }

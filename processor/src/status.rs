@@ -40,7 +40,7 @@ struct Inner {
     /// Why the consumer is not open; `None` while it is.
     closed: Mutex<Option<String>>,
     /// Wrong settings of the consumer that this user may not change.
-    wrong: Mutex<Option<String>>,
+    wrong_settings: Mutex<Option<String>>,
     /// Set once the step is open.
     lacks: OnceLock<MissingDependency>,
     is_draining: AtomicBool,
@@ -69,7 +69,7 @@ impl Status {
             step,
             connection,
             closed: Mutex::new(Some("step is starting".to_owned())),
-            wrong: Mutex::new(None),
+            wrong_settings: Mutex::new(None),
             lacks: OnceLock::new(),
             is_draining: AtomicBool::new(false),
             workers: AtomicUsize::new(0),
@@ -85,7 +85,7 @@ impl Status {
 
     /// The consumer is open, perhaps with wrong settings.
     pub(crate) fn opened(&self, wrong: Option<&str>) {
-        *lock(&self.0.wrong) = wrong.map(str::to_owned);
+        *lock(&self.0.wrong_settings) = wrong.map(str::to_owned);
         *lock(&self.0.closed) = None;
     }
 
@@ -236,7 +236,7 @@ impl Status {
         gauge(
             "waybill.step.consumer.edited",
             "1 while the consumer has wrong settings that the step's user may not change.",
-            move |gauge| gauge.observe(lock(&status.0.wrong).is_some().into(), &label),
+            move |gauge| gauge.observe(lock(&status.0.wrong_settings).is_some().into(), &label),
         );
         let (status, label) = (self.clone(), [step]);
         age(
@@ -261,7 +261,7 @@ impl Health for Status {
             return Err(format!("{lacking}\n{refused}").trim_end().to_owned());
         }
         // The step works as far as the broker and the consumer allow. Being unready would not help.
-        let wrong = lock(&self.0.wrong).clone();
+        let wrong = lock(&self.0.wrong_settings).clone();
         let wrong = wrong.map(|wrong| format!("consumer was edited: {wrong}: {PROVISION}\n"));
         let behind = self.behind().flatten().map(|behind| {
             let Behind { leader, messages, .. } = behind;

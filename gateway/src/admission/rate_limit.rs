@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_over_its_rate_is_told_when_to_come_back_and_others_are_let_in() {
+    fn a_peer_over_its_rate_gets_a_retry_delay_and_others_are_admitted() {
         let (limit, clock) = limited(quota(1, 10), quota(100, 100));
         for _ in 0..10 {
             call(&limit, "10.0.0.1", CREATE).unwrap();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_that_waits_as_told_is_let_in_at_the_second_call() {
+    fn rejected_calls_are_admitted_after_their_retry_delay() {
         let (limit, clock) = limited(quota(10, 10), quota(100, 100));
         let mut turns: Vec<_> = (0..60).filter_map(|_| call(&limit, "10.0.0.1", CREATE).err()).collect();
         assert_eq!(turns.len(), 50);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_is_refused_for_is_not_taken_from_the_others() {
+    fn calls_beyond_a_peers_rate_take_no_shared_tokens() {
         let (limit, _) = limited(quota(1, 10), quota(1, 20));
         for _ in 0..100 {
             call(&limit, "10.0.0.1", CREATE).ok();

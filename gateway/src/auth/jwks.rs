@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_for_something_else_are_left_out() {
+    fn keys_for_other_uses_are_skipped() {
         let others = [
             RSA.to_owned(),
             format!(r#""kid":"1","use":"enc",{RSA}"#),
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_the_new_set_is_withdrawn() {
+    fn keys_missing_in_the_new_set_are_revoked() {
         let before = set(&[format!(r#""kid":"a",{EC}"#), format!(r#""kid":"b",{EC}"#)]);
         let mut now = set(&[format!(r#""kid":"a",{EC}"#), format!(r#""kid":"b",{RSA}"#)]);
         now.keep_unchanged_of(&before);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_not_fetched_in_the_clear_from_elsewhere() {
+    fn plaintext_urls_are_accepted_on_localhost_only() {
         for good in ["https://idp.example.org/jwks", "http://localhost:1/jwks", "http://127.0.0.1:1/", "keys"]
         {
             assert!(Source::parse(good).is_ok(), "{good}");

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_order_service_is_for_operators() {
+    fn other_services_than_orders_are_for_operators() {
         for (path, role) in [
             ("/orders.v1.OrderService/GetOrder", Role::Read),
             ("/orders.v1.OrderService/CreateOrder", Role::Write),
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_principal_ends_when_its_time_is_over_or_it_is_withdrawn() {
+    async fn a_principal_ends_when_it_expires_or_is_revoked() {
         let principal = |expires| Principal { expires, ..Principal::new("shop", vec![Role::Read]) };
         let past = SystemTime::now() - Duration::from_secs(1);
         let future = SystemTime::now() + Duration::from_secs(1);

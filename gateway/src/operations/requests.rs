@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_redriven_unless_it_is_said_what() {
+    fn a_redrive_requires_ids_or_a_filter() {
         let refused = redrive(RedriveDeadLettersRequest::default()).unwrap_err();
         assert_eq!(fields(&refused), ["dead_letter_ids"]);
         let every = RedriveDeadLettersRequest {

@@ -158,7 +158,7 @@ impl DeadLetterService for Operations {
         let by = deadline::of(request.metadata(), self.request_timeout);
         let wanted = requests::redrive(request.get_ref().clone())?;
         if !wanted.dry_run {
-            self.readiness.may_store()?;
+            self.readiness.check_durability()?;
         }
         let ids = self.chosen(wanted.selection, wanted.limit, by).await?;
         let principal = principal_of(&request)?.clone();
@@ -188,7 +188,7 @@ impl DeadLetterService for Operations {
         let by = deadline::of(request.metadata(), self.request_timeout);
         let operator = operator(principal_of(&request)?);
         let (id, reason) = requests::discard(request.into_inner())?;
-        self.readiness.may_store()?;
+        self.readiness.check_durability()?;
         loop {
             let kept = self.find(&id, by).await?;
             let discarded = match kept.letter.state() {

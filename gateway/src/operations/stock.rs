@@ -65,8 +65,8 @@ impl StockKeeping {
     }
 
     async fn change(&self, change: ChangeRequest, by: Instant) -> Result<(Stock, bool), Status> {
-        self.readiness.may_store()?;
-        self.readiness.has_stock().await?;
+        self.readiness.check_durability()?;
+        self.readiness.check_stock().await?;
         // No reservation is written, so no TTL is needed.
         let store = Store::new(self.log.connection().clone(), None);
         let deadline = by.checked_sub(ANSWER_TIME).unwrap_or(by);
@@ -97,7 +97,7 @@ impl StockService for StockKeeping {
     ) -> Result<Response<ListStockResponse>, Status> {
         let by = self.by(&request);
         let page = stock_requests::page(request.get_ref())?;
-        self.readiness.has_stock().await?;
+        self.readiness.check_stock().await?;
         let reading = async {
             let (store, retention) = self.store().await?;
             let listed = store.list().await?;
@@ -119,7 +119,7 @@ impl StockService for StockKeeping {
     ) -> Result<Response<GetStockResponse>, Status> {
         let by = self.by(&request);
         let sku = stock_requests::sku(request.into_inner())?;
-        self.readiness.has_stock().await?;
+        self.readiness.check_stock().await?;
         let reading = async {
             let (store, retention) = self.store().await?;
             let Some(listed) = store.get(&sku).await? else { return Ok(None) };
@@ -170,9 +170,9 @@ impl StockService for StockKeeping {
         let caller_gone = deadline::of_stream(request.metadata());
         let principal = principal_of(&request)?.clone();
         let wanted = stock_requests::reconcile(request.into_inner())?;
-        self.readiness.has_stock().await?;
+        self.readiness.check_stock().await?;
         if !wanted.dry_run {
-            self.readiness.may_store()?;
+            self.readiness.check_durability()?;
         }
         let (answers, answered) = mpsc::channel(ANSWERS_MAX);
         let (keeping, dry_run) = (self.clone(), wanted.dry_run);

@@ -142,9 +142,9 @@ mod tests {
     }
 
     /// Fails every call.
-    struct Unasked;
+    struct FailingProvider;
 
-    impl PaymentProvider for Unasked {
+    impl PaymentProvider for FailingProvider {
         async fn capture(&self, _: Capture<'_>) -> Result<String, CaptureError> {
             Err(ProviderError::Unusable("asked for a capture".to_owned()).into())
         }
@@ -158,7 +158,7 @@ mod tests {
     async fn a_zero_total_is_paid_and_refunded_without_a_call() {
         let total = Some(Money { currency_code: "EUR".to_owned(), minor_units: 0 });
         let free = Order { total: total.clone(), ..order(1) };
-        let payment = Payment::new(Unasked);
+        let payment = Payment::new(FailingProvider);
         let paid = PaymentCaptured { payment_id: String::new(), amount: total };
         assert_eq!(payment.act(&free).await.unwrap(), Detail::Paid(paid));
         for done in [true, false] {
@@ -169,9 +169,9 @@ mod tests {
     }
 
     /// Refunds another amount than was captured.
-    struct Stingy;
+    struct WrongRefundProvider;
 
-    impl PaymentProvider for Stingy {
+    impl PaymentProvider for WrongRefundProvider {
         async fn capture(&self, _: Capture<'_>) -> Result<String, CaptureError> {
             Ok("payment".to_owned())
         }
@@ -184,14 +184,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_refund_of_another_amount_is_an_error() {
-        let refused = Payment::new(Stingy).compensate(&order(1), true).await;
+        let refused = Payment::new(WrongRefundProvider).compensate(&order(1), true).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
     }
 
     /// Answers that no payment exists.
-    struct Forgetful;
+    struct ForgetfulProvider;
 
-    impl PaymentProvider for Forgetful {
+    impl PaymentProvider for ForgetfulProvider {
         async fn capture(&self, _: Capture<'_>) -> Result<String, CaptureError> {
             Ok("payment".to_owned())
         }
@@ -203,10 +203,10 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_captured_is_an_error_for_a_paid_order() {
-        let refused = Payment::new(Forgetful).compensate(&order(1), true).await;
+        let refused = Payment::new(ForgetfulProvider).compensate(&order(1), true).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
         let nothing = Some(Detail::Refunded(PaymentRefunded::default()));
-        assert_eq!(Payment::new(Forgetful).compensate(&order(1), false).await.unwrap(), nothing);
+        assert_eq!(Payment::new(ForgetfulProvider).compensate(&order(1), false).await.unwrap(), nothing);
         // The in-process sandbox does not know the captures before its start.
         assert_eq!(Payment::new(Sandbox::default()).compensate(&order(1), true).await.unwrap(), nothing);
     }
