@@ -117,12 +117,12 @@ async fn serve(
             config.clone(),
         )
     });
-    let nobody = drain.clone();
+    let until_drain = drain.clone();
     let mut operating = tokio::spawn(async move {
         match operations {
             Some(serving) => serving.await,
             None => {
-                nobody.cancelled().await;
+                until_drain.cancelled().await;
                 Ok(())
             }
         }

@@ -11,8 +11,8 @@ use tracing::{error, warn};
 
 use crate::metrics;
 
-/// Pauses between two requests of this process. All replicas of the step ask for the same leader, and one that leads already
-/// does not step down, so they need not wait for each other.
+/// Pauses between two requests of this process. Replicas of the step need no coordination: all request the same successor,
+/// and a server that is the leader already does not step down.
 const PAUSE: Backoff = Backoff { initial: Duration::from_secs(30), max: Duration::from_secs(5 * 60) };
 
 /// The step-downs requested so far.

@@ -1,5 +1,4 @@
-//! Making all that the programs need at the broker, so that they themselves need no right to: the streams, the bucket and
-//! each step's consumer.
+//! Creates the streams, the bucket and each step's consumer at the broker, so that the programs need no permission to.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A processor's whole life, the same for every step.
+//! The life of a processor, the same for every step.
 
 use std::convert::Infallible;
 use std::future::Future;

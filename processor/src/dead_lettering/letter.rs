@@ -1,4 +1,4 @@
-//! What a dead letter says, and the record of attempts before it is one. Nothing here asks the broker.
+//! The contents of a dead letter, and the record of attempts before it. Does no I/O.
 
 use std::time::SystemTime;
 

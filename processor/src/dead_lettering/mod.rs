@@ -35,9 +35,9 @@ const NO_RESULT_MAX: usize = 10;
 /// The disposition of a redelivered message.
 #[derive(Debug)]
 pub(crate) enum BeforeAttempt<'a> {
-    /// An attempt. One that is announced goes on as long as it holds this.
+    /// Start an attempt. The guard is held during an announced one.
     Attempt(Option<MutexGuard<'a, ()>>),
-    /// No attempt.
+    /// Start no attempt.
     Settled(Disposition),
 }
 

@@ -1,4 +1,4 @@
-//! The stock to begin with: the setting STOCK.
+//! The initial stock: the setting STOCK.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;

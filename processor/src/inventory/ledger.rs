@@ -1,4 +1,4 @@
-//! Deciding who gets what: pure, over stock and reservations as they are known.
+//! Allocates stock to orders: pure, over the known stock and reservations.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -43,7 +43,7 @@ impl Answer {
     }
 }
 
-/// The request depends on a record that the ledger does not know for certain.
+/// The decision depends on a record that has to be read first.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NeedsRead;
 
@@ -55,20 +55,20 @@ pub(super) struct Entry<T> {
     pub(super) changed: bool,
 }
 
-/// Stock by SKU and reservations by order, with the changes decided on so far.
+/// Stock by SKU and reservations by order, with the decided changes.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pub(super) stock: HashMap<String, Entry<u64>>,
     pub(super) reservations: HashMap<String, Entry<Option<Reservation>>>,
     /// Keys whose value cannot be read.
     damaged: BTreeSet<String>,
-    /// Whether all records were read for these very requests. If not, stock comes from the cache, and a new order is
+    /// Whether all records were read for these requests. If not, stock comes from the cache, and a new order is
     /// assumed to have no reservation; the commit's expectations fail if that is wrong.
     is_complete: bool,
 }
 
 impl Ledger {
-    /// A ledger of remembered stock.
+    /// A ledger of cached stock.
     pub(super) fn from_cache(stock: HashMap<String, Entry<u64>>) -> Self {
         Self { stock, ..Self::default() }
     }

@@ -1,4 +1,4 @@
-//! Opening the bucket: made and stocked at the first start, and never again by itself.
+//! Opens the bucket: created and filled at the first start, and never recreated automatically.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Counting reservations whose orders the log has lost: for a metric. Operators release them (`waybill stock reconcile`).
+//! Counts reservations whose orders the log has lost, for a metric. Operators release them (`waybill stock reconcile`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::select;
 use tokio::time::sleep;
 use tracing::{debug, error};
 
-/// How often all reservations are examined: they become orphans only by a loss, and each loss starts an examination.
+/// How often all reservations are scanned: they become orphans only by a loss, and each loss starts a scan.
 const SCAN_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Interval while there are orphans, which an operator may be releasing, or after a failure.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(15);

@@ -27,7 +27,7 @@ pub struct Refund {
     pub amount: Money,
 }
 
-/// The provider gave no answer that says what happened.
+/// The provider gave no usable answer.
 #[derive(Clone, Debug, Error)]
 pub enum ProviderError {
     /// The provider is unavailable, or rejects all calls at the moment: not the order's fault.

@@ -118,10 +118,10 @@ async fn an_outage_is_not_the_orders_fault_and_ends_after_some_calls() {
 
 #[tokio::test]
 async fn calls_without_a_server_or_an_answer_time_out() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let nobody = Endpoint::from_shared(format!("http://{nobody}")).unwrap();
+    let unbound = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let unbound = Endpoint::from_shared(format!("http://{unbound}")).unwrap();
     let (_, silent) = serving_captures(Vec::new()).await;
-    for (endpoint, call) in [(nobody, LONG), (silent.serve().await, Duration::from_millis(20))] {
+    for (endpoint, call) in [(unbound, LONG), (silent.serve().await, Duration::from_millis(20))] {
         let remote = Remote::new(endpoint, call, Duration::from_millis(200));
         let error = capture(&remote).await.unwrap_err();
         assert!(matches!(&error, CaptureError::Provider(ProviderError::Unavailable(_))), "{error}");
