@@ -122,9 +122,9 @@ fn left_by(creation_time: CreationTime, state: ReservationState) -> Records {
 fn a_record_of_an_earlier_order_is_overwritten_at_its_revision() {
     for state in [ReservationState::Held, ReservationState::Released] {
         let mut ledger = Ledger::read(&left_by(nth(1), state));
-        let wish = ReservationRequest::Reserve(units(&[("a", 5)]));
-        assert_eq!(ledger.decide("o1", nth(2), &wish), Ok(Answer::Held), "{state:?}");
-        assert_eq!(ledger.decide("o1", nth(2), &wish), Ok(Answer::Held), "a repeat takes nothing");
+        let action = ReservationRequest::Reserve(units(&[("a", 5)]));
+        assert_eq!(ledger.decide("o1", nth(2), &action), Ok(Answer::Held), "{state:?}");
+        assert_eq!(ledger.decide("o1", nth(2), &action), Ok(Answer::Held), "a repeat takes nothing");
         assert_eq!(ledger.stock["a"].value, 5);
         let written = &ledger.reservations["o1"];
         assert_eq!((written.revision, written.changed), (Revision(7), true));
@@ -150,8 +150,8 @@ fn a_release_gives_back_nothing_that_an_earlier_order_held() {
 fn a_record_of_a_later_order_is_left_alone() {
     for state in [ReservationState::Held, ReservationState::Released] {
         let mut ledger = Ledger::read(&left_by(nth(2), state));
-        for wish in [ReservationRequest::Release, ReservationRequest::Reserve(units(&[("a", 5)]))] {
-            assert!(matches!(ledger.decide("o1", nth(1), &wish), Ok(Answer::Refused(_))), "{wish:?}");
+        for action in [ReservationRequest::Release, ReservationRequest::Reserve(units(&[("a", 5)]))] {
+            assert!(matches!(ledger.decide("o1", nth(1), &action), Ok(Answer::Refused(_))), "{action:?}");
         }
         assert_eq!(ledger.stock["a"].value, 10);
         assert!(!ledger.reservations["o1"].changed);
@@ -159,21 +159,21 @@ fn a_record_of_a_later_order_is_left_alone() {
 }
 
 proptest! {
-    /// Whatever is wished, in whatever order and however often: what is available, what is held, and what
-    /// orders held whose id names another by now, add up to what there was.
+    /// Any requests, in any order and however often: the available units, the held ones, and those of orders whose id was
+    /// reused add up to the initial stock.
     #[test]
     fn no_unit_is_lost_or_taken_twice(
-        wishes in proptest::collection::vec((0..6u8, 0..3i64, prop_oneof![
+        actions in proptest::collection::vec((0..6u8, 0..3i64, prop_oneof![
             proptest::collection::btree_map("[abc]", 1..5u64, 1..4).prop_map(ReservationRequest::Reserve),
             Just(ReservationRequest::Release),
         ]), 0..60),
     ) {
         let mut ledger = Ledger::read(&records(&[("stock.a", "10"), ("stock.b", "7"), ("stock.c", "1")]));
         let mut gone = 0;
-        for (order, n, wish) in wishes {
+        for (order, n, action) in actions {
             let order_id = order.to_string();
             let before = ledger.reservations.get(&order_id).and_then(|entry| entry.value.clone());
-            ledger.decide(&order_id, nth(n), &wish).unwrap();
+            ledger.decide(&order_id, nth(n), &action).unwrap();
             let after = ledger.reservations.get(&order_id).and_then(|entry| entry.value.as_ref());
             if let (Some(before), Some(after)) = (before, after) {
                 prop_assert!(before.creation_time <= after.creation_time);
