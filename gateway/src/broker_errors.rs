@@ -11,7 +11,7 @@ use tracing::{error, warn};
 
 use crate::errors;
 
-// Lines that each call brings about while the broker is away, full or out of order.
+// While the broker is unavailable, full or failing, every call causes these lines.
 static NOT_STORED: LogThrottle = LogThrottle::new();
 static TOO_LARGE: LogThrottle = LogThrottle::new();
 static REFUSED: LogThrottle = LogThrottle::new();
@@ -39,13 +39,13 @@ pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
         }
         AppendError::Unknown(_) => {
             if let Some(left_out) = UNKNOWN.allow() {
-                warn!(left_out, order_id = %id, error = %append_error, "outcome of an append unknown");
+                warn!(left_out, order_id = %id, error = %append_error, "append outcome unknown");
             }
         }
         AppendError::Refused(_) => {
-            error!(order_id = %id, error = %append_error, "the lifecycle refused a checked request");
+            error!(order_id = %id, error = %append_error, "lifecycle rejected a validated request");
         }
-        // The backbone has a line in a while about storage that is full. An order that is gone is no fault.
+        // The backbone logs full storage, at intervals. An expired order is no error.
         AppendError::Full(_) | AppendError::Gone => {}
     }
     errors::append(id, append_error)
@@ -79,8 +79,8 @@ pub(crate) fn stock(sku: &str, change_error: &ChangeError) -> Status {
     match change_error {
         ChangeError::Refused(_) => error!(sku, error = %change_error, "stock not changed"),
         ChangeError::Unavailable(_) => warn!(sku, error = %change_error, "stock not changed"),
-        ChangeError::Unknown(_) => warn!(sku, error = %change_error, "stock perhaps not changed"),
-        // The request's own fault, or told of by the backbone.
+        ChangeError::Unknown(_) => warn!(sku, error = %change_error, "stock change outcome unknown"),
+        // The request's own fault, or logged by the backbone.
         ChangeError::RequestIdReused
         | ChangeError::TooFew { .. }
         | ChangeError::TooMany { .. }

@@ -1,4 +1,4 @@
-//! Calls from web pages: which pages may make them, and what of the answer they may see; and requests that are no calls.
+//! Calls from web pages: which origins may make them, and which headers they may read; and requests that are not gRPC calls.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::gate::Admit;
 /// How long a browser may cache the answer.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
-/// What a gRPC-Web client sends.
+/// Request headers of a gRPC-Web client.
 const REQUEST_HEADERS: [HeaderName; 8] = [
     HeaderName::from_static("authorization"),
     HeaderName::from_static("content-type"),
@@ -25,7 +25,7 @@ const REQUEST_HEADERS: [HeaderName; 8] = [
     HeaderName::from_static("x-grpc-web"),
     HeaderName::from_static("x-user-agent"),
 ];
-/// What it has to read of an answer without a body.
+/// Response headers that it reads of an answer without a body.
 const RESPONSE_HEADERS: [HeaderName; 3] = [
     HeaderName::from_static("grpc-status"),
     HeaderName::from_static("grpc-message"),
@@ -51,7 +51,7 @@ pub(crate) struct OnlyGrpc;
 impl Admit for OnlyGrpc {
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
         let mut content_types = request.headers().get_all(CONTENT_TYPE).iter();
-        // Of two, a proxy may have gone by the other.
+        // Of two, a proxy may have checked the other one.
         let content_type = content_types.next().filter(|_| content_types.next().is_none());
         match content_type.map_or(&[][..], HeaderValue::as_bytes).strip_prefix(b"application/grpc") {
             Some([] | [b'+' | b'-' | b';', ..]) => Ok(()),
@@ -76,7 +76,7 @@ impl Admit for OnlyPost {
         if request.method() == Method::POST {
             return Ok(());
         }
-        Err(errors::malformed("a call of gRPC is a POST"))
+        Err(errors::malformed("a gRPC call must be a POST"))
     }
 }
 

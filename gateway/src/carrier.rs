@@ -17,16 +17,16 @@ use tracing::{error, info, warn};
 
 use crate::metrics;
 
-/// How often it is looked whether events are due: fifty times before they are, within these bounds.
-const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(200);
-const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(10);
-/// How long the record must stay unchanged before another gateway takes over: a number of looks, and a minimum time.
-const STANDSTILL_LOOKS: u32 = 4;
-const STANDSTILL_MIN: Duration = Duration::from_secs(2);
+/// How often the carrier checks for due events: fifty times within the carry age, within these bounds.
+const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(200);
+const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(10);
+/// How long the record must stay unchanged before another gateway takes over: a number of checks, and a minimum time.
+const STALLED_CHECKS: u32 = 4;
+const STALLED_MIN: Duration = Duration::from_secs(2);
 
-static SAID: LogThrottle = LogThrottle::every(Duration::from_secs(30));
-static FAILED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
-static MISSED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
+static CARRIED_LOG: LogThrottle = LogThrottle::every(Duration::from_secs(30));
+static FAILED_LOG: LogThrottle = LogThrottle::every(Duration::from_secs(30));
+static MISSED_LOG: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// The carrier of one gateway.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Progress {
         *self.known() = (!retention.is_zero()).then_some((until, retention));
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     fn known(&self) -> MutexGuard<'_, Option<(SystemTime, Duration)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,30 +80,30 @@ impl Carrier {
     /// Carries, or waits until it has to take over. Never ends.
     pub(crate) async fn keep(mut self) {
         loop {
-            let pause = match self.turn().await {
+            let pause = match self.check().await {
                 Ok(pause) => pause,
                 Err(error) => {
                     if self.log.connection().is_up()
-                        && let Some(left_out) = FAILED.allow()
+                        && let Some(left_out) = FAILED_LOG.allow()
                     {
-                        warn!(%error, left_out, "unfinished orders not carried, tried again");
+                        warn!(%error, left_out, "unfinished orders not carried, retrying");
                     }
-                    LOOK_INTERVAL_MIN * 5
+                    CHECK_INTERVAL_MIN * 5
                 }
             };
             sleep(pause).await;
         }
     }
 
-    /// Looks once, and carries what is due. Tells how long until it looks again.
-    async fn turn(&mut self) -> Result<Duration, CarryError> {
+    /// Checks once, and carries the due orders. Returns the time until the next check.
+    async fn check(&mut self) -> Result<Duration, CarryError> {
         let kept = self.log.bounds().await?;
         let (recorded, head) = self.log.carry_position().await?;
         let wanted = Schedule::of(kept.retention, self.carry_after);
-        let look_interval = wanted.age().map_or(LOOK_INTERVAL_MAX, |age| age / 50);
-        let look_interval = look_interval.clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL_MAX);
-        let standstill = (look_interval * STANDSTILL_LOOKS).max(STANDSTILL_MIN);
-        // Of a log that was made anew, or that has lost its end, it says nothing.
+        let check_interval = wanted.age().map_or(CHECK_INTERVAL_MAX, |age| age / 50);
+        let check_interval = check_interval.clamp(CHECK_INTERVAL_MIN, CHECK_INTERVAL_MAX);
+        let stalled_after = (check_interval * STALLED_CHECKS).max(STALLED_MIN);
+        // A record of another log, or of a log that has lost its end, does not apply.
         let recorded = recorded.filter(|recorded| {
             recorded.log_created == kept.created && recorded.next <= kept.last.0.saturating_add(1)
         });
@@ -120,10 +120,10 @@ impl Carrier {
             if self.seen.is_none_or(|(seen, _)| seen != head) {
                 self.seen = Some((head, Instant::now()));
             }
-            let stands_still = self.seen.is_some_and(|(_, since)| since.elapsed() >= standstill);
-            if !stands_still {
+            let is_stalled = self.seen.is_some_and(|(_, since)| since.elapsed() >= stalled_after);
+            if !is_stalled {
                 self.is_holder = false;
-                return Ok(look_interval);
+                return Ok(check_interval);
             }
         }
         if !self.is_holder {
@@ -140,20 +140,20 @@ impl Carrier {
             carried += walked.carried;
             position.next = walked.next.0;
             position.until = walked.until.map_or(position.until, |until| until.max(position.until));
-            if walked.caught_up || began.elapsed() >= standstill / 4 {
+            if walked.caught_up || began.elapsed() >= stalled_after / 4 {
                 break walked.caught_up;
             }
         };
-        say_missed(missed);
+        report_missed(missed);
         if carried > 0
-            && let Some(left_out) = SAID.allow()
+            && let Some(left_out) = CARRIED_LOG.allow()
         {
-            info!(carried, left_out, "unfinished orders carried, so that they do not expire");
+            info!(carried, left_out, "unfinished orders carried");
         }
         let recorded = self.log.record_carry_position(&position, head).await;
         self.is_holder = recorded.is_some();
         self.progress.set(position.until, kept.retention);
-        Ok(if caught_up { look_interval } else { Duration::ZERO })
+        Ok(if caught_up { check_interval } else { Duration::ZERO })
     }
 }
 
@@ -165,14 +165,14 @@ fn missed(position: &CarryPosition, kept: &LogBounds, now: SystemTime) -> u64 {
     if has_expired && position.next > 0 { kept.first.0.saturating_sub(position.next) } else { 0 }
 }
 
-fn say_missed(events: u64) {
+fn report_missed(events: u64) {
     metrics::missed(events);
     if events > 0
-        && let Some(left_out) = MISSED.allow()
+        && let Some(left_out) = MISSED_LOG.allow()
     {
         error!(
             events,
-            left_out, "events expired before they were looked at; unfinished orders among them are lost"
+            left_out, "events expired before they were examined; unfinished orders among them are lost"
         );
     }
 }
@@ -198,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn what_expired_while_no_gateway_carried_is_missed() {
+    fn events_that_expired_while_no_gateway_carried_are_missed() {
         assert_eq!(missed_at(11, 7, 60), 53);
-        assert_eq!(missed_at(11, 7, 101), 94, "also if nothing is left");
+        assert_eq!(missed_at(11, 7, 101), 94, "also if the log is empty");
         assert_eq!(missed_at(11, 60, 60), 0);
     }
 
     #[test]
-    fn barriers_that_expired_and_a_first_look_miss_nothing() {
+    fn expired_barriers_and_a_first_check_miss_nothing() {
         assert_eq!(missed_at(9, 7, 60), 0);
         assert_eq!(missed_at(11, 0, 60), 0);
     }

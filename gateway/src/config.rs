@@ -166,7 +166,7 @@ fn count(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("must be a whole number of 1-{COUNT_MAX}"))
 }
 
-/// Says which setting asked for an address that cannot be had.
+/// The error of an address that cannot be bound, with its setting.
 pub(crate) fn cannot_bind(variable: &str, addr: SocketAddr) -> impl FnOnce(std::io::Error) -> anyhow::Error {
     let variable = variable.to_owned();
     move |error| anyhow!("cannot listen on {addr} ({variable}): {error}")

@@ -28,7 +28,7 @@ pub(crate) fn of(metadata: &MetadataMap, timeout_max: Duration) -> Instant {
     Instant::now() + caller_timeout(metadata).map_or(timeout_max, |timeout| timeout.min(timeout_max))
 }
 
-/// When the caller of a stream stops listening, if it said so.
+/// The caller's deadline of a stream, if it set one.
 pub(crate) fn of_stream(metadata: &MetadataMap) -> Option<Instant> {
     Some(Instant::now() + caller_timeout(metadata)?)
 }
@@ -71,7 +71,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<S::Future, Answering<S::Future>>;
+    type Future = Either<S::Future, DeadlineFuture<S::Future>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.0.poll_ready(cx)
@@ -81,7 +81,7 @@ where
         let timeout = timeout_of(request.headers());
         let answer = self.0.call(request);
         match timeout {
-            Some(timeout) => Either::Right(Answering { answer, over: sleep(timeout) }),
+            Some(timeout) => Either::Right(DeadlineFuture { answer, timer: sleep(timeout) }),
             None => Either::Left(answer),
         }
     }
@@ -89,15 +89,15 @@ where
 
 pin_project! {
     /// A call whose caller waits for so long.
-    pub(crate) struct Answering<F> {
+    pub(crate) struct DeadlineFuture<F> {
         #[pin]
         answer: F,
         #[pin]
-        over: Sleep,
+        timer: Sleep,
     }
 }
 
-impl<F> Future for Answering<F>
+impl<F> Future for DeadlineFuture<F>
 where
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {
@@ -108,7 +108,7 @@ where
         if let Poll::Ready(answer) = this.answer.poll(cx) {
             return Poll::Ready(answer);
         }
-        ready!(this.over.poll(cx));
+        ready!(this.timer.poll(cx));
         Poll::Ready(Ok(errors::caller_timed_out().into_http()))
     }
 }

@@ -1,4 +1,4 @@
-//! How safely the broker keeps what it has acknowledged, and whether that is enough.
+//! The durability of acknowledged orders at the broker, and whether it suffices.
 //!
 //! STREAM.INFO reports on how many servers the order log is, and whether on disk. Only a server's monitoring port shows
 //! whether it syncs each message before it acknowledges it (`sync_interval: always`), so NATS_MONITOR_URL is read. An
@@ -31,7 +31,7 @@ pub(crate) struct DurabilityConfig {
     /// Required durability. `strict` accepts orders only while the order log is on at least three servers, or each
     /// write is synced to the disk. `any` always accepts them, and reports the durability.
     #[arg(long, env = "DURABILITY", default_value = "any")]
-    pub(crate) durability: Wanted,
+    pub(crate) durability: RequiredDurability,
     /// Monitoring ports of all servers with the order log, such as `http://nats:8222`, separated by commas. Only they
     /// show whether each write is synced. Unset: it counts as not synced.
     #[arg(long, env = "NATS_MONITOR_URL", hide_env_values = true, value_delimiter = ',', value_parser = monitor)]
@@ -40,25 +40,25 @@ pub(crate) struct DurabilityConfig {
 
 /// The required durability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Wanted {
+pub(crate) enum RequiredDurability {
     Any,
     Strict,
 }
 
-/// What survives, the least first.
+/// What acknowledged orders survive, the weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Level {
-    /// Nothing that ends the server.
+pub(crate) enum DurabilityLevel {
+    /// No restart of the server.
     Memory,
-    /// The death of the server's process, not the loss of its machine's power.
+    /// A crash of the server's process, not a power failure.
     Process,
-    /// The loss of power too.
+    /// A power failure too.
     Fsync,
     /// The loss of a server.
     Replicated,
 }
 
-impl Level {
+impl DurabilityLevel {
     pub(crate) const ALL: [Self; 4] = [Self::Memory, Self::Process, Self::Fsync, Self::Replicated];
 
     /// The level of a stream, whose servers are known to write through, or not to.
@@ -74,10 +74,10 @@ impl Level {
         }
     }
 
-    pub(crate) fn satisfies(self, wanted: Wanted) -> bool {
+    pub(crate) fn satisfies(self, wanted: RequiredDurability) -> bool {
         match wanted {
-            Wanted::Any => true,
-            Wanted::Strict => self >= Self::Fsync,
+            RequiredDurability::Any => true,
+            RequiredDurability::Strict => self >= Self::Fsync,
         }
     }
 
@@ -92,15 +92,15 @@ impl Level {
 }
 
 /// Formats it for people.
-impl fmt::Display for Level {
+impl fmt::Display for DurabilityLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Memory => "memory: nothing survives the end of the broker",
+            Self::Memory => "memory: nothing survives a restart of the broker",
             Self::Process => {
-                "process: what is acknowledged survives the death of the broker, not the loss of power"
+                "process: acknowledged orders survive a crash of the broker, not a power failure"
             }
-            Self::Fsync => "fsync: what is acknowledged survives the loss of power",
-            Self::Replicated => "replicated: what is acknowledged survives the loss of a server",
+            Self::Fsync => "fsync: acknowledged orders survive a power failure",
+            Self::Replicated => "replicated: acknowledged orders survive the loss of a server",
         })
     }
 }
@@ -148,7 +148,7 @@ impl Monitors {
         let answers = join_all(self.urls.iter().map(|url| async move {
             let asked = timeout(ASK_TIMEOUT, self.ask_one(url)).await;
             asked.unwrap_or_else(|_| Err("no answer in time".to_owned())).inspect_err(|error| {
-                warn!(%url, error, "monitoring port of the broker (NATS_MONITOR_URL) not asked");
+                warn!(%url, error, "monitoring port (NATS_MONITOR_URL) not read");
             })
         }));
         answers.await.into_iter().filter_map(Result::ok).collect()
@@ -157,7 +157,7 @@ impl Monitors {
     async fn ask_one(&self, url: &Uri) -> Result<(String, bool), String> {
         let uri = format!("{}/varz", url.to_string().trim_end_matches('/'));
         let uri = uri.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
-        // An error's page, or another address, says nothing of this server.
+        // An error page or a redirect says nothing about this server.
         let answer = self.http.get(uri).await.map_err(|error| format!("{error:#}"))?;
         let varz: Varz = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
         Ok((varz.server_name, varz.jetstream.config.sync_always))
@@ -167,7 +167,7 @@ impl Monitors {
 fn monitor(text: &str) -> Result<Uri, String> {
     let url: Uri = text.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
     let is_http = matches!(url.scheme_str(), Some("http" | "https"));
-    // Whoever logs in there would be seen in the log.
+    // Credentials in the URL would be logged.
     let is_plain = url.authority().is_some_and(|authority| !authority.as_str().contains('@'));
     let has_port = url.authority().is_some_and(has_usable_port);
     if is_http && is_plain && has_port {
@@ -200,19 +200,22 @@ mod tests {
     #[test]
     fn a_level_needs_every_server_that_holds_the_log() {
         let fsyncs = HashMap::from([("a".to_owned(), true), ("b".to_owned(), false)]);
-        let level = |replicas, servers: &[&str]| Level::of(&stream(replicas, servers), &fsyncs);
-        assert_eq!(level(1, &["a"]), Level::Fsync);
-        assert_eq!(level(1, &["b"]), Level::Process);
-        assert_eq!(level(1, &["unknown"]), Level::Process);
-        assert_eq!(level(2, &["a", "b"]), Level::Process);
-        assert_eq!(level(1, &[]), Level::Process, "nobody says who holds it");
-        assert_eq!(level(3, &["b"]), Level::Replicated);
-        assert_eq!(Level::of(&StreamState { on_file: false, ..stream(3, &["a"]) }, &fsyncs), Level::Memory);
+        let level = |replicas, servers: &[&str]| DurabilityLevel::of(&stream(replicas, servers), &fsyncs);
+        assert_eq!(level(1, &["a"]), DurabilityLevel::Fsync);
+        assert_eq!(level(1, &["b"]), DurabilityLevel::Process);
+        assert_eq!(level(1, &["unknown"]), DurabilityLevel::Process);
+        assert_eq!(level(2, &["a", "b"]), DurabilityLevel::Process);
+        assert_eq!(level(1, &[]), DurabilityLevel::Process, "the servers are unknown");
+        assert_eq!(level(3, &["b"]), DurabilityLevel::Replicated);
+        assert_eq!(
+            DurabilityLevel::of(&StreamState { on_file: false, ..stream(3, &["a"]) }, &fsyncs),
+            DurabilityLevel::Memory
+        );
     }
 
     #[test]
-    fn strict_takes_what_survives_the_loss_of_power() {
-        let enough = Level::ALL.map(|level| level.satisfies(Wanted::Strict));
+    fn strict_requires_that_orders_survive_a_power_failure() {
+        let enough = DurabilityLevel::ALL.map(|level| level.satisfies(RequiredDurability::Strict));
         assert_eq!(enough, [false, false, true, true]);
     }
 

@@ -54,8 +54,8 @@ pub fn create_order(bytes: &[u8]) {
             assert_eq!(i128::from(order.total.unwrap().minor_units), sum);
             assert_eq!((&order.items, &order.customer_id), (items, customer_id));
         }
-        Err(refusal) => {
-            assert!(!keeps_the_rules, "refused: {request:?}: {refusal:?}");
+        Err(rejection) => {
+            assert!(!keeps_the_rules, "rejected: {request:?}: {rejection:?}");
             let fields = [
                 "request_id",
                 "customer_id",
@@ -66,7 +66,7 @@ pub fn create_order(bytes: &[u8]) {
                 "items[].unit_price.currency_code",
                 "items[].unit_price.minor_units",
             ];
-            check_refusal(&refusal, &fields, items.len());
+            check_rejection(&rejection, &fields, items.len());
         }
     }
 }
@@ -81,9 +81,9 @@ pub fn cancel_order(bytes: &[u8]) {
             assert!(is_message, "accepted: {message:?}");
             assert_eq!((&id.to_string(), &cancelled.message), (order_id, message));
         }
-        Err(refusal) => {
-            assert!(!is_message || order_id.parse::<OrderId>().is_err(), "refused: {request:?}");
-            check_refusal(&refusal, &["order_id", "message"], 0);
+        Err(rejection) => {
+            assert!(!is_message || order_id.parse::<OrderId>().is_err(), "rejected: {request:?}");
+            check_rejection(&rejection, &["order_id", "message"], 0);
         }
     }
 }
@@ -105,16 +105,15 @@ pub fn list_orders(bytes: &[u8]) {
             assert!(page.statuses.iter().all(asked_for) && page.statuses.is_empty() == statuses.is_empty());
             assert_eq!(page.before.map(|before| page.list().token(before)).unwrap_or_default(), *page_token);
         }
-        Err(refusal) => {
-            assert!(!keeps_the_rules || !page_token.is_empty(), "refused: {request:?}");
+        Err(rejection) => {
+            assert!(!keeps_the_rules || !page_token.is_empty(), "rejected: {request:?}");
             let fields = ["customer_id", "page_size", "page_token", "statuses[]"];
-            check_refusal(&refusal, &fields, statuses.len());
+            check_rejection(&rejection, &fields, statuses.len());
         }
     }
 }
 
-/// GetOrder, ListOrderEvents, WatchOrder and WatchOrders name an order or a customer, and nothing else of theirs
-/// can be wrong.
+/// GetOrder, ListOrderEvents, WatchOrder and WatchOrders name an order or a customer; no other field can be invalid.
 pub fn reads(bytes: &[u8]) {
     let named = [
         GetOrderRequest::decode(bytes).map(|request| request.order_id),
@@ -124,7 +123,7 @@ pub fn reads(bytes: &[u8]) {
     for order_id in named.into_iter().flatten() {
         match validation::order_id(&order_id) {
             Ok(id) => assert_eq!(id.to_string(), order_id),
-            Err(refusal) => check_refusal(&refusal, &["order_id"], 0),
+            Err(rejection) => check_rejection(&rejection, &["order_id"], 0),
         }
     }
     let Ok(WatchOrdersRequest { customer_id, .. }) = WatchOrdersRequest::decode(bytes) else { return };
@@ -134,9 +133,9 @@ pub fn reads(bytes: &[u8]) {
             assert_eq!(customer, CustomerKey::of(TENANT, &customer_id));
             assert_ne!(customer, CustomerKey::of(OTHER_TENANT, &customer_id));
         }
-        Err(refusal) => {
-            assert!(!is_text(&customer_id, 128, "-_.:@"), "refused: {customer_id:?}");
-            check_refusal(&refusal, &["customer_id"], 0);
+        Err(rejection) => {
+            assert!(!is_text(&customer_id, 128, "-_.:@"), "rejected: {customer_id:?}");
+            check_rejection(&rejection, &["customer_id"], 0);
         }
     }
 }
@@ -175,7 +174,7 @@ pub fn page_token(bytes: &[u8]) {
     }
 }
 
-/// A file of API keys or of certificates is good for those that are in it, each for the tenant of its line. Takes a
+/// A file of API keys or of certificates accepts its entries, each for the tenant of its line. Takes a
 /// key or a name, a zero byte, and a file; as in a request and as on disk, either may be any bytes.
 pub fn credentials(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == 0);
@@ -204,7 +203,7 @@ pub fn credentials(bytes: &[u8]) {
             assert_eq!(tenants.next(), None, "in two lines");
             assert!(tenant.as_ref().is_none_or(|tenant| is_text(tenant, 64, "-_.")), "{tenant:?}");
             let found = directory.find(shown);
-            // Bytes that are no text are no name of a certificate.
+            // A certificate's name is text.
             if kind == Kind::ApiKeys || str::from_utf8(shown).is_ok() {
                 assert_eq!(found.map(|principal| principal.tenant.to_string()), tenant);
             } else {
@@ -251,22 +250,22 @@ fn price(item: &OrderItem) -> i64 {
     item.unit_price.as_ref().map_or(0, |price| price.minor_units)
 }
 
-/// A refusal says what is wrong, with fields that are there, and in so few bytes that every client can read it.
+/// A rejection names existing fields, and is small enough for every client.
 /// `[]` among `fields` stands for an index below `length`.
-fn check_refusal(refusal: &Status, fields: &[&str], length: usize) {
-    assert_eq!(refusal.code(), Code::InvalidArgument);
-    let violations = refusal.get_details_bad_request().unwrap().field_violations;
-    assert!((1..=32).contains(&violations.len()), "{refusal:?}");
+fn check_rejection(rejection: &Status, fields: &[&str], length: usize) {
+    assert_eq!(rejection.code(), Code::InvalidArgument);
+    let violations = rejection.get_details_bad_request().unwrap().field_violations;
+    assert!((1..=32).contains(&violations.len()), "{rejection:?}");
     for violation in &violations {
         let (field, index) = without_index(&violation.field);
         assert!(fields.contains(&field.as_str()), "{violation:?}");
         assert!(index.is_none_or(|index| index < length), "{violation:?}");
         assert!(!violation.description.is_empty(), "{violation:?}");
     }
-    assert!(refusal.message().contains(&violations[0].field), "{refusal:?}");
-    assert!(refusal.details().len() <= DETAILS_BYTES_MAX, "{} bytes", refusal.details().len());
+    assert!(rejection.message().contains(&violations[0].field), "{rejection:?}");
+    assert!(rejection.details().len() <= DETAILS_BYTES_MAX, "{} bytes", rejection.details().len());
     let mut headers = HeaderMap::new();
-    refusal.add_header(&mut headers).unwrap();
+    rejection.add_header(&mut headers).unwrap();
     let header_bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     assert!(header_bytes <= HEADERS_BYTES_MAX, "{header_bytes} bytes");
 }

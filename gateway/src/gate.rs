@@ -1,4 +1,4 @@
-//! The gate before a service: it lets a call in or refuses it, without knowing who calls.
+//! The gate before a service: a layer that admits or rejects a call.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -14,18 +14,18 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::{Layer, Service};
 
-/// Most of a refused call's message that is waited for, and for how long.
+/// How much of a rejected call's message is read, and for how long.
 const UNREAD_BYTES_MAX: usize = 64 * 1024;
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One reason to refuse a call.
+/// A check that can reject a call.
 pub(crate) trait Admit {
-    /// Lets the call in, or says why not. Must not wait.
+    /// Admits the call, or returns the status that rejects it. Must not wait.
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Status>;
 
     /// The answer to a rejected call.
-    fn answer(&self, refusal: Status) -> Response<Body> {
-        refusal.into_http()
+    fn answer(&self, status: Status) -> Response<Body> {
+        status.into_http()
     }
 }
 
@@ -55,7 +55,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<S::Future, Refusal>;
+    type Future = Either<S::Future, RejectionFuture>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -64,20 +64,20 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         match self.admit.admit(&mut request) {
             Ok(()) => Either::Left(self.inner.call(request)),
-            Err(status) => Either::Right(refuse(request, self.admit.answer(status))),
+            Err(status) => Either::Right(reject(request, self.admit.answer(status))),
         }
     }
 }
 
 /// The answer to a rejected call.
-pub(crate) type Refusal = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+pub(crate) type RejectionFuture = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
 /// Answers a rejected call. Its message is read from the connection first: data that arrives for a call that is over
 /// counts as an error of the client, and many of those close its connection.
-pub(crate) fn refuse(request: Request<Body>, answer: Response<Body>) -> Refusal {
+pub(crate) fn reject(request: Request<Body>, answer: Response<Body>) -> RejectionFuture {
     let mut message = Limited::new(request.into_body(), UNREAD_BYTES_MAX);
     async move {
-        // However it ends, the answer is the same.
+        // A read error or timeout does not change the answer.
         let taken_off = async { while let Some(Ok(_)) = message.frame().await {} };
         timeout(UNREAD_TIMEOUT, taken_off).await.ok();
         Ok(answer)

@@ -1,4 +1,4 @@
-//! The gRPC server: which services stand on the port, behind what, and within which limits.
+//! The gRPC server: the services on the port, the layers before them, and the limits.
 
 use backbone::log::OrderLog;
 use proto::orders::v1::order_service_server::OrderServiceServer;
@@ -19,14 +19,14 @@ use crate::gate::Gate;
 use crate::orders::Orders;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
-use crate::transport::connections::Limit;
+use crate::transport::connections::ConnectionLimit;
 use crate::transport::tls::Tls;
 use crate::transport::{connections, server};
 use crate::{browser, errors, health, malformed, panics, reflection};
 
-/// Largest request; the contract says so in `OrderService`.
+/// Largest request; documented in `OrderService`.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
-/// Methods that answer with a stream, which is counted as such.
+/// Methods that answer with a stream: they count towards the limit of streams, not of calls.
 const STREAMS: &[&str] = &["WatchOrder", "WatchOrders"];
 /// Streams that one connection may have open at once.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
@@ -61,18 +61,19 @@ pub(crate) async fn serve(
         streams: STREAMS,
     };
     let orders = ServiceBuilder::new()
-        // From here on it is known whose call it is.
+        // The layers below know the principal.
         .layer(Gate(authentication))
-        // One caller that calls without end must not keep the others out.
+        // One caller must not use up the capacity of the others.
         .layer(Gate(rate_limit))
-        // More calls at once than can be answered in time would make all of them late.
+        // Sheds load: with too many calls in flight all of them would be late.
         .layer(calls)
         .service(orders);
-    let told = CancellationToken::new();
-    // Whoever asks has no quota, and no end.
-    let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
+    let notified = CancellationToken::new();
+    // Probes need no credential, so they have limits of their own.
+    let probes = ServiceBuilder::new().layer(Probes::new(notified.clone()));
 
-    let (health, _reporting) = health::service(readiness, told, [OrderServiceServer::<Orders>::NAME]).await;
+    let (health, _reporting) =
+        health::service(readiness, notified, [OrderServiceServer::<Orders>::NAME]).await;
     let mut routes = Routes::new(probes.service(health)).add_service(orders);
     if config.reflection {
         let (v1, v1alpha) = reflection::services(proto::DESCRIPTOR_SET)?;
@@ -80,14 +81,14 @@ pub(crate) async fn serve(
     }
     let service = ServiceBuilder::new()
         .layer(option_layer(browser::cors(&config.cors_allowed_origins)))
-        // A page of anybody's may send other types without asking first.
+        // Any web page may send other content types without a CORS preflight.
         .layer(Gate(browser::OnlyGrpc))
         .layer(GrpcWebLayer::new())
-        // One call that panics must not look like a broken connection.
+        // A panic is answered with INTERNAL, not by a broken connection.
         .layer(panics::layer())
-        // Calls that are refused are to be seen, too.
+        // Before the layers that reject, so that rejected calls are traced and counted too.
         .layer(Spans)
-        // A caller that no longer waits costs nothing more.
+        // Stops work for a caller that no longer waits.
         .layer(CallerDeadline)
         .layer(Gate(Metadata))
         .layer(Gate(browser::OnlyPost))
@@ -99,7 +100,8 @@ pub(crate) async fn serve(
         age_max: config.max_connection_age,
         age_grace: config.max_connection_age_grace,
     };
-    let incoming = connections::accept(listener, Limit::of(config.max_connections), tls, draining.clone());
+    let incoming =
+        connections::accept(listener, ConnectionLimit::of(config.max_connections), tls, draining.clone());
     server::serve(incoming, service, limits, draining).await;
     Ok(())
 }

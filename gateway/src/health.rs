@@ -13,18 +13,18 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::readiness::{Readiness, State};
 
-/// The health of these services, and the task that updates it. Cancels `told` when the drain has begun and all watchers
+/// The health of these services, and the task that updates it. Cancels `notified` when the drain has begun and all watchers
 /// can know of it.
 pub(crate) async fn service<const N: usize>(
     readiness: Readiness,
-    told: CancellationToken,
+    notified: CancellationToken,
     services: [&'static str; N],
 ) -> (HealthServer<Watchable>, AbortOnDropHandle<()>) {
     let reporter = HealthReporter::new();
-    // From the first call on: a name that is missing then would be unknown to its watch for ever.
+    // Registered before the first call: a watch of a name that is missing then would never learn of it.
     report(&reporter, services, &readiness.now()).await;
     let health = Watchable(HealthService::from_health_reporter(reporter.clone()));
-    let following = tokio::spawn(follow(reporter, services, readiness, told));
+    let following = tokio::spawn(follow(reporter, services, readiness, notified));
     (HealthServer::new(health), AbortOnDropHandle::new(following))
 }
 
@@ -32,7 +32,7 @@ async fn follow<const N: usize>(
     reporter: HealthReporter,
     services: [&'static str; N],
     readiness: Readiness,
-    told: CancellationToken,
+    notified: CancellationToken,
 ) {
     let mut state = readiness.follow();
     loop {
@@ -43,13 +43,13 @@ async fn follow<const N: usize>(
         }
     }
     readiness.draining().cancelled().await;
-    told.cancel();
+    notified.cancel();
 }
 
 async fn report<const N: usize>(reporter: &HealthReporter, services: [&'static str; N], state: &State) {
     let serving = match state {
         State::Ready => ServingStatus::Serving,
-        State::BrokerAway(_)
+        State::BrokerUnavailable(_)
         | State::NotDurable(_)
         | State::StorageFull(_)
         | State::StockMissing(_)

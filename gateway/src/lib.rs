@@ -99,7 +99,7 @@ async fn serve(
         "listening"
     );
 
-    let monitors = Monitors::new(&config.durability).context("the system's certificates")?;
+    let monitors = Monitors::new(&config.durability).context("cannot read the system's certificates")?;
     let streams = Streams::new(connection.clone(), config.durability.durability, &config.stream);
     let readiness = Readiness::new(streams, Presence::new(connection.clone()));
     metrics::start(&readiness);
@@ -117,12 +117,12 @@ async fn serve(
             config.clone(),
         )
     });
-    let nobody = drain.clone();
+    let until_drain = drain.clone();
     let mut operating = tokio::spawn(async move {
         match operations {
             Some(serving) => serving.await,
             None => {
-                nobody.cancelled().await;
+                until_drain.cancelled().await;
                 Ok(())
             }
         }
@@ -142,7 +142,7 @@ async fn serve(
     let outcome = select! {
         () = shutdown.requested() => {
             readiness.leave();
-            // Until load balancers and clients know, calls that come are still answered.
+            // New calls are still answered until load balancers and clients notice.
             sleep(config.drain_delay).await;
             Ok(())
         }
@@ -150,13 +150,13 @@ async fn serve(
         ended = &mut operating => ended?,
         ended = &mut answering => match ended? {},
         ended = &mut watching => ended?.map_err(Into::into),
-        () = connection.died() => Err(anyhow!("the client of the broker has died")),
+        () = connection.died() => Err(anyhow!("NATS client stopped")),
     };
     readiness.leave();
     drain.cancel();
     let last_calls = async {
         for served in [&mut serving, &mut operating] {
-            // One that is finished has been heard already, or has nothing to say.
+            // The outcome of a finished task was taken by the select, or is Ok.
             if !served.is_finished() {
                 drop(served.await);
             }

@@ -1,4 +1,4 @@
-//! Whether the log has lost events while no gateway ran: the stream of dead letters remembers how far it went.
+//! Detects events that were lost while no gateway ran: the stream of dead letters records how far the log reached.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -20,7 +20,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Compares the log, once, with open dead letters and the steps' recorded floors.
 pub(crate) async fn compare(log: &OrderLog, letters: &DeadLetters) -> Infallible {
     while let Err(error) = compare_once(log, letters).await {
-        debug!(%error, "the log is not compared with the dead letters yet");
+        debug!(%error, "log not compared with dead letters, retrying");
         sleep(RETRY).await;
     }
     pending().await

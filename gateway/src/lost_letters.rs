@@ -9,15 +9,15 @@ use tracing::error;
 /// The last known state of the dead letters. Kept while they cannot be read.
 #[derive(Debug, Default)]
 pub(crate) struct LostLetters {
-    before: Option<Look>,
-    /// The stream was missing at the last look.
+    before: Option<Observation>,
+    /// The stream was missing at the last check.
     is_missing: bool,
     lost: u64,
     noticed: Option<SystemTime>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Look {
+struct Observation {
     created: SystemTime,
     open: u64,
 }
@@ -26,16 +26,16 @@ impl LostLetters {
     /// The stream, created at `created`, has this many open dead letters, or no dead letter in any state.
     pub(crate) fn found(&mut self, created: SystemTime, open: u64, is_empty: bool) {
         self.is_missing = false;
-        let before = self.before.replace(Look { created, open });
+        let before = self.before.replace(Observation { created, open });
         let Some(before) = before.filter(|before| before.open > 0) else { return };
-        // Letters that are resolved are kept for weeks.
+        // Resolved letters are kept for weeks, so an empty stream has lost them.
         if before.created == created && !is_empty {
             return;
         }
         let letters = before.open;
         error!(
             letters,
-            "stream {DEAD_LETTERS} has lost open letters; their orders are FAILED and cannot be redriven"
+            "stream {DEAD_LETTERS} has lost open dead letters; their orders are FAILED and cannot be redriven"
         );
         self.lost += letters;
         self.noticed = Some(SystemTime::now());
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn open_letters_of_a_stream_that_is_another_one_or_empty_are_lost() {
+    fn open_letters_of_a_recreated_or_emptied_stream_are_lost() {
         let mut letters = LostLetters::default();
         letters.found(at(1), 3, false);
         assert!(!letters.not_found() && letters.not_found(), "at the second look");

@@ -4,12 +4,12 @@ use http::Response;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::errors::{self, Refusal};
+use crate::errors::{self, Rejection};
 
 /// Replaces tonic's status for an unreadable request by INVALID_ARGUMENT.
 pub(crate) fn answer(answer: Response<Body>) -> Response<Body> {
-    // Ours has a mark, and that of a stream, or of an answer that cannot be written, comes behind the headers.
-    if Refusal::is_marked(answer.headers()) {
+    // The gateway's own INTERNAL has a mark. A later INTERNAL, such as a stream's, is in the trailers.
+    if Rejection::is_marked(answer.headers()) {
         return answer;
     }
     match Status::from_header_map(answer.headers()) {
@@ -21,7 +21,7 @@ pub(crate) fn answer(answer: Response<Body>) -> Response<Body> {
 /// The status of a request that tonic cannot read.
 pub(crate) fn of(status: Status) -> Status {
     if status.code() == Code::Internal {
-        return errors::malformed(&format!("the request cannot be read: {}", status.message()));
+        return errors::malformed(&format!("the request cannot be decoded: {}", status.message()));
     }
     status
 }

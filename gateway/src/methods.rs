@@ -32,7 +32,7 @@ static SERVICES: LazyLock<HashMap<String, Vec<String>>> = LazyLock::new(|| {
     services
 });
 
-/// What a call is to.
+/// The method of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Method {
     /// Full name, as `orders.v1.OrderService/CreateOrder`.
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_exist_has_no_name_of_its_own() {
+    fn unknown_methods_share_one_name() {
         let create = Method::at("/orders.v1.OrderService/CreateOrder");
         assert_eq!(create, Method { name: "orders.v1.OrderService/CreateOrder", has_span: true });
         let check = Method::at("/grpc.health.v1.Health/Check");

@@ -1,4 +1,4 @@
-//! What the gateway counts; docs/metrics.md says what it means.
+//! The metrics of the gateway; docs/metrics.md explains them.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use backbone::log::CarryProgress;
 use program::metrics::{self, Counter, Histogram, KeyValue, UpDownCounter, seconds};
 use program::trace::attribute;
 
-use crate::errors::{Fault, Reason, Refusal};
+use crate::errors::{Fault, Reason, Rejection};
 
 use crate::readiness::{Readiness, State};
 
@@ -15,9 +15,9 @@ use crate::readiness::{Readiness, State};
 pub(crate) const WATCH_ORDER: &str = "orders.v1.OrderService/WatchOrder";
 pub(crate) const WATCH_ORDERS: &str = "orders.v1.OrderService/WatchOrders";
 
-/// Whose fault it is that a call was not answered with OK.
+/// The label for whose fault an error is.
 const FAULT: &str = "fault";
-/// The fault of a call that was.
+/// Its value for a call answered with OK.
 const NO_FAULT: &str = "none";
 
 static CALLS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
@@ -31,35 +31,32 @@ static STREAMS: LazyLock<UpDownCounter<i64>> =
 static LAG: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     metrics::order_duration(
         "waybill.watch.lag",
-        "From when the broker stored an event to when a watcher was given it who was there already.",
+        "Time from the storage of an event to its delivery to a watch that was already open.",
     )
 });
 
 static CARRIED: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter(
         "waybill.orders.carried",
-        "Unfinished orders written anew before their events expire, and those that the broker refused.",
+        "Unfinished orders carried before their events expire, and those that the broker rejected.",
     )
 });
 static EXPIRED: LazyLock<Counter<u64>> = LazyLock::new(|| {
-    metrics::counter(
-        "waybill.carry.missed",
-        "Events that expired before it was looked at whether their orders are finished.",
-    )
+    metrics::counter("waybill.carry.missed", "Events that expired before the carrier examined them.")
 });
 
-/// What there is to see before anything has happened.
+/// Registers every series with 0.
 pub(crate) fn start(readiness: &Readiness) {
     for reason in Reason::ALL {
         for fault in Fault::ALL {
-            REFUSED.add(0, &labels(Refusal { reason, fault }));
+            REFUSED.add(0, &labels(Rejection { reason, fault }));
         }
     }
     for method in [WATCH_ORDER, WATCH_ORDERS] {
         STREAMS.add(0, &[KeyValue::new(attribute::RPC_METHOD, method)]);
     }
     let readiness = readiness.clone();
-    metrics::gauge("waybill.ready", "Whether /readyz says ready.", move |gauge| {
+    metrics::gauge("waybill.ready", "1 while /readyz is ready.", move |gauge| {
         gauge.observe(u64::from(readiness.now() == State::Ready), &[]);
     });
 }
@@ -71,7 +68,7 @@ pub(crate) fn carrying(progress: impl Fn() -> Option<(Duration, Duration)> + Clo
     let known = progress.clone();
     metrics::age(
         "waybill.carry.age",
-        "Age of the oldest event of which it was not looked at yet whether its order is finished.",
+        "Age of the oldest event that the carrier has not examined yet.",
         move |gauge| {
             if let Some((age, _)) = known() {
                 gauge.observe(seconds(age), &[]);
@@ -107,15 +104,15 @@ pub(crate) fn answered(method: &'static str, status: &'static str, fault: Option
 }
 
 /// A call was refused.
-pub(crate) fn refused(refusal: Refusal) {
-    REFUSED.add(1, &labels(refusal));
+pub(crate) fn rejected(rejection: Rejection) {
+    REFUSED.add(1, &labels(rejection));
 }
 
-fn labels(refusal: Refusal) -> [KeyValue; 2] {
-    [KeyValue::new("reason", refusal.reason.as_str()), KeyValue::new(FAULT, refusal.fault.as_str())]
+fn labels(rejection: Rejection) -> [KeyValue; 2] {
+    [KeyValue::new("reason", rejection.reason.as_str()), KeyValue::new(FAULT, rejection.fault.as_str())]
 }
 
-/// An event is given to a watcher, so long after it was stored.
+/// An event was delivered to a watcher, `lag` after it was stored.
 pub(crate) fn delivered(method: &'static str, lag: Duration) {
     LAG.record(seconds(lag), &[KeyValue::new(attribute::RPC_METHOD, method)]);
 }

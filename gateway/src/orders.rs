@@ -92,15 +92,16 @@ impl OrderService for Orders {
     ) -> Result<Response<CreateOrderResponse>, Status> {
         let deadline = self.deadline(&request);
         let new = validation::new_order(&tenant_of(&request)?, request.into_inner())?;
-        spans::about(&new.id);
-        self.readiness.may_store()?;
+        spans::record_order(&new.id);
+        self.readiness.check_durability()?;
         let items = new.created.items.clone();
 
         let appended = self.log.create(new.id, new.created, deadline).await;
-        let appended = appended.and_then(|appended| self.readiness.has_kept().map(|()| appended));
+        let appended =
+            appended.and_then(|appended| self.readiness.check_durability_after_append().map(|()| appended));
         let order = match appended.map_err(|error| broker_errors::append(&new.id, &error))? {
             Appended::Stored(created) => created.order,
-            // A repeat: the id says that customer and request_id are the same, so the items decide.
+            // A retry: the equal id implies the same customer and request_id, so only the items can differ.
             Appended::Overtaken(existing) if existing.order.items == items => existing.order,
             Appended::Overtaken(_) => return Err(errors::request_id_reused(&new.id)),
         };
@@ -114,7 +115,7 @@ impl OrderService for Orders {
     ) -> Result<Response<GetOrderResponse>, Status> {
         let deadline = self.deadline(&request);
         let id = validation::order_id(&request.get_ref().order_id)?;
-        spans::about(&id);
+        spans::record_order(&id);
         let tenant = tenant_of(&request)?;
         let found = read_by(deadline, self.log.load(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
@@ -129,7 +130,7 @@ impl OrderService for Orders {
         let deadline = self.deadline(&request);
         let page = validation::page(&tenant_of(&request)?, request.get_ref())?;
         let wanted = |order: &Order| page.statuses.is_empty() || page.statuses.contains(&order.status());
-        // What was found in half of the time is better than to have looked in vain.
+        // After half of the deadline a shorter page is returned, rather than none.
         let until = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
         let listing = self.log.list(page.customer, page.before, page.size, until, wanted);
         let found = read_by(deadline, listing).await?;
@@ -144,13 +145,13 @@ impl OrderService for Orders {
         let deadline = self.deadline(&request);
         let tenant = tenant_of(&request)?;
         let (id, cancelled) = validation::cancel(request.into_inner())?;
-        spans::about(&id);
-        self.readiness.may_store()?;
+        spans::record_order(&id);
+        self.readiness.check_durability()?;
 
         let found = read_by(deadline, self.log.load_latest(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
         let mut current = found.ok_or_else(|| errors::not_found(&id))?;
-        // Each turn lost is an event won by somebody else, and an order has few.
+        // Bounded: each lost race is an event of another writer, and an order has few.
         while !is_cancelled(&current.order) {
             let detail = Detail::Cancelled(cancelled.clone());
             match self.log.append(&current, detail, deadline).await {
@@ -161,7 +162,7 @@ impl OrderService for Orders {
                 Err(error) => return Err(broker_errors::append(&id, &error)),
             }
         }
-        self.readiness.has_kept().map_err(|error| broker_errors::append(&id, &error))?;
+        self.readiness.check_durability_after_append().map_err(|error| broker_errors::append(&id, &error))?;
         debug!(order_id = %id, revision = current.order.revision, "order cancelled");
         Ok(Response::new(CancelOrderResponse { order: Some(current.order) }))
     }
@@ -172,7 +173,7 @@ impl OrderService for Orders {
     ) -> Result<Response<ListOrderEventsResponse>, Status> {
         let deadline = self.deadline(&request);
         let EventsRequest { id, after, size } = validation::events(request.get_ref())?;
-        spans::about(&id);
+        spans::record_order(&id);
         let tenant = tenant_of(&request)?;
         let history = read_by(deadline, self.log.history(&id, Revision::NONE)).await?;
         if !history.last().is_some_and(|last| owns(&tenant, &last.order, &id)) {
@@ -187,13 +188,13 @@ impl OrderService for Orders {
         &self,
         request: Request<WatchOrderRequest>,
     ) -> Result<Response<Self::WatchOrderStream>, Status> {
-        // That its own order is lost the watch finds out by itself.
+        // The watch itself detects a loss of its own order.
         let ending = self.end_of_stream(&request, WATCH_ORDER, Losses::Replaced)?;
         let opening = self.deadline(&request);
         let tenant = tenant_of(&request)?;
         let request = request.into_inner();
         let id = validation::order_id(&request.order_id)?;
-        spans::about(&id);
+        spans::record_order(&id);
         let found = read_by(opening, self.log.load(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
         let found = found.ok_or_else(|| errors::not_found(&id))?;
@@ -259,12 +260,12 @@ fn is_cancelled(order: &Order) -> bool {
     [order.status(), order.parked_status()].contains(&OrderStatus::Cancelled)
 }
 
-/// Whether the order is one of `tenant`'s. The id is made of the tenant and the customer, so it tells.
+/// Whether the order belongs to `tenant`. The customer part of the id is derived from tenant and customer.
 fn owns(tenant: &str, order: &Order, id: &OrderId) -> bool {
     CustomerKey::of(tenant, &order.customer_id) == id.customer
 }
 
-/// What a read of the log gave, unless time ran out.
+/// Reads the log with a deadline.
 pub(crate) async fn read_by<T>(
     deadline: Instant,
     read: impl Future<Output = Result<T, ReadError>>,
@@ -273,7 +274,7 @@ pub(crate) async fn read_by<T>(
     read.map_err(|error| broker_errors::read(&error))
 }
 
-/// A watch that has begun, unless time ran out.
+/// Starts a watch with a deadline.
 async fn watch_by<W>(
     deadline: Instant,
     watch: impl Future<Output = Result<W, WatchError>>,
@@ -288,13 +289,13 @@ async fn watch_by<W>(
 /// The losses of the log that end a stream.
 #[derive(Clone, Copy)]
 enum Losses {
-    /// That the log is another one.
+    /// Only the replacement of the log.
     Replaced,
-    /// Every loss: no event shows that one of another order is missing.
+    /// Every loss: a missing event of another order is not visible in the stream.
     All,
 }
 
-/// What ends a stream from outside.
+/// The events that end a stream from outside.
 struct EndOfStream {
     principal: Arc<Principal>,
     draining: CancellationToken,
@@ -347,14 +348,14 @@ async fn lost((losses, before, which): &mut (watch::Receiver<LossCounts>, LossCo
             Losses::All if now.all > before.all => return errors::events_lost(),
             Losses::All | Losses::Replaced => {}
         }
-        // The log outlives its streams.
+        // Unreachable: the log outlives its streams.
         if losses.changed().await.is_err() {
             pending::<()>().await;
         }
     }
 }
 
-/// An update is given out: the call is linked to where it was appended, and how late it is is counted.
+/// Records the delivery of an update: links the call to the append's trace, and records the lag.
 fn delivered(method: &'static str, Update { event, lag }: &Update) {
     if let Some(lag) = lag {
         metrics::delivered(method, *lag);

@@ -1,10 +1,10 @@
-//! Where the next page of an answer begins. Opaque to clients; needs nothing to be remembered here.
+//! Where the next page of an answer begins. Opaque to clients; the gateway keeps no state for it.
 
 use backbone::log::ids::{CustomerKey, OrderId, Revision};
 use data_encoding::BASE64URL_NOPAD;
 use proto::orders::v1::OrderStatus;
 
-/// Told apart, so that a later version can lay tokens out otherwise.
+/// Format version of tokens, so that a later one can differ.
 const VERSION: u8 = 1;
 const REVISION_BYTES: usize = 8;
 
@@ -49,7 +49,7 @@ impl History {
     }
 }
 
-/// A place in the answer of this name.
+/// The token of a position in the answer of this name.
 pub(crate) fn encode(revision: Revision, name: &[u8]) -> String {
     encode_bytes(&[&revision.0.to_be_bytes()[..], name].concat())
 }
@@ -67,7 +67,7 @@ pub(crate) fn encode_bytes(bytes: &[u8]) -> String {
     BASE64URL_NOPAD.encode(&[&[VERSION], bytes].concat())
 }
 
-/// What a token says.
+/// The bytes in a token.
 pub(crate) fn decode_bytes(token: &str) -> Option<Vec<u8>> {
     let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
     bytes.strip_prefix(&[VERSION]).map(<[u8]>::to_vec)

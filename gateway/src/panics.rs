@@ -7,7 +7,7 @@ use tonic::body::Body;
 use tower_http::catch_panic::{CatchPanicLayer, ResponseForPanic};
 use tracing::error;
 
-use crate::errors::{self, Refusal};
+use crate::errors::{self, Rejection};
 
 /// Answers for a handler that panicked.
 #[derive(Clone, Copy, Debug)]
@@ -19,10 +19,10 @@ impl ResponseForPanic for Internal {
     fn response_for_panic(&mut self, panic: Box<dyn Any + Send>) -> Response<Body> {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        error!(panic = text, "a call panicked");
+        error!(panic = text, "call handler panicked");
         let mut answer = errors::internal().into_http();
-        // Spans has counted the call, and is no longer there to take it off.
-        Refusal::take(answer.headers_mut());
+        // `Spans` is inside this layer: it has counted the call, and cannot remove the mark.
+        Rejection::take(answer.headers_mut());
         answer
     }
 }

@@ -27,13 +27,13 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) enum State {
     /// Nothing.
     Ready,
-    /// The broker is away, or the stream is missing or does not answer; says what.
-    BrokerAway(String),
+    /// The broker is unavailable, or the stream is missing or does not answer; with the reason.
+    BrokerUnavailable(String),
     /// The durability is below the configured one; with the details.
     NotDurable(String),
-    /// The broker has no space for orders; says what it says. Reads go on.
+    /// The broker has no storage space for orders; with its reason. Reads still work.
     StorageFull(String),
-    /// The bucket with the stock was there and is missing, so no order goes on; says what to do.
+    /// The bucket with the stock existed and is missing, so no order can progress; says what to do.
     StockMissing(&'static str),
     /// The gateway is about to stop.
     Draining,
@@ -51,7 +51,7 @@ pub(crate) struct Readiness {
 
 impl Readiness {
     pub(crate) fn new(streams: Streams, stock: Presence) -> Self {
-        let (state, _) = watch::channel(State::BrokerAway("not connected yet".to_owned()));
+        let (state, _) = watch::channel(State::BrokerUnavailable("not connected yet".to_owned()));
         let (leaving, draining) = (CancellationToken::new(), CancellationToken::new());
         Self { state, streams, stock, leaving, draining }
     }
@@ -77,22 +77,22 @@ impl Readiness {
         self.state.borrow().clone()
     }
 
-    /// Whether writes are as durable as configured.
-    pub(crate) fn may_store(&self) -> Result<(), Status> {
-        self.streams.may_store().map_err(|reason| errors::not_durable(&reason))
+    /// Rejects a write unless it is as durable as configured.
+    pub(crate) fn check_durability(&self) -> Result<(), Status> {
+        self.streams.check_durability().map_err(|reason| errors::not_durable(&reason))
     }
 
-    /// Whether the bucket with the stock exists, as far as known. A missing one is looked up again.
-    pub(crate) async fn has_stock(&self) -> Result<(), Status> {
+    /// Rejects a call while the bucket with the stock is missing. A missing bucket is looked up again.
+    pub(crate) async fn check_stock(&self) -> Result<(), Status> {
         if self.stock.missing().is_some() {
             self.stock.look().await;
         }
         self.stock.missing().map_or(Ok(()), |lacking| Err(errors::stock_missing(lacking)))
     }
 
-    /// After an append: the durability of a write is unknown if the broker restarted meanwhile.
-    pub(crate) fn has_kept(&self) -> Result<(), AppendError> {
-        self.streams.may_store().map_err(AppendError::Unknown)
+    /// After an append: the outcome is unknown if the broker may have restarted with less durability meanwhile.
+    pub(crate) fn check_durability_after_append(&self) -> Result<(), AppendError> {
+        self.streams.check_durability().map_err(AppendError::Unknown)
     }
 
     /// Sets up the stream, checks it periodically, and sets it up again when it is lost. Ends only when the stream
@@ -107,32 +107,32 @@ impl Readiness {
         let keeping = async {
             let waiting = |reason| {
                 let full = full(&log).filter(|_| log.connection().is_up());
-                self.set(full.unwrap_or(State::BrokerAway(reason)));
+                self.set(full.unwrap_or(State::BrokerUnavailable(reason)));
             };
             provision(log.connection(), &config, waiting).await?;
-            // So that the first that is said of the log is the whole truth.
-            self.streams.look(&letters, monitors.as_ref()).await;
-            let setting_up_anew = async {
+            // The durability must be known before the first report of the state.
+            self.streams.refresh(&letters, monitors.as_ref()).await;
+            let reprovisioning = async {
                 loop {
                     self.until_lost(&log).await;
                     provision(log.connection(), &config, waiting).await?;
                 }
             };
             select! {
-                ended = setting_up_anew => ended,
+                ended = reprovisioning => ended,
                 never = losses::compare(&log, &letters) => match never {},
             }
         };
         select! {
             ended = keeping => ended,
-            () = self.streams.keep_looking(&letters, monitors.as_ref()) => Ok(()),
+            () = self.streams.keep_refreshing(&letters, monitors.as_ref()) => Ok(()),
             () = log.keep_probing() => Ok(()),
             () = log.keep_quorum() => Ok(()),
             () = self.follow_quorum(&log) => Ok(()),
             never = log.watch_for_losses() => match never {},
             never = self.stock.keep() => match never {},
             () = self.leaving.cancelled() => {
-                self.streams.forget();
+                self.streams.clear();
                 std::future::pending().await
             }
         }
@@ -146,52 +146,54 @@ impl Readiness {
             let connects = self.streams.connects();
             match probe(log).await {
                 Ok((extent, quorum)) => {
-                    let kept = self.streams.found_orders(Some(extent.state), connects);
+                    let kept = self.streams.record_orders(Some(extent.state), connects);
                     let state = match (quorum, kept, self.stock.missing()) {
-                        (Err(reason), _, _) => State::BrokerAway(reason),
+                        (Err(reason), _, _) => State::BrokerUnavailable(reason),
                         (Ok(()), Err(reason), _) => State::NotDurable(reason),
                         (Ok(()), Ok(()), Some(reason)) => State::StockMissing(reason),
                         (Ok(()), Ok(()), None) => State::Ready,
                     };
                     self.set(full(log).unwrap_or(state));
                 }
-                Err(NotAsked { reason, is_missing }) => {
-                    // Of a cluster, the server that would say so may be one that cannot be reached.
+                Err(ProbeError { reason, is_missing }) => {
+                    // In a cluster, silence does not mean a lost stream: its leader may be unreachable.
                     let connection = log.connection();
                     lost = connection.is_up() && (is_missing || !connection.is_clustered());
-                    // Nothing is known of it.
-                    self.streams.found_orders(None, connects).ok();
-                    // A leader without space steps down.
-                    self.set(full(log).filter(|_| connection.is_up()).unwrap_or(State::BrokerAway(reason)));
+                    // The state of the log is unknown.
+                    self.streams.record_orders(None, connects).ok();
+                    // Full storage can be the cause: a leader without space steps down.
+                    self.set(
+                        full(log).filter(|_| connection.is_up()).unwrap_or(State::BrokerUnavailable(reason)),
+                    );
                 }
             }
             sleep(PROBE_INTERVAL).await;
         }
     }
 
-    /// Is not ready as soon as there is no quorum: a probe that waits for an answer would say so later. Only a probe makes
-    /// it ready again. Never ends.
+    /// Becomes unready as soon as the quorum is lost: a probe would wait for an answer first. Only a probe makes it ready
+    /// again. Never ends.
     async fn follow_quorum(&self, log: &OrderLog) {
         let mut quorum = log.follow_quorum();
         while quorum.changed().await.is_ok() {
             let lost = quorum.borrow_and_update().clone().err();
             if let Some(reason) = lost.filter(|_| self.now() == State::Ready) {
-                self.set(full(log).unwrap_or(State::BrokerAway(no_quorum(&reason))));
+                self.set(full(log).unwrap_or(State::BrokerUnavailable(no_quorum(&reason))));
             }
         }
-        // The log outlives whoever follows it.
+        // Unreachable: the log outlives this task.
         std::future::pending().await
     }
 
     fn set(&self, state: State) {
         self.state.send_if_modified(|current| {
-            // Whoever leaves does not come back.
+            // Draining is final.
             if *current == state || *current == State::Draining {
                 return false;
             }
             match &state {
                 State::Ready => info!("ready"),
-                State::BrokerAway(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
+                State::BrokerUnavailable(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
                     warn!(reason, "not ready");
                 }
                 State::StockMissing(reason) => warn!(reason, "not ready"),
@@ -205,16 +207,16 @@ impl Readiness {
 
 impl Health for Readiness {
     fn ready(&self) -> Result<String, String> {
-        // Reads may go on without a right to append, and the other way round.
-        let refused = self.streams.refused();
+        // A missing permission does not imply unreadiness: reads may work without the right to append, and vice versa.
+        let refused = self.streams.missing_permissions();
         match self.now() {
             State::Ready => {
                 let level = self.streams.level().map(|level| format!("durability: {level}"));
                 Ok(level.into_iter().chain(refused).map(|line| line + "\n").collect())
             }
-            State::BrokerAway(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
-                // The state changes no more when more becomes known of that.
-                let reason = self.streams.broker_away().unwrap_or(reason);
+            State::BrokerUnavailable(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
+                // The connection may know a more specific reason than the last probe.
+                let reason = self.streams.broker_unavailable().unwrap_or(reason);
                 Err([reason].into_iter().chain(refused).collect::<Vec<_>>().join("\n"))
             }
             State::StockMissing(reason) => {
@@ -232,7 +234,7 @@ impl Health for Readiness {
             | State::StorageFull(_)
             | State::StockMissing(_)
             | State::Draining => Ok(()),
-            State::BrokerAway(reason) => Err(self.streams.broker_away().unwrap_or(reason)),
+            State::BrokerUnavailable(reason) => Err(self.streams.broker_unavailable().unwrap_or(reason)),
         }
     }
 }
@@ -246,16 +248,16 @@ fn no_quorum(reason: &str) -> String {
     format!("stream {ORDERS}: {reason}")
 }
 
-/// Nothing is known of the log.
-struct NotAsked {
+/// The log did not answer.
+struct ProbeError {
     reason: String,
     /// There is no such stream.
     is_missing: bool,
 }
 
-/// How the log is, and whether a quorum of its servers takes orders: else one server's word is all that the rest is.
-async fn probe(log: &OrderLog) -> Result<(LogInfo, Result<(), String>), NotAsked> {
-    let silent = |reason| NotAsked { reason, is_missing: false };
+/// The state of the log, and whether a quorum of its servers commits: without one, a single server reports the state.
+async fn probe(log: &OrderLog) -> Result<(LogInfo, Result<(), String>), ProbeError> {
+    let silent = |reason| ProbeError { reason, is_missing: false };
     if !log.connection().is_up() {
         return Err(silent("not connected to NATS".to_owned()));
     }
@@ -266,7 +268,7 @@ async fn probe(log: &OrderLog) -> Result<(LogInfo, Result<(), String>), NotAsked
         }
         Ok(Err(error)) => {
             let is_missing = matches!(error, ReadError::Broker(_));
-            Err(NotAsked { reason: format!("stream {ORDERS}: {error}"), is_missing })
+            Err(ProbeError { reason: format!("stream {ORDERS}: {error}"), is_missing })
         }
         Err(_) => Err(silent(format!("stream {ORDERS} does not answer"))),
     }

@@ -39,7 +39,7 @@ struct Index {
     messages: BTreeSet<String>,
 }
 
-/// Both versions of reflection, of the services in `descriptor_set` and of what stands beside them on the port.
+/// Both versions of reflection, of the services in `descriptor_set` and of health and reflection themselves.
 pub(crate) fn services(
     descriptor_set: &[u8],
 ) -> Result<(ServerReflectionServer<Reflection>, V1Alpha<ServerReflectionServer<Reflection>>), DecodeError> {
@@ -49,7 +49,7 @@ pub(crate) fn services(
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-        // Error details, so that grpcurl shows them readable.
+        // With the error details, grpcurl can decode them.
         tonic_types::pb::FILE_DESCRIPTOR_SET,
     ] {
         for file in FileDescriptorSet::decode(set)?.file {
@@ -103,7 +103,7 @@ impl Index {
 
     fn answer(&self, request: &ServerReflectionRequest) -> MessageResponse {
         let Some(message_request) = &request.message_request else {
-            return error(Code::InvalidArgument, "the request asks for nothing");
+            return error(Code::InvalidArgument, "the request is empty");
         };
         match message_request {
             MessageRequest::FileByFilename(name) => self.file(name),

@@ -18,7 +18,7 @@ use tower::{Layer, Service};
 use tracing::field::Empty;
 use tracing::{Span, info_span};
 
-use crate::errors::{Fault, Reason, Refusal};
+use crate::errors::{Fault, Reason, Rejection};
 use crate::methods::Method;
 use crate::{deadline, metrics};
 
@@ -29,8 +29,8 @@ const GRPC_MESSAGE: &str = "grpc-message";
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spans;
 
-/// Says which order the current call is about.
-pub(crate) fn about(id: &OrderId) {
+/// Records the order of the current call.
+pub(crate) fn record_order(id: &OrderId) {
     trace::with_current(|call| call.set_attribute(KeyValue::new(attribute::ORDER_ID, id.to_string())));
 }
 
@@ -52,7 +52,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answering<S::Future>;
+    type Future = SpanFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Infallible>> {
         self.0.poll_ready(cx)
@@ -63,14 +63,14 @@ where
         let method = Method::at(request.uri().path());
         let span = if method.has_span { Traced::begin(&request, method.name) } else { Traced::none() };
         let is_hasty = deadline::is_hasty(request.headers());
-        let open = Open { span, method: method.name, is_hasty, began };
+        let open = OpenCall { span, method: method.name, is_hasty, began };
         let work = open.span.clone();
         let answer = work.within(|| self.0.call(request));
-        Answering { answer, work, call: Call(Some(open)) }
+        SpanFuture { answer, work, call: Call(Some(open)) }
     }
 }
 
-/// The span of a call, and the trace context that it is worked on in, which there is also without a span.
+/// The span of a call, and its trace context, which exists without a span too.
 #[derive(Clone, Debug)]
 struct Traced {
     span: Span,
@@ -103,39 +103,39 @@ impl Traced {
 }
 
 /// A call until it is known how it ended. One that is dropped before was cancelled by its caller.
-struct Call(Option<Open>);
+struct Call(Option<OpenCall>);
 
-struct Open {
+struct OpenCall {
     span: Traced,
     method: &'static str,
-    /// Whether its caller has given it no time.
+    /// Whether the caller's deadline is too short for any answer.
     is_hasty: bool,
     began: Instant,
 }
 
 impl Call {
-    /// Ends it, if these headers or trailers say how. Takes off what only we are to know of it.
+    /// Ends the call if these headers or trailers contain its status. Removes the mark of a rejection.
     fn end(&mut self, headers: &mut HeaderMap) {
-        let refusal = Refusal::take(headers);
+        let rejection = Rejection::take(headers);
         let Some(code) = headers.get(GRPC_STATUS) else { return };
         let code = code.to_str().ok().and_then(|code| code.parse().ok()).unwrap_or(-1);
         let message = headers.get(GRPC_MESSAGE).and_then(|message| message.to_str().ok()).unwrap_or_default();
-        self.end_as(Code::from(code), refusal, message);
+        self.end_as(Code::from(code), rejection, message);
     }
 
-    fn end_as(&mut self, code: Code, refusal: Option<Refusal>, message: &str) {
-        let Some(Open { span, method, is_hasty, began }) = self.0.take() else { return };
+    fn end_as(&mut self, code: Code, rejection: Option<Rejection>, message: &str) {
+        let Some(OpenCall { span, method, is_hasty, began }) = self.0.take() else { return };
         let status = proto::code_name(code);
         let fault = if code == Code::Ok {
             None
         } else if code == Code::DeadlineExceeded && is_hasty {
             Some(Fault::Theirs)
         } else {
-            Some(refusal.map_or_else(|| Fault::of_code(code), |refusal| refusal.fault))
+            Some(rejection.map_or_else(|| Fault::of_code(code), |rejection| rejection.fault))
         };
         metrics::answered(method, status, fault, began.elapsed());
-        if let Some((refusal, fault)) = refusal.zip(fault) {
-            metrics::refused(Refusal { fault, ..refusal });
+        if let Some((rejection, fault)) = rejection.zip(fault) {
+            metrics::rejected(Rejection { fault, ..rejection });
         }
         span.span.record("rpc.response.status_code", status);
         if attribute::is_server_error(status) {
@@ -152,7 +152,7 @@ impl Drop for Call {
 
 pin_project! {
     /// A call whose answer has not begun.
-    pub(crate) struct Answering<F> {
+    pub(crate) struct SpanFuture<F> {
         #[pin]
         answer: F,
         work: Traced,
@@ -160,7 +160,7 @@ pin_project! {
     }
 }
 
-impl<F> Future for Answering<F>
+impl<F> Future for SpanFuture<F>
 where
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {
@@ -168,26 +168,26 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        // The layer outside answers a panic, and leaves nothing to tell it from a call that its caller gave up.
+        // The outer layer answers a panic. Without this it would be counted as a call that its caller cancelled.
         let polled = catch_unwind(AssertUnwindSafe(|| this.work.within(|| this.answer.poll(cx))))
             .unwrap_or_else(|panic| {
-                let refusal = Refusal { reason: Reason::Internal, fault: Fault::Ours };
-                this.call.end_as(Code::Internal, Some(refusal), "panic");
+                let rejection = Rejection { reason: Reason::Internal, fault: Fault::Ours };
+                this.call.end_as(Code::Internal, Some(rejection), "panic");
                 resume_unwind(panic)
             });
         let Ok(mut answer) = ready!(polled);
         this.call.end(answer.headers_mut());
         let call = Call(this.call.0.take());
         Poll::Ready(Ok(match &call.0 {
-            Some(_) => answer.map(|body| Body::new(Answered { body, work: this.work.clone(), call })),
+            Some(_) => answer.map(|body| Body::new(SpanBody { body, work: this.work.clone(), call })),
             None => answer,
         }))
     }
 }
 
 pin_project! {
-    /// An answer that ends its call with its last word.
-    struct Answered {
+    /// An answer whose trailers end its call.
+    struct SpanBody {
         #[pin]
         body: Body,
         work: Traced,
@@ -195,7 +195,7 @@ pin_project! {
     }
 }
 
-impl http_body::Body for Answered {
+impl http_body::Body for SpanBody {
     type Data = Bytes;
     type Error = Status;
 

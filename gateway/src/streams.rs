@@ -13,12 +13,12 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use crate::durability::{Level, Monitors, Wanted};
+use crate::durability::{DurabilityLevel, Monitors, RequiredDurability};
 use crate::lost_letters::LostLetters;
 
 /// How often slowly changing state is read: the dead letters, and the servers' monitoring.
-const LOOK_INTERVAL: Duration = Duration::from_secs(15);
-const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(15);
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Steps whose open dead letters are counted one by one; those of others are counted together.
 const STEPS_MAX: usize = 32;
 const OTHER: &str = "other";
@@ -26,37 +26,37 @@ const OTHER: &str = "other";
 /// The last known state of the streams. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Streams {
-    known: Arc<Mutex<Known>>,
+    known: Arc<Mutex<StreamsState>>,
     /// Requests a read of the slowly changing state now.
-    look_now: Arc<Notify>,
+    refresh_now: Arc<Notify>,
     connection: Connection,
-    wanted: Wanted,
+    wanted: RequiredDurability,
     /// Configured replicas.
     replicas: Option<u8>,
 }
 
 /// A value that cannot be read is unknown, and missing rather than old.
 #[derive(Debug, Default)]
-struct Known {
+struct StreamsState {
     orders: Option<StreamState>,
     letters: Option<StreamState>,
     /// Open dead letters by step. A step that had some stays, with 0.
     open_letters: Option<BTreeMap<String, u64>>,
     lost_letters: LostLetters,
-    /// Servers by name, and whether they write through.
+    /// Servers by name, and whether they sync every write.
     fsyncs: HashMap<String, bool>,
-    /// The connection by which they were there.
+    /// The connection (by its number) on which they were read.
     fsyncs_at: u64,
-    level: Option<Level>,
-    /// The connection by which the level was found: after another one it may be another broker.
+    level: Option<DurabilityLevel>,
+    /// The connection (by its number) on which the level was read: after a reconnect it may be another broker.
     found_at: u64,
 }
 
 impl Streams {
-    pub(crate) fn new(connection: Connection, wanted: Wanted, config: &StreamConfig) -> Self {
+    pub(crate) fn new(connection: Connection, wanted: RequiredDurability, config: &StreamConfig) -> Self {
         let streams = Self {
             known: Arc::default(),
-            look_now: Arc::default(),
+            refresh_now: Arc::default(),
             connection,
             wanted,
             replicas: config.orders_replicas,
@@ -66,38 +66,38 @@ impl Streams {
     }
 
     /// Records the state of the order log, or that it could not be read. Returns why it cannot keep orders, if so.
-    pub(crate) fn found_orders(&self, orders: Option<StreamState>, connects: u64) -> Result<(), String> {
+    pub(crate) fn record_orders(&self, orders: Option<StreamState>, connects: u64) -> Result<(), String> {
         let mut known = self.known();
         known.orders = orders;
-        // What servers have said of themselves holds until they are restarted, which this connection may not notice
-        // but for a log that does not answer.
+        // What servers reported holds until they restart. This connection may notice a restart only by a log that does not
+        // answer.
         let perhaps_restarted = known.fsyncs_at != connects || known.orders.is_none();
         if perhaps_restarted && !known.fsyncs.is_empty() {
             known.fsyncs.clear();
-            self.look_now.notify_one();
+            self.refresh_now.notify_one();
         }
         known.found_at = connects;
         let Some(orders) = &known.orders else {
             known.level = None;
             return Ok(());
         };
-        let level = Level::of(orders, &known.fsyncs);
+        let level = DurabilityLevel::of(orders, &known.fsyncs);
         let (replicas, is_enough) = (orders.replicas, level.satisfies(self.wanted));
         if known.level.replace(level) != Some(level) {
             if is_enough {
-                info!(level = level.as_str(), replicas, "{ORDERS} is kept: {level}");
+                info!(level = level.as_str(), replicas, "durability of stream {ORDERS}: {level}");
             } else {
                 warn!(
                     level = level.as_str(),
-                    replicas, "{ORDERS} is kept less safely than DURABILITY asks for: {level}"
+                    replicas, "durability of stream {ORDERS} below DURABILITY: {level}"
                 );
             }
         }
-        if is_enough { Ok(()) } else { Err(too_little(level)) }
+        if is_enough { Ok(()) } else { Err(below_strict(level)) }
     }
 
-    /// There is no reader any more.
-    pub(crate) fn forget(&self) {
+    /// Clears the state when reading ends.
+    pub(crate) fn clear(&self) {
         let mut known = self.known();
         known.orders = None;
         known.letters = None;
@@ -105,8 +105,8 @@ impl Streams {
     }
 
     /// Whether writes are as durable as configured; if not, why.
-    pub(crate) fn may_store(&self) -> Result<(), String> {
-        if self.wanted == Wanted::Any {
+    pub(crate) fn check_durability(&self) -> Result<(), String> {
+        if self.wanted == RequiredDurability::Any {
             return Ok(());
         }
         let known = self.known();
@@ -115,25 +115,25 @@ impl Streams {
                 if level.satisfies(self.wanted) {
                     Ok(())
                 } else {
-                    Err(too_little(level))
+                    Err(below_strict(level))
                 }
             }
-            Some(_) | None => Err("what the broker guarantees is not known yet".to_owned()),
+            Some(_) | None => Err("durability is not known yet".to_owned()),
         }
     }
 
     /// The durability, if known.
-    pub(crate) fn level(&self) -> Option<Level> {
+    pub(crate) fn level(&self) -> Option<DurabilityLevel> {
         self.known().level
     }
 
-    /// Why the broker is not reached, if it is not, as far as that is known by now.
-    pub(crate) fn broker_away(&self) -> Option<String> {
+    /// Why the broker is unavailable, if it is.
+    pub(crate) fn broker_unavailable(&self) -> Option<String> {
         (!self.connection.is_up()).then(|| self.connection.away())
     }
 
-    /// What the broker does not let the gateway do, if anything.
-    pub(crate) fn refused(&self) -> Option<String> {
+    /// The missing permissions at the broker, if any.
+    pub(crate) fn missing_permissions(&self) -> Option<String> {
         self.connection.refused()
     }
 
@@ -142,17 +142,17 @@ impl Streams {
         *self.connection.connects().borrow()
     }
 
-    /// Looks at what changes slowly, again and again.
-    pub(crate) async fn keep_looking(&self, letters: &DeadLetters, monitors: Option<&Monitors>) {
+    /// Reads the slowly changing state periodically.
+    pub(crate) async fn keep_refreshing(&self, letters: &DeadLetters, monitors: Option<&Monitors>) {
         loop {
-            // Nobody has to be told that the time is over.
-            timeout(LOOK_INTERVAL, self.look_now.notified()).await.ok();
-            self.look(letters, monitors).await;
+            // The timeout is the regular case.
+            timeout(REFRESH_INTERVAL, self.refresh_now.notified()).await.ok();
+            self.refresh(letters, monitors).await;
         }
     }
 
-    /// Looks once at what changes slowly.
-    pub(crate) async fn look(&self, letters: &DeadLetters, monitors: Option<&Monitors>) {
+    /// Reads the slowly changing state once.
+    pub(crate) async fn refresh(&self, letters: &DeadLetters, monitors: Option<&Monitors>) {
         let fsyncs = async {
             match monitors {
                 Some(monitors) => monitors.ask().await,
@@ -160,20 +160,20 @@ impl Streams {
             }
         };
         let connects = self.connects();
-        let (found, fsyncs) = join!(timeout(LOOK_TIMEOUT, letters.contents()), fsyncs);
-        // A program that needs the stream makes it anew at once. Otherwise it is missing at two looks.
+        let (found, fsyncs) = join!(timeout(REFRESH_TIMEOUT, letters.contents()), fsyncs);
+        // A program that needs the stream recreates it at once. Without one, it is missing at two checks in a row.
         let is_missing = !matches!(found, Ok(Ok(_))) && self.known().lost_letters.not_found();
         if is_missing {
-            timeout(LOOK_TIMEOUT, letters.restore()).await.ok();
+            timeout(REFRESH_TIMEOUT, letters.restore()).await.ok();
         }
         let mut known = self.known();
-        // A server that does not answer now is as it was.
+        // A server that does not answer keeps its last value.
         known.fsyncs.extend(fsyncs);
         known.fsyncs_at = connects;
         let found = match found {
             Ok(Ok(found)) => Some(found),
             Ok(Err(error)) => {
-                debug!(%error, "stream {DEAD_LETTERS} not looked at");
+                debug!(%error, "stream {DEAD_LETTERS} not read");
                 None
             }
             Err(_) => None,
@@ -196,38 +196,32 @@ impl Streams {
 
     fn measure(&self) {
         self.of_streams("waybill.stream.messages", "Messages of a stream.", |state, _| state.messages);
-        self.of_streams("waybill.stream.bytes", "What the messages of a stream take.", |state, _| {
-            state.bytes
+        self.of_streams("waybill.stream.bytes", "Bytes of the messages of a stream.", |state, _| state.bytes);
+        self.of_streams("waybill.stream.bytes.max", "Byte limit of a stream; 0: no limit.", |state, _| {
+            state.bytes_max.unwrap_or(0)
         });
-        self.of_streams(
-            "waybill.stream.bytes.max",
-            "What the messages of a stream may take; 0: the stream sets no limit.",
-            |state, _| state.bytes_max.unwrap_or(0),
-        );
-        self.of_streams("waybill.stream.replicas", "Copies that a stream is to have.", |state, _| {
-            state.replicas as u64
-        });
+        self.of_streams("waybill.stream.replicas", "Replicas of a stream.", |state, _| state.replicas as u64);
         self.of_streams(
             "waybill.stream.replicas.current",
-            "Copies of a stream that are up to date.",
+            "Replicas of a stream that are up to date.",
             |state, _| state.replicas_current as u64,
         );
         self.of_streams(
             "waybill.stream.replicas.wanted",
-            "Copies of a stream that were asked for.",
+            "Replicas of a stream that were configured.",
             |state, wanted| wanted.map_or(state.replicas as u64, u64::from),
         );
         let streams = self.clone();
-        metrics::gauge("waybill.durability", "What the broker guarantees of stream ORDERS.", move |gauge| {
+        metrics::gauge("waybill.durability", "1 for the durability level of stream ORDERS.", move |gauge| {
             let Some(level) = streams.known_level() else { return };
-            for each in Level::ALL {
+            for each in DurabilityLevel::ALL {
                 gauge.observe(u64::from(each == level), &[KeyValue::new("level", each.as_str())]);
             }
         });
         let streams = self.clone();
         metrics::gauge(
             "waybill.durability.below_wanted",
-            "Whether that is less than DURABILITY asks for.",
+            "1 while the durability is below DURABILITY.",
             move |gauge| {
                 if let Some(level) = streams.known_level() {
                     gauge.observe(u64::from(!level.satisfies(streams.wanted)), &[]);
@@ -266,24 +260,24 @@ impl Streams {
     }
 
     /// The level, while the stream can be read.
-    fn known_level(&self) -> Option<Level> {
+    fn known_level(&self) -> Option<DurabilityLevel> {
         let known = self.known();
         known.level.filter(|_| known.orders.is_some())
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
-    fn known(&self) -> MutexGuard<'_, Known> {
+    /// No holder panics, so a poisoned lock is used as it is.
+    fn known(&self) -> MutexGuard<'_, StreamsState> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn too_little(level: Level) -> String {
+fn below_strict(level: DurabilityLevel) -> String {
     let seen = match level {
-        // It may write through all the same.
-        Level::Process => {
-            "; that a server writes through (sync_interval: always) is known by NATS_MONITOR_URL alone"
+        // A server may sync every write without the gateway knowing.
+        DurabilityLevel::Process => {
+            "; only NATS_MONITOR_URL shows whether a server syncs every write (sync_interval: always)"
         }
-        Level::Memory | Level::Fsync | Level::Replicated => "",
+        DurabilityLevel::Memory | DurabilityLevel::Fsync | DurabilityLevel::Replicated => "",
     };
-    format!("the broker guarantees too little for DURABILITY=strict ({level}{seen})")
+    format!("durability is below DURABILITY=strict ({level}{seen})")
 }

@@ -6,7 +6,7 @@
 //! - Suspects ([`Suspects`]) have a lane: a quarter of the pool. Further suspects are postponed without an attempt.
 //!   Orders that have failed while nothing succeeded since share the lane: untried orders go first.
 //! - An attempt that was overtaken, because one that began a second later succeeded, becomes a suspect's too. While the
-//!   pool is full, those without a place in the lane are stopped.
+//!   pool is full, those without a slot in the lane are stopped.
 //! - While the breaker is open, or every worker hangs, messages are examined all the same, and an order without known
 //!   failures probes beside the pool. Its success distinguishes an outage from orders that fail together. A probe that
 //!   takes long makes way for the next.
@@ -17,123 +17,122 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::breaker::{Breaker, Change, Phase};
-use crate::suspects::{Subject, Suspects};
+use crate::breaker::{Breaker, BreakerState, Transition};
+use crate::suspects::{OrderRef, Suspects};
 
-/// An attempt that takes longer than this, and than others usually do, may hang.
+/// An attempt may hang once it takes longer than `SLOW_FACTOR` times the usual duration, within these bounds.
 const SLOW_MIN: Duration = Duration::from_secs(1);
-/// How many times as long as usual that is, and no longer than this.
 const SLOW_FACTOR: u32 = 4;
 const SLOW_MAX: Duration = Duration::from_secs(5);
-/// A full pool in which nothing ends well for this long, and for longer than usual, looks for a probe: that stops no attempt.
-const STILL_MIN: Duration = Duration::from_millis(500);
+/// A full pool without a success for this long, and for longer than usual, starts a probe. No attempt is stopped for it.
+const STALL_MIN: Duration = Duration::from_millis(500);
 /// How often a full pool is searched for attempts that were overtaken.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(100);
-/// The weight of the latest attempt that went well in what is usual.
+/// The weight of the latest successful attempt in the usual duration.
 const USUAL_WEIGHT: f64 = 0.2;
-/// Shortest time from one probe by an order that nothing is known against to the next.
+/// Minimum interval between probes beside the pool.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
-/// How many times as long as an attempt that may hang such a probe may take, before another has its place.
+/// A probe is stopped, so that another can start, after this many times the duration of an attempt that may hang.
 const PROBE_FACTOR: u32 = 2;
 /// How long a probe that is due waits for an order that has not failed before.
 const PROBE_CHOICE: Duration = Duration::from_millis(500);
 /// Messages requested at a time to find a probe among them.
-const LOOKED_AT_MAX: usize = 64;
+const EXAMINED_AT_ONCE_MAX: usize = 64;
 /// How many messages are examined at first, and how often the number doubles. A pool that is full for a moment
 /// postpones next to nothing, and one that hangs examines 10,000 within seconds.
-const LOOKED_AT_FIRST: usize = 1;
-const LOOKED_AT_DOUBLES: Duration = Duration::from_millis(150);
-/// Postponed messages come back so far apart, however many they are, and no sooner than this.
+const EXAMINED_FIRST: usize = 1;
+const EXAMINED_DOUBLING_INTERVAL: Duration = Duration::from_millis(150);
+/// Postponed messages return this far apart, however many they are, and no sooner than `POSTPONED_MIN`.
 const POSTPONED_INTERVAL: Duration = Duration::from_millis(5);
 const POSTPONED_MIN: Duration = Duration::from_millis(200);
 /// Messages examined for a probe return after four times as long as the pool has stalled, within these bounds. So other
 /// messages are examined meanwhile, and a short stall delays few. Many of them return later.
-const LOOKED_PAST_MIN: Duration = Duration::from_millis(500);
-const LOOKED_PAST_USUAL: Duration = Duration::from_secs(2);
-const LOOKED_PAST_FACTOR: u32 = 4;
+const EXAMINED_DELAY_MIN: Duration = Duration::from_millis(500);
+const EXAMINED_DELAY_MAX: Duration = Duration::from_secs(2);
+const EXAMINED_DELAY_FACTOR: u32 = 4;
 /// No more messages are examined for a probe once the postponed ones take this long to return.
-const LOOKED_PAST_MAX: Duration = Duration::from_secs(60);
+const REDELIVERY_DELAY_MAX: Duration = Duration::from_secs(60);
 
-/// Where a message is worked on.
+/// The slot of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Slot {
     /// In the pool.
     Pool,
-    /// In the suspects' share of it.
+    /// In the suspects' share of the pool.
     Lane,
-    /// Beside it.
+    /// Beside the pool.
     Probe,
 }
 
-/// What becomes of a message that was delivered.
+/// The decision on a delivered message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    Begin(Place),
-    /// It comes again, no sooner than after this.
+    Begin(Slot),
+    /// Redelivered without an attempt, after at least this delay.
     Postpone(Duration),
-    /// The same, and it is a suspect.
+    /// The same for a suspect.
     PostponeSuspect(Duration),
 }
 
-/// What working on a message has shown of the step's dependencies.
+/// What an attempt has shown about the step's dependencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DependencySignal {
     /// They answered.
     Served,
-    /// One of them is away, perhaps for all orders.
+    /// One of them is unavailable, perhaps for all orders.
     Unavailable,
-    /// Nothing that holds for other orders.
+    /// Nothing that applies to other orders.
     Unknown,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Running {
-    subject: Subject,
+    order_ref: OrderRef,
     began: Instant,
-    place: Place,
-    /// Told to end.
+    slot: Slot,
+    /// Whether its cancellation was requested.
     stopped: bool,
 }
 
-/// Names what runs in a place.
+/// Identifies a running attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Ticket(u64);
+pub(crate) struct AttemptId(u64);
 
-/// The places, and who has them.
+/// The slots and the running attempts in them.
 #[derive(Debug)]
 pub(crate) struct Admission {
     size: usize,
     breaker: Breaker,
-    running: HashMap<Ticket, Running>,
-    /// How many of them have each place.
+    running: HashMap<AttemptId, Running>,
+    /// Running attempts by kind of slot.
     pool: usize,
     lane: usize,
     probes: usize,
-    tickets: u64,
+    last_id: u64,
     /// When the latest attempt in the pool began.
-    latest: Option<Instant>,
-    /// When an attempt last ended well.
+    last_started_at: Option<Instant>,
+    /// When an attempt last succeeded.
     served_at: Option<Instant>,
     /// When a full pool is searched next.
     next_search_at: Option<Instant>,
-    /// How long attempts take that go well: a moving average.
-    usual: Duration,
-    /// When the next order that nothing is known against may probe.
+    /// The usual duration of a successful attempt: a moving average.
+    usual_duration: Duration,
+    /// When the next probe beside the pool may start.
     next_probe_at: Option<Instant>,
-    looked_past: Postponed,
-    /// Since when it has been in question whether the dependency is there, and how many messages were looked past since.
+    examined: RedeliverySchedule,
+    /// Since when the dependency has been in question, and how many messages were examined and postponed since.
     question: Option<(Instant, usize)>,
-    suspects: Postponed,
+    suspects: RedeliverySchedule,
 }
 
-/// When messages come again that were postponed: one by one.
+/// Schedules the redelivery of postponed messages, one after the other.
 #[derive(Debug, Default)]
-struct Postponed {
+struct RedeliverySchedule {
     next: Option<Instant>,
 }
 
-impl Postponed {
-    /// When one more comes again.
+impl RedeliverySchedule {
+    /// Reserves the time of one more redelivery.
     fn add(&mut self, earliest: Instant) -> Instant {
         let at = self.next.map_or(earliest, |next| next.max(earliest));
         self.next = Some(at + POSTPONED_INTERVAL);
@@ -141,7 +140,7 @@ impl Postponed {
     }
 
     fn is_full(&self, now: Instant) -> bool {
-        self.next.is_some_and(|next| next > now + LOOKED_PAST_MAX)
+        self.next.is_some_and(|next| next > now + REDELIVERY_DELAY_MAX)
     }
 }
 
@@ -154,203 +153,212 @@ impl Admission {
             pool: 0,
             lane: 0,
             probes: 0,
-            tickets: 0,
-            latest: None,
+            last_id: 0,
+            last_started_at: None,
             served_at: None,
             next_search_at: None,
-            usual: Duration::ZERO,
+            usual_duration: Duration::ZERO,
             next_probe_at: None,
-            looked_past: Postponed::default(),
+            examined: RedeliverySchedule::default(),
             question: None,
-            suspects: Postponed::default(),
+            suspects: RedeliverySchedule::default(),
         }
     }
 
-    pub(crate) fn phase(&self, now: Instant) -> Phase {
-        self.breaker.phase(now)
+    pub(crate) fn state(&self, now: Instant) -> BreakerState {
+        self.breaker.state(now)
     }
 
-    /// How many messages could be worked on or looked at now.
+    /// How many messages to request now, to start them or to find a probe among them.
     pub(crate) fn wanted(&mut self, now: Instant) -> usize {
         if !self.is_in_question(now) {
             self.question = None;
         }
         match self.room(now) {
-            0 if self.may_probe(now) && !self.looked_past.is_full(now) => {
-                let (since, looked_past) = *self.question.get_or_insert((now, 0));
-                let doublings = (now - since).as_millis() / LOOKED_AT_DOUBLES.as_millis();
+            0 if self.may_probe(now) && !self.examined.is_full(now) => {
+                let (since, examined) = *self.question.get_or_insert((now, 0));
+                let doublings = (now - since).as_millis() / EXAMINED_DOUBLING_INTERVAL.as_millis();
                 let factor =
                     u32::try_from(doublings).ok().and_then(|doublings| 2usize.checked_pow(doublings));
-                let budget = LOOKED_AT_FIRST.saturating_mul(factor.unwrap_or(usize::MAX));
-                // No more at a time than were of no use before.
-                budget.saturating_sub(looked_past).min(looked_past.clamp(1, LOOKED_AT_MAX))
+                let budget = EXAMINED_FIRST.saturating_mul(factor.unwrap_or(usize::MAX));
+                // No more at a time than were examined without effect before.
+                budget.saturating_sub(examined).min(examined.clamp(1, EXAMINED_AT_ONCE_MAX))
             }
             room => room,
         }
     }
 
-    /// When there is more to want than now, though nothing ends until then.
+    /// When `wanted` may grow although no attempt ends before.
     pub(crate) fn wakes_at(&self, now: Instant) -> Option<Instant> {
         let is_full = self.room(now) == 0;
-        let still_at = self.still_at().filter(|_| is_full);
+        let stalled_at = self.stalled_at().filter(|_| is_full);
         let search_at = self.next_search_at.filter(|_| is_full || self.probes > 0);
-        let look_at = self.question.filter(|_| is_full).map(|_| now + LOOKED_AT_DOUBLES);
-        let times = [self.breaker.probe_at(), self.next_probe_at, still_at, search_at, look_at];
+        let examine_at = self.question.filter(|_| is_full).map(|_| now + EXAMINED_DOUBLING_INTERVAL);
+        let times = [self.breaker.probe_at(), self.next_probe_at, stalled_at, search_at, examine_at];
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
     /// Decides about a message that was delivered.
-    pub(crate) fn admit(&mut self, subject: Subject, suspects: &Suspects, now: Instant) -> Verdict {
-        let has_lane = suspects.is_suspect(subject, now) || suspects.is_doubtful(subject, now);
+    pub(crate) fn admit(&mut self, order_ref: OrderRef, suspects: &Suspects, now: Instant) -> Verdict {
+        let has_lane = suspects.is_suspect(order_ref, now) || suspects.is_doubtful(order_ref, now);
         if has_lane && self.breaker.probe_at().is_none() {
             return match self.lane_room(now) {
                 0 => Verdict::PostponeSuspect(self.suspects.add(now + POSTPONED_MIN) - now),
-                _ => Verdict::Begin(Place::Lane),
+                _ => Verdict::Begin(Slot::Lane),
             };
         }
-        if self.room(now) > 0 && (self.breaker.probe_at().is_none() || self.is_due(subject, suspects, now)) {
-            return Verdict::Begin(Place::Pool);
+        if self.room(now) > 0 && (self.breaker.probe_at().is_none() || self.is_due(order_ref, suspects, now))
+        {
+            return Verdict::Begin(Slot::Pool);
         }
-        let shows = self.shows_the_dependency(subject, suspects, now);
-        if shows && self.may_probe(now) {
+        let can_probe = self.can_probe(order_ref, suspects, now);
+        if can_probe && self.may_probe(now) {
             self.next_probe_at = Some(now + PROBE_INTERVAL);
-            return Verdict::Begin(Place::Probe);
+            return Verdict::Begin(Slot::Probe);
         }
-        // One that was asked for while there was room comes again at once. So does one that may be the next probe.
-        if !self.is_in_question(now) || (shows && self.breaker.probe_at().is_none()) {
+        // A message that was requested while the pool had room returns soon. So does one that may be the next probe.
+        if !self.is_in_question(now) || (can_probe && self.breaker.probe_at().is_none()) {
             return Verdict::Postpone(POSTPONED_MIN);
         }
-        let mut stood = LOOKED_PAST_USUAL;
-        if let Some((since, looked_past)) = &mut self.question {
-            *looked_past += 1;
-            stood = now - *since;
+        let mut stalled_for = EXAMINED_DELAY_MAX;
+        if let Some((since, examined)) = &mut self.question {
+            *examined += 1;
+            stalled_for = now - *since;
         }
-        let delay = (stood * LOOKED_PAST_FACTOR).clamp(LOOKED_PAST_MIN, LOOKED_PAST_USUAL);
+        let delay = (stalled_for * EXAMINED_DELAY_FACTOR).clamp(EXAMINED_DELAY_MIN, EXAMINED_DELAY_MAX);
         let earliest = self.breaker.probe_at().unwrap_or(now).max(now + delay);
-        Verdict::Postpone(self.looked_past.add(earliest) - now)
+        Verdict::Postpone(self.examined.add(earliest) - now)
     }
 
-    /// Work on a message begins.
-    pub(crate) fn begin(&mut self, subject: Subject, place: Place, now: Instant) -> Ticket {
-        self.tickets += 1;
-        let ticket = Ticket(self.tickets);
-        self.running.insert(ticket, Running { subject, began: now, place, stopped: false });
-        *self.held(place) += 1;
-        if place == Place::Pool {
-            self.latest = Some(now);
+    /// An attempt at a message begins.
+    pub(crate) fn begin(&mut self, order_ref: OrderRef, slot: Slot, now: Instant) -> AttemptId {
+        self.last_id += 1;
+        let attempt_id = AttemptId(self.last_id);
+        self.running.insert(attempt_id, Running { order_ref, began: now, slot, stopped: false });
+        *self.count_mut(slot) += 1;
+        if slot == Slot::Pool {
+            self.last_started_at = Some(now);
         }
-        ticket
+        attempt_id
     }
 
-    /// And has ended.
-    pub(crate) fn ended(&mut self, ticket: Ticket, found: DependencySignal, now: Instant) -> Change {
-        let Some(running) = self.running.remove(&ticket) else { return Change::None };
-        *self.held(running.place) -= 1;
-        match found {
+    /// An attempt has ended.
+    pub(crate) fn end(
+        &mut self,
+        attempt_id: AttemptId,
+        signal: DependencySignal,
+        now: Instant,
+    ) -> Transition {
+        let Some(running) = self.running.remove(&attempt_id) else { return Transition::None };
+        *self.count_mut(running.slot) -= 1;
+        match signal {
             DependencySignal::Served => {
                 self.served_at = Some(now);
                 let took = now - running.began;
-                self.usual = self.usual.mul_f64(1.0 - USUAL_WEIGHT) + took.mul_f64(USUAL_WEIGHT);
+                self.usual_duration =
+                    self.usual_duration.mul_f64(1.0 - USUAL_WEIGHT) + took.mul_f64(USUAL_WEIGHT);
                 self.breaker.succeeded(running.began)
             }
             DependencySignal::Unavailable => self.breaker.failed(now),
-            DependencySignal::Unknown => Change::None,
+            DependencySignal::Unknown => Transition::None,
         }
     }
 
-    /// Makes room. In a full pool, overtaken attempts move to the lane, and those without a place there are stopped. A
-    /// probe that takes long is stopped too: another may succeed.
-    pub(crate) fn overtaken(&mut self, suspects: &mut Suspects, now: Instant) -> Vec<Ticket> {
+    /// Frees slots. In a full pool, overtaken attempts move to the lane; those that do not fit are to be stopped, and are
+    /// returned. A slow probe is stopped too: another may succeed.
+    pub(crate) fn overtaken(&mut self, suspects: &mut Suspects, now: Instant) -> Vec<AttemptId> {
         let mut stopped = Vec::new();
         if (self.room(now) > 0 && self.probes == 0) || self.next_search_at.is_some_and(|at| now < at) {
             return stopped;
         }
         self.next_search_at = Some(now + SEARCH_INTERVAL);
         let probe_max = self.slow() * PROBE_FACTOR;
-        let probes = self.running.iter_mut().filter(|(_, running)| running.place == Place::Probe);
-        for (ticket, running) in probes {
+        let probes = self.running.iter_mut().filter(|(_, running)| running.slot == Slot::Probe);
+        for (attempt_id, running) in probes {
             if !running.stopped && now >= running.began + probe_max {
-                suspects.stopped(running.subject, now);
+                suspects.stopped(running.order_ref, now);
                 running.stopped = true;
-                stopped.push(*ticket);
+                stopped.push(*attempt_id);
             }
         }
         if self.room(now) > 0 {
             return stopped;
         }
-        let slow =
-            self.running.iter().filter(|(_, running)| running.place == Place::Pool && !running.stopped);
+        let slow = self.running.iter().filter(|(_, running)| running.slot == Slot::Pool && !running.stopped);
         let slow = slow.filter(|(_, running)| suspects.is_overtaken(running.began, self.slow()));
-        let mut slow: Vec<_> = slow.map(|(ticket, running)| (running.began, *ticket)).collect();
-        // Those that began first have the most to lose.
+        let mut slow: Vec<_> = slow.map(|(attempt_id, running)| (running.began, *attempt_id)).collect();
+        // The lane takes those that began first: stopping them would waste the most work.
         slow.sort_unstable_by_key(|(began, _)| *began);
-        for (_, ticket) in slow {
-            let Some(running) = self.running.get_mut(&ticket) else { continue };
-            suspects.overtaken(running.subject, running.began, now);
+        for (_, attempt_id) in slow {
+            let Some(running) = self.running.get_mut(&attempt_id) else { continue };
+            suspects.overtaken(running.order_ref, running.began, now);
             if self.lane < lane_max(self.size) {
-                running.place = Place::Lane;
+                running.slot = Slot::Lane;
                 self.pool -= 1;
                 self.lane += 1;
             } else {
                 running.stopped = true;
-                stopped.push(ticket);
+                stopped.push(attempt_id);
             }
         }
         stopped
     }
 
-    /// Orders that may be begun in the pool. The lane is part of it; but a pool of one keeps its one place.
+    /// Orders that may be started in the pool. The lane is part of it, except in a pool of one.
     fn room(&self, now: Instant) -> usize {
         let all = self.size.saturating_sub(self.lane).max(1);
         self.breaker.width(now).min(all).saturating_sub(self.pool)
     }
 
     fn lane_room(&self, now: Instant) -> usize {
-        // Nothing may begin beyond what the breaker allows, but for the pool of one.
+        // The breaker's limit applies to the lane too, except in a pool of one.
         let all = self.breaker.width(now).max(2).saturating_sub(self.lane + self.pool);
         lane_max(self.size).saturating_sub(self.lane).min(all)
     }
 
-    /// Whether a probe is due that this order may be: one that has failed before only if no other came in time.
-    fn is_due(&self, subject: Subject, suspects: &Suspects, now: Instant) -> bool {
+    /// Whether a probe of the breaker is due and this order may be it: one that has failed before only if no other came in time.
+    fn is_due(&self, order_ref: OrderRef, suspects: &Suspects, now: Instant) -> bool {
         let Some(probe_at) = self.breaker.probe_at() else { return false };
-        let chosen = !suspects.has_failed(subject, now) || now >= probe_at + PROBE_CHOICE;
+        let chosen = !suspects.has_failed(order_ref, now) || now >= probe_at + PROBE_CHOICE;
         self.room(now) > 0 && now >= probe_at && chosen
     }
 
-    /// Whether there is a use for a probe beside the pool, and time for one.
+    /// Whether a probe beside the pool may start.
     fn may_probe(&self, now: Instant) -> bool {
         self.is_in_question(now) && self.next_probe_at.is_none_or(|at| now >= at) && self.probes == 0
     }
 
-    /// Whether it is to be found out if the dependency is there.
+    /// Whether a probe has to find out if the dependency is available.
     fn is_in_question(&self, now: Instant) -> bool {
-        self.breaker.probe_at().is_some() || self.stands_still(now)
+        self.breaker.probe_at().is_some() || self.is_stalled(now)
     }
 
-    /// Whether there is no room because of attempts that all take long, and none ends well. A pool that is only slow has
-    /// room again and again.
-    fn stands_still(&self, now: Instant) -> bool {
-        self.room(now) == 0 && self.still_at().is_some_and(|at| now >= at)
+    /// Whether the pool is full of attempts that all take long without a success. A pool that is only slow has room from
+    /// time to time.
+    fn is_stalled(&self, now: Instant) -> bool {
+        self.room(now) == 0 && self.stalled_at().is_some_and(|at| now >= at)
     }
 
-    fn still_at(&self) -> Option<Instant> {
-        Some(self.latest?.max(self.served_at.unwrap_or(self.latest?)) + self.longer_than_usual(STILL_MIN))
+    fn stalled_at(&self) -> Option<Instant> {
+        Some(
+            self.last_started_at?.max(self.served_at.unwrap_or(self.last_started_at?))
+                + self.longer_than_usual(STALL_MIN),
+        )
     }
 
-    /// Whether nothing is known against an order, and it is not of the customer whose orders hold most places.
-    fn shows_the_dependency(&self, subject: Subject, suspects: &Suspects, now: Instant) -> bool {
-        let of_the_same = self.running.values().filter(|running| {
-            running.subject.customer.is_some() && running.subject.customer == subject.customer
+    /// Whether neither the order nor its customer has failed, and its customer occupies at most half of the slots.
+    fn can_probe(&self, order_ref: OrderRef, suspects: &Suspects, now: Instant) -> bool {
+        let of_this_customer = self.running.values().filter(|running| {
+            running.order_ref.customer.is_some() && running.order_ref.customer == order_ref.customer
         });
-        suspects.is_untried(subject, now) && of_the_same.count() * 2 <= self.running.len()
+        suspects.is_untried(order_ref, now) && of_this_customer.count() * 2 <= self.running.len()
     }
 
-    fn held(&mut self, place: Place) -> &mut usize {
-        match place {
-            Place::Pool => &mut self.pool,
-            Place::Lane => &mut self.lane,
-            Place::Probe => &mut self.probes,
+    fn count_mut(&mut self, slot: Slot) -> &mut usize {
+        match slot {
+            Slot::Pool => &mut self.pool,
+            Slot::Lane => &mut self.lane,
+            Slot::Probe => &mut self.probes,
         }
     }
 
@@ -358,13 +366,13 @@ impl Admission {
         self.longer_than_usual(SLOW_MIN)
     }
 
-    /// Several times as long as attempts take that go well, within bounds.
+    /// Several times the usual duration, within bounds.
     fn longer_than_usual(&self, min: Duration) -> Duration {
-        (self.usual * SLOW_FACTOR).clamp(min, SLOW_MAX)
+        (self.usual_duration * SLOW_FACTOR).clamp(min, SLOW_MAX)
     }
 }
 
-/// Places of the suspects.
+/// Slots of the suspects.
 fn lane_max(size: usize) -> usize {
     size.div_ceil(4)
 }

@@ -1,4 +1,4 @@
-//! Pools and their broker, simulated: what the admission decides, over minutes.
+//! Simulates pools and their broker over minutes of admission decisions.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -9,17 +9,17 @@ use proptest::sample::select;
 use tokio::time::Instant;
 
 use super::*;
-use crate::suspects::Begun;
+use crate::suspects::AttemptStart;
 
 const TICK: Duration = Duration::from_millis(10);
-/// Messages that a process is brought within a tick: 2,000 in a second.
+/// Messages delivered to a process within a tick: 2,000 a second.
 const DELIVERIES_MAX: usize = 20;
 
-/// What the dependency does about an order.
+/// How the dependency answers an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dependency {
     Serves,
-    /// Serves in the end.
+    /// Serves after seconds.
     IsSlow,
     Refuses,
     Hangs,
@@ -37,7 +37,7 @@ impl Dependency {
 }
 
 struct Message {
-    subject: Subject,
+    order_ref: OrderRef,
     stored: Instant,
     deliveries: u32,
     counted: usize,
@@ -48,14 +48,14 @@ struct Attempt {
     message: usize,
     began: Instant,
     ends: Instant,
-    begun: Begun,
+    start: AttemptStart,
     does: Dependency,
 }
 
 struct Pool {
     admission: Admission,
     suspects: Suspects,
-    running: HashMap<Ticket, Attempt>,
+    running: HashMap<AttemptId, Attempt>,
     opened: bool,
 }
 
@@ -64,7 +64,7 @@ struct World {
     now: Instant,
     messages: Vec<Message>,
     fresh: VecDeque<usize>,
-    /// What comes again, by when and which.
+    /// Postponed messages, by the time of their redelivery.
     again: BTreeSet<(Instant, usize)>,
     pools: Vec<Pool>,
 }
@@ -91,13 +91,14 @@ impl World {
 
     fn place(&mut self, customer: &str) -> usize {
         let n = self.messages.len();
-        let subject = Subject { message: Revision(n as u64), customer: Some(CustomerKey::of("", customer)) };
-        self.messages.push(Message { subject, stored: self.now, deliveries: 0, counted: 0, served: None });
+        let order_ref =
+            OrderRef { message: Revision(n as u64), customer: Some(CustomerKey::of("", customer)) };
+        self.messages.push(Message { order_ref, stored: self.now, deliveries: 0, counted: 0, served: None });
         self.fresh.push_back(n);
         n
     }
 
-    /// What comes again goes first, as at the broker.
+    /// Redeliveries go first, as at the broker.
     fn next(&mut self) -> Option<usize> {
         if self.again.first().is_some_and(|(at, _)| *at <= self.now) {
             return self.again.pop_first().map(|(_, message)| message);
@@ -118,7 +119,7 @@ impl World {
         self.now - self.start
     }
 
-    fn tick(&mut self, dependency: impl Fn(&Subject, Duration) -> Dependency) {
+    fn tick(&mut self, dependency: impl Fn(&OrderRef, Duration) -> Dependency) {
         self.now += TICK;
         for n in 0..self.pools.len() {
             self.end(n);
@@ -129,40 +130,40 @@ impl World {
     fn end(&mut self, n: usize) {
         let now = self.now;
         let ended = self.pools[n].running.iter().filter(|(_, attempt)| attempt.ends <= now);
-        let mut ended: Vec<_> = ended.map(|(ticket, attempt)| (attempt.message, *ticket)).collect();
+        let mut ended: Vec<_> = ended.map(|(attempt_id, attempt)| (attempt.message, *attempt_id)).collect();
         ended.sort_unstable_by_key(|(message, _)| *message);
-        for (message, ticket) in ended {
+        for (message, attempt_id) in ended {
             let pool = &mut self.pools[n];
-            let Attempt { began, begun, does, .. } = pool.running.remove(&ticket).unwrap();
-            let subject = self.messages[message].subject;
-            let found = if matches!(does, Dependency::Serves | Dependency::IsSlow) {
-                pool.suspects.served(subject, began);
+            let Attempt { began, start, does, .. } = pool.running.remove(&attempt_id).unwrap();
+            let order_ref = self.messages[message].order_ref;
+            let signal = if matches!(does, Dependency::Serves | Dependency::IsSlow) {
+                pool.suspects.served(order_ref, began);
                 self.messages[message].served = Some(now - self.messages[message].stored);
                 DependencySignal::Served
             } else {
-                let counts = pool.suspects.failed(subject, begun, now);
+                let counts = pool.suspects.failed(order_ref, start, now);
                 self.messages[message].counted += usize::from(counts);
-                if pool.suspects.is_suspect(subject, now) {
+                if pool.suspects.is_suspect(order_ref, now) {
                     DependencySignal::Unknown
                 } else {
                     DependencySignal::Unavailable
                 }
             };
-            let change = pool.admission.ended(ticket, found, now);
-            pool.opened |= matches!(change, Change::Opened(_));
-            if found != DependencySignal::Served {
+            let transition = pool.admission.end(attempt_id, signal, now);
+            pool.opened |= matches!(transition, Transition::Opened(_));
+            if signal != DependencySignal::Served {
                 self.comes_again(message, self.backoff(message));
             }
         }
     }
 
-    fn begin(&mut self, n: usize, dependency: &impl Fn(&Subject, Duration) -> Dependency) {
+    fn begin(&mut self, n: usize, dependency: &impl Fn(&OrderRef, Duration) -> Dependency) {
         let now = self.now;
         for _ in 0..DELIVERIES_MAX {
             let pool = &mut self.pools[n];
-            for ticket in pool.admission.overtaken(&mut pool.suspects, now) {
-                let Attempt { message, .. } = self.pools[n].running.remove(&ticket).unwrap();
-                self.pools[n].admission.ended(ticket, DependencySignal::Unknown, now);
+            for attempt_id in pool.admission.overtaken(&mut pool.suspects, now) {
+                let Attempt { message, .. } = self.pools[n].running.remove(&attempt_id).unwrap();
+                self.pools[n].admission.end(attempt_id, DependencySignal::Unknown, now);
                 self.comes_again(message, self.backoff(message));
             }
             if self.pools[n].admission.wanted(now) == 0 {
@@ -170,18 +171,18 @@ impl World {
             }
             let Some(message) = self.next() else { return };
             self.messages[message].deliveries += 1;
-            let subject = self.messages[message].subject;
+            let order_ref = self.messages[message].order_ref;
             let pool = &mut self.pools[n];
-            match pool.admission.admit(subject, &pool.suspects, now) {
-                Verdict::Begin(place) => {
-                    let does = dependency(&subject, now - self.start);
-                    let ticket = pool.admission.begin(subject, place, now);
-                    let (begun, ends) = (pool.suspects.begin(subject, now), now + does.takes());
-                    pool.running.insert(ticket, Attempt { message, began: now, ends, begun, does });
+            match pool.admission.admit(order_ref, &pool.suspects, now) {
+                Verdict::Begin(slot) => {
+                    let does = dependency(&order_ref, now - self.start);
+                    let attempt_id = pool.admission.begin(order_ref, slot, now);
+                    let (start, ends) = (pool.suspects.begin(order_ref, now), now + does.takes());
+                    pool.running.insert(attempt_id, Attempt { message, began: now, ends, start, does });
                     let size = pool.admission.size;
                     assert!(
                         pool.running.len() <= size + 1 + usize::from(size == 1),
-                        "a place more for a probe"
+                        "one slot more for a probe"
                     );
                 }
                 Verdict::Postpone(delay) => self.comes_again(message, delay),
@@ -194,8 +195,8 @@ impl World {
     }
 }
 
-/// Bad orders of one customer, or of one each, all at once, and a healthy one each second. Gives how long the slowest healthy
-/// one took, and how many attempts were counted.
+/// Failing orders of one customer, or of one each, all at once, and a healthy order each second. Returns how long the
+/// slowest healthy order took, and how many attempts were counted.
 fn healthy_among(
     bad: usize,
     does: Dependency,
@@ -223,8 +224,8 @@ fn healthy_among(
         if tick % 100 == 50 && tick < 8_000 {
             healthy.push(world.place(&format!("healthy-{}", healthy.len() % 5)));
         }
-        world.tick(|subject, _| {
-            let is_bad = subject.customer.is_some_and(|customer| bad_customers.contains(&customer));
+        world.tick(|order_ref, _| {
+            let is_bad = order_ref.customer.is_some_and(|customer| bad_customers.contains(&customer));
             if is_bad { does } else { Dependency::Serves }
         });
     }
@@ -238,7 +239,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn bad_orders_of_one_customer_stop_no_others_however_many_there_are(
+    fn failing_orders_of_one_customer_block_no_others_however_many_there_are(
         bad in select(vec![1usize, 4, 7, 12, 30, 100, 500]),
         does in select(vec![Dependency::Refuses, Dependency::Hangs]),
         pools in 1usize..=3,
@@ -261,7 +262,7 @@ proptest! {
         let mut world = World::new(pools, size);
         let (begin, end) = (Duration::from_secs(5), Duration::from_secs(65));
         for tick in 0..12_000 {
-            // Some are served before it, and most are placed in it.
+            // Some orders are served before the outage, and most are placed during it.
             if tick < 50 || (600..600 + orders).contains(&tick) {
                 world.place(&format!("customer-{}", tick % customers));
             }
@@ -277,9 +278,9 @@ proptest! {
     }
 }
 
-/// A dependency that takes seconds for everybody, fewer customers than workers, and far more orders than workers.
+/// A dependency that takes seconds for every order, fewer customers than workers, and far more orders than workers.
 #[test]
-fn a_slow_dependency_makes_no_messages_come_again_and_again() {
+fn a_slow_dependency_causes_few_redeliveries() {
     let mut world = World::new(2, 10);
     for n in 0..400 {
         world.place(&format!("customer-{}", n % 3));
@@ -288,12 +289,12 @@ fn a_slow_dependency_makes_no_messages_come_again_and_again() {
         world.tick(|_, _| Dependency::IsSlow);
     }
     assert!(world.messages.iter().all(|message| message.served.is_some()));
-    // Until the first one is served, after three seconds, nobody knows that it is no hang.
+    // Until the first success, after three seconds, a slow dependency looks like one that hangs.
     let deliveries: u32 = world.messages.iter().map(|message| message.deliveries).sum();
     assert!(deliveries <= 1_500, "{deliveries} deliveries of 400 messages");
 }
 
-/// The first of them comes while every worker hangs for the first time.
+/// The first healthy order arrives while every worker hangs for the first time.
 #[test]
 fn a_healthy_order_behind_those_that_hang_takes_a_second() {
     for (bad, ms) in [(30, 1_000), (500, 1_500)] {
@@ -303,7 +304,7 @@ fn a_healthy_order_behind_those_that_hang_takes_a_second() {
 }
 
 #[test]
-fn twenty_thousand_bad_orders_stop_no_others() {
+fn twenty_thousand_failing_orders_block_no_others() {
     for does in [Dependency::Refuses, Dependency::Hangs] {
         let (slowest, counted) = healthy_among(20_000, does, 2, 10, true, false);
         assert!(slowest <= Duration::from_secs(8), "{does:?}: {slowest:?}");
@@ -312,7 +313,7 @@ fn twenty_thousand_bad_orders_stop_no_others() {
 }
 
 #[test]
-fn bad_orders_of_many_customers_are_told_from_an_outage_one_by_one() {
+fn failing_orders_of_many_customers_are_distinguished_from_an_outage() {
     for does in [Dependency::Refuses, Dependency::Hangs] {
         for size in [1, 10] {
             let (slowest, counted) = healthy_among(12, does, 2, size, false, true);

@@ -31,19 +31,19 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_PART: f64 = 0.2;
 const APPEND_PART: f64 = 0.9;
 
-/// What an attempt that went well has done.
+/// The result of a successful attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AttemptOutcome {
-    /// The order needed nothing.
+    /// The order needed nothing from the step.
     NothingToDo,
-    /// What the order needed.
+    /// The step appended its event.
     Done,
-    /// The business said no, which is an answer.
+    /// The step rejected the order.
     Rejected,
 }
 
 impl AttemptOutcome {
-    /// The same in one word.
+    /// The label of metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::NothingToDo => "nothing_to_do",
@@ -53,7 +53,7 @@ impl AttemptOutcome {
     }
 }
 
-/// Why an order could not be finished this time.
+/// Why an attempt failed.
 #[derive(Debug, Error)]
 pub(crate) enum AttemptError {
     #[error(transparent)]
@@ -62,9 +62,9 @@ pub(crate) enum AttemptError {
     Append(#[from] AppendError),
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error("order {0} is no longer kept")]
+    #[error("order {0} is no longer in the log")]
     Gone(OrderId),
-    #[error("too little time is left to go on, {0:?} after the attempt began")]
+    #[error("too little time left {0:?} after the attempt began")]
     Late(Duration),
     #[error("the attempt took longer than {0:?}")]
     TimedOut(Duration),
@@ -73,7 +73,7 @@ pub(crate) enum AttemptError {
 }
 
 impl AttemptError {
-    /// The same in one word.
+    /// The label of metrics.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Step(StepError::Rejected { .. }) => "rejected",
@@ -88,7 +88,7 @@ impl AttemptError {
         }
     }
 
-    /// Whether this is no fault of the order: it would have gone the same way with any other.
+    /// Whether a dependency is unavailable, so that the attempt would have failed for any other order too.
     pub(crate) fn is_away(&self) -> bool {
         match self {
             Self::Step(StepError::Unavailable(_)) | Self::Read(ReadError::NoAnswer(_)) | Self::Late(_) => {
@@ -109,19 +109,20 @@ impl AttemptError {
 pub(crate) struct Attempts<S> {
     pub(crate) step: Arc<S>,
     pub(crate) log: OrderLog,
-    /// How long one may take.
+    /// Deadline of one attempt.
     pub(crate) timeout: Duration,
 }
 
 impl<S: Step> Attempts<S> {
-    /// Makes one attempt at the order of `event`. Also says since when the order stands as it was worked on last.
+    /// Makes one attempt at the order of `event`. Also returns the revision at which the order got the status that the
+    /// attempt saw last.
     pub(crate) async fn run(
         &self,
         event: Recorded,
         delivery: &Delivery<'_>,
     ) -> (Result<AttemptOutcome, AttemptError>, Revision) {
         let seen = AtomicU64::new(event.stands_since().0);
-        // A step that panics has failed with this order, and goes on with others.
+        // A panic fails this attempt only; the process continues with other orders.
         let attempt = AssertUnwindSafe(self.attempt(event, delivery, &seen)).catch_unwind();
         let outcome = match timeout(self.timeout, attempt).await {
             Ok(Ok(outcome)) => outcome,
@@ -133,7 +134,8 @@ impl<S: Step> Attempts<S> {
 
     /// One attempt at the order of `event`: effect, then append. A race loses no effect: when the order has changed in
     /// between, it is read again, and an effect that is no longer wanted is compensated. Returns whether the step had
-    /// anything to do. `seen` is when the order's present state began, as of the last attempt.
+    /// anything to do. `seen` is set to the revision at
+    /// which the order got its current status.
     async fn attempt(
         &self,
         event: Recorded,
@@ -143,11 +145,11 @@ impl<S: Step> Attempts<S> {
         let began = Instant::now();
         let read_by = began + self.timeout.mul_f64(READ_PART);
         let append_by = began + self.timeout.mul_f64(APPEND_PART);
-        // Another worker may have been at it before; then the event tells less than the log.
+        // Another worker may have processed the message before: the event may be older than the log.
         let redelivered = delivery.is_redelivery();
-        // A worker that died may have acted for the order, and not have lived to append. But after an event that called
-        // the order off, all that anybody can have done is to undo.
-        // Of an order that is carried, an earlier message may be in the hands of another worker.
+        // A worker that died may have performed the effect without appending. After an event that rejected or cancelled
+        // the order, it can only have compensated.
+        // An earlier message of a carried order may be in progress at another worker.
         let is_carried = event.kind() == EventKind::Carried;
         let mut acted = (redelivered || is_carried) && !lifecycle::is_called_off(&event.order);
         let (id, revision) = (event.id, event.revision);
@@ -158,12 +160,12 @@ impl<S: Step> Attempts<S> {
         } else {
             None
         };
-        // Whoever answered may be behind the event itself, and then say that there is nothing to do yet.
+        // The server that answered may lag behind the event; its state must not hide the work to do.
         let read = read.filter(|read| read.revision() >= event.revision);
         let mut current = read.unwrap_or_else(|| OrderState::from(event));
-        // The message of that event does all that is left to do, so that no two come again and again for one order. One that
-        // comes for the first time shows all the same whether the dependency is there: after an outage, all that come first
-        // are such, and none of them would close the breaker.
+        // The message of the later `carried` does the remaining work, so that an order has no two messages in redelivery.
+        // A first delivery is attempted nevertheless: after an outage the first messages are all of this kind, and without
+        // a success of theirs the breaker would stay open.
         if redelivered && delivery.brings_carried && current.is_carried() && current.revision() > revision {
             return Ok(AttemptOutcome::NothingToDo);
         }
@@ -190,7 +192,7 @@ impl<S: Step> Attempts<S> {
                 Appended::Stored(order) => {
                     let (order_id, revision) = (order.id, order.order.revision);
                     let status = order.order.status().as_str_name();
-                    debug!(step = S::NAME, %order_id, revision, status, "done");
+                    debug!(step = S::NAME, %order_id, revision, status, "event appended");
                     return Ok(done);
                 }
                 Appended::Overtaken(now) => current = now,
@@ -198,8 +200,8 @@ impl<S: Step> Attempts<S> {
         }
     }
 
-    /// Performs the work that the order needs from the step, and returns the event. `None` if it needs nothing, though
-    /// an earlier effect may have been compensated. Compensation that the order owes in the log is appended.
+    /// Performs the work that the order needs from the step, and returns the event to append. `None` if there is none: the
+    /// order needs nothing, or an effect was compensated that the order does not owe in the log.
     async fn next_fact(
         &self,
         current: &OrderState,
@@ -223,7 +225,7 @@ impl<S: Step> Attempts<S> {
     }
 }
 
-/// A read that has no answer by then has none at all.
+/// Limits a read to a deadline.
 async fn in_time<T>(by: Instant, read: impl Future<Output = Result<T, ReadError>>) -> Result<T, ReadError> {
     let no_answer = |_| Err(ReadError::NoAnswer("no answer in time".to_owned()));
     timeout_at(by, read).await.unwrap_or_else(no_answer)

@@ -14,43 +14,43 @@ use tokio::time::Instant;
 const OUTAGE_FAILURES: u32 = 5;
 const PAUSE: Backoff = Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(10) };
 
-/// How wide the pool may work at the moment.
+/// Limits how many orders the pool works on at a time.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     pool_size: usize,
-    /// Orders that may be worked on at a time.
+    /// Limit of orders in progress.
     width: usize,
     failures: u32,
-    /// Times that it opened since it was last closed.
+    /// How often it opened since it was last closed.
     pauses: u64,
     opened: Option<Opened>,
 }
 
-/// While it is open, or probed.
+/// The state while the breaker is open or half-open.
 #[derive(Clone, Copy, Debug)]
 struct Opened {
     at: Instant,
     probe_at: Instant,
 }
 
-/// How the breaker stands, as metrics tell it.
+/// The breaker's state, as metrics report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// The dependency is there.
+pub(crate) enum BreakerState {
+    /// The dependency is available.
     Closed = 0,
-    /// It is probed, or the pool is not yet as wide again as it was.
+    /// One order probes the dependency, or the pool is still below its configured width.
     HalfOpen = 1,
-    /// Nothing is begun.
+    /// No order is started.
     Open = 2,
 }
 
-/// What a failure or a success did to the breaker.
+/// The transition that a failure or a success caused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum Transition {
     None,
-    /// Nothing begins until then.
+    /// No order is started for this long.
     Opened(Duration),
-    /// The pool is as wide again as it is configured.
+    /// The pool has its configured width again.
     Closed,
 }
 
@@ -59,7 +59,7 @@ impl Breaker {
         Self { pool_size, width: pool_size, failures: 0, pauses: 0, opened: None }
     }
 
-    /// How many orders may be worked on at a time.
+    /// How many orders may be in progress.
     pub(crate) fn width(&self, now: Instant) -> usize {
         match self.opened {
             Some(opened) if now < opened.probe_at => 0,
@@ -68,56 +68,56 @@ impl Breaker {
         }
     }
 
-    /// How it stands.
-    pub(crate) fn phase(&self, now: Instant) -> Phase {
+    /// The state at `now`.
+    pub(crate) fn state(&self, now: Instant) -> BreakerState {
         match self.width(now) {
-            0 => Phase::Open,
-            _ if self.pauses > 0 => Phase::HalfOpen,
-            _ => Phase::Closed,
+            0 => BreakerState::Open,
+            _ if self.pauses > 0 => BreakerState::HalfOpen,
+            _ => BreakerState::Closed,
         }
     }
 
-    /// When the next probe may begin, or could have begun, while nothing has gone well since it opened.
+    /// When the next probe may start (perhaps in the past), while no attempt has succeeded since the breaker opened.
     pub(crate) fn probe_at(&self) -> Option<Instant> {
         self.opened.map(|opened| opened.probe_at)
     }
 
-    /// The dependency answered, for work that began then.
-    pub(crate) fn succeeded(&mut self, began: Instant) -> Change {
+    /// The dependency answered an attempt that began at `began`.
+    pub(crate) fn succeeded(&mut self, began: Instant) -> Transition {
         self.failures = 0;
         if let Some(opened) = self.opened {
-            // Begun before it opened: says nothing about now.
+            // It began before the breaker opened: no evidence about the dependency now.
             if began < opened.at {
-                return Change::None;
+                return Transition::None;
             }
             self.opened = None;
             self.width = 1;
         }
         if self.pauses == 0 {
-            return Change::None;
+            return Transition::None;
         }
         self.width = (self.width + 1).min(self.pool_size);
         if self.width < self.pool_size {
-            return Change::None;
+            return Transition::None;
         }
         self.pauses = 0;
-        Change::Closed
+        Transition::Closed
     }
 
-    /// The dependency was away.
-    pub(crate) fn failed(&mut self, now: Instant) -> Change {
+    /// The dependency was unavailable.
+    pub(crate) fn failed(&mut self, now: Instant) -> Transition {
         self.failures += 1;
-        // One failure is enough while it is not known to be back.
+        // While the dependency is not known to be available again, one failure is enough.
         let recovering = self.pauses > 0 && self.width < self.pool_size;
         let waiting = self.opened.is_some_and(|opened| now < opened.probe_at);
         if waiting || (self.failures < OUTAGE_FAILURES && !recovering) {
-            return Change::None;
+            return Transition::None;
         }
         self.pauses += 1;
         self.width = 0;
         let pause = PAUSE.after(self.pauses);
         self.opened = Some(Opened { at: now, probe_at: now + pause });
-        Change::Opened(pause)
+        Transition::Opened(pause)
     }
 }
 
@@ -130,29 +130,29 @@ mod tests {
     fn opened(now: Instant) -> Breaker {
         let mut breaker = Breaker::new(POOL);
         for _ in 1..OUTAGE_FAILURES {
-            assert_eq!(breaker.failed(now), Change::None);
+            assert_eq!(breaker.failed(now), Transition::None);
         }
-        assert!(matches!(breaker.failed(now), Change::Opened(_)));
+        assert!(matches!(breaker.failed(now), Transition::Opened(_)));
         breaker
     }
 
     #[test]
-    fn failures_among_successes_open_nothing() {
+    fn failures_among_successes_do_not_open_the_breaker() {
         let (mut breaker, now) = (Breaker::new(POOL), Instant::now());
         for _ in 0..100 {
-            assert_eq!(breaker.failed(now), Change::None);
-            assert_eq!(breaker.succeeded(now), Change::None);
+            assert_eq!(breaker.failed(now), Transition::None);
+            assert_eq!(breaker.succeeded(now), Transition::None);
         }
-        assert_eq!((breaker.width(now), breaker.phase(now)), (POOL, Phase::Closed));
+        assert_eq!((breaker.width(now), breaker.state(now)), (POOL, BreakerState::Closed));
     }
 
     #[test]
     fn an_outage_is_probed_by_one_and_resumed_one_more_at_a_time() {
         let now = Instant::now();
         let mut breaker = opened(now);
-        assert_eq!((breaker.width(now), breaker.phase(now)), (0, Phase::Open));
+        assert_eq!((breaker.width(now), breaker.state(now)), (0, BreakerState::Open));
         let probe_at = breaker.probe_at().unwrap();
-        assert_eq!((breaker.width(probe_at), breaker.phase(probe_at)), (1, Phase::HalfOpen));
+        assert_eq!((breaker.width(probe_at), breaker.state(probe_at)), (1, BreakerState::HalfOpen));
         let widths: Vec<_> = (0..POOL)
             .map(|_| {
                 breaker.succeeded(probe_at);
@@ -164,14 +164,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_of_one_is_as_wide_as_before_once_the_probe_went_well() {
+    fn a_pool_of_one_has_its_width_again_once_the_probe_succeeds() {
         let now = Instant::now();
         let mut breaker = Breaker::new(1);
-        while breaker.failed(now) == Change::None {}
+        while breaker.failed(now) == Transition::None {}
         let probe_at = breaker.probe_at().unwrap();
-        assert_eq!(breaker.succeeded(probe_at), Change::Closed);
+        assert_eq!(breaker.succeeded(probe_at), Transition::Closed);
         assert_eq!((breaker.width(probe_at), breaker.pauses), (1, 0));
-        assert_eq!(breaker.succeeded(probe_at), Change::None);
+        assert_eq!(breaker.succeeded(probe_at), Transition::None);
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..8 {
             let probe_at = breaker.probe_at().unwrap();
-            let Change::Opened(pause) = breaker.failed(probe_at) else { panic!("stays open") };
+            let Transition::Opened(pause) = breaker.failed(probe_at) else { panic!("stays open") };
             pauses.push(pause);
         }
         assert!(pauses[7] >= PAUSE.max / 2 && pauses.iter().all(|pause| *pause <= PAUSE.max), "{pauses:?}");
@@ -189,21 +189,24 @@ mod tests {
     }
 
     #[test]
-    fn what_began_before_it_opened_neither_closes_it_nor_prolongs_the_pause() {
+    fn an_attempt_from_before_it_opened_neither_closes_it_nor_prolongs_the_pause() {
         let now = Instant::now();
         let mut breaker = opened(now);
         let probe_at = breaker.probe_at();
-        assert_eq!(breaker.failed(now), Change::None);
-        assert_eq!(breaker.succeeded(now - Duration::from_secs(1)), Change::None);
+        assert_eq!(breaker.failed(now), Transition::None);
+        assert_eq!(breaker.succeeded(now - Duration::from_secs(1)), Transition::None);
         assert_eq!((breaker.probe_at(), breaker.width(now)), (probe_at, 0));
     }
 
     #[test]
-    fn a_success_of_what_began_while_it_was_open_ends_the_pause() {
+    fn a_success_of_an_attempt_that_began_while_it_was_open_ends_the_pause() {
         let now = Instant::now();
         let mut breaker = opened(now);
-        assert_eq!(breaker.succeeded(now), Change::None);
-        assert_eq!((breaker.probe_at(), breaker.width(now), breaker.phase(now)), (None, 2, Phase::HalfOpen));
+        assert_eq!(breaker.succeeded(now), Transition::None);
+        assert_eq!(
+            (breaker.probe_at(), breaker.width(now), breaker.state(now)),
+            (None, 2, BreakerState::HalfOpen)
+        );
     }
 
     #[test]
@@ -211,12 +214,12 @@ mod tests {
         let now = Instant::now();
         let mut breaker = opened(now);
         let probe_at = breaker.probe_at().unwrap();
-        let changes: Vec<_> = (0..POOL).map(|_| breaker.succeeded(probe_at)).collect();
-        assert_eq!(changes.iter().filter(|change| **change == Change::Closed).count(), 1);
+        let transitions: Vec<_> = (0..POOL).map(|_| breaker.succeeded(probe_at)).collect();
+        assert_eq!(transitions.iter().filter(|transition| **transition == Transition::Closed).count(), 1);
         for _ in 1..OUTAGE_FAILURES {
-            assert_eq!(breaker.failed(probe_at), Change::None);
+            assert_eq!(breaker.failed(probe_at), Transition::None);
         }
-        let Change::Opened(pause) = breaker.failed(probe_at) else { panic!("opens") };
+        let Transition::Opened(pause) = breaker.failed(probe_at) else { panic!("opens") };
         assert!(pause <= PAUSE.initial);
     }
 }

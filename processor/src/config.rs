@@ -10,9 +10,9 @@ use clap::Parser;
 use program::config::{DAY, duration, parse_addr};
 use program::telemetry::TelemetryConfig;
 
-/// What ACK_WAIT may be. A third of it is how often a worker gives its sign of life.
+/// The range of ACK_WAIT. Workers acknowledge progress every third of it.
 pub const ACK_WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=DAY;
-/// Less is not enough for a broker that is busy: an attempt reads, acts and appends, and each has but a part of it.
+/// Each part of an attempt (read, effect, append) gets a fraction of it, which must suffice at a busy broker.
 const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
 /// Settings that every processor has.

@@ -22,19 +22,19 @@ const FRESH_AGE_MAX: Duration = Duration::from_secs(10);
 /// and an edit that omits payloads has been repaired.
 const LEFT_OUT_DELIVERIES_MAX: i64 = 10;
 
-/// What becomes of a message.
+/// How a message is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Disposition {
-    /// It is acknowledged: the order needs nothing more.
+    /// Acknowledge it: the order needs nothing more from the step.
     Acknowledge,
-    /// It is terminated: the step has given it up, and all about that is stored.
+    /// Terminate it: the dead letter is stored.
     Terminate,
-    /// It is delivered again after so long.
+    /// Redeliver it after this delay.
     Retry(Duration),
 }
 
 impl Disposition {
-    /// The same in one word.
+    /// The label of metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Acknowledge => "done",
@@ -43,7 +43,7 @@ impl Disposition {
         }
     }
 
-    /// The answer to the broker.
+    /// The acknowledgement that is sent to the broker.
     pub(crate) fn ack(self) -> AckKind {
         match self {
             Self::Acknowledge => AckKind::Ack,
@@ -53,7 +53,7 @@ impl Disposition {
     }
 }
 
-/// A message that is worked on.
+/// A message in progress.
 #[derive(Debug)]
 pub(crate) struct Delivery<'a> {
     pub(crate) message: &'a Message,
@@ -63,9 +63,9 @@ pub(crate) struct Delivery<'a> {
     /// When it was stored. With the subject it distinguishes messages that had the same sequence in a stream that was
     /// recreated.
     pub(crate) published: Timestamp,
-    /// Whether the order stands as the message says, for all that is known.
+    /// Whether the event can be assumed to be the order's latest.
     pub(crate) is_fresh: bool,
-    /// Whether orders that are carried come by a message of their own.
+    /// Whether the consumer delivers `carried` events.
     pub(crate) brings_carried: bool,
 }
 
@@ -102,21 +102,20 @@ impl<'a> Delivery<'a> {
         )
     }
 
-    /// Whether the broker says that it has left the payload out (`headers_only`), and may bring it next time.
+    /// Whether the broker omitted the payload (`headers_only`), and may deliver it next time.
     pub(crate) fn lacks_payload(&self) -> bool {
         let size = self.message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Msg-Size"));
         let is_left_out = self.message.payload.is_empty() && size.is_some_and(|size| size.as_str() != "0");
         is_left_out && self.deliveries <= LEFT_OUT_DELIVERIES_MAX
     }
 
-    /// How long it waits if it failed through no fault of its order.
+    /// The backoff after an attempt that does not count.
     pub(crate) fn pause(&self) -> Duration {
         RETRY.after(u64::try_from(self.deliveries).unwrap_or(1))
     }
 }
 
-/// Sends the last word on a message, or a sign of life. A word that is lost leads to a redelivery, which finds the work
-/// done.
+/// Sends an acknowledgement of any kind. A lost one leads to a redelivery, which finds the work done.
 pub(crate) async fn acknowledge(step: &'static str, message: &Message, kind: AckKind) {
     if let AckKind::Nak(delay) = kind {
         debug!(step, subject = %message.subject, ?delay, "redelivery requested");
@@ -126,7 +125,7 @@ pub(crate) async fn acknowledge(step: &'static str, message: &Message, kind: Ack
     }
 }
 
-/// How long ago that was; nothing, if clocks disagree.
+/// The age of a message; 0 if clocks disagree.
 fn age(published: &Timestamp) -> Duration {
     let published = SystemTime::try_from(*published).ok();
     published.and_then(|published| published.elapsed().ok()).unwrap_or_default()

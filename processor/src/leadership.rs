@@ -11,8 +11,8 @@ use tracing::{error, warn};
 
 use crate::metrics;
 
-/// Pauses between two requests of this process. All replicas of the step ask for the same leader, and one that leads already
-/// does not step down, so they need not wait for each other.
+/// Pauses between two requests of this process. Replicas of the step need no coordination: all request the same successor,
+/// and a server that is the leader already does not step down.
 const PAUSE: Backoff = Backoff { initial: Duration::from_secs(30), max: Duration::from_secs(5 * 60) };
 
 /// The step-downs requested so far.
@@ -20,7 +20,7 @@ const PAUSE: Backoff = Backoff { initial: Duration::from_secs(30), max: Duration
 pub(crate) struct Leadership {
     /// Requests since the consumer last kept up.
     requests: u64,
-    /// Not before then is another one made.
+    /// Earliest time of the next request.
     next: Option<Instant>,
 }
 
@@ -40,7 +40,7 @@ impl Leadership {
         self.next = Some(now + PAUSE.after(self.requests));
         let LaggingLeader { leader, messages: lag, successor } = behind;
         let Some(successor) = successor else {
-            error!(step, leader, lag, "consumer leader lags behind the log, and no replica keeps up");
+            error!(step, leader, lag, "consumer leader lags behind the log, no replica keeps up");
             return;
         };
         let outcome = match log.step_down(step, successor).await {
@@ -51,16 +51,13 @@ impl Leadership {
             Ok(StepDown::NotAllowed(needed)) => {
                 error!(
                     step,
-                    leader,
-                    lag,
-                    needed,
-                    "consumer leader lags behind the log, and this user may not have it step down"
+                    leader, lag, needed, "consumer leader lags behind the log, step-down not permitted"
                 );
                 "not_allowed"
             }
-            // An election may be under way, or another replica of the step was first.
+            // An election may be in progress, or another replica of the step was first.
             Err(error) => {
-                warn!(step, leader, lag, successor, %error, "consumer leader lags behind the log, and did not step down");
+                warn!(step, leader, lag, successor, %error, "consumer leader lags behind the log, step-down failed");
                 "failed"
             }
         };

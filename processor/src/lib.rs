@@ -1,11 +1,11 @@
-//! Processors: what carries an order from one status to the next.
+//! Processors: the steps that move an order from one status to the next.
 //!
-//! A [`step`] says what it consumes and what it does for an order; the runtime does the rest: consuming,
-//! retrying, appending, acknowledging, giving up, draining.
+//! A [`step`] defines the events that it consumes and its work for an order; the runtime does the rest: consuming,
+//! retrying, appending, acknowledging, dead-lettering, draining.
 
 pub mod config;
+pub mod creation_time;
 pub mod fulfilment;
-pub mod incarnation;
 pub mod inventory;
 pub mod payment;
 pub mod provision;

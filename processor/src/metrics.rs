@@ -1,4 +1,4 @@
-//! What a processor counts; docs/metrics.md says what it means.
+//! The metrics of a processor; docs/metrics.md explains them.
 
 use std::collections::HashSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -17,38 +17,33 @@ const CAUSES: [&str; 6] = ["stuck", "silent", "edited", "leader", "refused", "cl
 static ATTEMPTS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     metrics::call_duration(
         "waybill.step.attempt.duration",
-        "Attempts at a message, until it is known what becomes of it.",
+        "Attempts at a message, until its outcome is known.",
     )
 });
-static REDELIVERIES: LazyLock<Counter<u64>> = LazyLock::new(|| {
-    metrics::counter("waybill.step.redeliveries", "Messages that came not for the first time.")
-});
+static REDELIVERIES: LazyLock<Counter<u64>> =
+    LazyLock::new(|| metrics::counter("waybill.step.redeliveries", "Redelivered messages."));
 static REOPENED: LazyLock<Counter<u64>> = LazyLock::new(|| {
-    metrics::counter("waybill.step.consumer.reopened", "Times that the consumer was lost and opened anew.")
+    metrics::counter("waybill.step.consumer.reopened", "Times that the consumer was lost and reopened.")
 });
 static STEP_DOWNS: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter(
         "waybill.step.consumer.step_downs",
-        "Times that the consumer's leader lagged behind the log and was asked to step down.",
+        "Step-downs requested because the consumer's leader lagged behind the log.",
     )
 });
 static ALONE: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter(
         "waybill.step.failed_alone",
-        "Attempts that failed at one order, or those of one customer, while others were served.",
+        "Attempts that failed while other orders, or those of other customers, succeeded.",
     )
 });
 static POSTPONED: LazyLock<Counter<u64>> = LazyLock::new(|| {
-    metrics::counter(
-        "waybill.step.postponed",
-        "Messages that were delivered and come again without an attempt.",
-    )
+    metrics::counter("waybill.step.postponed", "Messages returned to the broker without an attempt.")
 });
-static LETTERS: LazyLock<Counter<u64>> = LazyLock::new(|| {
-    metrics::counter("waybill.dead_letters", "Messages that were given up, parked or set aside.")
-});
+static LETTERS: LazyLock<Counter<u64>> =
+    LazyLock::new(|| metrics::counter("waybill.dead_letters", "Messages stored as dead letters."));
 
-/// What there is to see before anything has happened.
+/// Registers every series with 0.
 pub(crate) fn start(step: &'static str) {
     REDELIVERIES.add(0, &[of(step)]);
     ALONE.add(0, &[of(step)]);
@@ -63,12 +58,12 @@ pub(crate) fn start(step: &'static str) {
     }
 }
 
-/// A message has been worked on.
+/// An attempt at a message has ended.
 pub(crate) fn attempted(step: &'static str, outcome: &'static str, took: Duration) {
     ATTEMPTS.record(seconds(took), &[of(step), KeyValue::new("outcome", outcome)]);
 }
 
-/// A message has come again.
+/// A message was redelivered.
 pub(crate) fn redelivered(step: &'static str) {
     REDELIVERIES.add(1, &[of(step)]);
 }
@@ -78,7 +73,7 @@ pub(crate) fn failed_alone(step: &'static str) {
     ALONE.add(1, &[of(step)]);
 }
 
-/// A message comes again without an attempt.
+/// A message was returned without an attempt.
 pub(crate) fn postponed(step: &'static str, reason: &'static str) {
     POSTPONED.add(1, &[of(step), KeyValue::new("reason", reason)]);
 }
@@ -87,7 +82,7 @@ pub(crate) fn postponed(step: &'static str, reason: &'static str) {
 pub(crate) fn alone(step: &'static str, count: impl Fn() -> usize + Send + Sync + 'static) {
     metrics::gauge(
         "waybill.step.alone",
-        "Orders that failed alone here, and have been neither served nor parked here since.",
+        "Orders that failed alone in this process, and neither succeeded nor were parked in it since.",
         move |gauge| gauge.observe(count() as u64, &[of(step)]),
     );
 }

@@ -1,5 +1,4 @@
-//! Making all that the programs need at the broker, so that they themselves need no right to: the streams, the bucket and
-//! each step's consumer.
+//! Creates the streams, the bucket and each step's consumer at the broker, so that the programs need no permission to.
 
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::step;
 
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
-/// Something is not as it is needed, and cannot be made so.
+/// A part that is not configured as required, and cannot be changed.
 #[derive(Debug, Error)]
 pub enum ProvisionError {
     /// One of the streams.

@@ -1,4 +1,4 @@
-//! A processor's whole life, the same for every step.
+//! The life of a processor, the same for every step.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -57,8 +57,8 @@ where
     let log = OrderLog::new(connection.clone(), S::NAME).await?;
     let dead_letters = DeadLetters::new(connection.clone()).await?;
     let status = Status::new(S::NAME, connection.clone());
-    let _answering = match settings.ops_addr {
-        Some(addr) => Some(answer(addr, status.clone()).await?),
+    let _ops_server = match settings.ops_addr {
+        Some(addr) => Some(serve_ops(addr, status.clone()).await?),
         None => None,
     };
     let drain = CancellationToken::new();
@@ -66,24 +66,24 @@ where
     let processing = async {
         let opening = async {
             provision(&connection, &settings.stream, |reason| status.closed(reason)).await?;
-            status.closed("the step is being opened".to_owned());
+            status.closed("step is starting".to_owned());
             open(config, connection.clone()).await
         };
         let step = select! {
             step = opening => Arc::new(step?),
-            // Nothing has begun that would have to be finished.
+            // No work has started.
             () = drain.cancelled() => return Ok(()),
         };
-        let lacking = step.clone();
-        status.depends(move || lacking.lacks());
-        let looking = async {
+        let opened = step.clone();
+        status.set_dependency_check(move || opened.lacks());
+        let monitoring = async {
             select! {
                 biased;
                 () = drain.cancelled() => {}
-                () = status.keep_looking(&log) => {}
+                () = status.monitor(&log) => {}
             }
         };
-        join!(runtime::process(step, log.clone(), dead_letters, &settings, &status, &drain), looking);
+        join!(runtime::process(step, log.clone(), dead_letters, &settings, &status, &drain), monitoring);
         Ok(())
     };
     tokio::pin!(processing);
@@ -92,12 +92,12 @@ where
         ended = &mut processing => return ended,
         () = log.keep_quorum() => {}
         never = log.watch_for_losses() => match never {},
-        () = connection.died() => bail!("the client of the broker has died"),
+        () = connection.died() => bail!("NATS client stopped"),
         () = shutdown.requested() => {}
     }
     drain.cancel();
-    status.drains();
-    // Its own bounds end it before; but a broker that stands still does not even take what is given back.
+    status.set_draining();
+    // `process` ends earlier by its own timeouts, unless a stalled broker does not accept the naks.
     if let Some(ended) = shutdown::drain(settings.drain_timeout + LEAVE_TIMEOUT, processing).await {
         ended?;
     }
@@ -105,8 +105,8 @@ where
     Ok(())
 }
 
-/// Answers probes, until what it returns is dropped.
-async fn answer(addr: SocketAddr, status: Status) -> anyhow::Result<AbortOnDropHandle<Infallible>> {
+/// Answers probes until the returned handle is dropped.
+async fn serve_ops(addr: SocketAddr, status: Status) -> anyhow::Result<AbortOnDropHandle<Infallible>> {
     let listener = TcpListener::bind(addr).await;
     let listener = listener.with_context(|| format!("cannot listen on {addr} (OPS_ADDR)"))?;
     info!(pid = std::process::id(), ops_addr = %listener.local_addr()?, "listening");

@@ -19,19 +19,19 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::admission::{Admission, DependencySignal, Ticket, Verdict};
-use crate::breaker::Change;
+use crate::admission::{Admission, AttemptId, DependencySignal, Verdict};
+use crate::breaker::Transition;
 use crate::config::ProcessorConfig;
 use crate::delivery::RETRY;
 use crate::metrics;
 use crate::status::Status;
 use crate::step::{self, Step};
-use crate::suspects::Subject;
+use crate::suspects::OrderRef;
 use crate::worker::{Worker, postpone};
 
 const REOPEN: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2) };
-/// How long giving back may take what is not finished when the time to drain is over.
-const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long returning unfinished messages may take after the drain timeout.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
 
 static PAUSED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
@@ -50,7 +50,7 @@ pub(crate) async fn process<S: Step>(
     let mut pool = Pool {
         worker: Arc::new(Worker::new(step, log.clone(), dead_letters, config, leave.clone())),
         running: JoinSet::new(),
-        tickets: HashMap::new(),
+        attempts: HashMap::new(),
         admission: Admission::new(pool_size),
         leave: leave.clone(),
         status: status.clone(),
@@ -60,7 +60,7 @@ pub(crate) async fn process<S: Step>(
     metrics::start(S::NAME);
     let watched = pool.worker.clone();
     metrics::alone(S::NAME, move || watched.suspects().alone(Instant::now()));
-    status.workers(pool_size);
+    status.set_workers(pool_size);
     info!(step = S::NAME, workers = pool_size, "processing");
     let (mut failures, mut floor) = (0, None);
     while !drain.is_cancelled() {
@@ -76,17 +76,17 @@ pub(crate) async fn process<S: Step>(
                 let reason = ended.as_ref().err().map(ToString::to_string);
                 status.closed(reason.unwrap_or_else(|| "draining".to_owned()));
                 floor = Some(consumer.floor().clone());
-                // One that is lost as soon as it is open is not open.
+                // A consumer that is lost at once counts as a failed opening.
                 failures = if opened_at.elapsed() > REOPEN.max { 0 } else { failures + 1 };
                 if let Err(reason) = ended {
                     metrics::reopened(S::NAME, &reason);
-                    warn!(step = S::NAME, %reason, "consumer lost, opened anew");
+                    warn!(step = S::NAME, %reason, "consumer lost, reopened");
                 }
             }
             Err(error) => {
                 failures += 1;
                 status.closed(error.to_string());
-                warn!(step = S::NAME, %error, "consumer not open, tried again");
+                warn!(step = S::NAME, %error, "consumer not opened, retrying");
             }
         }
         select! {
@@ -98,28 +98,28 @@ pub(crate) async fn process<S: Step>(
     let deadline = pool.deadline();
     if !pool.finish(deadline).await {
         let unfinished = pool.running.len();
-        warn!(step = S::NAME, unfinished, drain_timeout = ?config.drain_timeout, "given back what was not finished in time");
+        warn!(step = S::NAME, unfinished, drain_timeout = ?config.drain_timeout, "drain timeout reached, unfinished messages returned");
         leave.cancel();
-        pool.finish(Instant::now() + GIVE_BACK_TIMEOUT).await;
+        pool.finish(Instant::now() + RETURN_TIMEOUT).await;
     }
 }
 
-/// The messages that are worked on, and how many more may be.
+/// The messages in progress, and how many more may start.
 struct Pool<S> {
     worker: Arc<Worker<S>>,
     running: JoinSet<DependencySignal>,
     /// The running work, by its task, and the means to stop it.
-    tickets: HashMap<Id, (Ticket, CancellationToken)>,
+    attempts: HashMap<Id, (AttemptId, CancellationToken)>,
     admission: Admission,
     leave: CancellationToken,
     status: Status,
     drain_timeout: Duration,
-    /// When the time to drain is over, if it has begun.
+    /// The end of the drain timeout, if the drain has begun.
     deadline: Option<Instant>,
 }
 
 impl<S: Step> Pool<S> {
-    /// Works on what the consumer brings, until the drain begins or the consumer is lost.
+    /// Processes messages of the consumer until the drain begins or the consumer is lost.
     async fn consume(
         &mut self,
         consumer: &mut Consumer,
@@ -127,22 +127,22 @@ impl<S: Step> Pool<S> {
     ) -> Result<(), ConsumerError> {
         loop {
             let now = Instant::now();
-            self.make_room(now);
-            self.status.at_work(self.running.len(), self.admission.phase(now));
+            self.stop_overtaken(now);
+            self.status.set_in_flight(self.running.len(), self.admission.state(now));
             let (wanted, wakes_at) = (self.admission.wanted(now), self.admission.wakes_at(now));
             select! {
                 biased;
                 () = drain.cancelled() => break,
-                Some(ended) = self.running.join_next_with_id() => self.learn(ended),
+                Some(ended) = self.running.join_next_with_id() => self.end_attempt(ended),
                 message = consumer.next(wanted), if wanted > 0 || consumer.standing() > 0 => {
-                    self.take(message?, consumer.terms()).await
+                    self.receive(message?, consumer.terms()).await
                 }
                 () = sleep_until(wakes_at.unwrap_or(now)), if wakes_at.is_some() => {}
             }
         }
         let deadline = self.deadline();
         while let Some(message) = consumer.last(deadline).await {
-            self.take(message, consumer.terms()).await;
+            self.receive(message, consumer.terms()).await;
         }
         Ok(())
     }
@@ -151,61 +151,62 @@ impl<S: Step> Pool<S> {
         *self.deadline.get_or_insert_with(|| Instant::now() + self.drain_timeout)
     }
 
-    async fn take(&mut self, message: Message, terms: ConsumerTerms) {
-        self.status.delivered();
+    async fn receive(&mut self, message: Message, terms: ConsumerTerms) {
+        self.status.record_delivery();
         let now = Instant::now();
-        let (subject, deliveries) = subject_of(&message);
-        let verdict = self.admission.admit(subject, &self.worker.suspects(), now);
-        let place = match verdict {
-            Verdict::Begin(place) => place,
+        let (order_ref, deliveries) = order_ref_of(&message);
+        let verdict = self.admission.admit(order_ref, &self.worker.suspects(), now);
+        let slot = match verdict {
+            Verdict::Begin(slot) => slot,
             Verdict::Postpone(delay) => return postpone::<S>(&message, delay, "no_place").await,
             Verdict::PostponeSuspect(delay) => {
                 let delay = delay.max(RETRY.after(deliveries));
                 return postpone::<S>(&message, delay, "suspect").await;
             }
         };
-        let ticket = self.admission.begin(subject, place, now);
+        let attempt_id = self.admission.begin(order_ref, slot, now);
         let (worker, stop) = (self.worker.clone(), self.leave.child_token());
         let stopped = stop.clone();
-        let task = self.running.spawn(async move { worker.handle(message, subject, terms, &stopped).await });
-        self.tickets.insert(task.id(), (ticket, stop));
+        let task =
+            self.running.spawn(async move { worker.handle(message, order_ref, terms, &stopped).await });
+        self.attempts.insert(task.id(), (attempt_id, stop));
     }
 
-    /// Stops what is in the way of others.
-    fn make_room(&mut self, now: Instant) {
+    /// Stops attempts that block other orders.
+    fn stop_overtaken(&mut self, now: Instant) {
         let overtaken = self.admission.overtaken(&mut self.worker.suspects(), now);
-        let to_stop = self.tickets.values().filter(|(ticket, _)| overtaken.contains(ticket));
+        let to_stop = self.attempts.values().filter(|(attempt_id, _)| overtaken.contains(attempt_id));
         to_stop.for_each(|(_, stop)| stop.cancel());
     }
 
-    fn learn(&mut self, ended: Result<(Id, DependencySignal), JoinError>) {
-        let (task, found) = match ended {
+    fn end_attempt(&mut self, ended: Result<(Id, DependencySignal), JoinError>) {
+        let (task, signal) = match ended {
             Ok(ended) => ended,
-            // Its message is delivered again.
+            // The broker redelivers its message after ACK_WAIT.
             Err(error) => {
-                error!(step = S::NAME, %error, "worker died");
+                error!(step = S::NAME, %error, "worker panicked");
                 (error.id(), DependencySignal::Unknown)
             }
         };
-        let Some((ticket, _)) = self.tickets.remove(&task) else { return };
-        let change = self.admission.ended(ticket, found, Instant::now());
-        match change {
-            Change::None => {}
-            Change::Opened(pause) => {
+        let Some((attempt_id, _)) = self.attempts.remove(&task) else { return };
+        let transition = self.admission.end(attempt_id, signal, Instant::now());
+        match transition {
+            Transition::None => {}
+            Transition::Opened(pause) => {
                 if let Some(left_out) = PAUSED.allow() {
-                    warn!(step = S::NAME, ?pause, left_out, "a dependency is away, paused");
+                    warn!(step = S::NAME, ?pause, left_out, "dependency unavailable, circuit breaker opened");
                 }
             }
-            Change::Closed => info!(step = S::NAME, "the dependency is back"),
+            Transition::Closed => info!(step = S::NAME, "dependency available, circuit breaker closed"),
         }
     }
 
-    /// Waits for what runs. Tells whether all of it ended in time.
+    /// Waits for running attempts. Returns whether all of them ended in time.
     async fn finish(&mut self, deadline: Instant) -> bool {
         loop {
-            self.status.at_work(self.running.len(), self.admission.phase(Instant::now()));
+            self.status.set_in_flight(self.running.len(), self.admission.state(Instant::now()));
             match timeout_at(deadline, self.running.join_next_with_id()).await {
-                Ok(Some(ended)) => self.learn(ended),
+                Ok(Some(ended)) => self.end_attempt(ended),
                 Ok(None) => return true,
                 Err(_) => return false,
             }
@@ -213,11 +214,11 @@ impl<S: Step> Pool<S> {
     }
 }
 
-/// What a message is about, by its subject alone, and how often it has been delivered.
-fn subject_of(message: &Message) -> (Subject, u64) {
+/// The order and customer of a message, by its subject alone, and how often it was delivered.
+fn order_ref_of(message: &Message) -> (OrderRef, u64) {
     let (message_revision, deliveries) = message
         .info()
         .map_or((0, 1), |info| (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1)));
     let customer = subjects::parse(&message.subject).map(|(_, id)| id.customer);
-    (Subject { message: Revision(message_revision), customer }, deliveries)
+    (OrderRef { message: Revision(message_revision), customer }, deliveries)
 }

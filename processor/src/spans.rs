@@ -1,4 +1,4 @@
-//! What a trace shows of a message: its delivery, the attempt, and the event in it.
+//! The spans of a message: its delivery, and the attempt.
 
 use async_nats::jetstream::Message;
 use backbone::broker::trace_headers;
@@ -11,8 +11,8 @@ use tracing::{Span, info_span};
 use crate::delivery::Delivery;
 use crate::step::Step;
 
-/// The span of a message that has come, until the attempt at it begins, and the trace context to work on it in. Deliveries of
-/// the same message have the same parent, and their number tells them apart.
+/// The span of a delivered message, until its attempt begins, and the trace context of the work. Deliveries of the same
+/// message have the same parent, and differ in their number.
 pub(crate) fn received<S: Step>(delivery: &Delivery<'_>) -> (Span, Context) {
     let span = info_span!(
         "receive",
@@ -35,8 +35,8 @@ pub(crate) fn received<S: Step>(delivery: &Delivery<'_>) -> (Span, Context) {
     (span, context)
 }
 
-/// The span of an attempt, a child of that of the delivery. It does not keep that one open, so that of a process that dies in
-/// the attempt the delivery is known.
+/// The span of an attempt, a child of the delivery's span. It does not keep the parent open, so that the delivery is
+/// exported even if the process dies in the attempt.
 pub(crate) fn processed<S: Step>(delivery: &Delivery<'_>, received: &Context) -> (Span, Context) {
     let span = info_span!(
         parent: None,
@@ -63,14 +63,14 @@ pub(crate) fn processed<S: Step>(delivery: &Delivery<'_>, received: &Context) ->
     (span, context)
 }
 
-/// Says which event the message is.
-pub(crate) fn about(span: &Span, event: &Recorded) {
+/// Records which event the message is.
+pub(crate) fn record_event(span: &Span, event: &Recorded) {
     span.record("messaging.message.id", &*event.event_id)
         .record("waybill.order.id", display(&event.id))
         .record("waybill.order.revision", i64::try_from(event.revision.0).unwrap_or(i64::MAX));
 }
 
-/// The message's subject without what differs from order to order.
+/// The message's subject without the parts that differ from order to order.
 fn template(message: &Message) -> String {
     subjects::parse(&message.subject).map_or_else(|| "ORDER.>".to_owned(), |(kind, _)| subjects::kind(kind))
 }

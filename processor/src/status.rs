@@ -15,34 +15,34 @@ use tokio::join;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use crate::breaker::Phase;
+use crate::breaker::BreakerState;
 use crate::leadership::Leadership;
 use crate::metrics::of;
 
-/// How often it is looked what the step has before it.
-const LOOK_INTERVAL: Duration = Duration::from_secs(15);
-/// And how soon again when it could not be.
-const LOOK_RETRY: Duration = Duration::from_secs(1);
-const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often it is looked whether the leader of its consumer lags behind the log. The broker answers from memory.
+/// How often the backlog is read.
+const BACKLOG_INTERVAL: Duration = Duration::from_secs(15);
+/// Retry interval after a failure.
+const BACKLOG_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the lag of the consumer's leader is checked. The broker answers from memory.
 const LAG_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How the processor of a step is. Cheap to clone.
+/// The state of a step's processor. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Status(Arc<Known>);
+pub(crate) struct Status(Arc<Inner>);
 
-/// Says what the step lacks.
-type Lacks = Box<dyn Fn() -> Option<&'static str> + Send + Sync>;
+/// Reports what the step lacks, if anything.
+type MissingDependency = Box<dyn Fn() -> Option<&'static str> + Send + Sync>;
 
-struct Known {
+struct Inner {
     step: &'static str,
     connection: Connection,
     /// Why the consumer is not open; `None` while it is.
     closed: Mutex<Option<String>>,
-    /// In what the consumer is other than it has to be, when this user may not make it right.
-    wrong: Mutex<Option<String>>,
-    /// Once the step is open.
-    lacks: OnceLock<Lacks>,
+    /// Wrong settings of the consumer that this user may not change.
+    wrong_settings: Mutex<Option<String>>,
+    /// Set once the step is open.
+    lacks: OnceLock<MissingDependency>,
     is_draining: AtomicBool,
     workers: AtomicUsize,
     in_flight: AtomicUsize,
@@ -51,30 +51,30 @@ struct Known {
     /// `None` while it cannot be read: missing rather than old.
     backlog: Mutex<Option<Backlog>>,
     /// How far the consumer's leader lags behind the log. `None` as above.
-    lag: Mutex<Option<Lagging>>,
+    lag: Mutex<Option<LeaderLag>>,
 }
 
 /// `None` if the leader keeps up.
-type Lagging = Option<LaggingLeader>;
+type LeaderLag = Option<LaggingLeader>;
 
-impl fmt::Debug for Known {
+impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Known").field("step", &self.step).finish_non_exhaustive()
+        f.debug_struct("Inner").field("step", &self.step).finish_non_exhaustive()
     }
 }
 
 impl Status {
     pub(crate) fn new(step: &'static str, connection: Connection) -> Self {
-        let status = Self(Arc::new(Known {
+        let status = Self(Arc::new(Inner {
             step,
             connection,
-            closed: Mutex::new(Some("the step is being opened".to_owned())),
-            wrong: Mutex::new(None),
+            closed: Mutex::new(Some("step is starting".to_owned())),
+            wrong_settings: Mutex::new(None),
             lacks: OnceLock::new(),
             is_draining: AtomicBool::new(false),
             workers: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
-            breaker: AtomicU8::new(Phase::Closed as u8),
+            breaker: AtomicU8::new(BreakerState::Closed as u8),
             last_delivery: Mutex::new(Instant::now()),
             backlog: Mutex::new(None),
             lag: Mutex::new(None),
@@ -83,73 +83,76 @@ impl Status {
         status
     }
 
-    /// The consumer is open, though perhaps other than it has to be.
+    /// The consumer is open, perhaps with wrong settings.
     pub(crate) fn opened(&self, wrong: Option<&str>) {
-        *lock(&self.0.wrong) = wrong.map(str::to_owned);
+        *lock(&self.0.wrong_settings) = wrong.map(str::to_owned);
         *lock(&self.0.closed) = None;
     }
 
-    /// The step is open, and says by `lacks` what it cannot do without. Only the first counts.
-    pub(crate) fn depends(&self, lacks: impl Fn() -> Option<&'static str> + Send + Sync + 'static) {
+    /// The step is open, and `lacks` reports what it lacks. Only the first call counts.
+    pub(crate) fn set_dependency_check(
+        &self,
+        lacks: impl Fn() -> Option<&'static str> + Send + Sync + 'static,
+    ) {
         self.0.lacks.get_or_init(|| Box::new(lacks));
     }
 
-    /// The consumer is not open, and why.
+    /// The consumer is not open, for this reason.
     pub(crate) fn closed(&self, reason: String) {
         *lock(&self.0.closed) = Some(reason);
     }
 
-    /// No more work is begun.
-    pub(crate) fn drains(&self) {
+    /// The drain has begun.
+    pub(crate) fn set_draining(&self) {
         self.0.is_draining.store(true, Ordering::Relaxed);
         *lock(&self.0.backlog) = None;
         *lock(&self.0.lag) = None;
     }
 
-    /// So many messages may be worked on at a time.
-    pub(crate) fn workers(&self, workers: usize) {
+    /// Sets the limit of messages in progress.
+    pub(crate) fn set_workers(&self, workers: usize) {
         self.0.workers.store(workers, Ordering::Relaxed);
     }
 
-    /// So many messages are worked on, and the breaker is like this.
-    pub(crate) fn at_work(&self, in_flight: usize, breaker: Phase) {
+    /// Sets the number of messages in progress, and the breaker's state.
+    pub(crate) fn set_in_flight(&self, in_flight: usize, breaker: BreakerState) {
         self.0.in_flight.store(in_flight, Ordering::Relaxed);
         self.0.breaker.store(breaker as u8, Ordering::Relaxed);
     }
 
-    /// A message has come.
-    pub(crate) fn delivered(&self) {
+    /// A message was delivered.
+    pub(crate) fn record_delivery(&self) {
         *lock(&self.0.last_delivery) = Instant::now();
     }
 
-    /// Looks again and again what the step has before it, and whether the leader of its consumer lags.
-    pub(crate) async fn keep_looking(&self, log: &OrderLog) {
-        join!(self.keep_counting(log), self.keep_a_leader(log));
+    /// Checks the backlog and the lag of the consumer's leader periodically.
+    pub(crate) async fn monitor(&self, log: &OrderLog) {
+        join!(self.monitor_backlog(log), self.monitor_leader(log));
     }
 
-    async fn keep_counting(&self, log: &OrderLog) {
+    async fn monitor_backlog(&self, log: &OrderLog) {
         loop {
             let lags = self.behind().flatten().is_some();
-            let backlog = match timeout(LOOK_TIMEOUT, log.backlog_of(self.0.step, lags)).await {
+            let backlog = match timeout(READ_TIMEOUT, log.backlog_of(self.0.step, lags)).await {
                 Ok(Ok(backlog)) => Some(backlog),
                 Ok(Err(error)) => {
-                    debug!(step = self.0.step, %error, "backlog not known");
+                    debug!(step = self.0.step, %error, "backlog not read");
                     None
                 }
                 Err(_) => None,
             };
             *lock(&self.0.backlog) = backlog;
-            sleep(if backlog.is_some() { LOOK_INTERVAL } else { LOOK_RETRY }).await;
+            sleep(if backlog.is_some() { BACKLOG_INTERVAL } else { BACKLOG_RETRY_INTERVAL }).await;
         }
     }
 
-    async fn keep_a_leader(&self, log: &OrderLog) {
+    async fn monitor_leader(&self, log: &OrderLog) {
         let (step, mut lag, mut leadership) = (self.0.step, Lag::default(), Leadership::default());
         loop {
-            let behind = match timeout(LOOK_TIMEOUT, log.lag_of(step, &mut lag)).await {
+            let behind = match timeout(READ_TIMEOUT, log.lag_of(step, &mut lag)).await {
                 Ok(Ok(behind)) => Some(behind),
                 Ok(Err(error)) => {
-                    debug!(step, %error, "lag of the consumer leader not known");
+                    debug!(step, %error, "lag of the consumer leader not read");
                     None
                 }
                 Err(_) => None,
@@ -165,28 +168,28 @@ impl Status {
     }
 
     fn backlog(&self) -> Option<Backlog> {
-        // What was known before the connection was lost may have been done by others since.
+        // After the connection is lost, the last value may be outdated.
         lock(&self.0.backlog).filter(|_| self.0.connection.is_up())
     }
 
-    fn behind(&self) -> Option<Lagging> {
+    fn behind(&self) -> Option<LeaderLag> {
         lock(&self.0.lag).clone().filter(|_| self.0.connection.is_up())
     }
 
     fn measure(&self) {
         let step = of(self.0.step);
         let (status, label) = (self.clone(), [step.clone()]);
-        gauge("waybill.step.in_flight", "Messages worked on now.", move |gauge| {
+        gauge("waybill.step.in_flight", "Messages in flight.", move |gauge| {
             gauge.observe(status.0.in_flight.load(Ordering::Relaxed) as u64, &label);
         });
         let (status, label) = (self.clone(), [step.clone()]);
-        gauge("waybill.step.workers", "Messages that may be worked on at a time.", move |gauge| {
+        gauge("waybill.step.workers", "Limit of messages in flight.", move |gauge| {
             gauge.observe(status.0.workers.load(Ordering::Relaxed) as u64, &label);
         });
         let (status, label) = (self.clone(), [step.clone()]);
         gauge(
             "waybill.step.breaker.state",
-            "0: closed, 1: half open, 2: open, because what the step depends on is away.",
+            "0: closed, 1: half open, 2: open because a dependency is unavailable.",
             move |gauge| gauge.observe(status.0.breaker.load(Ordering::Relaxed).into(), &label),
         );
         let (status, label) = (self.clone(), [step.clone()]);
@@ -222,7 +225,7 @@ impl Status {
         let (status, label) = (self.clone(), [step.clone()]);
         gauge(
             "waybill.step.consumer.lag",
-            "Messages of the log behind the consumer's position, if its leader has not got them; 0 if it keeps up.",
+            "Messages of the log that the consumer's leader has not received; 0 if it keeps up.",
             move |gauge| {
                 if let Some(behind) = status.behind() {
                     gauge.observe(behind.map_or(0, |behind| behind.messages), &label);
@@ -232,13 +235,13 @@ impl Status {
         let (status, label) = (self.clone(), [step.clone()]);
         gauge(
             "waybill.step.consumer.edited",
-            "1 while the consumer is other than it has to be, and the step may not make it right.",
-            move |gauge| gauge.observe(lock(&status.0.wrong).is_some().into(), &label),
+            "1 while the consumer has wrong settings that the step's user may not change.",
+            move |gauge| gauge.observe(lock(&status.0.wrong_settings).is_some().into(), &label),
         );
         let (status, label) = (self.clone(), [step]);
         age(
             "waybill.step.last_delivery_age",
-            "Since this process was last brought a message, or else since its start.",
+            "Time since this process last received a message, or else since its start.",
             move |gauge| gauge.observe(seconds(lock(&status.0.last_delivery).elapsed()), &label),
         );
     }
@@ -252,13 +255,13 @@ impl Health for Status {
         self.healthy()?;
         let refused = self.0.connection.refused().map(|refused| format!("{refused}\n")).unwrap_or_default();
         if let Some(reason) = lock(&self.0.closed).clone() {
-            return Err(format!("the consumer is not open: {reason}\n{refused}").trim_end().to_owned());
+            return Err(format!("consumer not open: {reason}\n{refused}").trim_end().to_owned());
         }
         if let Some(lacking) = self.0.lacks.get().and_then(|lacks| lacks()) {
             return Err(format!("{lacking}\n{refused}").trim_end().to_owned());
         }
-        // It works all the same, as far as the broker and the consumer let it: taking it out of service would help nobody.
-        let wrong = lock(&self.0.wrong).clone();
+        // The step works as far as the broker and the consumer allow. Being unready would not help.
+        let wrong = lock(&self.0.wrong_settings).clone();
         let wrong = wrong.map(|wrong| format!("consumer was edited: {wrong}: {PROVISION}\n"));
         let behind = self.behind().flatten().map(|behind| {
             let LaggingLeader { leader, messages, .. } = behind;
@@ -272,12 +275,12 @@ impl Health for Status {
     }
 }
 
-/// How long ago that was; nothing if clocks disagree.
+/// The age of a message; 0 if clocks disagree.
 fn since(oldest: Option<SystemTime>) -> Duration {
     oldest.and_then(|oldest| oldest.elapsed().ok()).unwrap_or_default()
 }
 
-/// Nothing panics while it is held, so poison would mean nothing.
+/// No holder panics, so a poisoned lock is used as it is.
 fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -10,7 +10,7 @@ use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderRejected, Undo};
 use thiserror::Error;
 
-/// One step of an order's way.
+/// A step in the processing of an order.
 ///
 /// Any call may be retried for the same order, in another process, much later or concurrently: effects are keyed by the
 /// order's id, and a retry finds the existing one.
@@ -25,12 +25,12 @@ pub trait Step: Send + Sync + 'static {
     /// Orders that one process works on at the same time, unless it is configured otherwise.
     const WORKER_POOL_SIZE: u16 = 10;
 
-    /// What the step lacks, without which it can do nothing, and what to do about it: it is not ready then.
+    /// A missing dependency without which the step cannot work, and what to do about it: the process is not ready then.
     fn lacks(&self) -> Option<&'static str> {
         None
     }
 
-    /// Does the step's work for an order that waits for it, and says what happened: the detail of [`COMPLETES_WITH`](Self::COMPLETES_WITH).
+    /// Does the step's work for an order that waits for it, and returns the detail of [`COMPLETES_WITH`](Self::COMPLETES_WITH).
     ///
     /// An unavailable dependency must be reported as [`StepError::Unavailable`] within half of ATTEMPT_TIMEOUT, as in
     /// [`compensate`](Self::compensate); an attempt that is cut off at its end counts against the order.
@@ -40,7 +40,7 @@ pub trait Step: Send + Sync + 'static {
     /// compensate; an `act` in progress elsewhere must then fail. Also called for an order that owes nothing, when it
     /// was rejected or cancelled during `act`: the result is then ignored.
     ///
-    /// `done` says whether the log has it that `act` was done. Even if not, it may have been.
+    /// `done`: whether the log has the event of `act`. Without the event, `act` may have been done nevertheless.
     fn compensate(
         &self,
         _order: &Order,
@@ -61,7 +61,7 @@ pub(crate) fn consumer<S: Step>(ack_wait: Duration) -> ConsumerConfig {
     ConsumerConfig { name: S::NAME, events: lifecycle::wakes(S::COMPLETES_WITH, S::COMPENSATES), ack_wait }
 }
 
-/// Why a step did not do its work.
+/// Why a step failed.
 #[derive(Debug, Error)]
 pub enum StepError {
     /// A rejection for good: the order becomes REJECTED.
@@ -69,10 +69,10 @@ pub enum StepError {
     Rejected {
         /// A stable upper-case word.
         reason: &'static str,
-        /// The same for people.
+        /// Details for people.
         message: String,
     },
-    /// Something that the step depends on is away: no fault of the order.
+    /// A dependency of the step is unavailable: not the order's fault.
     #[error("dependency not available: {0}")]
     Unavailable(String),
     /// Anything else.

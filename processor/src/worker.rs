@@ -1,4 +1,4 @@
-//! One message from its delivery to its end: acknowledged, delivered again later, or given up.
+//! One message from its delivery to its disposition: acknowledged, redelivered later, or dead-lettered.
 //!
 //! For each order: effect, then append, then acknowledge. A crash between any two of them leads to a
 //! redelivery, which finds the effect and the event already there.
@@ -28,21 +28,21 @@ use crate::delivery::{Delivery, Disposition, RETRY, acknowledge};
 use crate::metrics;
 use crate::spans;
 use crate::step::Step;
-use crate::suspects::{Begun, Subject, Suspects};
+use crate::suspects::{AttemptStart, OrderRef, Suspects};
 
-// Lines that each order brings about while the broker has no space.
+// While the broker has no storage space, every order causes these lines.
 static POSTPONED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 static NOT_STORED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// The disposition of a message.
-struct Ended {
+struct MessageOutcome {
     disposition: Disposition,
-    found: DependencySignal,
-    /// The same for metrics, in one word.
+    signal: DependencySignal,
+    /// The label of metrics.
     outcome: &'static str,
 }
 
-/// A message that an attempt is to be made at.
+/// A message for which an attempt may start.
 struct Admitted<'a> {
     event: Recorded,
     about: OrderContext,
@@ -58,7 +58,7 @@ pub(crate) struct Worker<S> {
     dead_lettering: DeadLettering,
     suspects: Mutex<Suspects>,
     ack_wait: Duration,
-    /// Cancelled when running work has to be nak'ed.
+    /// Cancelled when running attempts have to be nak'ed.
     leave: CancellationToken,
 }
 
@@ -76,18 +76,18 @@ impl<S: Step> Worker<S> {
         Self { log, attempts, dead_lettering, suspects: Mutex::default(), ack_wait: config.ack_wait, leave }
     }
 
-    /// Brings one message to its end, or gives it back when it has to stop.
+    /// Processes one message, or returns it to the broker when it has to stop.
     pub(crate) async fn handle(
         &self,
         message: Message,
-        subject: Subject,
+        order_ref: OrderRef,
         terms: ConsumerTerms,
         stop: &CancellationToken,
     ) -> DependencySignal {
         let delivery = match Delivery::of(&message, S::NAME, terms) {
             Ok(delivery) => delivery,
             Err(error) => {
-                error!(step = S::NAME, subject = %message.subject, error, "not a message of a consumer");
+                error!(step = S::NAME, subject = %message.subject, error, "message without consumer metadata, skipped");
                 return DependencySignal::Unknown;
             }
         };
@@ -95,13 +95,13 @@ impl<S: Step> Worker<S> {
         if delivery.is_redelivery() {
             metrics::redelivered(S::NAME);
         } else {
-            self.dead_lettering.is_first(subject.message);
+            self.dead_lettering.record_first_delivery(order_ref.message);
         }
-        let work = self.work(&delivery, subject);
-        let Ended { disposition, found, outcome } = select! {
+        let work = self.work(&delivery, order_ref);
+        let MessageOutcome { disposition, signal, outcome } = select! {
             biased;
             () = stop.cancelled() => {
-                self.give_back(&delivery).await;
+                self.return_to_broker(&delivery).await;
                 metrics::attempted(S::NAME, "given_back", began.elapsed());
                 return DependencySignal::Unknown;
             }
@@ -109,14 +109,14 @@ impl<S: Step> Worker<S> {
         };
         metrics::attempted(S::NAME, outcome, began.elapsed());
         if !matches!(disposition, Disposition::Retry(_)) {
-            self.suspects().forget(subject.message);
+            self.suspects().forget(order_ref.message);
         }
         acknowledge(S::NAME, &message, disposition.ack()).await;
-        found
+        signal
     }
 
     /// The disposition of the message, and the observations on the way.
-    async fn work(&self, delivery: &Delivery<'_>, subject: Subject) -> Ended {
+    async fn work(&self, delivery: &Delivery<'_>, order_ref: OrderRef) -> MessageOutcome {
         let (received, context) = spans::received::<S>(delivery);
         let admitted = self.admit(delivery, &received);
         let admitted = admitted.with_context(context.clone()).await;
@@ -125,128 +125,143 @@ impl<S: Step> Worker<S> {
             Err(ended) => return ended,
         };
         let (span, context) = spans::processed::<S>(delivery, &context);
-        // Sent before the attempt ends, so that of a process that dies in it this much is known.
+        // Exported before the attempt ends: if the process dies in it, the delivery is known.
         drop(received);
-        spans::about(&span, &event);
-        let tried = self.try_order(event, about, delivery, subject, &span);
+        spans::record_event(&span, &event);
+        let tried = self.try_order(event, about, delivery, order_ref, &span);
         tried.with_context(context).await
     }
 
-    /// What there is to do for the message; or what becomes of it without an attempt.
-    async fn admit(&self, delivery: &Delivery<'_>, received: &Span) -> Result<Admitted<'_>, Ended> {
+    /// Decides whether an attempt starts; otherwise returns the disposition of the message.
+    async fn admit(&self, delivery: &Delivery<'_>, received: &Span) -> Result<Admitted<'_>, MessageOutcome> {
         let event = match delivery.decode() {
             Ok(event) => event,
-            Err(reason) => return Err(self.not_decoded(delivery, received, &reason).await),
+            Err(reason) => return Err(self.settle_undecodable(delivery, received, &reason).await),
         };
-        spans::about(received, &event);
+        spans::record_event(received, &event);
         let about = OrderContext::of(&event);
         if !delivery.is_redelivery() {
             return Ok(Admitted { event, about, _alone: None });
         }
         match self.dead_lettering.before_attempt(delivery, &about).await {
             Ok(BeforeAttempt::Attempt(alone)) => Ok(Admitted { event, about, _alone: alone }),
-            Ok(BeforeAttempt::Settled(disposition)) => {
-                Err(Ended { disposition, found: DependencySignal::Unknown, outcome: disposition.as_str() })
-            }
+            Ok(BeforeAttempt::Settled(disposition)) => Err(MessageOutcome {
+                disposition,
+                signal: DependencySignal::Unknown,
+                outcome: disposition.as_str(),
+            }),
             Err(error) => {
-                // Where nothing can be stored, a letter cannot; others would meet the same.
+                // Without storage space no record can be stored, for no order.
                 let is_full = self.log.full().is_some();
-                let found = if is_full { DependencySignal::Unavailable } else { DependencySignal::Unknown };
-                Err(Ended { disposition: self.or_again(delivery, Err(error)), found, outcome: "read" })
+                let signal = if is_full { DependencySignal::Unavailable } else { DependencySignal::Unknown };
+                Err(MessageOutcome {
+                    disposition: self.or_retry(delivery, Err(error)),
+                    signal,
+                    outcome: "read",
+                })
             }
         }
     }
 
-    /// An attempt at the order, and what becomes of the message after it.
+    /// Makes an attempt at the order, and decides the disposition of the message.
     async fn try_order(
         &self,
         event: Recorded,
         about: OrderContext,
         delivery: &Delivery<'_>,
-        subject: Subject,
+        order_ref: OrderRef,
         span: &Span,
-    ) -> Ended {
+    ) -> MessageOutcome {
         if !span.is_disabled() {
             span.add_event("attempt", vec![KeyValue::new(attribute::DELIVERIES, delivery.deliveries)]);
         }
         let began = Instant::now();
-        let begun = self.suspects().begin(subject, began);
+        let start = self.suspects().begin(order_ref, began);
         let (outcome, seen) = self.attempts.run(event, delivery).await;
         match outcome {
             Ok(done) => {
                 let served = done != AttemptOutcome::NothingToDo;
                 if served {
-                    self.suspects().served(subject, began);
+                    self.suspects().served(order_ref, began);
                 }
                 let settled = self.dead_lettering.settle(delivery, Outcome::Finished).await;
-                let found = if served { DependencySignal::Served } else { DependencySignal::Unknown };
-                Ended { disposition: self.or_again(delivery, settled), found, outcome: done.as_str() }
+                let signal = if served { DependencySignal::Served } else { DependencySignal::Unknown };
+                MessageOutcome {
+                    disposition: self.or_retry(delivery, settled),
+                    signal,
+                    outcome: done.as_str(),
+                }
             }
             Err(reason) => {
-                let counts = self.failed(subject, begun, reason.is_away());
-                // A suspect fails whether the dependency is there or not.
-                let shows_outage = reason.is_away() && !self.suspects().is_suspect(subject, Instant::now());
+                let counts = self.record_failure(order_ref, start, reason.is_away());
+                // A suspect fails whether the dependency is available or not.
+                let shows_outage = reason.is_away() && !self.suspects().is_suspect(order_ref, Instant::now());
                 let end = if counts {
                     Outcome::Failed { about: &about, seen, error: &reason }
                 } else {
                     Outcome::Postponed
                 };
                 let settled = self.dead_lettering.settle(delivery, end).await;
-                let disposition = self.or_again(delivery, settled);
-                self.tell_of_failure(delivery, &about, span, &reason, counts, disposition);
+                let disposition = self.or_retry(delivery, settled);
+                self.report_failure(delivery, &about, span, &reason, counts, disposition);
                 let outcome =
                     if disposition == Disposition::Terminate { disposition.as_str() } else { reason.kind() };
-                let found =
+                let signal =
                     if shows_outage { DependencySignal::Unavailable } else { DependencySignal::Unknown };
-                Ended { disposition, found, outcome }
+                MessageOutcome { disposition, signal, outcome }
             }
         }
     }
 
-    /// What becomes of a message that cannot be decoded.
-    async fn not_decoded(&self, delivery: &Delivery<'_>, received: &Span, reason: &Undecodable) -> Ended {
+    /// The disposition of a message that cannot be decoded.
+    async fn settle_undecodable(
+        &self,
+        delivery: &Delivery<'_>,
+        received: &Span,
+        reason: &Undecodable,
+    ) -> MessageOutcome {
         if delivery.lacks_payload() {
             trace::fail(received, "left_out", reason);
             let disposition = Disposition::Retry(delivery.pause());
-            return Ended { disposition, found: DependencySignal::Unknown, outcome: "left_out" };
+            return MessageOutcome { disposition, signal: DependencySignal::Unknown, outcome: "left_out" };
         }
         trace::fail(received, "undecodable", reason);
         let end = Outcome::Undecodable(reason);
         let settled = self.dead_lettering.settle(delivery, end).await;
-        Ended {
-            disposition: self.or_again(delivery, settled),
-            found: DependencySignal::Unknown,
+        MessageOutcome {
+            disposition: self.or_retry(delivery, settled),
+            signal: DependencySignal::Unknown,
             outcome: "undecodable",
         }
     }
 
-    /// Leaves a message that is not finished to the next delivery.
-    async fn give_back(&self, delivery: &Delivery<'_>) {
-        // One that the process leaves behind is for whoever is there next.
+    /// Returns an unfinished message to the broker.
+    async fn return_to_broker(&self, delivery: &Delivery<'_>) {
+        // When the process stops, another one shall get the message soon.
         let delay = if self.leave.is_cancelled() { RETRY.initial } else { delivery.pause() };
         acknowledge(S::NAME, delivery.message, AckKind::Nak(Some(delay))).await;
         let origin = delivery.message.headers.as_ref().and_then(trace_headers::read);
         let context = trace::remote(origin.unwrap_or_else(trace::root));
         let settled = self.dead_lettering.settle(delivery, Outcome::Postponed).with_context(context).await;
-        self.or_again(delivery, settled);
+        self.or_retry(delivery, settled);
     }
 
-    /// What could not be stored comes again.
-    fn or_again(
+    /// A message whose outcome could not be stored is redelivered.
+    fn or_retry(
         &self,
         delivery: &Delivery<'_>,
         settled: Result<Disposition, DeadLetteringError>,
     ) -> Disposition {
         settled.unwrap_or_else(|error| {
             if let Some(left_out) = self.allow(&NOT_STORED) {
-                warn!(step = S::NAME, dead_letter_id = %delivery.id, %error, left_out, "dead letter or its order not stored yet");
+                warn!(step = S::NAME, dead_letter_id = %delivery.id, %error, left_out, "dead letter or its order not stored, retrying");
             }
             Disposition::Retry(delivery.pause())
         })
     }
 
-    /// Says on the span and in the log that an attempt has failed, and what follows.
-    fn tell_of_failure(
+    /// Reports a failed attempt and its disposition on the span and in the log.
+    fn report_failure(
         &self,
         delivery: &Delivery<'_>,
         about: &OrderContext,
@@ -265,35 +280,35 @@ impl<S: Step> Worker<S> {
         let (order_id, deliveries, revision) =
             (about.order_id, delivery.deliveries, delivery.id.sequence().0);
         if let Some(left_out) = self.allow(&POSTPONED) {
-            warn!(step = S::NAME, %order_id, revision, deliveries, counts, %reason, ?delay, left_out, "order tried again later");
+            warn!(step = S::NAME, %order_id, revision, deliveries, counts, %reason, ?delay, left_out, "attempt failed, order retried");
         }
     }
 
-    /// Whether a line about one order may be written. While the broker has no space, it is the same for all of them.
+    /// Whether a line about one order may be written. While the broker has no storage space, all orders cause the same line.
     fn allow(&self, throttle: &LogThrottle) -> Option<u64> {
         if self.log.connection().storage().is_any_full() { throttle.allow() } else { Some(0) }
     }
 
-    /// Takes note of an order that failed. Tells whether that uses up an attempt.
-    fn failed(&self, subject: Subject, begun: Begun, is_away: bool) -> bool {
+    /// Records a failed order. Returns whether the failure uses up an attempt.
+    fn record_failure(&self, order_ref: OrderRef, start: AttemptStart, is_away: bool) -> bool {
         let now = Instant::now();
         if !is_away {
-            self.suspects().failed_alone(subject, now);
+            self.suspects().failed_alone(order_ref, now);
             return true;
         }
-        let alone = self.suspects().failed(subject, begun, now);
+        let alone = self.suspects().failed(order_ref, start, now);
         if alone {
             metrics::failed_alone(S::NAME);
         }
         alone
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     pub(crate) fn suspects(&self) -> MutexGuard<'_, Suspects> {
         self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the broker again and again that the message is being worked on, while it is.
+    /// Sends progress acknowledgements to the broker while `work` runs.
     async fn keep_alive<T>(&self, message: &Message, ack_wait: Duration, work: impl Future<Output = T>) -> T {
         let interval = self.ack_wait.min(ack_wait) / 3;
         tokio::pin!(work);
@@ -307,7 +322,7 @@ impl<S: Step> Worker<S> {
     }
 }
 
-/// Leaves a message without a worker to the next delivery.
+/// Returns a message to the broker without an attempt.
 pub(crate) async fn postpone<S: Step>(message: &Message, delay: Duration, reason: &'static str) {
     metrics::postponed(S::NAME, reason);
     acknowledge(S::NAME, message, AckKind::Nak(Some(delay))).await;

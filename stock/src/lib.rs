@@ -13,7 +13,7 @@
 //! | `barrier`                 | empty: proves that an answer is current (`backbone/src/broker/barrier.rs`) |
 //!
 //! A reservation is written again when its order is carried, so it expires after its order's last event. Until then
-//! another order may get the same id, so the reservation names the incarnation of its order.
+//! another order may get the same id, so the reservation has the creation time of its order.
 
 mod batch;
 mod bucket;

@@ -148,7 +148,7 @@ impl Orphans<'_> {
                     self.found.push_back(Orphan {
                         order_id: held.order_id,
                         units: held.reservation.units.clone(),
-                        created: held.reservation.incarnation.time(),
+                        created: held.reservation.creation_time.time(),
                         reserved: held.stored,
                         reservation: held.reservation,
                     });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use backbone::log::incarnation::Incarnation;
+use backbone::log::creation_time::CreationTime;
 use serde::{Deserialize, Serialize};
 
 /// Name of the bucket.
@@ -25,8 +25,9 @@ pub type Units = BTreeMap<String, u64>;
 /// What an order holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
-    /// Which order of its id it belongs to.
-    pub incarnation: Incarnation,
+    /// The creation time of its order, which distinguishes orders that reuse an id.
+    #[serde(rename = "incarnation")]
+    pub creation_time: CreationTime,
     /// Whether the order still holds them.
     pub state: ReservationState,
     /// Units by SKU.
@@ -92,7 +93,7 @@ mod tests {
     fn a_reservation_reads_back_as_itself() {
         let text = r#"{"incarnation":1700000000123456789,"state":"held","units":{"widget":3}}"#;
         let held = Reservation {
-            incarnation: serde_json::from_str("1700000000123456789").unwrap(),
+            creation_time: serde_json::from_str("1700000000123456789").unwrap(),
             state: ReservationState::Held,
             units: Units::from([("widget".to_owned(), 3)]),
         };

@@ -423,7 +423,7 @@ async fn a_server_that_is_behind_leads_a_consumer_and_the_step_may_not_depose_it
     assert!(status == 200 && said.contains("consumer leader n2 lags"), "{said}");
     // The broker tells of a refusal some time after the request; and the first request may meet an election.
     eventually("a request to step down that is refused", async || {
-        let refused = waybill.logged_about("this user may not have it step down");
+        let refused = waybill.logged_about("step-down not permitted");
         refused.iter().any(|line| line.contains("STEPDOWN.ORDERS.payment")).then_some(())
     })
     .await;

@@ -181,11 +181,17 @@ async fn orders_wait_while_the_suspects_cannot_be_looked_up_and_none_is_given_up
     jetstream.delete_key_value("SUSPECTS").await.unwrap();
     let orders = Load::start(waybill.channel(), many(20)).all().await;
     let said = |message: &'static str| move |fields: &Value| (fields["message"] == message).then_some(());
-    waybill.processor("fraud").logged("a pause", said("a dependency is away, paused")).await;
+    waybill
+        .processor("fraud")
+        .logged("a pause", said("dependency unavailable, circuit breaker opened"))
+        .await;
     let config = kv::Config { bucket: "SUSPECTS".to_owned(), ..kv::Config::default() };
     jetstream.create_key_value(config).await.unwrap();
     all_are_fulfilled(&waybill, &orders).await;
-    waybill.processor("fraud").logged("the end of the pause", said("the dependency is back")).await;
+    waybill
+        .processor("fraud")
+        .logged("the end of the pause", said("dependency available, circuit breaker closed"))
+        .await;
 }
 
 #[tokio::test]

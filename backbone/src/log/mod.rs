@@ -2,9 +2,9 @@
 //! record of an order.
 
 pub mod carrying;
+pub mod creation_time;
 pub mod event;
 pub mod ids;
-pub mod incarnation;
 pub mod lifecycle;
 pub mod subjects;
 

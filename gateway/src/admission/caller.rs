@@ -1,4 +1,4 @@
-//! Whose quota a call uses.
+//! The caller whose quota a call uses.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use crate::transport::peer::Peer;
 /// Whose quota a call uses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Caller {
-    /// A tenant that has shown a credential.
+    /// An authenticated tenant.
     Tenant(Arc<str>),
-    /// A peer address, or a network of IPv6; `None` for a connection that is gone.
+    /// A peer address, or an IPv6 network; `None` for a closed connection.
     Peer(Option<IpAddr>),
 }
 
@@ -25,7 +25,7 @@ impl Caller {
         }
     }
 
-    /// The answer to the client.
+    /// The subject of a QuotaFailure.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Tenant(_) => "tenant",

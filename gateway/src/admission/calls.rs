@@ -19,14 +19,14 @@ use tower::{Layer, Service};
 
 use super::{Caller, ConcurrencyLimit, Permit};
 use crate::errors;
-use crate::gate::{Refusal, refuse};
+use crate::gate::{RejectionFuture, reject};
 
-/// The layer that gives each call a permit, from before its message has come until its answer is taken.
+/// The layer that gives each call a permit, from before its message is received until its answer is read.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
-    /// How many there may be.
+    /// The limits of calls in flight.
     pub(crate) limit: ConcurrencyLimit,
-    /// How long a message may take to come.
+    /// How long a message may take to arrive.
     pub(crate) message_timeout: Duration,
     /// The maximum size: a client that sends messages without end blocks only its own call.
     pub(crate) request_bytes_max: usize,
@@ -55,7 +55,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<UnderWay<S::Future>, Refusal>;
+    type Future = Either<CallFuture<S::Future>, RejectionFuture>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -64,16 +64,16 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let permit = match self.calls.limit.acquire(Caller::of(request.extensions())) {
             Ok(permit) => permit,
-            Err(status) => return Either::Right(refuse(request, status.into_http())),
+            Err(status) => return Either::Right(reject(request, status.into_http())),
         };
         let method = request.uri().path().rsplit('/').next();
         let is_stream = method.is_some_and(|method| self.calls.streams.contains(&method));
         let (timeout, bytes_max) = (self.calls.message_timeout, self.calls.request_bytes_max);
-        let begun = Instant::now();
-        let request =
-            request.map(|body| Body::new(Coming { body, timeout, begun, left: None, bytes_max, bytes: 0 }));
+        let began = Instant::now();
+        let request = request
+            .map(|body| Body::new(LimitedBody { body, timeout, began, timer: None, bytes_max, bytes: 0 }));
         let answer = self.inner.call(request);
-        Either::Left(UnderWay { answer, permit: Some(permit), is_stream })
+        Either::Left(CallFuture { answer, permit: Some(permit), is_stream })
     }
 }
 
@@ -83,7 +83,7 @@ impl<S: NamedService> NamedService for Permitted<S> {
 
 pin_project! {
     /// A call that has a permit.
-    pub(crate) struct UnderWay<F> {
+    pub(crate) struct CallFuture<F> {
         #[pin]
         answer: F,
         permit: Option<Permit>,
@@ -91,7 +91,7 @@ pin_project! {
     }
 }
 
-impl<F> Future for UnderWay<F>
+impl<F> Future for CallFuture<F>
 where
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {
@@ -102,28 +102,28 @@ where
         let Ok(answer) = ready!(this.answer.poll(cx));
         let permit = this.permit.take().filter(|_| !*this.is_stream);
         Poll::Ready(Ok(match permit {
-            Some(permit) => answer.map(|body| Body::new(Going { body, _permit: permit })),
+            Some(permit) => answer.map(|body| Body::new(PermitBody { body, _permit: permit })),
             None => answer,
         }))
     }
 }
 
 pin_project! {
-    /// A request that has to come within a time, and within a size.
-    struct Coming {
+    /// A request body with a deadline and a size limit.
+    struct LimitedBody {
         #[pin]
         body: Body,
         timeout: Duration,
-        begun: Instant,
+        began: Instant,
         bytes: usize,
         bytes_max: usize,
-        // Most messages are there at once, and need none.
+        // Created lazily: most messages arrive at once.
         #[pin]
-        left: Option<Sleep>,
+        timer: Option<Sleep>,
     }
 }
 
-impl http_body::Body for Coming {
+impl http_body::Body for LimitedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -133,21 +133,21 @@ impl http_body::Body for Coming {
             if let Some(Ok(frame)) = &frame {
                 *this.bytes += frame.data_ref().map_or(0, Bytes::len);
                 if *this.bytes > *this.bytes_max {
-                    return Poll::Ready(Some(Err(errors::too_long(*this.bytes_max))));
+                    return Poll::Ready(Some(Err(errors::request_too_large(*this.bytes_max))));
                 }
-                // One that never waits for its client would not see the sleep end.
-                if this.begun.elapsed() > *this.timeout {
-                    return Poll::Ready(Some(Err(errors::request_late())));
+                // A body that is always ready would never poll the sleep.
+                if this.began.elapsed() > *this.timeout {
+                    return Poll::Ready(Some(Err(errors::request_timed_out())));
                 }
             }
             return Poll::Ready(frame);
         }
-        if this.left.is_none() {
-            this.left.set(Some(sleep_until(*this.begun + *this.timeout)));
+        if this.timer.is_none() {
+            this.timer.set(Some(sleep_until(*this.began + *this.timeout)));
         }
-        let Some(left) = this.left.as_pin_mut() else { return Poll::Pending };
-        ready!(left.poll(cx));
-        Poll::Ready(Some(Err(errors::request_late())))
+        let Some(timer) = this.timer.as_pin_mut() else { return Poll::Pending };
+        ready!(timer.poll(cx));
+        Poll::Ready(Some(Err(errors::request_timed_out())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -160,15 +160,15 @@ impl http_body::Body for Coming {
 }
 
 pin_project! {
-    /// An answer that holds its call's permit until it is taken, or its stream is gone.
-    struct Going {
+    /// An answer that holds its call's permit until it is read, or its stream ends.
+    struct PermitBody {
         #[pin]
         body: Body,
         _permit: Permit,
     }
 }
 
-impl http_body::Body for Going {
+impl http_body::Body for PermitBody {
     type Data = Bytes;
     type Error = Status;
 

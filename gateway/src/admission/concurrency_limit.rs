@@ -8,7 +8,7 @@ use tonic::Status;
 use super::Caller;
 use crate::errors;
 
-/// A bound on what one caller has open, and all of them together.
+/// A limit for each caller, and one for all callers together.
 #[derive(Clone, Debug)]
 pub(crate) struct ConcurrencyLimit {
     open: Arc<Mutex<Open>>,
@@ -38,7 +38,7 @@ impl ConcurrencyLimit {
         Self { open: Arc::default(), total_max, per_caller_max, refusal_of_caller }
     }
 
-    /// Takes a permit for `caller`, or says why there is none.
+    /// Takes a permit for `caller`, or returns the status that rejects it.
     pub(crate) fn acquire(&self, caller: Caller) -> Result<Permit, Status> {
         let mut open = self.lock();
         if open.total >= self.total_max {
@@ -54,7 +54,7 @@ impl ConcurrencyLimit {
         Ok(Permit { limit: self.clone(), caller })
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,7 +79,7 @@ mod tests {
     use tonic::Code;
 
     #[test]
-    fn a_place_is_free_again_when_its_holder_has_ended() {
+    fn a_dropped_permit_is_available_again() {
         let limit = ConcurrencyLimit::new(3, 2, errors::too_many_streams);
         let caller = |last| Caller::Peer(Some([10, 0, 0, last].into()));
         let held = [limit.acquire(caller(1)).unwrap(), limit.acquire(caller(1)).unwrap()];

@@ -1,11 +1,11 @@
-//! What calls take out of a token bucket.
+//! The cost of calls in tokens.
 
 use std::num::NonZeroU32;
 
-/// What the costliest call takes out of a bucket; every burst must hold as much.
+/// Tokens of the costliest call; every burst must hold as many.
 pub(crate) const COST_MAX: u32 = 10;
 
-/// What a call takes out of a bucket: about how many messages of the log it may move, in tens.
+/// Tokens of a call: about the number of log messages that it may read, in tens.
 pub(super) fn cost(path: &str) -> NonZeroU32 {
     let cost = match path.rsplit('/').next() {
         Some("ListOrders") => COST_MAX,

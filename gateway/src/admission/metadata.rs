@@ -10,10 +10,10 @@ use crate::gate::Admit;
 
 /// Names and values of a request's headers, each with the overhead that HTTP/2 counts.
 const BYTES_MAX: usize = 16 * 1024;
-/// What a header counts beside its name and value (RFC 9113, section 6.5.2).
+/// Overhead that each header counts besides its name and value (RFC 9113, section 6.5.2).
 const OVERHEAD_BYTES: usize = 32;
 
-/// Refuses calls with more metadata than that.
+/// Rejects calls with more metadata than `BYTES_MAX`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Metadata;
 

@@ -22,7 +22,7 @@ use tower::{Layer, Service};
 
 use super::{Caller, ConcurrencyLimit, Permit};
 use crate::errors;
-use crate::gate::refuse;
+use crate::gate::reject;
 
 /// Health checks in flight, in all and of one peer address.
 const CHECKS_MAX: usize = 16_384;
@@ -44,17 +44,17 @@ const HEALTH: &str = "/grpc.health.v1.";
 pub(crate) struct Probes {
     checks: ConcurrencyLimit,
     streams: ConcurrencyLimit,
-    over: CancellationToken,
+    draining: CancellationToken,
 }
 
 impl Probes {
-    /// Streams end when `over` is cancelled.
-    pub(crate) fn new(over: CancellationToken) -> Self {
+    /// Streams end when `draining` is cancelled.
+    pub(crate) fn new(draining: CancellationToken) -> Self {
         let limit = |all, per_peer| ConcurrencyLimit::new(all, per_peer, errors::too_many_calls);
         Self {
             checks: limit(CHECKS_MAX, CHECKS_PER_PEER_MAX),
             streams: limit(STREAMS_MAX, STREAMS_PER_PEER_MAX),
-            over,
+            draining,
         }
     }
 }
@@ -92,18 +92,18 @@ where
         let limit = if is_check { &self.probes.checks } else { &self.probes.streams };
         let permit = match limit.acquire(Caller::of(request.extensions())) {
             Ok(permit) => permit,
-            Err(status) => return refuse(request, status.into_http()),
+            Err(status) => return reject(request, status.into_http()),
         };
-        let over = (!is_check).then(|| Box::pin(self.probes.over.clone().cancelled_owned()));
-        // These services are always ready.
+        let draining = (!is_check).then(|| Box::pin(self.probes.draining.clone().cancelled_owned()));
+        // These services are always ready, so the clone needs no `poll_ready`.
         let mut inner = self.inner.clone();
         async move {
-            let request = match whole(request).await {
+            let request = match read_whole(request).await {
                 Ok(request) => request,
                 Err(status) => return Ok(status.into_http()),
             };
             let answer = inner.call(request).await?;
-            Ok(answer.map(|body| Body::new(Answer { body, over, is_over: false, _permit: permit })))
+            Ok(answer.map(|body| Body::new(ProbeBody { body, draining, is_ended: false, _permit: permit })))
         }
         .boxed()
     }
@@ -113,46 +113,46 @@ impl<S: NamedService> NamedService for Probed<S> {
     const NAME: &'static str = S::NAME;
 }
 
-/// The request once all of it is there. One of reflection is a stream, and has no end of its own.
-async fn whole(request: Request<Body>) -> Result<Request<Body>, Status> {
+/// Reads the whole request. A request of reflection is a stream, and is passed on as it is.
+async fn read_whole(request: Request<Body>) -> Result<Request<Body>, Status> {
     if !request.uri().path().starts_with(HEALTH) {
         return Ok(request);
     }
     let (head, body) = request.into_parts();
     let message = Limited::new(body, MESSAGE_BYTES_MAX).collect();
-    let message = timeout(MESSAGE_TIMEOUT, message).await.map_err(|_| errors::request_late())?;
+    let message = timeout(MESSAGE_TIMEOUT, message).await.map_err(|_| errors::request_timed_out())?;
     let message =
         message.map_err(|error| Status::out_of_range(format!("the request cannot be read: {error}")))?;
     Ok(Request::from_parts(head, Body::new(Full::new(message.to_bytes()))))
 }
 
 pin_project! {
-    /// An answer that holds its call's permit until it is taken, and says that the gateway stops when it does.
-    struct Answer {
+    /// An answer that holds its call's permit until it is read, and ends with DRAINING when the gateway drains.
+    struct ProbeBody {
         #[pin]
         body: Body,
-        over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-        is_over: bool,
+        draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+        is_ended: bool,
         _permit: Permit,
     }
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for ProbeBody {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.project();
-        if *this.is_over {
+        if *this.is_ended {
             return Poll::Ready(None);
         }
-        // What it has to say yet comes first.
+        // Pending frames come first.
         if let Poll::Ready(frame) = this.body.poll_frame(cx) {
             return Poll::Ready(frame);
         }
-        let Some(over) = this.over else { return Poll::Pending };
-        ready!(over.as_mut().poll(cx));
-        *this.is_over = true;
+        let Some(draining) = this.draining else { return Poll::Pending };
+        ready!(draining.as_mut().poll(cx));
+        *this.is_ended = true;
         let mut trailers = HeaderMap::new();
         let written = errors::draining().add_header(&mut trailers);
         Poll::Ready(Some(written.map(|()| Frame::trailers(trailers))))
@@ -160,6 +160,6 @@ impl http_body::Body for Answer {
 
     /// A rejection without a body must be distinguished from one with a body to come: it ends with its headers.
     fn is_end_stream(&self) -> bool {
-        self.is_over || self.body.is_end_stream()
+        self.is_ended || self.body.is_end_stream()
     }
 }

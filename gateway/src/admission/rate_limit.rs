@@ -1,4 +1,4 @@
-//! How often callers may call: each caller, so that it keeps no other one out, and all of them together.
+//! Rate limits: of each caller, so that none crowds out the others, and of all callers together.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::turns::Turns;
 use crate::errors;
 use crate::gate::Admit;
 
-/// How often callers that have their whole burst again are forgotten, so that memory stays bounded.
+/// How often callers with a full bucket are removed, so that memory stays bounded.
 const FORGET_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The settings of both limits.
@@ -34,7 +34,7 @@ type OfCallers<C> =
     RateLimiter<Caller, DefaultKeyedStateStore<Caller>, C, NoOpMiddleware<<C as Clock>::Instant>>;
 type OfAll<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
-/// A token bucket for each caller, and one for all; and who of those that were refused comes when.
+/// A token bucket for each caller, and one for all; and the virtual queues of rejected calls.
 #[derive(Clone, Debug)]
 pub(crate) struct RateLimit<C: Clock = DefaultClock> {
     callers: Arc<OfCallers<C>>,
@@ -66,7 +66,7 @@ impl<C: Clock + Clone> RateLimit<C> {
 
     fn check(&self, caller: &Caller, cost: NonZeroU32) -> Result<(), Status> {
         let wait = |not_until: NotUntil<_>| not_until.wait_time_from(self.clock.now());
-        // First the caller's own: what it is refused for must not be taken from the others.
+        // The caller's own bucket first: a call that it rejects must not take tokens of the shared one.
         match self.callers.check_key_n(caller, cost) {
             Ok(Ok(())) => {}
             Ok(Err(not_until)) => {
@@ -78,7 +78,7 @@ impl<C: Clock + Clone> RateLimit<C> {
         match self.all.check_n(cost) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(not_until)) => {
-                // The caller has paid for nothing, and needs the same again.
+                // The call took tokens of its caller, which have to refill before a retry.
                 let again = self.quota_of_caller.replenish_interval() * cost.get();
                 let wait = self.turns_of_all.take(&(), cost, wait(not_until));
                 Err(errors::rate_limited("gateway", wait.max(again)))
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_over_its_rate_is_told_when_to_come_back_and_others_are_let_in() {
+    fn a_peer_over_its_rate_gets_a_retry_delay_and_others_are_admitted() {
         let (limit, clock) = limited(quota(1, 10), quota(100, 100));
         for _ in 0..10 {
             call(&limit, "10.0.0.1", CREATE).unwrap();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_that_waits_as_told_is_let_in_at_the_second_call() {
+    fn rejected_calls_are_admitted_after_their_retry_delay() {
         let (limit, clock) = limited(quota(10, 10), quota(100, 100));
         let mut turns: Vec<_> = (0..60).filter_map(|_| call(&limit, "10.0.0.1", CREATE).err()).collect();
         assert_eq!(turns.len(), 50);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_is_refused_for_is_not_taken_from_the_others() {
+    fn calls_beyond_a_peers_rate_take_no_shared_tokens() {
         let (limit, _) = limited(quota(1, 10), quota(1, 20));
         for _ in 0..100 {
             call(&limit, "10.0.0.1", CREATE).ok();
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn a_million_callers_cost_nothing_once_they_are_idle() {
         const CALLERS: u32 = 1_000_000;
-        // A second after its one call a caller has had its burst again for half a second.
+        // The burst is full again half a second after the one call of a caller.
         let (limit, clock) = limited(quota(2, 10), quota(u32::MAX, u32::MAX));
         let caller = |number: u32| Caller::Peer(Some(IpAddr::V4(number.into())));
         for number in 0..CALLERS {

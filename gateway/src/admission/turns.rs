@@ -37,8 +37,8 @@ impl<K: Hash + Eq + Clone, C: Clock> Turns<K, C> {
         Self { queue, capacity: capacity.get(), interval }
     }
 
-    /// Takes the next turn for a call of this cost, which would be allowed after `wait` if it were alone. Tells after how long
-    /// the turn comes.
+    /// Takes the next turn for a call of this cost, which would be allowed after `wait` without a queue. Returns the delay
+    /// until its turn.
     pub(super) fn take(&self, key: &K, cost: NonZeroU32, wait: Duration) -> Duration {
         match self.queue.check_key_n(key, cost) {
             Ok(Ok(snapshot)) => {
@@ -50,7 +50,7 @@ impl<K: Hash + Eq + Clone, C: Clock> Turns<K, C> {
         }
     }
 
-    /// Forgets the callers that wait for nothing.
+    /// Removes callers without a turn in the future.
     pub(super) fn forget(&self) {
         self.queue.retain_recent();
         self.queue.shrink_to_fit();
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refused_call_is_told_a_later_turn() {
+    fn each_rejected_call_gets_a_later_turn() {
         let (turns, _) = turns();
         for ahead in 0..60 {
             let wait = turns.take(&"ada", ONE, INTERVAL);
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_that_have_come_are_over() {
+    fn past_turns_are_released() {
         let (turns, clock) = turns();
         for _ in 0..50 {
             turns.take(&"ada", ONE, INTERVAL);
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_that_does_not_wait_puts_off_nobody_for_ever() {
+    fn a_caller_that_does_not_wait_delays_the_queue_by_a_bounded_time() {
         let (turns, _) = turns();
         let waits: Vec<_> = (0..10_000).map(|_| turns.take(&"ada", ONE, INTERVAL)).collect();
         assert!(waits.iter().all(|wait| *wait <= QUEUE_TIME_MAX * 3 / 2), "{:?}", waits.iter().max());

@@ -15,7 +15,7 @@ use thiserror::Error;
 use tracing::{error, info};
 
 use super::principal::{Principal, Role, is_tenant};
-use crate::transport::files::{self, Current, Watched};
+use crate::transport::files::{self, Current, WatchedFiles};
 
 const HASH_BYTES: usize = 32;
 /// The lookup of a hash in the table; the entry is then compared in constant time.
@@ -24,7 +24,7 @@ const SLOT_BYTES: usize = 8;
 type Hash = [u8; HASH_BYTES];
 type Slot = [u8; SLOT_BYTES];
 
-/// What the lines of a file begin with.
+/// The first field of the lines of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The hash of an API key.
@@ -33,16 +33,16 @@ pub(crate) enum Kind {
     Clients,
 }
 
-/// The credentials of one file that are good at the moment. Cheap to clone.
+/// The valid credentials of one file. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
     kind: Kind,
     path: PathBuf,
-    watched: Watched,
+    watched: WatchedFiles,
     table: Current<Table>,
 }
 
-/// Principals by the hash of what is shown for them: for a certificate, of its name.
+/// Principals by the hash of their credential: of an API key, or of a certificate's name.
 #[derive(Debug, Default)]
 struct Table(HashMap<Slot, Vec<(Hash, Arc<Principal>)>>);
 
@@ -66,20 +66,20 @@ impl Directory {
         Self::read(Kind::Clients, path.into())
     }
 
-    /// Reads the text of a file, or says in which line something is wrong.
+    /// Reads the text of a file, or returns the first invalid line and its problem.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn of(kind: Kind, text: &str) -> Result<Self, (usize, &'static str)> {
         let table = Current::new(Table::parse(kind, text)?);
-        Ok(Self { kind, path: PathBuf::new(), watched: Watched::new(Vec::new()), table })
+        Ok(Self { kind, path: PathBuf::new(), watched: WatchedFiles::new(Vec::new()), table })
     }
 
     fn read(kind: Kind, path: PathBuf) -> Result<Self, DirectoryError> {
-        let watched = Watched::new(vec![path.clone()]);
+        let watched = WatchedFiles::new(vec![path.clone()]);
         let table = Current::new(Table::read(kind, &path)?);
         Ok(Self { kind, path, watched, table })
     }
 
-    /// Whose key, or whose certificate's name, `shown` is.
+    /// The principal of an API key or a certificate's name.
     pub(crate) fn find(&self, shown: &[u8]) -> Option<Arc<Principal>> {
         self.table.get().get(&Sha256::digest(shown).into()).cloned()
     }
@@ -91,11 +91,11 @@ impl Directory {
         let read = move || Table::read(kind, &path).map_err(|error| error.to_string());
         let take = |read| match read {
             Ok(table) => {
-                info!(?kind, credentials = Table::len(&table), "file of credentials read again");
+                info!(?kind, credentials = Table::len(&table), "credentials file reloaded");
                 self.replace(table);
             }
             Err(error) => {
-                error!(?kind, error, "file of credentials not read again; those from before stay good");
+                error!(?kind, error, "credentials file not reloaded, previous credentials kept");
             }
         };
         self.watched.clone().follow(read, take).await;
@@ -112,7 +112,7 @@ impl Directory {
         let table = self.table.set(table);
         for (hash, principal) in before.0.values().flatten() {
             if !table.get(hash).is_some_and(|now| Arc::ptr_eq(now, principal)) {
-                principal.withdraw();
+                principal.revoke();
             }
         }
     }
@@ -129,7 +129,7 @@ impl Table {
         })
     }
 
-    /// Reads the text of a file, or says in which line something is wrong.
+    /// Reads the text of a file, or returns the first invalid line and its problem.
     fn parse(kind: Kind, text: &str) -> Result<Self, (usize, &'static str)> {
         let mut table = Self::default();
         for (i, line) in text.lines().enumerate() {
@@ -139,7 +139,7 @@ impl Table {
             }
             let (hash, principal) = parse_line(kind, line).map_err(|problem| (i + 1, problem))?;
             if table.get(&hash).is_some() {
-                return Err((i + 1, "an earlier line is for the same credential"));
+                return Err((i + 1, "an earlier line has the same credential"));
             }
             table.0.entry(slot(&hash)).or_default().push((hash, Arc::new(principal)));
         }
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_belongs_to_its_tenant_and_no_other_text_is_a_key() {
+    fn a_key_belongs_to_its_tenant_and_other_texts_are_not_keys() {
         let text = format!(
             "# shops\n\n{}\n{}\n",
             line("one", "shop-1 orders:write,orders:read"),
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_found_by_a_name_as_it_stands() {
+    fn a_certificate_is_found_by_an_exact_name() {
         let text = "spiffe://example.org/shop shop-1 orders:read\nshop.example.org shop-2 orders:read";
         let clients = Directory::of(Kind::Clients, text).unwrap();
         assert_eq!(&*clients.find(b"spiffe://example.org/shop").unwrap().tenant, "shop-1");
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_wrong_is_named() {
+    fn an_invalid_line_is_named() {
         let good = line("one", "shop orders:read");
         let short = "abc shop orders:read".to_owned();
         let again = line("one", "other orders:read");
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_changes_is_withdrawn() {
+    fn only_changed_entries_are_revoked() {
         let lines = |roles_of_two: &str| {
             let lines = [line("one", "shop orders:read"), line("two", &format!("shop {roles_of_two}"))];
             Table::parse(Kind::ApiKeys, &lines.join("\n")).unwrap()
@@ -241,12 +241,12 @@ mod tests {
         keys.replace(lines("orders:read"));
         let [one, two] = [b"one", b"two"].map(|key| keys.find(key).unwrap());
         keys.replace(lines("orders:read"));
-        assert!(!one.is_withdrawn() && !two.is_withdrawn());
+        assert!(!one.is_revoked() && !two.is_revoked());
         keys.replace(lines("orders:write"));
-        assert!(!one.is_withdrawn() && two.is_withdrawn());
-        assert!(!keys.find(b"two").unwrap().is_withdrawn());
+        assert!(!one.is_revoked() && two.is_revoked());
+        assert!(!keys.find(b"two").unwrap().is_revoked());
         keys.replace(Table::default());
-        assert!(one.is_withdrawn());
+        assert!(one.is_revoked());
     }
 
     proptest! {

@@ -24,7 +24,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Minimum age of a set before it is fetched again, for any unknown key.
 pub(super) const FETCH_INTERVAL_MIN: Duration = Duration::from_secs(10);
 
-/// Where keys come from.
+/// The source of the keys.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     /// A file.
@@ -39,9 +39,9 @@ impl Source {
         if !text.contains("://") {
             return if text.is_empty() { Err("is empty".to_owned()) } else { Ok(Self::File(text.into())) };
         }
-        let uri: Uri = text.parse().map_err(|error| format!("is no URL: {error}"))?;
+        let uri: Uri = text.parse().map_err(|error| format!("is not a URL: {error}"))?;
         if !uri.authority().is_some_and(has_usable_port) {
-            return Err("has no host, or a port that there is not".to_owned());
+            return Err("has no host, or an invalid port".to_owned());
         }
         match (uri.scheme_str(), uri.host()) {
             (Some("https"), Some(_)) => Ok(Self::Url(uri)),
@@ -64,10 +64,10 @@ pub(super) struct KeySet {
 pub(super) struct Key {
     jwk: Jwk,
     pub(super) decoding: DecodingKey,
-    /// What may be signed with it: never empty, and all of one family.
+    /// Allowed signature algorithms: never empty, and all of one family.
     pub(super) algorithms: Vec<Algorithm>,
     /// Cancelled when the key is no longer in the set.
-    pub(super) withdrawn: CancellationToken,
+    pub(super) revoked: CancellationToken,
 }
 
 impl KeySet {
@@ -96,19 +96,19 @@ impl KeySet {
     }
 
     /// Keeps the keys that were in the previous set. Signatures of the others are invalid once
-    /// [`KeySet::withdraw_what_is_not_in`] was called.
-    pub(super) fn continue_from(&mut self, before: &Self) {
+    /// [`KeySet::revoke_keys_missing_in`] was called.
+    pub(super) fn keep_unchanged_of(&mut self, before: &Self) {
         for (id, key) in &mut self.keys {
             if let Some(same) = before.keys.get(id).filter(|before| before.jwk == key.jwk) {
-                key.withdrawn = same.withdrawn.clone();
+                key.revoked = same.revoked.clone();
             }
         }
     }
 
-    pub(super) fn withdraw_what_is_not_in(&self, now: &Self) {
+    pub(super) fn revoke_keys_missing_in(&self, now: &Self) {
         for (id, key) in &self.keys {
             if now.keys.get(id).is_none_or(|now| now.jwk != key.jwk) {
-                key.withdrawn.cancel();
+                key.revoked.cancel();
             }
         }
     }
@@ -126,12 +126,12 @@ impl Key {
         });
         let id = jwk.common.key_id.clone()?;
         let decoding = DecodingKey::from_jwk(&jwk).ok()?;
-        let key = Self { jwk, decoding, algorithms, withdrawn: CancellationToken::new() };
+        let key = Self { jwk, decoding, algorithms, revoked: CancellationToken::new() };
         (!key.algorithms.is_empty()).then_some((id, key))
     }
 }
 
-/// What a key can be used for by its kind. Secrets (`oct`) are no public keys.
+/// The algorithms that a key's type permits. Secrets (`oct`) are no public keys.
 fn algorithms_of(parameters: &AlgorithmParameters) -> &'static [Algorithm] {
     use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
     let curve = match parameters {
@@ -155,7 +155,7 @@ pub(super) struct Remote {
     client: HttpClient,
     /// When the set in use was requested.
     fetched: Mutex<Option<Instant>>,
-    /// Told when a token names a key that is not in the set.
+    /// Notified when a token names a key that is not in the set.
     pub(super) wanted: Notify,
 }
 
@@ -171,7 +171,7 @@ impl Remote {
     pub(super) async fn fetch(&self) -> anyhow::Result<String> {
         let set = timeout(FETCH_TIMEOUT, self.client.get(self.uri.clone())).await;
         let set = set.with_context(|| format!("no answer within {FETCH_TIMEOUT:?}"))??;
-        String::from_utf8(set.to_vec()).context("is no text")
+        String::from_utf8(set.to_vec()).context("is not UTF-8 text")
     }
 
     /// Notes that a set that was requested at `asked` is in use.
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_for_something_else_are_left_out() {
+    fn keys_for_other_uses_are_skipped() {
         let others = [
             RSA.to_owned(),
             format!(r#""kid":"1","use":"enc",{RSA}"#),
@@ -222,20 +222,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_the_new_set_is_withdrawn() {
+    fn keys_missing_in_the_new_set_are_revoked() {
         let before = set(&[format!(r#""kid":"a",{EC}"#), format!(r#""kid":"b",{EC}"#)]);
         let mut now = set(&[format!(r#""kid":"a",{EC}"#), format!(r#""kid":"b",{RSA}"#)]);
-        now.continue_from(&before);
-        before.withdraw_what_is_not_in(&now);
-        assert!(!before.get("a").unwrap().withdrawn.is_cancelled());
-        assert!(before.get("b").unwrap().withdrawn.is_cancelled());
-        assert!(!now.get("b").unwrap().withdrawn.is_cancelled());
-        now.withdraw_what_is_not_in(&KeySet::default());
-        assert!(before.get("a").unwrap().withdrawn.is_cancelled());
+        now.keep_unchanged_of(&before);
+        before.revoke_keys_missing_in(&now);
+        assert!(!before.get("a").unwrap().revoked.is_cancelled());
+        assert!(before.get("b").unwrap().revoked.is_cancelled());
+        assert!(!now.get("b").unwrap().revoked.is_cancelled());
+        now.revoke_keys_missing_in(&KeySet::default());
+        assert!(before.get("a").unwrap().revoked.is_cancelled());
     }
 
     #[test]
-    fn keys_are_not_fetched_in_the_clear_from_elsewhere() {
+    fn plaintext_urls_are_accepted_on_localhost_only() {
         for good in ["https://idp.example.org/jwks", "http://localhost:1/jwks", "http://127.0.0.1:1/", "keys"]
         {
             assert!(Source::parse(good).is_ok(), "{good}");

@@ -28,7 +28,7 @@ const API_KEY: &str = "x-api-key";
 const AUTHORIZATION: &str = "authorization";
 /// How a token is marked in it (RFC 6750), in any case.
 const BEARER: &str = "bearer ";
-/// How callers prove who they are: by any of these, or not at all if there is none.
+/// The accepted kinds of credentials. Without any, authentication is disabled.
 #[derive(Clone, Debug)]
 pub(crate) struct Authentication {
     api_keys: Option<Directory>,
@@ -53,7 +53,7 @@ impl Authentication {
         self.api_keys.is_none() && self.tokens.is_none() && self.clients.is_none()
     }
 
-    /// Keeps what credentials are checked with up to date. Runs for as long as the server does.
+    /// Reloads files and keys when they change. Runs for as long as the server does.
     pub(crate) async fn follow(self) {
         join3(
             OptionFuture::from(self.api_keys.map(Directory::follow)),
@@ -63,7 +63,7 @@ impl Authentication {
         .await;
     }
 
-    /// What a call shows says more of who makes it than the connection that it comes by, which may be a proxy's.
+    /// A credential of the call takes precedence over the client certificate, which may be a proxy's.
     fn principal(&self, request: &Request<Body>) -> Result<Arc<Principal>, Status> {
         let headers = request.headers();
         if let Some(keys) = &self.api_keys
@@ -98,7 +98,7 @@ impl Authentication {
     }
 }
 
-/// The value of a header, if there is one and no other. Of several, a proxy may have gone by one that is not read here.
+/// The value of a header. Several are rejected: a proxy may have checked another one than the gateway reads.
 fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, Status> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {

@@ -1,4 +1,4 @@
-//! On whose behalf a call is made, and what its roles let it do.
+//! The principal of a call: its tenant and roles.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,18 +20,18 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// Services of this package are for callers who order; all others are for operators.
 const ORDERS: &str = "/orders.v1.";
 
-/// On whose behalf a call is made. A tenant sees its own customers and orders, and no others.
+/// The identity behind a call. A tenant reaches its own customers and orders, and no others.
 #[derive(Debug)]
 pub(crate) struct Principal {
     pub(crate) tenant: Arc<str>,
     pub(super) roles: Vec<Role>,
     /// When the credential expires, if it has an expiry.
     pub(super) expires: Option<SystemTime>,
-    /// Cancelled when the credential is taken away.
-    pub(super) withdrawn: CancellationToken,
+    /// Cancelled when the credential is revoked.
+    pub(super) revoked: CancellationToken,
 }
 
-/// What a principal may do.
+/// A role of a principal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Create and cancel orders.
@@ -57,7 +57,7 @@ impl Role {
         Self::ALL.into_iter().find(|role| role.as_str() == text)
     }
 
-    /// What a method asks for. A method of OrderService that is not known here asks for the most.
+    /// The role that a method requires. Unknown methods of OrderService require `orders:write`.
     pub(super) fn of_method(path: &str) -> Self {
         if !path.starts_with(ORDERS) {
             return Self::Operations;
@@ -71,13 +71,13 @@ impl Role {
 
 impl Principal {
     pub(super) fn new(tenant: &str, roles: Vec<Role>) -> Self {
-        Self { tenant: tenant.into(), roles, expires: None, withdrawn: CancellationToken::new() }
+        Self { tenant: tenant.into(), roles, expires: None, revoked: CancellationToken::new() }
     }
 
     /// Waits until the credential is invalid; returns the reason.
     pub(crate) async fn ended(&self) -> Status {
         let expired = OptionFuture::from(self.expires.map(async |at| {
-            // None is left of a time that is past.
+            // `duration_since` fails once the time has passed.
             while let Ok(left) = at.duration_since(SystemTime::now())
                 && !left.is_zero()
             {
@@ -86,7 +86,7 @@ impl Principal {
         }));
         select! {
             Some(()) = expired => errors::credential_expired(),
-            () = self.withdrawn.cancelled() => errors::credential_invalid(),
+            () = self.revoked.cancelled() => errors::credential_invalid(),
         }
     }
 
@@ -94,13 +94,13 @@ impl Principal {
         self.expires.is_some_and(|at| at <= SystemTime::now())
     }
 
-    pub(super) fn withdraw(&self) {
-        self.withdrawn.cancel();
+    pub(super) fn revoke(&self) {
+        self.revoked.cancel();
     }
 
     #[cfg(test)]
-    pub(super) fn is_withdrawn(&self) -> bool {
-        self.withdrawn.is_cancelled()
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked.is_cancelled()
     }
 
     /// Whether both may do the same.
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_order_service_is_for_operators() {
+    fn other_services_than_orders_are_for_operators() {
         for (path, role) in [
             ("/orders.v1.OrderService/GetOrder", Role::Read),
             ("/orders.v1.OrderService/CreateOrder", Role::Write),
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_principal_ends_when_its_time_is_over_or_it_is_withdrawn() {
+    async fn a_principal_ends_when_it_expires_or_is_revoked() {
         let principal = |expires| Principal { expires, ..Principal::new("shop", vec![Role::Read]) };
         let past = SystemTime::now() - Duration::from_secs(1);
         let future = SystemTime::now() + Duration::from_secs(1);
@@ -143,8 +143,8 @@ mod tests {
             let ended = principal(Some(expires)).ended().await;
             assert_eq!(ended.message(), errors::credential_expired().message());
         }
-        let withdrawn = principal(None);
-        withdrawn.withdraw();
-        assert_eq!(withdrawn.ended().await.message(), errors::credential_invalid().message());
+        let revoked = principal(None);
+        revoked.revoke();
+        assert_eq!(revoked.ended().await.message(), errors::credential_invalid().message());
     }
 }

@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 use super::jwks::{FETCH_INTERVAL_MIN, Key, KeySet, Remote, Source};
 use super::principal::{Principal, Role, is_tenant};
 use crate::errors;
-use crate::transport::files::{self, Current, Watched};
+use crate::transport::files::{self, Current, WatchedFiles};
 
 /// How much the clocks of issuer and gateway may differ.
 const LEEWAY: Duration = Duration::from_secs(30);
@@ -28,10 +28,10 @@ const LEEWAY: Duration = Duration::from_secs(30);
 const FETCH_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// Pauses while it does not answer.
 const FETCH_BACKOFF: Backoff = Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(30) };
-/// Most tokens that are remembered as good.
+/// Maximum number of verified tokens in the cache.
 const VERIFIED_MAX: usize = 10_000;
 
-/// Which tokens are good.
+/// Settings of tokens.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TokenConfig {
     /// Public keys (JWKS) of the issuer of tokens (JWT). A file, reloaded when it changes, or an https:// URL,
@@ -66,14 +66,14 @@ fn algorithm(text: &str) -> Result<Algorithm, String> {
 #[derive(Clone, Debug)]
 pub(crate) struct Tokens {
     rules: Arc<Rules>,
-    source: Following,
+    source: KeySource,
     state: Current<State>,
 }
 
 /// How keys are kept up to date.
 #[derive(Clone, Debug)]
-enum Following {
-    File(PathBuf, Watched),
+enum KeySource {
+    File(PathBuf, WatchedFiles),
     Url(Arc<Remote>),
 }
 
@@ -85,7 +85,7 @@ struct Rules {
     tenant_claim: String,
 }
 
-/// The keys, and the tokens that have been found good with them, by their hashes: looking one up takes a
+/// The keys, and the hashes of tokens that were verified with them: looking one up takes a
 /// fraction of the time that verifying its signature does.
 #[derive(Debug, Default)]
 struct State {
@@ -95,21 +95,21 @@ struct State {
 
 /// Why a token is invalid. Only the log has the details.
 #[derive(Debug, Error)]
-enum Refusal {
-    #[error("it has expired")]
+enum TokenError {
+    #[error("token has expired")]
     Expired,
-    #[error("the key that it names may be one that was not fetched yet")]
+    #[error("key id is unknown, keys are fetched again")]
     Unchecked,
     #[error("{0}")]
     Invalid(String),
 }
 
-impl From<Refusal> for Status {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Expired => errors::credential_expired(),
-            Refusal::Unchecked => errors::credential_unchecked(),
-            Refusal::Invalid(_) => errors::credential_invalid(),
+impl From<TokenError> for Status {
+    fn from(token_error: TokenError) -> Self {
+        match token_error {
+            TokenError::Expired => errors::credential_expired(),
+            TokenError::Unchecked => errors::credential_unchecked(),
+            TokenError::Invalid(_) => errors::credential_invalid(),
         }
     }
 }
@@ -130,10 +130,10 @@ impl Tokens {
         };
         let (source, keys) = match source {
             Source::File(path) => {
-                let following = Following::File(path.clone(), Watched::new(vec![path.clone()]));
-                (following, read_keys(path, &rules)?)
+                let source = KeySource::File(path.clone(), WatchedFiles::new(vec![path.clone()]));
+                (source, read_keys(path, &rules)?)
             }
-            Source::Url(uri) => (Following::Url(Arc::new(Remote::new(uri.clone())?)), KeySet::default()),
+            Source::Url(uri) => (KeySource::Url(Arc::new(Remote::new(uri.clone())?)), KeySet::default()),
         };
         let state = Current::new(State { keys, ..State::default() });
         Ok(Some(Self { rules: Arc::new(rules), source, state }))
@@ -150,7 +150,7 @@ impl Tokens {
             tenant_claim: "tenant".to_owned(),
         };
         let keys = KeySet::parse(keys, &rules.algorithms).ok()?;
-        let source = Following::File(PathBuf::new(), Watched::new(Vec::new()));
+        let source = KeySource::File(PathBuf::new(), WatchedFiles::new(Vec::new()));
         let state = Current::new(State { keys, ..State::default() });
         Some(Self { rules: Arc::new(rules), source, state })
     }
@@ -163,13 +163,13 @@ impl Tokens {
 
     /// Whose token it is.
     pub(crate) fn check(&self, token: &str) -> Result<Arc<Principal>, Status> {
-        self.principal(token).map_err(|refusal| {
-            debug!(reason = %refusal, "token refused");
-            refusal.into()
+        self.principal(token).map_err(|token_error| {
+            debug!(reason = %token_error, "token rejected");
+            token_error.into()
         })
     }
 
-    fn principal(&self, token: &str) -> Result<Arc<Principal>, Refusal> {
+    fn principal(&self, token: &str) -> Result<Arc<Principal>, TokenError> {
         let state = self.state.get();
         let hash = Sha256::digest(token).into();
         let principal = match state.known(&hash) {
@@ -180,31 +180,31 @@ impl Tokens {
                 principal
             }
         };
-        if principal.has_expired() { Err(Refusal::Expired) } else { Ok(principal) }
+        if principal.has_expired() { Err(TokenError::Expired) } else { Ok(principal) }
     }
 
-    fn verify(&self, keys: &KeySet, token: &str) -> Result<Principal, Refusal> {
-        let header = decode_header(token).map_err(|error| Refusal::Invalid(error.to_string()))?;
+    fn verify(&self, keys: &KeySet, token: &str) -> Result<Principal, TokenError> {
+        let header = decode_header(token).map_err(|error| TokenError::Invalid(error.to_string()))?;
         if header.crit.is_some() {
-            return Err(Refusal::Invalid("it asks for an extension (crit)".to_owned()));
+            return Err(TokenError::Invalid("critical extensions (crit) are not supported".to_owned()));
         }
-        let id = header.kid.ok_or_else(|| Refusal::Invalid("it names no key (kid)".to_owned()))?;
+        let id = header.kid.ok_or_else(|| TokenError::Invalid("key id (kid) is missing".to_owned()))?;
         let key = keys.get(&id).ok_or_else(|| self.unknown_key(&id))?;
         let claims = decode::<Map<String, Value>>(token, &key.decoding, &self.rules.validation(key));
         let claims = claims.map_err(|error| {
             let expired = matches!(error.kind(), ErrorKind::ExpiredSignature);
-            if expired { Refusal::Expired } else { Refusal::Invalid(error.to_string()) }
+            if expired { TokenError::Expired } else { TokenError::Invalid(error.to_string()) }
         })?;
         self.rules.principal(&claims.claims, key)
     }
 
-    fn unknown_key(&self, id: &str) -> Refusal {
+    fn unknown_key(&self, id: &str) -> TokenError {
         match &self.source {
-            Following::Url(remote) if !remote.is_fresh() => {
+            KeySource::Url(remote) if !remote.is_fresh() => {
                 remote.wanted.notify_one();
-                Refusal::Unchecked
+                TokenError::Unchecked
             }
-            Following::Url(_) | Following::File(..) => Refusal::Invalid(format!("no key has the id {id:?}")),
+            KeySource::Url(_) | KeySource::File(..) => TokenError::Invalid(format!("unknown key id {id:?}")),
         }
     }
 
@@ -212,16 +212,16 @@ impl Tokens {
     /// as the server does.
     pub(crate) async fn follow(self) {
         match self.source.clone() {
-            Following::File(path, watched) => self.follow_file(path, watched).await,
-            Following::Url(remote) => self.follow_url(&remote).await,
+            KeySource::File(path, watched) => self.follow_file(path, watched).await,
+            KeySource::Url(remote) => self.follow_url(&remote).await,
         }
     }
 
-    async fn follow_file(&self, path: PathBuf, watched: Watched) {
+    async fn follow_file(&self, path: PathBuf, watched: WatchedFiles) {
         let rules = self.rules.clone();
         let take = |read| match read {
             Ok(keys) => self.replace(keys),
-            Err(error) => error!(error, "keys of tokens not read again; those from before stay good"),
+            Err(error) => error!(error, "token keys not reloaded, previous keys kept"),
         };
         watched.follow(move || read_keys(&path, &rules), take).await;
     }
@@ -246,7 +246,7 @@ impl Tokens {
                 Err(error) => {
                     failures += 1;
                     let error = format!("{error:#}");
-                    warn!(error, "keys of tokens not fetched; those from before stay good");
+                    warn!(error, "token keys not fetched, previous keys kept");
                     sleep(FETCH_BACKOFF.after(failures)).await;
                 }
             }
@@ -258,10 +258,10 @@ impl Tokens {
         if keys.is_same(&before.keys) {
             return;
         }
-        info!(keys = keys.len(), "keys of tokens read");
-        keys.continue_from(&before.keys);
+        info!(keys = keys.len(), "token keys loaded");
+        keys.keep_unchanged_of(&before.keys);
         let state = self.state.set(State { keys, ..State::default() });
-        before.keys.withdraw_what_is_not_in(&state.keys);
+        before.keys.revoke_keys_missing_in(&state.keys);
     }
 }
 
@@ -279,8 +279,8 @@ impl Rules {
 
     /// The principal of checked claims. Roles come from `scope` (RFC 8693, section 4.2) and `roles` (RFC 9068, section
     /// 2.2.3); unknown ones are ignored.
-    fn principal(&self, claims: &Map<String, Value>, key: &Key) -> Result<Principal, Refusal> {
-        let invalid = |problem: String| Refusal::Invalid(problem);
+    fn principal(&self, claims: &Map<String, Value>, key: &Key) -> Result<Principal, TokenError> {
+        let invalid = |problem: String| TokenError::Invalid(problem);
         let tenant = claims.get(&self.tenant_claim).and_then(Value::as_str).filter(|text| is_tenant(text));
         let tenant = tenant.ok_or_else(|| invalid(format!("no tenant in claim {:?}", self.tenant_claim)))?;
         let scope = claims.get("scope").and_then(Value::as_str).unwrap_or_default();
@@ -291,8 +291,8 @@ impl Rules {
         let expires =
             expires.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since.checked_add(LEEWAY)?));
         Ok(Principal {
-            expires: Some(expires.ok_or_else(|| invalid("no time of expiry".to_owned()))?),
-            withdrawn: key.withdrawn.clone(),
+            expires: Some(expires.ok_or_else(|| invalid("no expiry (exp)".to_owned()))?),
+            revoked: key.revoked.clone(),
             ..Principal::new(tenant, roles.filter_map(Role::parse).collect())
         })
     }
@@ -318,5 +318,5 @@ impl State {
 fn read_keys(path: &Path, rules: &Rules) -> Result<KeySet, String> {
     let said = |error: &dyn std::fmt::Display, problem| format!("{} {problem}: {error}", path.display());
     let text = files::read_text(path).map_err(|error| said(&error, "cannot be read"))?;
-    KeySet::parse(&text, &rules.algorithms).map_err(|error| said(&error, "is no set of keys (JWKS)"))
+    KeySet::parse(&text, &rules.algorithms).map_err(|error| said(&error, "is not a JWKS"))
 }

@@ -6,27 +6,27 @@ use tonic::Status;
 use tonic_types::ErrorDetails;
 
 use super::reason::Reason;
-use super::status::{RETRY_DELAY, come_back, status};
+use super::status::{RETRY_DELAY, retry_later, status};
 
-/// The call shows no credential; `accepted` says which ones it may show, and how.
+/// The call has no credential; `accepted` names the accepted kinds and how to send them.
 pub(crate) fn credential_missing(accepted: &str) -> Status {
-    let message = format!("this gateway asks for a credential: send {accepted}");
+    let message = format!("credential missing; send {accepted}");
     status(Reason::CredentialMissing, &message, HashMap::new(), ErrorDetails::new())
 }
 
-/// The call shows several credentials of one kind, and it cannot be known which one a proxy has checked.
+/// The call has several credentials of one kind; a proxy may have checked any of them.
 pub(crate) fn credential_ambiguous() -> Status {
-    let message = "the call shows more than one credential of the same kind; send one";
+    let message = "more than one credential of the same kind; send one";
     status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
 }
 
 /// The credential is unknown.
 pub(crate) fn credential_invalid() -> Status {
-    let message = "the credential is not, or no longer, good";
+    let message = "credential is invalid or revoked";
     status(Reason::CredentialInvalid, message, HashMap::new(), ErrorDetails::new())
 }
 
-/// The credential was good until its time was over.
+/// The credential has expired.
 pub(crate) fn credential_expired() -> Status {
     let message = "the token has expired; get a new one";
     status(Reason::CredentialExpired, message, HashMap::new(), ErrorDetails::new())
@@ -35,7 +35,7 @@ pub(crate) fn credential_expired() -> Status {
 /// The key that the credential would be checked with is not known, or not yet.
 pub(crate) fn credential_unchecked() -> Status {
     let message = "the token cannot be checked at the moment; nothing was accepted, try again";
-    come_back(Reason::CredentialUnchecked, message, RETRY_DELAY)
+    retry_later(Reason::CredentialUnchecked, message, RETRY_DELAY)
 }
 
 /// The principal may not do this.

@@ -8,11 +8,11 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::invalid::VIOLATIONS_MAX;
 use super::reason::Reason;
-use super::status::{RETRY_DELAY, come_back, internal, status};
+use super::status::{RETRY_DELAY, internal, retry_later, status};
 
 /// Why a dead letter without an event cannot be redriven, and what to do about it.
-pub(crate) const UNDECODABLE: &str = "the message cannot be decoded, so there is no order to redrive; find out who wrote \
-                                      it (GetDeadLetter shows it), and discard the letter";
+pub(crate) const UNDECODABLE: &str = "the message cannot be decoded, so there is no order to redrive; find its writer \
+                                      (GetDeadLetter shows the message), and discard the dead letter";
 
 /// There is no such dead letter.
 pub(crate) fn letter_not_found(id: &LetterId) -> Status {
@@ -33,7 +33,7 @@ pub(crate) fn undecodable(ids: &[LetterId]) -> Status {
 
 /// The order of the dead letter was redriven.
 pub(crate) fn already_redriven(id: &LetterId) -> Status {
-    let description = "the order of this letter was redriven; if it fails again, it gets a new letter";
+    let description = "the order was already redriven; if it fails again, it gets a new dead letter";
     let details =
         ErrorDetails::with_precondition_failure_violation("DEAD_LETTER_STATE", id.to_string(), description);
     status(Reason::AlreadyRedriven, description, of_letter(id), details)
@@ -43,7 +43,7 @@ pub(crate) fn already_redriven(id: &LetterId) -> Status {
 pub(crate) fn put(id: &LetterId, put_error: &PutError) -> Status {
     match put_error {
         PutError::Conflict | PutError::Unavailable(_) => {
-            come_back(Reason::BrokerUnavailable, "nothing was changed; try again", RETRY_DELAY)
+            retry_later(Reason::BrokerUnavailable, "nothing was changed; try again", RETRY_DELAY)
         }
         PutError::Unknown(_) => letter_unknown(id),
         PutError::Permanent(_) => internal(),
@@ -52,7 +52,7 @@ pub(crate) fn put(id: &LetterId, put_error: &PutError) -> Status {
 
 /// It is unknown whether the dead letter was changed.
 pub(crate) fn letter_unknown(id: &LetterId) -> Status {
-    let message = "it is not known whether the letter was changed; repeat the call";
+    let message = "outcome unknown: the dead letter may have been changed; repeat the call";
     status(Reason::OutcomeUnknown, message, of_letter(id), ErrorDetails::new())
 }
 

@@ -1,4 +1,4 @@
-//! Calls whose time is over.
+//! Calls that exceeded a deadline.
 
 use std::collections::HashMap;
 
@@ -8,29 +8,29 @@ use tonic_types::ErrorDetails;
 use super::reason::Reason;
 use super::status::{by_caller, status};
 
-/// The deadline that its caller has set for a stream has come.
+/// A stream reached its caller's deadline.
 pub(crate) fn stream_timed_out() -> Status {
-    let message = "the deadline of this stream has come; resume with the last revision seen";
+    let message = "stream deadline exceeded; resume with the last revision seen";
     by_caller(Reason::TimedOut, message)
 }
 
-/// The deadline that its caller has set for a redrive has come.
+/// A redrive reached its caller's deadline.
 pub(crate) fn redrive_timed_out() -> Status {
-    let message = "the deadline of this call has come; the letters that were answered for are dealt with, and the next \
-                   one perhaps: repeat the call for the others, no order is redriven twice from one letter";
+    let message = "redrive deadline exceeded; answered dead letters are done, and the next one may be: repeat the \
+                   call for the others, no dead letter redrives its order twice";
     status(Reason::TimedOut, message, HashMap::new(), ErrorDetails::new())
 }
 
-/// The deadline that its caller has set has come, and the call had no answer of its own yet.
+/// The call reached its caller's deadline before the handler answered.
 pub(crate) fn caller_timed_out() -> Status {
-    let message = "the deadline of this call has come before its answer, and it is not known whether the call was \
-                   accepted; repeat it with a longer deadline (a CreateOrder with the same request_id)";
+    let message = "deadline exceeded, outcome unknown; repeat the call with a longer deadline (CreateOrder with the \
+                   same request_id)";
     status(Reason::OutcomeUnknown, message, HashMap::new(), ErrorDetails::new())
 }
 
-/// The request itself did not come whole in the time that it has for that.
-pub(crate) fn request_late() -> Status {
-    let message = "the request did not come in time, and nothing was changed; send it again";
+/// The request did not arrive completely in time.
+pub(crate) fn request_timed_out() -> Status {
+    let message = "the request did not arrive in time, nothing was changed; send it again";
     by_caller(Reason::TimedOut, message)
 }
 

@@ -1,4 +1,4 @@
-//! Whose fault it is that a call was not answered with OK: what alerts wake an operator by.
+//! Whose fault an error is: alerts wake an operator by it.
 //!
 //! A code alone is ambiguous: INTERNAL may be malformed bytes, DEADLINE_EXCEEDED an impossible deadline. So a status
 //! carries its fault from where it is made.
@@ -25,7 +25,7 @@ impl Fault {
         }
     }
 
-    /// Of a status without a mark: one of the gRPC library, or a refusal whose code says enough.
+    /// The fault of a status without a mark: one of the gRPC library, or one whose code is unambiguous.
     pub(crate) fn of_code(code: Code) -> Self {
         match code {
             Code::Unknown | Code::DeadlineExceeded | Code::Internal | Code::Unavailable | Code::DataLoss => {

@@ -1,4 +1,4 @@
-//! The one place where what went wrong becomes a gRPC status that a client can act on without reading text. Nothing here
+//! The one place that maps errors to gRPC statuses, on which a client can act without reading text. Nothing here
 //! logs or counts: [`broker_errors`](crate::broker_errors) and [`Spans`](crate::spans::Spans) do, where the call is answered.
 
 mod credentials;
@@ -9,7 +9,7 @@ mod invalid;
 mod orders;
 mod quota;
 mod reason;
-mod refusal;
+mod rejection;
 mod status;
 mod stock;
 
@@ -20,7 +20,9 @@ pub(crate) use credentials::{
 pub(crate) use dead_letters::{
     UNDECODABLE, already_redriven, letter_not_found, letter_unknown, put, undecodable,
 };
-pub(crate) use deadlines::{caller_timed_out, redrive_timed_out, request_late, stream_timed_out, timed_out};
+pub(crate) use deadlines::{
+    caller_timed_out, redrive_timed_out, request_timed_out, stream_timed_out, timed_out,
+};
 pub(crate) use fault::Fault;
 pub(crate) use invalid::{VIOLATIONS_MAX, invalid};
 pub(crate) use orders::{
@@ -28,9 +30,9 @@ pub(crate) use orders::{
     request_id_reused,
 };
 pub(crate) use quota::{
-    metadata_too_large, overloaded, rate_limited, too_long, too_many_calls, too_many_streams,
+    metadata_too_large, overloaded, rate_limited, request_too_large, too_many_calls, too_many_streams,
 };
 pub(crate) use reason::Reason;
-pub(crate) use refusal::Refusal;
+pub(crate) use rejection::Rejection;
 pub(crate) use status::{internal, malformed};
 pub(crate) use stock::{sku_not_found, stock, stock_missing, stock_unknown};

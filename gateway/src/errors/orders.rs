@@ -1,4 +1,4 @@
-//! Orders that are not there, cannot be changed, or cannot be stored or read.
+//! Orders that do not exist, cannot be changed, stored or read.
 
 use std::collections::HashMap;
 
@@ -11,11 +11,11 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::invalid::invalid;
 use super::reason::Reason;
-use super::status::{RETRY_DELAY, RETRY_DELAY_FULL, come_back, internal, status};
+use super::status::{RETRY_DELAY, RETRY_DELAY_FULL, internal, retry_later, status};
 
 /// The request_id was used for another order.
 pub(crate) fn request_id_reused(id: &OrderId) -> Status {
-    let message = "request_id was already used for an order with other content; use a new one";
+    let message = "request_id already used by an order with other items; send a new request_id";
     status(Reason::RequestIdReused, message, of_order(id), ErrorDetails::new())
 }
 
@@ -40,19 +40,21 @@ pub(crate) fn not_cancellable(id: &OrderId, ended_as: OrderStatus) -> Status {
 /// A status for an event that was not appended, or may not have been.
 pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
     match append_error {
-        AppendError::Unavailable(_) => {
-            come_back(Reason::BrokerUnavailable, "nothing was accepted; try again", RETRY_DELAY)
-        }
+        AppendError::Unavailable(_) => retry_later(
+            Reason::BrokerUnavailable,
+            "broker unavailable, nothing was accepted; try again",
+            RETRY_DELAY,
+        ),
         AppendError::Full(_) => {
-            let message = "nothing was accepted: storage is full; try again later";
-            come_back(Reason::StorageFull, message, RETRY_DELAY_FULL)
+            let message = "broker storage is full, nothing was accepted; try again later";
+            retry_later(Reason::StorageFull, message, RETRY_DELAY_FULL)
         }
         AppendError::TooLarge(_) => message_too_large(id),
         AppendError::Gone => not_found(id),
-        // Nothing that the caller could do helps.
+        // The caller cannot fix it.
         AppendError::Permanent(_) | AppendError::Refused(_) => internal(),
         AppendError::Unknown(_) => {
-            let message = "it is not known whether this was accepted; repeat it (a CreateOrder with the same \
+            let message = "outcome unknown: the call may have been accepted; repeat it (CreateOrder with the same \
                            request_id), or get the order_id";
             status(Reason::OutcomeUnknown, message, of_order(id), ErrorDetails::new())
         }
@@ -61,8 +63,8 @@ pub(crate) fn append(id: &OrderId, append_error: &AppendError) -> Status {
 
 /// The order is larger than the broker is configured to take.
 fn message_too_large(id: &OrderId) -> Status {
-    let description = "nothing was accepted: with this event the order is larger than the broker takes; send a smaller \
-                       order, or have the broker's limit raised";
+    let description = "the order exceeds the broker's message size limit, nothing was accepted; send a smaller order, \
+                       or have the limit raised";
     let details =
         ErrorDetails::with_precondition_failure_violation("MESSAGE_SIZE", id.to_string(), description);
     status(Reason::MessageTooLarge, description, of_order(id), details)
@@ -73,7 +75,7 @@ pub(crate) fn read(read_error: &ReadError) -> Status {
     match read_error {
         ReadError::NoAnswer(_) => {
             let message = "the order log cannot be read at the moment; try again";
-            come_back(Reason::BrokerUnavailable, message, RETRY_DELAY)
+            retry_later(Reason::BrokerUnavailable, message, RETRY_DELAY)
         }
         ReadError::Broker(_) => internal(),
     }
@@ -81,32 +83,32 @@ pub(crate) fn read(read_error: &ReadError) -> Status {
 
 /// A status for a watch behind a revision that is not there yet.
 pub(crate) fn beyond(last: Revision) -> Status {
-    let description = format!("is beyond the last revision, {last}; send the last one that you saw, or 0");
+    let description = format!("is beyond the last revision, {last}; send the last revision seen, or 0");
     invalid(vec![FieldViolation::new("after_revision", description)], 0)
 }
 
 /// The log that a stream was read from is lost.
 pub(crate) fn log_replaced() -> Status {
-    let message = "the order log was lost and begins anew, and so do revisions; watch again after_revision 0";
+    let message = "the order log was lost and recreated; watch again with after_revision 0";
     status(Reason::LogReplaced, message, HashMap::new(), ErrorDetails::new())
 }
 
 /// The log that a stream was read from has lost events.
 pub(crate) fn events_lost() -> Status {
-    let message = "the order log has lost events, or keeps them no longer; watch again after_revision 0 for what it has";
+    let message = "the order log lost events or no longer keeps them; watch again with after_revision 0";
     status(Reason::LogReplaced, message, HashMap::new(), ErrorDetails::new())
 }
 
 /// The gateway is about to stop.
 pub(crate) fn draining() -> Status {
     let message = "this gateway is stopping; call again, and resume a watch with the last revision seen";
-    come_back(Reason::Draining, message, RETRY_DELAY)
+    retry_later(Reason::Draining, message, RETRY_DELAY)
 }
 
 /// The durability is below the configured one, or unknown yet.
 pub(crate) fn not_durable(reason: &str) -> Status {
     let message = format!("nothing was accepted: {reason}");
-    come_back(Reason::NotDurable, &message, RETRY_DELAY)
+    retry_later(Reason::NotDurable, &message, RETRY_DELAY)
 }
 
 fn of_order(id: &OrderId) -> HashMap<String, String> {

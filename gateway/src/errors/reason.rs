@@ -1,4 +1,4 @@
-//! The reason of a refusal, which clients and metrics act on.
+//! The reason of a rejection, for clients and metrics.
 
 use tonic::Code;
 
@@ -127,7 +127,7 @@ impl Reason {
             | Self::Overloaded
             | Self::BrokerUnavailable
             | Self::StorageFull
-            // The broker takes less than the contract allows.
+            // The broker's limit is below what the contract allows.
             | Self::MessageTooLarge
             | Self::Draining
             | Self::OutcomeUnknown

@@ -1,4 +1,4 @@
-//! How a status is made of a reason: its code, its details, and when to come back.
+//! Makes a status of a reason: its code, its details, and the retry delay.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,15 +10,15 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::fault::Fault;
 use super::reason::Reason;
-use super::refusal::Refusal;
+use super::rejection::Rejection;
 
 /// Domain of every reason in an ErrorInfo.
 const DOMAIN: &str = "orders.waybill";
-/// When to come back after a refusal that passes by itself, on average.
+/// Mean retry delay after a transient error.
 pub(super) const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Mean retry delay while the stream is full: an operator has to make space.
 pub(super) const RETRY_DELAY_FULL: Duration = Duration::from_secs(30);
-/// What the retries of gRPC's own libraries obey: milliseconds until the next attempt, or -1 for none (gRFC A6).
+/// Obeyed by the retries of gRPC libraries: milliseconds until the next attempt, or -1 for none (gRFC A6).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 /// The longest delay that a library should wait. A longer one is left to the caller.
 const PUSHBACK_MAX: Duration = Duration::from_secs(5);
@@ -33,19 +33,19 @@ pub(crate) fn malformed(description: &str) -> Status {
     status(Reason::MalformedRequest, description, HashMap::new(), ErrorDetails::new())
 }
 
-/// A refusal by the caller's own fault, though others for the same reason are by ours.
+/// A status that is the caller's fault, although its reason usually is ours.
 pub(super) fn by_caller(reason: Reason, message: &str) -> Status {
     let status = status(reason, message, HashMap::new(), ErrorDetails::new());
-    Refusal { reason, fault: Fault::Theirs }.mark(status)
+    Rejection { reason, fault: Fault::Theirs }.mark(status)
 }
 
-pub(super) fn come_back(reason: Reason, message: &str, retry_delay: Duration) -> Status {
-    let details = ErrorDetails::with_retry_info(Some(around(retry_delay)));
+pub(super) fn retry_later(reason: Reason, message: &str, retry_delay: Duration) -> Status {
+    let details = ErrorDetails::with_retry_info(Some(jittered(retry_delay)));
     status(reason, message, HashMap::new(), details)
 }
 
-/// Half to one and a half times as long, so that those who were refused together do not come back together.
-pub(super) fn around(mean: Duration) -> Duration {
+/// Adds jitter: half to one and a half times as long, so that callers rejected together do not retry together.
+pub(super) fn jittered(mean: Duration) -> Duration {
     Jitter::up_to(mean) + mean / 2
 }
 
@@ -58,17 +58,17 @@ pub(super) fn status(
     details.set_error_info(reason.as_str(), DOMAIN, metadata);
     let retry_delay = details.retry_info().and_then(|retry| retry.retry_delay);
     let mut status = Status::with_error_details(reason.code(), message, details);
-    // Some libraries repeat whatever has this, and callers over their quota are to know that they are.
+    // Some libraries retry every status with this trailer. A caller over its quota has to see the error.
     if let (Code::Unavailable, Some(retry_delay)) = (reason.code(), retry_delay) {
         status.metadata_mut().insert(PUSHBACK, pushback(retry_delay));
     }
-    Refusal { reason, fault: reason.fault() }.mark(status)
+    Rejection { reason, fault: reason.fault() }.mark(status)
 }
 
 fn pushback(retry_delay: Duration) -> MetadataValue<Ascii> {
     if retry_delay > PUSHBACK_MAX {
         return MetadataValue::from_static("-1");
     }
-    // Rounded up: a call that comes early is refused again. At most 5,000, so nothing is cut off.
+    // Rounded up: an early call is rejected again. At most 5,000, so the cast truncates nothing.
     MetadataValue::from(retry_delay.as_millis() as u64 + 1)
 }

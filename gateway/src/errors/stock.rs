@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::invalid::invalid;
 use super::reason::Reason;
-use super::status::{RETRY_DELAY, RETRY_DELAY_FULL, come_back, internal, status};
+use super::status::{RETRY_DELAY, RETRY_DELAY_FULL, internal, retry_later, status};
 
 /// There is no such SKU.
 pub(crate) fn sku_not_found(sku: &str) -> Status {
@@ -26,16 +26,16 @@ pub(crate) fn stock(sku: &str, change_error: &ChangeError) -> Status {
         |kind: &str, message: &str| ErrorDetails::with_precondition_failure_violation(kind, sku, message);
     match change_error {
         ChangeError::RequestIdReused => {
-            let message = "request_id belongs to another change of stock; use a new one";
+            let message = "request_id already used by another stock change; send a new request_id";
             status(Reason::RequestIdReused, message, metadata, ErrorDetails::new())
         }
         ChangeError::TooFew { available } => {
             say("available_units", *available);
-            let message = format!("only {available} units are available");
+            let message = format!("only {available} units are available; remove fewer");
             status(Reason::InsufficientStock, &message, metadata, failed("STOCK", &message))
         }
         ChangeError::TooMany { available } => {
-            let rule = format!("would make more than {UNITS_MAX} of a sku that has {available}");
+            let rule = format!("would exceed {UNITS_MAX} units; {available} are available");
             invalid(vec![FieldViolation::new("units", rule)], 0)
         }
         ChangeError::Stale { revision, available } => {
@@ -44,25 +44,27 @@ pub(crate) fn stock(sku: &str, change_error: &ChangeError) -> Status {
                 say("available_units", *available);
             }
             let message = if *revision == Revision::NONE {
-                "there is no such sku; to make it, set it at revision 0".to_owned()
+                "there is no such sku; set it at revision 0 to create it".to_owned()
             } else {
-                format!("the stock has changed and is at revision {revision} now; read it again")
+                format!("stock changed, now at revision {revision}; read it again")
             };
             status(Reason::StockChanged, &message, metadata, ErrorDetails::new())
         }
         ChangeError::Unreadable { revision } => {
             say("revision", revision.0);
-            let message = format!("the count that is stored cannot be read; set it at revision {revision}");
+            let message = format!("stored count cannot be decoded; set it at revision {revision}");
             status(Reason::StockUnreadable, &message, metadata, failed("STOCK", &message))
         }
         ChangeError::Full(_) => {
-            let message = "nothing was changed: storage is full; try again later";
-            come_back(Reason::StorageFull, message, RETRY_DELAY_FULL)
+            let message = "broker storage is full, nothing was changed; try again later";
+            retry_later(Reason::StorageFull, message, RETRY_DELAY_FULL)
         }
         ChangeError::Refused(_) => internal(),
-        ChangeError::Unavailable(_) => {
-            come_back(Reason::BrokerUnavailable, "nothing was changed; try again", RETRY_DELAY)
-        }
+        ChangeError::Unavailable(_) => retry_later(
+            Reason::BrokerUnavailable,
+            "broker unavailable, nothing was changed; try again",
+            RETRY_DELAY,
+        ),
         ChangeError::Unknown(_) => stock_unknown(),
     }
 }
@@ -75,6 +77,7 @@ pub(crate) fn stock_missing(lacking: &str) -> Status {
 
 /// Whether the stock was changed is not known.
 pub(crate) fn stock_unknown() -> Status {
-    let message = "it is not known whether the stock was changed; repeat the call with the same request_id";
+    let message =
+        "outcome unknown: the stock may have been changed; repeat the call with the same request_id";
     status(Reason::OutcomeUnknown, message, HashMap::new(), ErrorDetails::new())
 }

@@ -1,4 +1,4 @@
-//! What operators do about orders that are parked, and about the stock, on an address of its own.
+//! The operators' services for dead letters and stock, on an address of their own.
 
 mod filter;
 mod page;
@@ -28,7 +28,7 @@ use crate::deadline::CallerDeadline;
 use crate::gate::Gate;
 use crate::readiness::Readiness;
 use crate::spans::Spans;
-use crate::transport::connections::Limit;
+use crate::transport::connections::ConnectionLimit;
 use crate::transport::peer::KeepAuthenticated;
 use crate::transport::tls::Tls;
 use crate::transport::{connections, server};
@@ -36,7 +36,7 @@ use crate::{browser, health, malformed, panics, reflection};
 
 /// Largest request: a thousand ids, with room to spare.
 const REQUEST_BYTES_MAX: usize = 128 * 1024;
-/// Operators are few.
+/// Few operators connect at a time.
 const CONNECTIONS_MAX: usize = 64;
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 
@@ -52,13 +52,13 @@ pub(crate) async fn serve(
     let draining = readiness.draining();
     let letters = DeadLetterServiceServer::new(letters).max_decoding_message_size(REQUEST_BYTES_MAX);
     let stock = StockServiceServer::new(stock).max_decoding_message_size(REQUEST_BYTES_MAX);
-    // Nobody without the role gets any further.
+    // Only calls with the role pass. Their connections are not evicted.
     let operators = ServiceBuilder::new().layer(Gate(authentication)).layer(Gate(KeepAuthenticated));
 
-    let told = CancellationToken::new();
-    let probes = ServiceBuilder::new().layer(Probes::new(told.clone()));
+    let notified = CancellationToken::new();
+    let probes = ServiceBuilder::new().layer(Probes::new(notified.clone()));
     let services = [DeadLetterServiceServer::<Operations>::NAME, StockServiceServer::<StockKeeping>::NAME];
-    let (health, _reporting) = health::service(readiness, told, services).await;
+    let (health, _reporting) = health::service(readiness, notified, services).await;
     let mut routes = Routes::new(probes.service(health))
         .add_service(operators.service(letters))
         .add_service(operators.service(stock));
@@ -67,14 +67,14 @@ pub(crate) async fn serve(
         routes = routes.add_service(probes.service(v1)).add_service(probes.service(v1alpha));
     }
     let service = ServiceBuilder::new()
-        // A page of anybody's may send other types without asking first, with the operator's certificate.
+        // Any web page may send other content types without a CORS preflight, with the operator's certificate.
         .layer(Gate(browser::OnlyGrpc))
         .map_response(|answer: Response<_>| answer.map(Body::new))
-        // One call that panics must not look like a broken connection.
+        // A panic is answered with INTERNAL, not by a broken connection.
         .layer(panics::layer())
-        // Calls that are refused are to be seen, too.
+        // Before the layers that reject, so that rejected calls are traced and counted too.
         .layer(Spans)
-        // A caller that no longer waits costs nothing more.
+        // Stops work for a caller that no longer waits.
         .layer(CallerDeadline)
         .layer(Gate(Metadata))
         .layer(Gate(browser::OnlyPost))
@@ -87,7 +87,7 @@ pub(crate) async fn serve(
         age_grace: config.max_connection_age_grace,
     };
     let incoming =
-        connections::accept(listener, Limit::with_eviction(CONNECTIONS_MAX), tls, draining.clone());
+        connections::accept(listener, ConnectionLimit::with_eviction(CONNECTIONS_MAX), tls, draining.clone());
     server::serve(incoming, service, limits, draining).await;
     Ok(())
 }

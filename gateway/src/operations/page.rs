@@ -12,7 +12,7 @@ use super::filter::Filter;
 
 /// Maximum number of dead letters that one call reads.
 pub(super) const EXAMINED_MAX: usize = 20_000;
-/// Most causes that one answer tells; each may take a kilobyte.
+/// Maximum number of causes in one answer; each may take a kilobyte.
 const GROUPS_MAX: usize = 500;
 
 /// A page of open dead letters.

@@ -1,4 +1,4 @@
-//! Sending parked orders on their way again.
+//! Redriving parked orders.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -39,8 +39,8 @@ pub(super) enum Canary {
     Done,
     /// The next that can be redriven.
     Next,
-    /// Redriven. Whether its order was cancelled or rejected before the redrive, and finishes by compensation.
-    Gone { letter: LetterId, order: OrderId, called_off: bool },
+    /// It was redriven. `called_off`: its order was cancelled or rejected before, and finishes by compensation.
+    Redriven { letter: LetterId, order: OrderId, called_off: bool },
 }
 
 type Answer = Result<RedriveDeadLettersResponse, Status>;
@@ -49,7 +49,7 @@ impl Redrive {
     /// Processes the next dead letter. An error is the last answer.
     pub(super) async fn next(&mut self) -> Option<Answer> {
         let answer = match &self.canary {
-            Canary::Gone { letter, order, called_off } => {
+            Canary::Redriven { letter, order, called_off } => {
                 let (letter, order, called_off) = (letter.clone(), *order, *called_off);
                 self.canary = Canary::Done;
                 self.follow(letter, order, called_off).await
@@ -76,7 +76,7 @@ impl Redrive {
         use RedriveOutcome::{AlreadyResolved, NotRedrivable};
         let Some(kept) = self.letters.find_proven(id).await.map_err(|error| broker_errors::read(&error))?
         else {
-            return Ok(answer(id, "", AlreadyResolved, "the letter is no longer kept"));
+            return Ok(answer(id, "", AlreadyResolved, "the dead letter no longer exists"));
         };
         let order_id = kept.letter.order_id.clone();
         let say = |outcome, message: &str| Ok(answer(id, &order_id, outcome, message));
@@ -89,16 +89,16 @@ impl Redrive {
                     self.letters.sweep(&kept).await.map_err(|error| broker_errors::read(&error))?;
                 }
                 if state == DeadLetterState::Unspecified {
-                    return say(NotRedrivable, "the letter was withdrawn: the order has gone on meanwhile");
+                    return say(NotRedrivable, "the dead letter was withdrawn: the order has moved on");
                 }
-                return say(AlreadyResolved, "the letter was resolved before");
+                return say(AlreadyResolved, "the dead letter is already resolved");
             }
         }
         if kept.letter.reason() == DeadLetterReason::Undecodable {
             return say(NotRedrivable, errors::UNDECODABLE);
         }
         let Ok(order) = order_id.parse::<OrderId>() else {
-            return say(NotRedrivable, "the letter names no order; discard it");
+            return say(NotRedrivable, "the dead letter names no order; discard it");
         };
 
         if self.dry_run {
@@ -121,7 +121,7 @@ impl Redrive {
         let say = |outcome, message: &str| Ok(answer(id, &order_id, outcome, message));
         let letter = id.to_string();
         let mut found = self.log.load_proven(&order).await.map_err(|error| broker_errors::read(&error))?;
-        // Each turn lost is an event won by somebody else, and a parked order can only be cancelled or redriven.
+        // Bounded: each lost race is an event of another writer, and a parked order can only be cancelled or redriven.
         while let Some(current) = found.take_if(|current| current.order.dead_letter_id == letter) {
             if self.dry_run {
                 return say(WouldRedrive, "the order is parked and would be redriven");
@@ -133,7 +133,7 @@ impl Redrive {
                     info!(order_id = %order, revision, dead_letter_id = letter, operator = self.operator, "order redriven");
                     if matches!(self.canary, Canary::Next) {
                         let called_off = is_called_off(&now.order);
-                        self.canary = Canary::Gone { letter: id.clone(), order, called_off };
+                        self.canary = Canary::Redriven { letter: id.clone(), order, called_off };
                     }
                     let status = status_name(now.order.status());
                     return say(Redriven, &format!("the order is {status} again"));
@@ -142,8 +142,8 @@ impl Redrive {
             }
         }
         let Some(current) = found else {
-            self.resolve(kept, DeadLetterState::Discarded, "the order is no longer kept").await;
-            return say(OrderWentOn, "the order is no longer kept");
+            self.resolve(kept, DeadLetterState::Discarded, "the order is no longer in the log").await;
+            return say(OrderWentOn, "the order is no longer in the log");
         };
 
         let history = self
@@ -156,20 +156,20 @@ impl Redrive {
             self.resolve(kept, DeadLetterState::Redriven, "redriven by an earlier request").await;
             return say(AlreadyResolved, "the order was redriven by an earlier request");
         }
-        // Not parked, but ended by another worker that had the same message: the step may never look at it again.
+        // Not parked, but finished by another worker with the same message: the step may never process the message again.
         let is_other = current.stands_since().0 != kept.letter.order_revision;
-        // What became of the letter may have expired since, and its message with it: no step deals with that any more.
+        // The events about the letter may have expired, and its message with them: no step processes it any more.
         let is_past = history.iter().all(|event| event.revision.0 > kept.letter.sequence);
         let went_on = is_other && (is_finished(&current.order) || is_past);
         if went_on || history.iter().any(|event| event.parked_by() == Some(&letter)) {
-            let message = format!("the order has gone on: it is {status}");
+            let message = format!("the order has moved on: it is {status}");
             self.resolve(kept, DeadLetterState::Discarded, &message).await;
             return say(OrderWentOn, &message);
         }
         if is_finished(&current.order) {
             let message = format!(
-                "the order is {status}, and the step could not take back what it had done for it; mend that by hand, \
-                 and discard the letter"
+                "the order is {status}, and the step could not compensate its effect; compensate it by hand, and \
+                 discard the dead letter"
             );
             return say(NotRedrivable, &message);
         }
@@ -231,7 +231,7 @@ impl Redrive {
         }
     }
 
-    /// Waits for the end of the canary's order. Nothing else is redriven unless it is a good one.
+    /// Waits for the end of the canary's order. Unless the order finishes, nothing else is redriven.
     async fn follow(&mut self, letter: LetterId, order: OrderId, called_off: bool) -> Answer {
         let (passed, message) = match timeout(CANARY_TIMEOUT, self.end_of(&order)).await {
             Ok(Ok(OrderStatus::Failed)) => {
@@ -240,14 +240,14 @@ impl Redrive {
             Ok(Ok(OrderStatus::Cancelled)) if !called_off => {
                 self.canary = Canary::Next;
                 let message =
-                    "the order was cancelled meanwhile, which shows nothing; the next one goes first";
+                    "the order was cancelled meanwhile, which proves nothing; the next one is the canary";
                 return Ok(answer(&letter, &order.to_string(), RedriveOutcome::OrderWentOn, message));
             }
             Ok(Ok(status)) => (true, format!("the order is {} and finished", status_name(status))),
             Ok(Err(status)) => return Err(status),
             Err(_) => (
                 false,
-                format!("the order is not finished within {CANARY_TIMEOUT:?}; nothing else is redriven"),
+                format!("the order did not finish within {CANARY_TIMEOUT:?}; nothing else is redriven"),
             ),
         };
         if !passed {

@@ -35,15 +35,15 @@ pub(super) struct PageRequest {
 
 /// The dead letters to redrive.
 #[derive(Debug)]
-pub(super) enum Which {
-    These(Vec<LetterId>),
-    All(Filter),
+pub(super) enum Selection {
+    Ids(Vec<LetterId>),
+    Filter(Filter),
 }
 
 /// A redrive that may begin.
 #[derive(Debug)]
 pub(super) struct RedriveRequest {
-    pub(super) which: Which,
+    pub(super) selection: Selection,
     pub(super) dry_run: bool,
     pub(super) rate_per_second: NonZeroU32,
     pub(super) limit: usize,
@@ -55,7 +55,7 @@ pub(super) fn letter_id(text: &str) -> Result<LetterId, Status> {
     let mut violations = Violations::default();
     let id = check_id(&mut violations, "dead_letter_id", text);
     violations.into_result()?;
-    // Without an id there was a violation.
+    // Unreachable: a missing id is a violation.
     id.ok_or_else(errors::internal)
 }
 
@@ -84,7 +84,7 @@ pub(super) fn redrive(request: RedriveDeadLettersRequest) -> Result<RedriveReque
     if dead_letter_ids.is_empty() == filter.is_none() {
         violations.add(
             "dead_letter_ids",
-            "either these or a filter is required; an empty filter means every letter",
+            "either these or a filter is required; an empty filter means every dead letter",
         );
     }
     if dead_letter_ids.len() > IDS_MAX {
@@ -94,12 +94,12 @@ pub(super) fn redrive(request: RedriveDeadLettersRequest) -> Result<RedriveReque
     let mut ids = Vec::new();
     for (i, text) in dead_letter_ids.iter().take(IDS_MAX).enumerate() {
         let id = check_id(&mut violations, &format!("dead_letter_ids[{i}]"), text);
-        // Each once.
+        // Without duplicates.
         ids.extend(id.filter(|id| !ids.contains(id)));
     }
-    let which = match filter {
-        Some(filter) => Which::All(check_filter(&mut violations, filter)),
-        None => Which::These(ids),
+    let selection = match filter {
+        Some(filter) => Selection::Filter(check_filter(&mut violations, filter)),
+        None => Selection::Ids(ids),
     };
     let rate = u32::try_from(rate_per_second).ok().filter(|rate| *rate <= RATE_MAX);
     if rate.is_none() {
@@ -113,7 +113,7 @@ pub(super) fn redrive(request: RedriveDeadLettersRequest) -> Result<RedriveReque
     }
     violations.into_result()?;
     Ok(RedriveRequest {
-        which,
+        selection,
         dry_run,
         rate_per_second: rate.and_then(NonZeroU32::new).unwrap_or(RATE_DEFAULT),
         limit: limit_checked.filter(|limit| *limit > 0).unwrap_or(EXAMINED_MAX),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_redriven_unless_it_is_said_what() {
+    fn a_redrive_requires_ids_or_a_filter() {
         let refused = redrive(RedriveDeadLettersRequest::default()).unwrap_err();
         assert_eq!(fields(&refused), ["dead_letter_ids"]);
         let every = RedriveDeadLettersRequest {
@@ -214,7 +214,7 @@ mod tests {
             ..RedriveDeadLettersRequest::default()
         };
         let request = redrive(every).unwrap();
-        assert!(matches!(request.which, Which::All(_)));
+        assert!(matches!(request.selection, Selection::Filter(_)));
         assert_eq!((request.rate_per_second.get(), request.limit), (10, EXAMINED_MAX));
     }
 

@@ -23,7 +23,7 @@ use tracing::info;
 
 use super::page::{self, Walk, in_list};
 use super::redrive::{Canary, Redrive};
-use super::requests::{self, Which};
+use super::requests::{self, Selection};
 use crate::auth::Principal;
 use crate::orders::{principal_of, read_by};
 use crate::readiness::Readiness;
@@ -58,10 +58,15 @@ impl Operations {
     }
 
     /// The dead letters of a redrive, in their present state.
-    async fn chosen(&self, which: Which, limit: usize, by: Instant) -> Result<VecDeque<LetterId>, Status> {
+    async fn chosen(
+        &self,
+        selection: Selection,
+        limit: usize,
+        by: Instant,
+    ) -> Result<VecDeque<LetterId>, Status> {
         let mut chosen = VecDeque::new();
-        match which {
-            Which::These(ids) => {
+        match selection {
+            Selection::Ids(ids) => {
                 let mut undecodable = Vec::new();
                 for id in ids.into_iter().take(limit) {
                     let kept = self.find(&id, by).await?;
@@ -74,7 +79,7 @@ impl Operations {
                     return Err(errors::undecodable(&undecodable));
                 }
             }
-            Which::All(filter) => {
+            Selection::Filter(filter) => {
                 let mut walk = Walk::new(&self.letters, &filter, None);
                 while chosen.len() < limit
                     && let Some(kept) = read_by(by, walk.next()).await?
@@ -87,7 +92,7 @@ impl Operations {
     }
 
     /// The answers, until the drain begins, or the caller's time or credential is over.
-    fn until_told<T>(
+    fn until_ended<T>(
         &self,
         request: &Request<T>,
         principal: Arc<Principal>,
@@ -153,15 +158,15 @@ impl DeadLetterService for Operations {
         let by = deadline::of(request.metadata(), self.request_timeout);
         let wanted = requests::redrive(request.get_ref().clone())?;
         if !wanted.dry_run {
-            self.readiness.may_store()?;
+            self.readiness.check_durability()?;
         }
-        let ids = self.chosen(wanted.which, wanted.limit, by).await?;
+        let ids = self.chosen(wanted.selection, wanted.limit, by).await?;
         let principal = principal_of(&request)?.clone();
         let operator = operator(&principal);
-        info!(letters = ids.len(), operator, dry_run = wanted.dry_run, "redrive");
+        info!(letters = ids.len(), operator, dry_run = wanted.dry_run, "redrive started");
 
         let mut pace = interval(Duration::from_secs(1) / wanted.rate_per_second.get());
-        // Time that is lost is not made up for.
+        // After a delay the rate is kept; there is no burst to catch up.
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let redrive = Redrive {
             log: self.log.clone(),
@@ -173,7 +178,7 @@ impl DeadLetterService for Operations {
             timeout: self.request_timeout,
             canary: if wanted.canary && !wanted.dry_run { Canary::Next } else { Canary::Done },
         };
-        Ok(Response::new(Box::pin(self.until_told(&request, principal, redrive))))
+        Ok(Response::new(Box::pin(self.until_ended(&request, principal, redrive))))
     }
 
     async fn discard_dead_letter(
@@ -183,7 +188,7 @@ impl DeadLetterService for Operations {
         let by = deadline::of(request.metadata(), self.request_timeout);
         let operator = operator(principal_of(&request)?);
         let (id, reason) = requests::discard(request.into_inner())?;
-        self.readiness.may_store()?;
+        self.readiness.check_durability()?;
         loop {
             let kept = self.find(&id, by).await?;
             let discarded = match kept.letter.state() {
@@ -197,7 +202,7 @@ impl DeadLetterService for Operations {
                     let resolve = self.letters.resolve(&kept, state, &operator, &reason);
                     match timeout_at(by, resolve).await.map_err(|_| errors::letter_unknown(&id))? {
                         Ok(discarded) => discarded,
-                        // Somebody else was first: look again.
+                        // Another writer was first: read again.
                         Err(PutError::Conflict) => continue,
                         Err(error) => return Err(broker_errors::put(&id, &error)),
                     }
@@ -211,7 +216,7 @@ impl DeadLetterService for Operations {
     }
 }
 
-/// How a caller is named in what it does: by its tenant.
+/// The operator's name in records and logs: its tenant.
 pub(super) fn operator(principal: &Principal) -> String {
     let tenant = &*principal.tenant;
     if tenant.is_empty() { ANONYMOUS } else { tenant }.to_owned()

@@ -33,7 +33,7 @@ use crate::orders::{principal_of, read_by};
 use crate::readiness::Readiness;
 use crate::{broker_errors, deadline, errors};
 
-/// What a change may take less than its deadline, so that its outcome is known before.
+/// Reserved between the deadline of a change and that of its call, so that the outcome is known in time.
 const ANSWER_TIME: Duration = Duration::from_millis(100);
 /// Answers of a reconciliation ahead of its reader.
 const ANSWERS_MAX: usize = 16;
@@ -67,9 +67,9 @@ impl StockKeeping {
     }
 
     async fn change(&self, change: ChangeRequest, by: Instant) -> Result<(Stock, bool), Status> {
-        self.readiness.may_store()?;
-        self.readiness.has_stock().await?;
-        // No reservation is written, so their lifetime does not matter.
+        self.readiness.check_durability()?;
+        self.readiness.check_stock().await?;
+        // No reservation is written, so no TTL is needed.
         let store = Store::new(self.log.connection().clone(), None);
         let deadline = by.checked_sub(ANSWER_TIME).unwrap_or(by);
         let _turn = timeout_at(by, self.changing.lock()).await.map_err(|_| errors::timed_out())?;
@@ -99,7 +99,7 @@ impl StockService for StockKeeping {
     ) -> Result<Response<ListStockResponse>, Status> {
         let by = self.by(&request);
         let page = stock_requests::page(request.get_ref())?;
-        self.readiness.has_stock().await?;
+        self.readiness.check_stock().await?;
         let reading = async {
             let (store, retention) = self.store().await?;
             let listed = store.list().await?;
@@ -121,7 +121,7 @@ impl StockService for StockKeeping {
     ) -> Result<Response<GetStockResponse>, Status> {
         let by = self.by(&request);
         let sku = stock_requests::sku(request.into_inner())?;
-        self.readiness.has_stock().await?;
+        self.readiness.check_stock().await?;
         let reading = async {
             let (store, retention) = self.store().await?;
             let Some(listed) = store.get(&sku).await? else { return Ok(None) };
@@ -172,22 +172,22 @@ impl StockService for StockKeeping {
         let caller_gone = deadline::of_stream(request.metadata());
         let principal = principal_of(&request)?.clone();
         let wanted = stock_requests::reconcile(request.into_inner())?;
-        self.readiness.has_stock().await?;
+        self.readiness.check_stock().await?;
         if !wanted.dry_run {
-            self.readiness.may_store()?;
+            self.readiness.check_durability()?;
         }
         let (answers, answered) = mpsc::channel(ANSWERS_MAX);
         let (keeping, dry_run) = (self.clone(), wanted.dry_run);
-        info!(operator = operator(&principal), dry_run, "stock reconciled with the order log");
-        // Ends with the stream that is given out.
+        info!(operator = operator(&principal), dry_run, "stock reconciliation started");
+        // Aborted when the response stream is dropped.
         let working = AbortOnDropHandle::new(tokio::spawn(async move {
             let reconciling = keeping.reconcile(wanted, &answers);
             let ended = select! {
                 ended = reconciling => ended,
-                status = until_told(&keeping.readiness, &principal, caller_gone) => Err(status),
+                status = until_ended(&keeping.readiness, &principal, caller_gone) => Err(status),
             };
             if let Err(status) = ended {
-                // Whoever does not read any more misses nothing.
+                // The reader may be gone.
                 answers.send(Err(status)).await.ok();
             }
         }));
@@ -232,7 +232,7 @@ impl StockKeeping {
         let order_id = orphan.order_id;
         match released {
             Ok(released) => {
-                info!(%order_id, released, "reservation of a lost order");
+                info!(%order_id, released, "reservation of a lost order examined");
                 Ok(released)
             }
             Err(error @ ReleaseError::Unreadable(_)) => {
@@ -249,7 +249,7 @@ impl StockKeeping {
 }
 
 /// Waits until the drain begins, or the caller's time or credential is over.
-async fn until_told(
+async fn until_ended(
     readiness: &Readiness,
     principal: &Arc<Principal>,
     caller_gone: Option<Instant>,

@@ -97,7 +97,7 @@ fn change(
 ) -> Result<ChangeRequest, Status> {
     let mut violations = Violations::default();
     if request_id.is_empty() {
-        violations.add("request_id", "is required: it makes the change repeatable");
+        violations.add("request_id", "is required: it makes a retry safe");
     } else if request_id.chars().count() > REQUEST_ID_CHARS_MAX || request_id.chars().any(char::is_control) {
         let rule = format!("must be 1-{REQUEST_ID_CHARS_MAX} characters, none of them a control character");
         violations.add("request_id", rule);

@@ -1,4 +1,4 @@
-//! A connection that ends when its client is silent from the start, or has to make way.
+//! A connection that ends when its client stays silent after connecting, or when it is evicted.
 
 use std::fmt;
 use std::io;
@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::http1_head::Head;
 use super::peer::Peer;
 
-/// How long a client then has for its first bytes.
+/// How long a client has for its first bytes.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The client connection preface (RFC 9113, section 3.4): 24 bytes, and a SETTINGS frame of at least 9.
 const PREFACE_BYTES: usize = 33;
@@ -26,21 +26,21 @@ pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug> Io for T {}
 
-/// A connection that ends when its client is silent from the start.
+/// A connection that ends when its client stays silent after connecting, or when it is evicted.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Box<dyn Io>,
     peer: Peer,
-    /// Until the client turns out to speak HTTP/2, and for the whole connection if it speaks an older version.
+    /// Until the client is known to speak HTTP/2; for an older version, as long as the connection lasts.
     opening: Option<Opening>,
     evicted: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
 struct Opening {
     missing_bytes: usize,
-    /// Whether what has come so far is how HTTP/2 begins.
+    /// Whether the bytes so far are the beginning of HTTP/2.
     is_http2: bool,
     head: Head,
     timeout: Pin<Box<Sleep>>,
@@ -51,7 +51,7 @@ impl Connection {
     pub(super) fn new(
         stream: Box<dyn Io>,
         peer: Peer,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         draining: CancellationToken,
     ) -> Self {
         let opening = Opening {
@@ -64,8 +64,8 @@ impl Connection {
         let evicted = peer
             .authentication
             .as_ref()
-            .map(|authentication| Box::pin(authentication.leave().cancelled_owned()));
-        Self { stream, peer, opening: Some(opening), evicted, _place: place }
+            .map(|authentication| Box::pin(authentication.evicted().cancelled_owned()));
+        Self { stream, peer, opening: Some(opening), evicted, _permit: permit }
     }
 
     /// The peer, for each call on the connection.
@@ -79,7 +79,7 @@ impl Connection {
         }
     }
 
-    /// Whether there is nothing more to wait for.
+    /// Ready when the connection has to end.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(evicted) = &mut self.evicted
             && evicted.as_mut().poll(cx).is_ready()
@@ -91,22 +91,22 @@ impl Connection {
 }
 
 impl Opening {
-    fn hear(&mut self, bytes: &[u8]) {
-        let heard = PREFACE_BYTES - self.missing_bytes;
-        let expected = HTTP2.get(heard..).unwrap_or_default();
+    fn receive(&mut self, bytes: &[u8]) {
+        let received = PREFACE_BYTES - self.missing_bytes;
+        let expected = HTTP2.get(received..).unwrap_or_default();
         self.is_http2 &= expected.iter().zip(bytes).all(|(expected, byte)| expected == byte);
         self.missing_bytes = self.missing_bytes.saturating_sub(bytes.len());
-        self.head.hear(bytes);
+        self.head.receive(bytes);
     }
 
-    /// Silence is over at its timeout. When the drain begins, so is a head without end; HTTP/2 says good-bye by
-    /// itself.
+    /// A silent client is cut off after the timeout. The drain ends an incomplete head too; HTTP/2 has its own goodbye
+    /// (GOAWAY).
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let is_silent = self.missing_bytes > 0;
         if is_silent && self.timeout.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if is_silent || self.head.is_half() { self.draining.as_mut().poll(cx) } else { Poll::Pending }
+        if is_silent || self.head.is_incomplete() { self.draining.as_mut().poll(cx) } else { Poll::Pending }
     }
 }
 
@@ -124,7 +124,7 @@ impl AsyncRead for Connection {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         if let Some(opening) = &mut this.opening {
-            opening.hear(&buf.filled()[before..]);
+            opening.receive(&buf.filled()[before..]);
             if opening.missing_bytes == 0 && opening.is_http2 {
                 this.opening = None;
             }

@@ -23,48 +23,48 @@ use super::tls::{self, Tls};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often unauthenticated connections are evicted while others wait for a place.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Pause after a connection could not be accepted; for want of file descriptors, as a rule.
+/// How often an unauthenticated connection is evicted while others wait.
+const EVICTION_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after a failed accept, usually for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How many connections there may be at a time, those in their TLS handshake included.
+/// The connection limit; connections in their TLS handshake count.
 #[derive(Debug)]
-pub(crate) struct Limit {
+pub(crate) struct ConnectionLimit {
     connections_max: usize,
     unauthenticated: Option<UnauthenticatedConnections>,
 }
 
-impl Limit {
-    /// Those that are too many wait in the system's queue until another one ends.
+impl ConnectionLimit {
+    /// Further connections wait in the listen backlog until another one ends.
     pub(crate) fn of(connections_max: usize) -> Self {
         Self { connections_max, unauthenticated: None }
     }
 
-    /// Those that are too many wait until an unauthenticated connection is evicted: one whose client has not come past
+    /// Further connections wait until an unauthenticated one is evicted: one without a call that passed
     /// [`KeepAuthenticated`](super::peer::KeepAuthenticated).
     pub(crate) fn with_eviction(connections_max: usize) -> Self {
         Self { connections_max, unauthenticated: Some(UnauthenticatedConnections::default()) }
     }
 }
 
-/// The connections that come in at `listener`. Those that have said nothing yet end when the drain begins.
+/// The connections of `listener`. Silent ones end when the drain begins.
 pub(crate) fn accept(
     listener: TcpListener,
-    limit: Limit,
+    limit: ConnectionLimit,
     tls: Option<Tls>,
     draining: CancellationToken,
 ) -> impl Stream<Item = Connection> {
     let accepted = accept_tcp(listener, limit, draining.clone());
     match tls {
-        None => accepted.map(move |accepted| accepted.in_the_clear(draining.clone())).left_stream(),
+        None => accepted.map(move |accepted| accepted.plaintext(draining.clone())).left_stream(),
         Some(tls) => accepted
             .map(move |accepted| {
-                // A task of its own: others are accepted, and make their handshakes, meanwhile.
+                // A task of its own, so that handshakes run concurrently.
                 let secured = accepted.secured(tls.clone(), draining.clone());
                 AbortOnDropHandle::new(tokio::spawn(secured))
             })
-            // The places are the bound.
+            // Bounded by the connection limit.
             .buffer_unordered(usize::MAX)
             .filter_map(async |secured| secured.ok().flatten())
             .right_stream(),
@@ -73,26 +73,26 @@ pub(crate) fn accept(
 
 fn accept_tcp(
     listener: TcpListener,
-    limit: Limit,
+    limit: ConnectionLimit,
     draining: CancellationToken,
 ) -> impl Stream<Item = Accepted> {
     static FULL: LogThrottle = LogThrottle::new();
     static FAILED: LogThrottle = LogThrottle::new();
-    let Limit { connections_max, unauthenticated } = limit;
-    let places = Arc::new(Semaphore::new(connections_max));
+    let ConnectionLimit { connections_max, unauthenticated } = limit;
+    let permits = Arc::new(Semaphore::new(connections_max));
     unfold(
-        (listener, places, unauthenticated, draining),
-        async |(listener, places, unauthenticated, draining)| {
-            if places.available_permits() == 0
+        (listener, permits, unauthenticated, draining),
+        async |(listener, permits, unauthenticated, draining)| {
+            if permits.available_permits() == 0
                 && let Some(left_out) = FULL.allow()
             {
-                warn!(left_out, "as many connections as there may be; others have to wait");
+                warn!(left_out, "connection limit reached, new connections wait");
             }
-            let place = loop {
+            let permit = loop {
                 select! {
                     // The semaphore is never closed.
-                    place = places.clone().acquire_owned() => break place.ok()?,
-                    () = sleep(LOOK_INTERVAL), if unauthenticated.is_some() => {
+                    permit = permits.clone().acquire_owned() => break permit.ok()?,
+                    () = sleep(EVICTION_INTERVAL), if unauthenticated.is_some() => {
                         unauthenticated.iter().for_each(UnauthenticatedConnections::evict_one);
                     }
                 }
@@ -111,12 +111,15 @@ fn accept_tcp(
                     }
                 }
             };
-            // Answers are small: they must not wait for more to fill a packet.
+            // Answers are small and must not wait for a full packet (Nagle).
             if let Err(error) = stream.set_nodelay(true) {
-                debug!(%error, "connection keeps its delay");
+                debug!(%error, "TCP_NODELAY not set");
             }
             let authentication = unauthenticated.as_ref().map(UnauthenticatedConnections::add);
-            Some((Accepted { stream, place, authentication }, (listener, places, unauthenticated, draining)))
+            Some((
+                Accepted { stream, permit, authentication },
+                (listener, permits, unauthenticated, draining),
+            ))
         },
     )
 }
@@ -124,24 +127,24 @@ fn accept_tcp(
 /// A connection without data yet.
 struct Accepted {
     stream: TcpStream,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
     authentication: Option<Arc<AuthenticationState>>,
 }
 
 impl Accepted {
-    fn in_the_clear(self, draining: CancellationToken) -> Connection {
+    fn plaintext(self, draining: CancellationToken) -> Connection {
         let peer = Peer { addr: self.addr(), certificate_names: None, authentication: self.authentication };
-        Connection::new(Box::new(self.stream), peer, self.place, draining)
+        Connection::new(Box::new(self.stream), peer, self.permit, draining)
     }
 
-    /// The connection after its TLS handshake, if that comes about in time.
+    /// The connection after its TLS handshake, if that succeeds in time.
     async fn secured(self, tls: Tls, draining: CancellationToken) -> Option<Connection> {
         let addr = self.addr();
         let handshake = timeout(HANDSHAKE_TIMEOUT, tls.handshake(self.stream)).await;
         let stream = match handshake.map_err(io::Error::from).flatten() {
             Ok(stream) => stream,
             Err(error) => {
-                debug!(?addr, %error, "no TLS handshake");
+                debug!(?addr, %error, "TLS handshake failed");
                 return None;
             }
         };
@@ -149,7 +152,7 @@ impl Accepted {
         let certificate = session.peer_certificates().and_then(<[_]>::first);
         let certificate_names = certificate.map(|certificate| tls::names(certificate).into());
         let peer = Peer { addr, certificate_names, authentication: self.authentication };
-        Some(Connection::new(Box::new(stream), peer, self.place, draining))
+        Some(Connection::new(Box::new(stream), peer, self.permit, draining))
     }
 
     /// `None` of a connection that is gone already.

@@ -19,7 +19,7 @@ pub(super) struct UnauthenticatedConnections(Arc<Mutex<Vec<Weak<AuthenticationSt
 pub(super) struct AuthenticationState {
     since: Instant,
     is_authenticated: AtomicBool,
-    leave: CancellationToken,
+    evicted: CancellationToken,
 }
 
 impl AuthenticationState {
@@ -29,18 +29,19 @@ impl AuthenticationState {
     }
 
     /// Cancelled when the connection has to make way.
-    pub(super) fn leave(&self) -> CancellationToken {
-        self.leave.clone()
+    pub(super) fn evicted(&self) -> CancellationToken {
+        self.evicted.clone()
     }
 }
 
 impl UnauthenticatedConnections {
     pub(super) fn add(&self) -> Arc<AuthenticationState> {
-        let (is_authenticated, leave) = (AtomicBool::new(false), CancellationToken::new());
-        let authentication = Arc::new(AuthenticationState { since: Instant::now(), is_authenticated, leave });
-        // Nothing panics while it is held, so poison would mean nothing.
+        let (is_authenticated, evicted) = (AtomicBool::new(false), CancellationToken::new());
+        let authentication =
+            Arc::new(AuthenticationState { since: Instant::now(), is_authenticated, evicted });
+        // No holder panics, so a poisoned lock is used as it is.
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that are left are as many as there are places.
+        // The remaining entries are bounded by the connection limit.
         all.retain(|other| other.strong_count() > 0);
         all.push(Arc::downgrade(&authentication));
         authentication
@@ -50,11 +51,11 @@ impl UnauthenticatedConnections {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let oldest = all.iter().filter_map(Weak::upgrade).find(|other| {
             let is_authenticated =
-                other.is_authenticated.load(Ordering::Relaxed) || other.leave.is_cancelled();
+                other.is_authenticated.load(Ordering::Relaxed) || other.evicted.is_cancelled();
             !is_authenticated && other.since.elapsed() >= UNAUTHENTICATED_AGE_MIN
         });
         if let Some(oldest) = oldest {
-            oldest.leave.cancel();
+            oldest.evicted.cancel();
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tracing::error;
 
 /// How often they are checked.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Largest file.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -23,14 +23,14 @@ type Stamp = (u64, u64, Time, Time);
 /// Seconds and nanoseconds.
 type Time = (i64, i64);
 
-/// Some files, and the state that they were in when they were last read without a fault.
+/// Some files, and their state at the last successful read.
 #[derive(Clone, Debug)]
-pub(crate) struct Watched {
+pub(crate) struct WatchedFiles {
     paths: Vec<PathBuf>,
     seen: Vec<Option<Stamp>>,
 }
 
-impl Watched {
+impl WatchedFiles {
     /// Starts to watch. A reader that reads the files after this misses no change.
     pub(crate) fn new(paths: Vec<PathBuf>) -> Self {
         let seen = stamps(&paths);
@@ -46,21 +46,21 @@ impl Watched {
         mut take: impl FnMut(Result<T, String>),
     ) {
         let (found, mut news) = mpsc::channel(1);
-        // A thread of its own: files on a network may keep their reader waiting for ever, and the runtime would
-        // wait for it when the program ends.
-        let looking = thread::Builder::new().name("files".to_owned());
-        let looking = looking.spawn(move || self.look(&read, &found));
+        // A thread of its own: a read of a network file may never return, and the runtime would wait for it at the end
+        // of the program.
+        let watcher = thread::Builder::new().name("files".to_owned());
+        let watcher = watcher.spawn(move || self.watch(&read, &found));
         while let Some(outcome) = news.recv().await {
             take(outcome);
         }
-        error!(?looking, "changes of files are not noticed any more");
+        error!(?watcher, "file watcher stopped, changes are no longer detected");
     }
 
     /// Ends when the receiver is gone.
-    fn look<T>(mut self, read: &impl Fn() -> Result<T, String>, found: &mpsc::Sender<Result<T, String>>) {
+    fn watch<T>(mut self, read: &impl Fn() -> Result<T, String>, found: &mpsc::Sender<Result<T, String>>) {
         let mut failure = None;
         while !found.is_closed() {
-            thread::sleep(LOOK_INTERVAL);
+            thread::sleep(CHECK_INTERVAL);
             let now = stamps(&self.paths);
             if now == self.seen {
                 failure = None;
@@ -97,13 +97,13 @@ impl<T> Current<T> {
         Self(Arc::new(RwLock::new(Arc::new(read))))
     }
 
-    /// As it is now.
+    /// The current contents.
     pub(crate) fn get(&self) -> Arc<T> {
-        // Nothing panics while it is held, so poison would mean nothing.
+        // No holder panics, so a poisoned lock is used as it is.
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Replaces it; gives what it is now.
+    /// Replaces the contents, and returns the new ones.
     pub(crate) fn set(&self, read: T) -> Arc<T> {
         let read = Arc::new(read);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = read.clone();
@@ -111,9 +111,9 @@ impl<T> Current<T> {
     }
 }
 
-/// Reads a regular file. Of others a pipe would have its reader wait for a writer, and a device may have no end.
+/// Reads a regular file. A pipe would wait for a writer, and a device may have no end.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    // Opening a pipe does not wait then; regular files know no difference.
+    // With O_NONBLOCK, opening a pipe does not wait; regular files ignore it.
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
@@ -135,7 +135,7 @@ fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
     paths.iter().map(|path| stamp(path)).collect()
 }
 
-/// `None` while there is no such file.
+/// `None` while the file does not exist.
 fn stamp(path: &Path) -> Option<Stamp> {
     let file = path.metadata().ok()?;
     let [modified, changed] = [(file.mtime(), file.mtime_nsec()), (file.ctime(), file.ctime_nsec())];
@@ -151,11 +151,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_read_that_failed_is_tried_again_though_the_file_stays_as_it_is() {
+    async fn a_failed_read_is_retried_although_the_file_stays_unchanged() {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, "before").unwrap();
-        let watched = Watched::new(vec![path.clone()]);
+        let watched = WatchedFiles::new(vec![path.clone()]);
         std::fs::write(&path, "after").unwrap();
         let in_the_way = Mutex::new(vec!["another", "the same", "the same"]);
         let read = move || match in_the_way.lock().unwrap().pop() {
@@ -166,19 +166,19 @@ mod tests {
         let following = watched.follow(read, move |outcome| news.send(outcome).unwrap());
         let following = tokio::spawn(following);
         assert_eq!(outcomes.recv().await.unwrap(), Err("the same".to_owned()));
-        assert_eq!(outcomes.recv().await.unwrap(), Err("another".to_owned()), "each error is told once");
+        assert_eq!(outcomes.recv().await.unwrap(), Err("another".to_owned()), "each error is reported once");
         assert_eq!(outcomes.recv().await.unwrap(), Ok("after".to_owned()));
         following.abort();
     }
 
     #[test]
-    fn who_may_read_a_file_is_part_of_its_state() {
+    fn the_permissions_of_a_file_are_part_of_its_state() {
         use std::os::unix::fs::PermissionsExt;
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, "same").unwrap();
         let before = stamp(&path);
-        // Until the clock of the file system has moved on.
+        // Until the file system's clock advances.
         while stamp(&path) == before {
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();

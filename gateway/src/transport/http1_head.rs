@@ -1,9 +1,9 @@
-//! The head of a request of HTTP/1: whether it has come whole.
+//! Detects whether the head of an HTTP/1 request is complete.
 
-/// The head of a request of HTTP/1, as far as it has come.
+/// The head of an HTTP/1 request, as far as it was received.
 #[derive(Debug, Default)]
 pub(super) struct Head {
-    /// How much of the empty line at its end.
+    /// Received bytes of the empty line at its end.
     end_bytes: usize,
     is_answered: bool,
 }
@@ -11,7 +11,7 @@ pub(super) struct Head {
 impl Head {
     const END: &[u8] = b"\r\n\r\n";
 
-    pub(super) fn hear(&mut self, bytes: &[u8]) {
+    pub(super) fn receive(&mut self, bytes: &[u8]) {
         if self.is_answered && !bytes.is_empty() {
             *self = Self::default();
         }
@@ -19,7 +19,7 @@ impl Head {
             match Self::END.get(self.end_bytes) {
                 Some(&expected) if byte == expected => self.end_bytes += 1,
                 Some(_) => self.end_bytes = usize::from(byte == Self::END[0]),
-                // What follows is the message.
+                // The rest is the message body.
                 None => return,
             }
         }
@@ -30,7 +30,7 @@ impl Head {
         self.is_answered = true;
     }
 
-    pub(super) fn is_half(&self) -> bool {
+    pub(super) fn is_incomplete(&self) -> bool {
         !self.is_answered && self.end_bytes < Self::END.len()
     }
 }
@@ -43,14 +43,14 @@ mod tests {
     fn the_head_of_a_request_is_half_until_its_empty_line() {
         let mut head = Head::default();
         for part in ["POST / HTTP/1.1\r\nhost: x\r", "\n\r", "x\r\n\r"] {
-            head.hear(part.as_bytes());
-            assert!(head.is_half(), "{part:?}");
+            head.receive(part.as_bytes());
+            assert!(head.is_incomplete(), "{part:?}");
         }
-        head.hear(b"\nand a message\r\n");
-        assert!(!head.is_half());
+        head.receive(b"\nand a message\r\n");
+        assert!(!head.is_incomplete());
         head.answered();
-        assert!(!head.is_half(), "an idle connection");
-        head.hear(b"P");
-        assert!(head.is_half(), "the next request");
+        assert!(!head.is_incomplete(), "an idle connection");
+        head.receive(b"P");
+        assert!(head.is_incomplete(), "the next request");
     }
 }

@@ -1,4 +1,4 @@
-//! The HTTP client of what the gateway asks others: the keys of tokens, and the broker's monitoring ports.
+//! The HTTP client for token keys and the broker's monitoring ports.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 
-/// A client that trusts what the system trusts, and follows no redirects. Sets no deadline of its own.
+/// A client that trusts the system's certificate authorities and follows no redirects. Sets no deadline of its own.
 #[derive(Debug)]
 pub(crate) struct HttpClient {
     client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
@@ -25,17 +25,17 @@ impl HttpClient {
         let connector =
             HttpsConnectorBuilder::new().with_provider_and_native_roots(aws_lc_rs::default_provider())?;
         let connector = connector.https_or_http().enable_http1().build();
-        // Nothing is asked for so often that a connection is worth keeping.
+        // Requests are too rare to keep connections.
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
         Ok(Self { client, answer_bytes_max })
     }
 
-    /// Asks for what is at `uri`. Any other answer than 200 is an error.
+    /// Gets `uri`. Any other status than 200 is an error.
     pub(crate) async fn get(&self, uri: Uri) -> anyhow::Result<Bytes> {
         let answer = self.client.get(uri).await?;
         let status = answer.status();
         anyhow::ensure!(status == StatusCode::OK, "answered {status}");
         let body = Limited::new(answer.into_body(), self.answer_bytes_max).collect().await;
-        Ok(body.map_err(anyhow::Error::from_boxed).context("no whole answer")?.to_bytes())
+        Ok(body.map_err(anyhow::Error::from_boxed).context("incomplete answer")?.to_bytes())
     }
 }

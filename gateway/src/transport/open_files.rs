@@ -1,13 +1,13 @@
-//! How many files the system lets the gateway have open: each connection is one.
+//! The limit of open files (RLIMIT_NOFILE): each connection is one.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
-/// What the gateway needs besides its callers' connections, with room to spare.
+/// Files that the gateway needs besides its callers' connections, with a margin.
 const OWN_FILES: u64 = 128;
 
-/// Takes what the system would grant, as shells and supervisors give less by default; warns where that is too
-/// little for `connections_max`.
+/// Raises the soft limit to the hard limit, since shells and supervisors set a lower one; warns if that is too little for
+/// `connections_max`.
 pub(crate) fn allow(connections_max: usize) {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).map(|(allowed, most)| {
         let raised = allowed < most && setrlimit(Resource::RLIMIT_NOFILE, most, most).is_ok();
@@ -17,9 +17,9 @@ pub(crate) fn allow(connections_max: usize) {
         Ok(open_files_max) if open_files_max < connections_max as u64 + OWN_FILES => warn!(
             open_files_max,
             connections_max,
-            "MAX_CONNECTIONS is more than there can be; connections beyond the limit of open files have to wait"
+            "MAX_CONNECTIONS exceeds the limit of open files, connections beyond that limit wait"
         ),
         Ok(_) => {}
-        Err(error) => warn!(%error, "limit of open files not known"),
+        Err(error) => warn!(%error, "limit of open files not read"),
     }
 }

@@ -80,7 +80,7 @@ pub(crate) async fn serve<S>(
             let (builder, service, draining) = (builder.clone(), service.clone(), draining.clone());
             connections.spawn(drive(connection, builder, service, limits, draining));
         }
-        // No further connection is accepted: the listener is closed.
+        // Dropping `incoming` closes the listener.
     }
     while let Some(ended) = connections.join_next().await {
         report(ended);
@@ -89,7 +89,7 @@ pub(crate) async fn serve<S>(
 
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
-        error!(%error, "the task of a connection panicked");
+        error!(%error, "connection task panicked");
     }
 }
 
@@ -140,12 +140,12 @@ async fn drive<S>(
     let ended = match ended {
         Some(ended) => ended,
         None => {
-            // HTTP/2 sends GOAWAY; HTTP/1.1 closes behind the answer. Whoever has no call open is done.
+            // HTTP/2 sends GOAWAY; HTTP/1.1 closes after the answer. A connection without open calls ends at once.
             serving.as_mut().graceful_shutdown();
             match timeout_at(too_old + limits.age_grace, serving).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    debug!("connection closed with calls open: its grace is over");
+                    debug!("connection closed with open calls, grace period over");
                     return;
                 }
             }

@@ -1,4 +1,4 @@
-//! TLS on the gRPC port: its certificate, and whose client certificates are taken. Read again when a file changes.
+//! TLS on the gRPC port: its certificate, and the authorities of clients. Reloaded when a file changes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{error, info};
 use webpki::EndEntityCert;
 
-use crate::transport::files::{self, Current, Watched};
+use crate::transport::files::{self, Current, WatchedFiles};
 
 /// gRPC, and gRPC-Web of old clients.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -38,11 +38,11 @@ pub(crate) struct TlsConfig {
     pub(crate) tls_client_optional: bool,
 }
 
-/// What handshakes are made with at the moment. Cheap to clone.
+/// The current configuration of handshakes. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Tls {
     files: Files,
-    watched: Watched,
+    watched: WatchedFiles,
     current: Current<ServerConfig>,
 }
 
@@ -55,11 +55,12 @@ struct Files {
 }
 
 impl Tls {
-    /// Reads the files, or says which one cannot be used, by its variable. `None` if TLS is not configured.
+    /// Reads the files, or returns an error that names the variable. `None` if TLS is not configured.
     pub(crate) fn read(config: &TlsConfig) -> Result<Option<Self>, String> {
         if config.tls_client_optional && config.tls_client_ca.is_none() {
             return Err(
-                "TLS_CLIENT_OPTIONAL: no certificate is asked for at all without TLS_CLIENT_CA".to_owned()
+                "TLS_CLIENT_OPTIONAL: set TLS_CLIENT_CA too, without which no certificate is requested"
+                    .to_owned(),
             );
         }
         let (Some(cert), Some(key)) = (config.tls_cert.clone(), config.tls_key.clone()) else {
@@ -68,7 +69,7 @@ impl Tls {
         let client_ca = config.tls_client_ca.clone();
         let files = Files { cert, key, client_ca, client_optional: config.tls_client_optional };
         let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()];
-        let watched = Watched::new(paths.into_iter().flatten().cloned().collect());
+        let watched = WatchedFiles::new(paths.into_iter().flatten().cloned().collect());
         let current = Current::new(files.read()?);
         Ok(Some(Self { files, watched, current }))
     }
@@ -78,15 +79,15 @@ impl Tls {
     pub(crate) async fn follow(self) {
         let take = |read| match read {
             Ok(config) => {
-                info!("TLS certificates read again");
+                info!("TLS certificates reloaded");
                 self.current.set(config);
             }
-            Err(error) => error!(error, "TLS certificates not read again; those from before stay in use"),
+            Err(error) => error!(error, "TLS certificates not reloaded, previous certificates kept"),
         };
         self.watched.follow(move || self.files.read(), take).await;
     }
 
-    /// Makes a handshake. Must be given a deadline.
+    /// Performs a handshake. The caller sets the deadline.
     pub(crate) async fn handshake(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let config = self.current.get();
         TlsAcceptor::from(config).accept(stream).await
@@ -120,7 +121,7 @@ impl Files {
             .with_single_cert(chain, key)
             .map_err(|error| format!("TLS_CERT and TLS_KEY: {}: {error}", self.cert.display()))?;
         config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-        // A session that is resumed would bring back a client whose certificate is no longer good.
+        // A resumed session would admit a client whose certificate is no longer valid.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(config)
@@ -132,7 +133,7 @@ fn certificates(variable: &str, path: &Path) -> Result<Vec<CertificateDer<'stati
         .collect::<Result<_, _>>()
         .map_err(|error| format!("{variable}: {}: {error}", path.display()))?;
     if certificates.is_empty() {
-        return Err(format!("{variable}: {} holds no certificate", path.display()));
+        return Err(format!("{variable}: {} contains no certificate", path.display()));
     }
     Ok(certificates)
 }
@@ -141,7 +142,7 @@ fn bytes(variable: &str, path: &Path) -> Result<Vec<u8>, String> {
     files::read(path).map_err(|error| format!("{variable}: {} cannot be read: {error}", path.display()))
 }
 
-/// The names that a certificate is for, as its authority vouches: URIs such as SPIFFE ids first, then DNS names.
+/// The subject alternative names of a certificate: URIs such as SPIFFE ids first, then DNS names.
 /// A common name has no agreed form and counts for nothing (RFC 9525, section 2).
 pub(crate) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok(certificate) = EndEntityCert::try_from(certificate) else {

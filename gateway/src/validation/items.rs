@@ -81,7 +81,7 @@ impl Violations {
         };
         match total {
             Err(error @ TotalError::Overflow) => self.add("items", error),
-            // Said of the items one by one.
+            // Reported for each item.
             Ok(_) | Err(TotalError::MixedCurrencies | TotalError::Unpriced) => {}
         }
     }

@@ -62,7 +62,7 @@ pub(crate) fn order_id(text: &str) -> Result<OrderId, Status> {
     let mut violations = Violations::default();
     let id = violations.check_order_id(text);
     violations.into_result()?;
-    // Without an id there was a violation.
+    // Unreachable: a missing id is a violation.
     id.ok_or_else(|| errors::invalid(Vec::new(), 0))
 }
 
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_item_hides_nothing_about_the_order() {
+    fn an_invalid_item_hides_no_violation_of_the_order() {
         let items = vec![
             item("a b", 1, "eur", 1),
             item("b", 0, "EUR", 1),
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_broken_a_million_times_are_told_as_far_as_they_fit() {
+    fn a_million_violations_are_reported_as_far_as_they_fit() {
         let statuses = vec![0; 1_000_000];
         let request = ListOrdersRequest { customer_id: "c".into(), statuses, ..Default::default() };
         let status = page("", &request).unwrap_err();

@@ -12,7 +12,7 @@ use crate::errors::{self, VIOLATIONS_MAX};
 /// counted.
 #[derive(Default)]
 pub(crate) struct Violations {
-    told: Vec<FieldViolation>,
+    reported: Vec<FieldViolation>,
     left_out: usize,
 }
 
@@ -31,19 +31,19 @@ impl Violations {
     }
 
     pub(crate) fn add(&mut self, field: impl Display, description: impl Display) {
-        if self.told.len() < VIOLATIONS_MAX {
-            self.told.push(FieldViolation::new(field.to_string(), description.to_string()));
+        if self.reported.len() < VIOLATIONS_MAX {
+            self.reported.push(FieldViolation::new(field.to_string(), description.to_string()));
         } else {
             self.left_out += 1;
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.told.is_empty()
+        self.reported.is_empty()
     }
 
     pub(crate) fn into_result(self) -> Result<(), Status> {
-        if self.told.is_empty() { Ok(()) } else { Err(errors::invalid(self.told, self.left_out)) }
+        if self.reported.is_empty() { Ok(()) } else { Err(errors::invalid(self.reported, self.left_out)) }
     }
 
     pub(super) fn check_order_id(&mut self, text: &str) -> Option<OrderId> {

@@ -1,4 +1,4 @@
-//! What a dead letter says, and the record of attempts before it is one. Nothing here asks the broker.
+//! The contents of a dead letter, and the record of attempts before it. Does no I/O.
 
 use std::time::SystemTime;
 
@@ -19,7 +19,7 @@ use crate::delivery::Delivery;
 /// Reason of an order that a step has given up.
 const RETRIES_EXHAUSTED: &str = "RETRIES_EXHAUSTED";
 /// The error text of an announced attempt without a result.
-const VANISHED: &str = "the attempt ended without a word: its process died, or could not reach the broker";
+const NO_RESULT: &str = "the attempt left no result: its process died, or could not reach the broker";
 
 /// The record of `attempts` at a message, on the order as it stood at `order_revision`.
 pub(super) fn record(delivery: &Delivery<'_>, order_revision: u64, attempts: Vec<Attempt>) -> DeadLetter {
@@ -50,7 +50,7 @@ pub(super) fn exhausted(
     let reason = DeadLetterReason::RetriesExhausted;
     let mut attempts = record.attempts.clone();
     for attempt in attempts.iter_mut().filter(|attempt| is_open(attempt)) {
-        attempt.error = VANISHED.to_owned();
+        attempt.error = NO_RESULT.to_owned();
     }
     let error = attempts.last().map_or("", |attempt| &attempt.error);
     DeadLetter {
@@ -70,7 +70,7 @@ pub(super) fn withdrawn(letter: &DeadLetter) -> DeadLetter {
     DeadLetter { subject, publish_time, ..DeadLetter::default() }
 }
 
-/// What the order's event says that makes it FAILED.
+/// The detail of the event that makes the order FAILED.
 pub(super) fn order_failed(step: &str, kept: &StoredDeadLetter) -> OrderFailed {
     OrderFailed {
         reason: RETRIES_EXHAUSTED.to_owned(),
@@ -81,7 +81,7 @@ pub(super) fn order_failed(step: &str, kept: &StoredDeadLetter) -> OrderFailed {
     }
 }
 
-/// An attempt that begins now, and has no end yet.
+/// An attempt that begins now and has no result yet.
 pub(super) fn announced() -> Attempt {
     Attempt { time: Some(now()), error: String::new() }
 }
@@ -96,18 +96,18 @@ pub(super) fn is_about(letter: &DeadLetter, delivery: &Delivery<'_>) -> bool {
     *letter.subject == *delivery.message.subject && letter.publish_time == Some(delivery.published)
 }
 
-/// Whether it is a record of attempts at an order, which stands as it did at `since`.
+/// Whether it is a record of attempts at this order in the status that it has had since `since`.
 pub(super) fn is_of_order(letter: &DeadLetter, about: &OrderContext, since: Revision) -> bool {
     let order = subjects::parse(&letter.subject).map(|(_, order)| order);
     order == Some(about.order_id) && letter.order_revision == since.0
 }
 
-/// Whether more was stored than a record of attempts.
+/// Whether the record is a dead letter, not only a record of attempts.
 pub(super) fn is_letter(record: &StoredDeadLetter) -> bool {
     record.letter.state() != DeadLetterState::Unspecified
 }
 
-/// Whether the attempt was announced, and no more is known of it.
+/// Whether the attempt was announced and has no result.
 pub(super) fn is_open(attempt: &Attempt) -> bool {
     attempt.error.is_empty()
 }
@@ -117,7 +117,7 @@ pub(super) fn failed_of(attempts: &[Attempt]) -> Vec<Attempt> {
     attempts.iter().filter(|attempt| !is_open(attempt)).cloned().collect()
 }
 
-/// What every record about the message says.
+/// The fields that every record about the message has.
 fn of_message(delivery: &Delivery<'_>) -> DeadLetter {
     DeadLetter {
         subject: delivery.message.subject.to_string(),

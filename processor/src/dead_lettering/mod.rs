@@ -30,14 +30,14 @@ use crate::metrics;
 /// its orders no write.
 const SILENT_DELIVERIES_MAX: usize = 3;
 /// Announced attempts in a row without a result. Then the order counts as one that kills the step.
-const VANISHED_MAX: usize = 10;
+const NO_RESULT_MAX: usize = 10;
 
 /// The disposition of a redelivered message.
 #[derive(Debug)]
 pub(crate) enum BeforeAttempt<'a> {
-    /// An attempt. One that is announced goes on as long as it holds this.
+    /// Start an attempt. The guard is held during an announced one.
     Attempt(Option<MutexGuard<'a, ()>>),
-    /// No attempt.
+    /// Start no attempt.
     Settled(Disposition),
 }
 
@@ -46,15 +46,15 @@ pub(crate) enum BeforeAttempt<'a> {
 pub(crate) enum Outcome<'a> {
     /// The order needs nothing more.
     Finished,
-    /// It was stopped, or failed through no fault of the order: the message comes again after its pause.
+    /// The attempt was stopped, or a dependency was unavailable: the message is redelivered with backoff.
     Postponed,
-    /// An attempt at the order as it stood at `seen` has failed, which counts.
+    /// An attempt at the order, in the status that it has had since `seen`, has failed and counts.
     Failed { about: &'a OrderContext, seen: Revision, error: &'a AttemptError },
     /// The message cannot be decoded. Delivering it again would change nothing.
     Undecodable(&'a Undecodable),
 }
 
-/// Not given up, or not known to be: the message has to come again.
+/// The dead letter was not stored, or its outcome is unknown: the message has to be redelivered.
 #[derive(Debug, Error)]
 pub(crate) enum DeadLetteringError {
     #[error(transparent)]
@@ -65,7 +65,7 @@ pub(crate) enum DeadLetteringError {
     Append(#[from] AppendError),
 }
 
-/// Keeps count of attempts, and gives up.
+/// Counts failed attempts, and parks the order after the last one.
 #[derive(Debug)]
 pub(crate) struct DeadLettering {
     letters: DeadLetters,
@@ -84,8 +84,8 @@ impl DeadLettering {
         Self { letters, log, step, attempts_max, announced: Mutex::default(), first_new: OnceLock::new() }
     }
 
-    /// Notes a first delivery of a message.
-    pub(crate) fn is_first(&self, message: Revision) {
+    /// Records a first delivery of a message.
+    pub(crate) fn record_first_delivery(&self, message: Revision) {
         self.first_new.get_or_init(|| message);
     }
 
@@ -101,7 +101,7 @@ impl DeadLettering {
             Some(record) if is_letter(record) => {
                 return Ok(BeforeAttempt::Settled(self.fail(about, record.clone()).await?));
             }
-            // A letter that was withdrawn, perhaps by somebody who died before it was off the list.
+            // A withdrawn letter: its writer may have died before it removed the entry of open letters.
             Some(record) if record.letter.attempts.is_empty() => self.letters.sweep(record).await?,
             Some(_) | None => {}
         }
@@ -111,9 +111,9 @@ impl DeadLettering {
         }
         let tried = record.as_ref().or(earlier.as_ref()).map_or(&[][..], |record| &record.letter.attempts);
         let failed_count = letter::failed_of(tried).len();
-        let vanished_count = tried.len() - failed_count;
-        let given_up = failed_count >= self.attempts_max || vanished_count >= VANISHED_MAX;
-        // Deliveries that were postponed leave no trace either. But whoever died of this order has been started since.
+        let no_result_count = tried.len() - failed_count;
+        let given_up = failed_count >= self.attempts_max || no_result_count >= NO_RESULT_MAX;
+        // Postponed deliveries leave no record either. A message from `first_new` on cannot have killed an earlier process.
         let is_new = self.first_new.get().is_some_and(|first| delivery.id.sequence() >= *first);
         let silent_count = delivery.deliveries_before().saturating_sub(failed_count);
         let announced = silent_count >= SILENT_DELIVERIES_MAX && !is_new;
@@ -122,7 +122,7 @@ impl DeadLettering {
         }
 
         let current = self.log.load_latest(&about.order_id).await?.map(|current| current.stands_since().0);
-        // What was tried was tried at the order as it stood then.
+        // Recorded attempts count only while the order has the status that they were made at.
         let before = record.as_ref().filter(|record| {
             current.is_none_or(|order_revision| order_revision == record.letter.order_revision)
         });
@@ -132,7 +132,7 @@ impl DeadLettering {
         let Some(order_revision) = current.filter(|_| announced) else {
             return Ok(BeforeAttempt::Attempt(None));
         };
-        // One at a time, so that none is blamed for what another has done.
+        // One announced attempt at a time: when the process dies, the order at fault is known.
         let Ok(alone) = self.announced.try_lock() else {
             return Ok(BeforeAttempt::Settled(Disposition::Retry(delivery.pause())));
         };
@@ -143,7 +143,7 @@ impl DeadLettering {
         Ok(BeforeAttempt::Attempt(Some(alone)))
     }
 
-    /// Stores how the work on a message ended, as far as it has to be, and says what becomes of the message.
+    /// Stores the outcome of a message where necessary, and returns the disposition.
     pub(crate) async fn settle(
         &self,
         delivery: &Delivery<'_>,
@@ -151,30 +151,30 @@ impl DeadLettering {
     ) -> Result<Disposition, DeadLetteringError> {
         match end {
             Outcome::Finished => {
-                self.heard_of(delivery).await;
+                self.clear_announcement(delivery).await;
                 Ok(Disposition::Acknowledge)
             }
             Outcome::Postponed => {
-                self.heard_of(delivery).await;
+                self.clear_announcement(delivery).await;
                 Ok(Disposition::Retry(delivery.pause()))
             }
             Outcome::Failed { about, seen, error } => self.count(delivery, about, seen, error).await,
             Outcome::Undecodable(reason) => {
-                let disposition = self.set_aside(delivery, reason).await?;
+                let disposition = self.store_undecodable(delivery, reason).await?;
                 let (sequence, subject) = (delivery.id.sequence().0, &delivery.message.subject);
-                error!(step = self.step, sequence, %subject, %reason, "undecodable message set aside");
+                error!(step = self.step, sequence, %subject, %reason, "undecodable message, stored as dead letter");
                 Ok(disposition)
             }
         }
     }
 
-    /// After an attempt that ended and does not count: its announcement is removed. One that cannot be removed counts
-    /// as without a result, unless the next attempt ends.
-    async fn heard_of(&self, delivery: &Delivery<'_>) {
+    /// Removes the announcement of an attempt that ended and does not count. One that cannot be removed counts as without
+    /// a result, unless the next attempt ends.
+    async fn clear_announcement(&self, delivery: &Delivery<'_>) {
         if delivery.deliveries_before() < SILENT_DELIVERIES_MAX {
             return;
         }
-        let taken_back = async {
+        let cleared = async {
             let Some(record) = self.record(delivery).await? else { return Ok(()) };
             if is_letter(&record) || !record.letter.attempts.iter().any(is_open) {
                 return Ok(());
@@ -188,12 +188,12 @@ impl DeadLettering {
             }
             Ok::<_, DeadLetteringError>(())
         };
-        if let Err(error) = taken_back.await {
-            warn!(step = self.step, dead_letter_id = %delivery.id, %error, "announced attempt not taken back");
+        if let Err(error) = cleared.await {
+            warn!(step = self.step, dead_letter_id = %delivery.id, %error, "announced attempt not removed");
         }
     }
 
-    /// Counts an attempt that has failed on the order as it stood at `seen`, and gives up after the last one.
+    /// Counts a failed attempt at the order, in the status that it has had since `seen`, and parks it after the last one.
     async fn count(
         &self,
         delivery: &Delivery<'_>,
@@ -221,7 +221,7 @@ impl DeadLettering {
     }
 
     /// Gives up a message that cannot be decoded.
-    async fn set_aside(
+    async fn store_undecodable(
         &self,
         delivery: &Delivery<'_>,
         reason: &Undecodable,

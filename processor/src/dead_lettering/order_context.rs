@@ -1,20 +1,20 @@
-//! What dead lettering has to know of the event in a message.
+//! The parts of an event that dead-lettering needs.
 
 use backbone::log::event::Recorded;
 use backbone::log::ids::{OrderId, Revision};
 
-/// A decoded message.
+/// The order of a decoded message.
 #[derive(Debug)]
 pub(crate) struct OrderContext {
     pub(crate) order_id: OrderId,
     /// The dead letter that the order was redriven from, if the message is a `redriven`.
     pub(crate) redriven_from: String,
-    /// If the message says that the order is carried: since when it stands as it does, and its event before.
+    /// If the message is a `carried`: the revision at which the order got its status, and that of its previous event.
     pub(crate) carried: Option<(Revision, Revision)>,
 }
 
 impl OrderContext {
-    /// What the event says.
+    /// Reads them from the event.
     pub(crate) fn of(event: &Recorded) -> Self {
         let stands_since = event.stands_since();
         Self {

@@ -40,7 +40,7 @@ impl DeadLettering {
         let (id, parking, dead_letter_id) = (about.order_id, &kept.letter, kept.id.to_string());
         let Some(mut current) = self.log.load_latest(&id).await? else {
             if parking.state() == DeadLetterState::Open {
-                let reason = "the order is no longer kept";
+                let reason = "the order is no longer in the log";
                 self.letters.resolve(&kept, DeadLetterState::Discarded, self.step, reason).await?;
             }
             return Ok(Disposition::Terminate);
@@ -49,8 +49,8 @@ impl DeadLettering {
             return Ok(Disposition::Terminate);
         }
         if current.stands_since().0 != parking.order_revision {
-            // Parked once, and redriven or cancelled since?
-            // Who answered may have been behind the letter.
+            // The order may have been parked by this letter, and redriven or cancelled since. The server that answered may
+            // lag behind the letter.
             let least = current.revision().max(Revision(parking.order_revision));
             let history = self.log.history_reaching(&id, least).await?;
             let parked = history.iter().any(|event| event.parked_by() == Some(&dead_letter_id));
@@ -61,7 +61,7 @@ impl DeadLettering {
         let detail = Detail::Failed(letter::order_failed(self.step, &kept));
         let appended = loop {
             match self.log.append(&current, detail.clone(), deadline).await {
-                // It is only carried, and stands as it did.
+                // It was only carried; its status is unchanged.
                 Ok(Appended::Overtaken(now)) if now.stands_since().0 == parking.order_revision => {
                     current = now
                 }
@@ -75,9 +75,9 @@ impl DeadLettering {
                 Ok(Disposition::Terminate)
             }
             Ok(Appended::Overtaken(_)) => self.withdraw(&kept).await,
-            // It has ended, and what the step could not take back is for an operator.
+            // The order has ended. The effect that the step could not compensate is left to an operator.
             Err(AppendError::Refused(refused)) => {
-                error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter of an order that is not parked");
+                error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter stored, order not parked");
                 Ok(Disposition::Terminate)
             }
             Err(error) => Err(error.into()),
@@ -87,7 +87,7 @@ impl DeadLettering {
     /// Withdraws the dead letter: the order has moved on since its attempts failed, and gets new ones.
     async fn withdraw(&self, kept: &StoredDeadLetter) -> Result<Disposition, DeadLetteringError> {
         self.letters.replace(kept, letter::withdrawn(&kept.letter)).await?;
-        warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, the order has gone on");
+        warn!(step = self.step, dead_letter_id = %kept.id, "dead letter withdrawn, order has moved on");
         Ok(Disposition::Retry(RETRY.initial))
     }
 }

@@ -1,4 +1,4 @@
-//! The stock to begin with: the setting STOCK.
+//! The initial stock: the setting STOCK.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ impl FromStr for Stock {
         for line in text.split(',') {
             let (sku, units) = parse_stock_line(line)?;
             if stock.insert(sku.clone(), units).is_some() {
-                return Err(format!("\"{sku}\" is there twice"));
+                return Err(format!("\"{sku}\" is listed twice"));
             }
         }
         Ok(Self(stock))
@@ -35,9 +35,9 @@ impl FromStr for Stock {
 fn parse_stock_line(text: &str) -> Result<(String, u64), String> {
     let (sku, units) = text.split_once('=').ok_or("is not of the form sku=units")?;
     if !is_sku(sku) {
-        return Err(format!("\"{sku}\" is no SKU: {SKU_RULE}"));
+        return Err(format!("\"{sku}\" is not a SKU: {SKU_RULE}"));
     }
-    let units = units.parse().map_err(|_| format!("\"{units}\" is no number of units"))?;
+    let units = units.parse().map_err(|_| format!("\"{units}\" is not a number of units"))?;
     Ok((sku.to_owned(), units))
 }
 

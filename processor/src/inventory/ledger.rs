@@ -1,4 +1,4 @@
-//! Deciding who gets what: pure, over stock and reservations as they are known.
+//! Allocates stock to orders: pure, over the known stock and reservations.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -9,31 +9,31 @@ use stock::{
     stock_key,
 };
 
-use crate::incarnation::Incarnation;
+use crate::creation_time::CreationTime;
 
 /// A request for an order.
 #[derive(Clone, Debug)]
 pub(super) enum ReservationRequest {
-    /// To hold these units, all or none.
+    /// Reserve these units, all or none.
     Reserve(Units),
-    /// To hold nothing from now on.
+    /// Release the reservation, and reject a later one.
     Release,
-    /// To have what is on record live as long from now on as it would have when it was written.
+    /// Renew the record's time to live.
     Keep,
 }
 
 /// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The order holds its units.
+    /// The units are reserved.
     Held,
     /// The record, if any, is renewed.
     Kept,
-    /// There is not enough.
+    /// Too few units are available; says which.
     OutOfStock(String),
-    /// The order holds nothing; this is what it had held.
+    /// The reservation is released; these units were held.
     Released(Units),
-    /// Nothing could be done for the order, for this reason.
+    /// The request failed for this reason, which a retry does not change.
     Refused(String),
 }
 
@@ -43,9 +43,9 @@ impl Answer {
     }
 }
 
-/// The request depends on a record that the ledger does not know for certain.
+/// The decision depends on a record that has to be read first.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unsure;
+pub(super) struct NeedsRead;
 
 /// A record's value and the revision that the next write to it has to expect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,27 +55,27 @@ pub(super) struct Entry<T> {
     pub(super) changed: bool,
 }
 
-/// Stock by SKU and reservations by order, with the changes decided on so far.
+/// Stock by SKU and reservations by order, with the decided changes.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pub(super) stock: HashMap<String, Entry<u64>>,
     pub(super) reservations: HashMap<String, Entry<Option<Reservation>>>,
     /// Keys whose value cannot be read.
     damaged: BTreeSet<String>,
-    /// Whether all records were read for these very requests. If not, stock comes from the cache, and a new order is
+    /// Whether all records were read for these requests. If not, stock comes from the cache, and a new order is
     /// assumed to have no reservation; the commit's expectations fail if that is wrong.
-    certain: bool,
+    is_complete: bool,
 }
 
 impl Ledger {
-    /// A ledger of remembered stock.
-    pub(super) fn remembered(stock: HashMap<String, Entry<u64>>) -> Self {
+    /// A ledger of cached stock.
+    pub(super) fn from_cache(stock: HashMap<String, Entry<u64>>) -> Self {
         Self { stock, ..Self::default() }
     }
 
     /// A ledger of records just read. A record that is missing does not exist.
     pub(super) fn read(records: &Records) -> Self {
-        let mut ledger = Self { certain: true, ..Self::default() };
+        let mut ledger = Self { is_complete: true, ..Self::default() };
         for (key, record) in records {
             let revision = record.revision;
             if let Some(sku) = key.strip_prefix("stock.") {
@@ -107,23 +107,23 @@ impl Ledger {
     pub(super) fn decide(
         &mut self,
         order_id: &str,
-        incarnation: Incarnation,
-        wish: &ReservationRequest,
-    ) -> Result<Answer, Unsure> {
+        creation_time: CreationTime,
+        action: &ReservationRequest,
+    ) -> Result<Answer, NeedsRead> {
         if self.damaged.contains(&reservation_key(order_id)) {
             return Ok(damaged(&reservation_key(order_id)));
         }
         let present = self.reservations.get(order_id).and_then(|entry| entry.value.as_ref());
-        if present.is_some_and(|present| present.incarnation > incarnation) {
-            return Ok(Answer::Refused(format!("{} is of a later order", reservation_key(order_id))));
+        if present.is_some_and(|present| present.creation_time > creation_time) {
+            return Ok(Answer::Refused(format!("{} belongs to a later order", reservation_key(order_id))));
         }
-        // What an earlier order of this id held is gone with it.
-        let own = present.filter(|present| present.incarnation == incarnation).cloned();
+        // A reservation of an earlier order with this id does not count.
+        let own = present.filter(|present| present.creation_time == creation_time).cloned();
         let own = own.map(|own| (own.state, own.units));
-        match (wish, own) {
-            (ReservationRequest::Keep, _) if !self.certain => Err(Unsure),
+        match (action, own) {
+            (ReservationRequest::Keep, _) if !self.is_complete => Err(NeedsRead),
             (ReservationRequest::Keep, Some((state, units))) => {
-                self.record(order_id, Reservation { incarnation, state, units });
+                self.record(order_id, Reservation { creation_time, state, units });
                 Ok(Answer::Kept)
             }
             (ReservationRequest::Keep, None) => Ok(Answer::Kept),
@@ -132,17 +132,22 @@ impl Ledger {
                 ReservationRequest::Reserve(_) | ReservationRequest::Release,
                 Some((ReservationState::Released, units)),
             ) => Ok(Answer::Released(units)),
-            (ReservationRequest::Reserve(units), None) => self.reserve(order_id, incarnation, units),
-            (ReservationRequest::Release, _) if !self.certain => Err(Unsure),
+            (ReservationRequest::Reserve(units), None) => self.reserve(order_id, creation_time, units),
+            (ReservationRequest::Release, _) if !self.is_complete => Err(NeedsRead),
             (ReservationRequest::Release, Some((ReservationState::Held, units))) => {
-                Ok(self.release(order_id, incarnation, units))
+                Ok(self.release(order_id, creation_time, units))
             }
-            // Remembered, so that a reservation that comes too late is refused.
-            (ReservationRequest::Release, None) => Ok(self.release(order_id, incarnation, Units::new())),
+            // Recorded, so that a reservation that arrives later is rejected.
+            (ReservationRequest::Release, None) => Ok(self.release(order_id, creation_time, Units::new())),
         }
     }
 
-    fn reserve(&mut self, order_id: &str, incarnation: Incarnation, units: &Units) -> Result<Answer, Unsure> {
+    fn reserve(
+        &mut self,
+        order_id: &str,
+        creation_time: CreationTime,
+        units: &Units,
+    ) -> Result<Answer, NeedsRead> {
         let mut missing = Vec::new();
         for (sku, wanted) in units {
             if self.damaged.contains(&stock_key(sku)) {
@@ -154,8 +159,12 @@ impl Ledger {
             }
         }
         if !missing.is_empty() {
-            // Nobody is refused on the strength of a memory.
-            return if self.certain { Ok(Answer::OutOfStock(missing.join("; "))) } else { Err(Unsure) };
+            // A cached count is no reason to reject an order.
+            return if self.is_complete {
+                Ok(Answer::OutOfStock(missing.join("; ")))
+            } else {
+                Err(NeedsRead)
+            };
         }
         for (sku, wanted) in units {
             if let Some(entry) = self.stock.get_mut(sku) {
@@ -164,11 +173,11 @@ impl Ledger {
             }
         }
         let state = ReservationState::Held;
-        self.record(order_id, Reservation { incarnation, state, units: units.clone() });
+        self.record(order_id, Reservation { creation_time, state, units: units.clone() });
         Ok(Answer::Held)
     }
 
-    fn release(&mut self, order_id: &str, incarnation: Incarnation, units: Units) -> Answer {
+    fn release(&mut self, order_id: &str, creation_time: CreationTime, units: Units) -> Answer {
         if let Some(sku) = units.keys().find(|sku| self.damaged.contains(&stock_key(sku))) {
             return damaged(&stock_key(sku));
         }
@@ -179,7 +188,7 @@ impl Ledger {
             entry.changed = true;
         }
         let state = ReservationState::Released;
-        self.record(order_id, Reservation { incarnation, state, units: units.clone() });
+        self.record(order_id, Reservation { creation_time, state, units: units.clone() });
         Answer::Released(units)
     }
 

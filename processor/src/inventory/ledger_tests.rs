@@ -3,12 +3,12 @@ use proptest::prelude::*;
 use stock::Versioned;
 
 /// The order that has an id for now.
-fn now() -> Incarnation {
+fn now() -> CreationTime {
     nth(2)
 }
 
 /// The n-th of the orders that an id names one after the other.
-fn nth(n: i64) -> Incarnation {
+fn nth(n: i64) -> CreationTime {
     serde_json::from_str(&n.to_string()).unwrap()
 }
 
@@ -23,7 +23,7 @@ fn records(values: &[(&str, &str)]) -> Records {
 
 fn remembered(stock: &[(&str, u64)]) -> Ledger {
     let entry = |value| Entry { value, revision: Revision(3), changed: false };
-    Ledger::remembered(stock.iter().map(|(sku, units)| ((*sku).to_owned(), entry(*units))).collect())
+    Ledger::from_cache(stock.iter().map(|(sku, units)| ((*sku).to_owned(), entry(*units))).collect())
 }
 
 #[test]
@@ -56,11 +56,11 @@ fn orders_of_one_batch_share_what_is_left() {
 }
 
 #[test]
-fn nobody_is_refused_or_released_on_the_strength_of_a_memory() {
+fn cached_stock_never_rejects_or_releases() {
     let mut ledger = remembered(&[("a", 1)]);
-    assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("a", 2)]))), Err(Unsure));
-    assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("b", 1)]))), Err(Unsure));
-    assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Release), Err(Unsure));
+    assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("a", 2)]))), Err(NeedsRead));
+    assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("b", 1)]))), Err(NeedsRead));
+    assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Release), Err(NeedsRead));
     assert_eq!(
         ledger.decide("o1", now(), &ReservationRequest::Reserve(units(&[("a", 1)]))),
         Ok(Answer::Held)
@@ -68,7 +68,7 @@ fn nobody_is_refused_or_released_on_the_strength_of_a_memory() {
 }
 
 #[test]
-fn what_is_kept_is_written_again_as_it_is() {
+fn a_renewed_record_is_rewritten_unchanged() {
     for state in ["held", "released"] {
         let kept = format!(r#"{{"incarnation":2,"state":"{state}","units":{{"a":2}}}}"#);
         let mut ledger = Ledger::read(&records(&[("stock.a", "5"), ("reservation.o1", &kept)]));
@@ -76,14 +76,14 @@ fn what_is_kept_is_written_again_as_it_is() {
         assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Keep), Ok(Answer::Kept));
         assert_eq!((&ledger.reservations["o1"].value, ledger.reservations["o1"].changed), (&before, true));
         assert!(!ledger.stock["a"].changed);
-        // One of an order that had the id before is left to expire.
+        // A record of an earlier order with the id is left to expire.
         assert_eq!(ledger.decide("o1", nth(3), &ReservationRequest::Keep), Ok(Answer::Kept));
         assert_eq!(ledger.reservations["o1"].value, before);
     }
     let mut ledger = Ledger::read(&records(&[("stock.a", "5")]));
     assert_eq!(ledger.decide("o1", now(), &ReservationRequest::Keep), Ok(Answer::Kept));
-    assert!(ledger.reservations.is_empty(), "nothing is made up");
-    assert_eq!(remembered(&[("a", 1)]).decide("o1", now(), &ReservationRequest::Keep), Err(Unsure));
+    assert!(ledger.reservations.is_empty(), "no record is created");
+    assert_eq!(remembered(&[("a", 1)]).decide("o1", now(), &ReservationRequest::Keep), Err(NeedsRead));
 }
 
 #[test]
@@ -112,9 +112,9 @@ fn a_damaged_record_stops_only_the_orders_that_need_it() {
     );
 }
 
-/// What is on record for order o1 of some incarnation, which was about 2 units.
-fn left_by(incarnation: Incarnation, state: ReservationState) -> Records {
-    let left = Reservation { incarnation, state, units: units(&[("a", 2)]) };
+/// The records of an order o1 with this creation time and 2 units.
+fn left_by(creation_time: CreationTime, state: ReservationState) -> Records {
+    let left = Reservation { creation_time, state, units: units(&[("a", 2)]) };
     records(&[("stock.a", "10"), ("reservation.o1", &serde_json::to_string(&left).unwrap())])
 }
 
@@ -122,13 +122,13 @@ fn left_by(incarnation: Incarnation, state: ReservationState) -> Records {
 fn a_record_of_an_earlier_order_is_overwritten_at_its_revision() {
     for state in [ReservationState::Held, ReservationState::Released] {
         let mut ledger = Ledger::read(&left_by(nth(1), state));
-        let wish = ReservationRequest::Reserve(units(&[("a", 5)]));
-        assert_eq!(ledger.decide("o1", nth(2), &wish), Ok(Answer::Held), "{state:?}");
-        assert_eq!(ledger.decide("o1", nth(2), &wish), Ok(Answer::Held), "a repeat takes nothing");
+        let action = ReservationRequest::Reserve(units(&[("a", 5)]));
+        assert_eq!(ledger.decide("o1", nth(2), &action), Ok(Answer::Held), "{state:?}");
+        assert_eq!(ledger.decide("o1", nth(2), &action), Ok(Answer::Held), "a repeat takes nothing");
         assert_eq!(ledger.stock["a"].value, 5);
         let written = &ledger.reservations["o1"];
         assert_eq!((written.revision, written.changed), (Revision(7), true));
-        assert_eq!(written.value.as_ref().unwrap().incarnation, nth(2));
+        assert_eq!(written.value.as_ref().unwrap().creation_time, nth(2));
         assert_eq!(
             ledger.decide("o1", nth(2), &ReservationRequest::Release),
             Ok(Answer::Released(units(&[("a", 5)])))
@@ -150,8 +150,8 @@ fn a_release_gives_back_nothing_that_an_earlier_order_held() {
 fn a_record_of_a_later_order_is_left_alone() {
     for state in [ReservationState::Held, ReservationState::Released] {
         let mut ledger = Ledger::read(&left_by(nth(2), state));
-        for wish in [ReservationRequest::Release, ReservationRequest::Reserve(units(&[("a", 5)]))] {
-            assert!(matches!(ledger.decide("o1", nth(1), &wish), Ok(Answer::Refused(_))), "{wish:?}");
+        for action in [ReservationRequest::Release, ReservationRequest::Reserve(units(&[("a", 5)]))] {
+            assert!(matches!(ledger.decide("o1", nth(1), &action), Ok(Answer::Refused(_))), "{action:?}");
         }
         assert_eq!(ledger.stock["a"].value, 10);
         assert!(!ledger.reservations["o1"].changed);
@@ -159,25 +159,25 @@ fn a_record_of_a_later_order_is_left_alone() {
 }
 
 proptest! {
-    /// Whatever is wished, in whatever order and however often: what is available, what is held, and what
-    /// orders held whose id names another by now, add up to what there was.
+    /// Any requests, in any order and however often: the available units, the held ones, and those of orders whose id was
+    /// reused add up to the initial stock.
     #[test]
     fn no_unit_is_lost_or_taken_twice(
-        wishes in proptest::collection::vec((0..6u8, 0..3i64, prop_oneof![
+        actions in proptest::collection::vec((0..6u8, 0..3i64, prop_oneof![
             proptest::collection::btree_map("[abc]", 1..5u64, 1..4).prop_map(ReservationRequest::Reserve),
             Just(ReservationRequest::Release),
         ]), 0..60),
     ) {
         let mut ledger = Ledger::read(&records(&[("stock.a", "10"), ("stock.b", "7"), ("stock.c", "1")]));
         let mut gone = 0;
-        for (order, n, wish) in wishes {
+        for (order, n, action) in actions {
             let order_id = order.to_string();
             let before = ledger.reservations.get(&order_id).and_then(|entry| entry.value.clone());
-            ledger.decide(&order_id, nth(n), &wish).unwrap();
+            ledger.decide(&order_id, nth(n), &action).unwrap();
             let after = ledger.reservations.get(&order_id).and_then(|entry| entry.value.as_ref());
             if let (Some(before), Some(after)) = (before, after) {
-                prop_assert!(before.incarnation <= after.incarnation);
-                if before.incarnation < after.incarnation {
+                prop_assert!(before.creation_time <= after.creation_time);
+                if before.creation_time < after.creation_time {
                     gone += held(&before);
                 }
             }

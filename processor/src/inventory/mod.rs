@@ -34,8 +34,8 @@ pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
 pub struct Inventory {
     reservations: Reservations,
     presence: Presence,
-    _following: AbortOnDropHandle<Infallible>,
-    _looking: AbortOnDropHandle<()>,
+    _presence_task: AbortOnDropHandle<Infallible>,
+    _orphan_task: AbortOnDropHandle<()>,
 }
 
 impl Inventory {
@@ -50,13 +50,13 @@ impl Inventory {
         let store = opening::open(&presence, connection.clone(), config, Self::NAME).await?;
         let log = OrderLog::new(connection, Self::NAME).await?;
         let watched = presence.clone();
-        let following = tokio::spawn(async move { watched.keep().await });
-        let looking = tokio::spawn(orphaned::look_for_them(store.clone(), log));
+        let presence_task = tokio::spawn(async move { watched.keep().await });
+        let orphan_task = tokio::spawn(orphaned::count_periodically(store.clone(), log));
         Ok(Self {
             reservations: Reservations::start(store, attempt_timeout / 2),
             presence,
-            _following: AbortOnDropHandle::new(following),
-            _looking: AbortOnDropHandle::new(looking),
+            _presence_task: AbortOnDropHandle::new(presence_task),
+            _orphan_task: AbortOnDropHandle::new(orphan_task),
         })
     }
 }
@@ -77,12 +77,12 @@ impl Step for Inventory {
         match self.reservations.ask(order, ReservationRequest::Reserve(wanted.clone())).await? {
             Answer::Held => Ok(Detail::Reserved(StockReserved { lines: lines(wanted) })),
             Answer::OutOfStock(message) => Err(StepError::Rejected { reason: OUT_OF_STOCK, message }),
-            // The order is past the status in this event, or soon will be.
+            // The order has moved on from the status in this event, or is about to.
             Answer::Released(_) => {
                 Err(StepError::Unexpected("the reservation was already released".to_owned()))
             }
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
-            Answer::Kept => Err(StepError::Unexpected("a reservation was only kept".to_owned())),
+            Answer::Kept => Err(StepError::Unexpected("reservation was renewed, not made".to_owned())),
         }
     }
 
@@ -91,16 +91,16 @@ impl Step for Inventory {
             Answer::Released(units) => Ok(Some(Detail::Released(StockReleased { lines: lines(units) }))),
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
             Answer::Held | Answer::Kept | Answer::OutOfStock(_) => {
-                Err(StepError::Unexpected("a release was not released".to_owned()))
+                Err(StepError::Unexpected("reservation was not released".to_owned()))
             }
         }
     }
 
     async fn keep(&self, order: &Order) -> Result<(), StepError> {
         let answer = self.reservations.ask(order, ReservationRequest::Keep).await?;
-        // That a record cannot be read is found when it is needed, and is no reason to park an order that waits for another step.
+        // An unreadable record is reported when it is needed. It must not park an order that waits for another step.
         if let Answer::Refused(reason) = answer {
-            warn!(order_id = order.order_id, reason, "reservation not kept for an order that is carried");
+            warn!(order_id = order.order_id, reason, "reservation of a carried order not renewed");
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Opening the bucket: made and stocked at the first start, and never again by itself.
+//! Opens the bucket: created and filled at the first start, and never recreated automatically.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use tracing::{info, warn};
 
 use super::initial_stock::{InventoryConfig, Stock};
 
-/// Pause between two lines that say what is waited for.
-const SAID_INTERVAL: Duration = Duration::from_secs(15);
+/// Interval between log lines while waiting.
+const LOG_INTERVAL: Duration = Duration::from_secs(15);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
 /// Opens the bucket. The first start creates and fills it. A bucket that existed before and is missing is not created:
@@ -30,15 +30,15 @@ pub(super) async fn open(
     config: &InventoryConfig,
     consumer: &str,
 ) -> Result<Store, StoreError> {
-    let (mut attempts, said) = (0, LogThrottle::every(SAID_INTERVAL));
+    let (mut attempts, log_throttle) = (0, LogThrottle::every(LOG_INTERVAL));
     loop {
         connection.up().await;
         match set_up(presence, &connection, config, consumer).await {
             Ok(opened) => return opened,
             Err(error) => {
                 attempts += 1;
-                if let Some(left_out) = said.allow() {
-                    warn!(error, attempts, left_out, "bucket {BUCKET} not ready, waiting for it");
+                if let Some(left_out) = log_throttle.allow() {
+                    warn!(error, attempts, left_out, "bucket {BUCKET} not ready, retrying");
                 }
                 sleep(RETRY.after(attempts)).await;
             }
@@ -46,7 +46,7 @@ pub(super) async fn open(
     }
 }
 
-/// The outer error is one that passes by itself.
+/// The outer error is transient.
 async fn set_up(
     presence: &Presence,
     connection: &Connection,
@@ -58,9 +58,9 @@ async fn set_up(
     let config_of_orders = &orders.cached_info().config;
     let store = Store::new(connection.clone(), stock::reservation_ttl(config_of_orders.max_age));
     match presence.look().await {
-        BucketState::Unknown => return Err("it cannot be asked for yet".to_owned()),
+        BucketState::Unknown => return Err("bucket cannot be read yet".to_owned()),
         BucketState::Missing => return Ok(Ok(store)),
-        // All orders that were given stock may have expired.
+        // The orders that prove that the bucket existed may all have expired. The step has worked, so it existed.
         BucketState::NotYet if has_worked(&orders, consumer).await? => {
             presence.was_there();
             return Ok(Ok(store));
@@ -79,7 +79,7 @@ async fn set_up(
     let Some(Stock(stock)) = &config.stock else { return Ok(Ok(store)) };
     if store.is_remade().await.map_err(|error| error.to_string())? {
         warn!(
-            "STOCK is not applied: bucket {BUCKET} stands in for one that was lost, whose units may be sold (waybill stock)"
+            "STOCK not applied: bucket {BUCKET} was recreated after a loss; set the counts with waybill stock"
         );
     } else {
         seed(&store, stock).await?;
@@ -97,7 +97,8 @@ async fn has_worked(orders: &stream::Stream, consumer: &str) -> Result<bool, Str
 }
 
 async fn seed(store: &Store, stock: &BTreeMap<String, u64>) -> Result<(), String> {
-    // What is there needs no write, for which there may be no space. What a replica lacks that is behind, a write finds.
+    // Existing SKUs need no write, for which there may be no storage space. If a lagging replica misses one, the write
+    // conflicts.
     let keys: Vec<_> = stock.keys().map(|sku| stock_key(sku)).collect();
     let present = store.read(&keys).await.map_err(|error| error.to_string())?;
     for (sku, units) in stock.iter().filter(|(sku, _)| !present.contains_key(&stock_key(sku))) {

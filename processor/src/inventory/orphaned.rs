@@ -1,4 +1,4 @@
-//! Counting reservations whose orders the log has lost: for a metric. Operators release them (`waybill stock reconcile`).
+//! Counts reservations whose orders the log has lost, for a metric. Operators release them (`waybill stock reconcile`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,17 +12,17 @@ use tokio::select;
 use tokio::time::sleep;
 use tracing::{debug, error};
 
-/// How often all reservations are examined: they become orphans only by a loss, and each loss starts an examination.
-const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// And while there are some, which an operator may be releasing, or when it was not possible.
-const LOOK_AGAIN: Duration = Duration::from_secs(15);
-/// How long after the loss: the reservations of orders in progress exist by then.
-const LOOK_AFTER_LOSS: Duration = Duration::from_secs(5);
-/// A reservation that is younger may be of an order that this look has not seen.
+/// How often all reservations are scanned: they become orphans only by a loss, and each loss starts a scan.
+const SCAN_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// Interval while there are orphans, which an operator may be releasing, or after a failure.
+const RESCAN_INTERVAL: Duration = Duration::from_secs(15);
+/// Delay after a loss: by then the reservations of orders in progress exist.
+const SCAN_DELAY_AFTER_LOSS: Duration = Duration::from_secs(5);
+/// A younger reservation may be of an order that this scan has not read.
 const OLDER_THAN: Duration = Duration::from_secs(5);
 
-/// Looks again and again; never ends.
-pub(super) async fn look_for_them(store: Store, log: OrderLog) {
+/// Counts periodically; never ends.
+pub(super) async fn count_periodically(store: Store, log: OrderLog) {
     let known: Arc<Mutex<Option<u64>>> = Arc::default();
     let shown = known.clone();
     metrics::gauge(
@@ -40,19 +40,16 @@ pub(super) async fn look_for_them(store: Store, log: OrderLog) {
         losses.mark_unchanged();
         let counted = count(&store, &log).await;
         let pause = match counted {
-            Ok(0) => LOOK_INTERVAL,
+            Ok(0) => SCAN_INTERVAL,
             Ok(orphans) => {
                 if orphans > before {
-                    error!(
-                        orphans,
-                        "reservations of orders that the log has lost hold stock (waybill stock reconcile)"
-                    );
+                    error!(orphans, "reservations of lost orders hold stock; run waybill stock reconcile");
                 }
-                LOOK_AGAIN
+                RESCAN_INTERVAL
             }
             Err(ref error) => {
-                debug!(%error, "reservations are not compared with the log");
-                LOOK_AGAIN
+                debug!(%error, "reservations not compared with the log");
+                RESCAN_INTERVAL
             }
         };
         if let Ok(orphans) = counted {
@@ -61,7 +58,7 @@ pub(super) async fn look_for_them(store: Store, log: OrderLog) {
         }
         select! {
             () = sleep(pause) => {}
-            Ok(()) = losses.changed() => sleep(LOOK_AFTER_LOSS).await,
+            Ok(()) = losses.changed() => sleep(SCAN_DELAY_AFTER_LOSS).await,
         }
     }
 }

@@ -18,19 +18,19 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Span, debug, info_span};
 
-use super::ledger::{Answer, Entry, Ledger, ReservationRequest, Unsure};
-use crate::incarnation::Incarnation;
+use super::ledger::{Answer, Entry, Ledger, NeedsRead, ReservationRequest};
+use crate::creation_time::CreationTime;
 use crate::step::StepError;
 
 /// Requests that wait for the next batch; further ones wait for a slot.
-const QUEUE_WISHES_MAX: usize = 1000;
+const QUEUE_REQUESTS_MAX: usize = 1000;
 /// Maximum number of writes of one request: each SKU's stock and the reservation.
-const WISH_WRITES_MAX: usize = ORDER_SKUS_MAX + 1;
+const REQUEST_WRITES_MAX: usize = ORDER_SKUS_MAX + 1;
 /// After this long without a commit the requests fail, and the orders are retried later.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_secs(1) };
 
-/// The counter that every order of this process passes.
+/// The queue of all reservation requests of this process.
 #[derive(Debug)]
 pub(super) struct Reservations {
     queue: mpsc::Sender<Request>,
@@ -41,16 +41,16 @@ pub(super) struct Reservations {
 #[derive(Debug)]
 struct Request {
     order_id: String,
-    incarnation: Incarnation,
-    wish: ReservationRequest,
+    creation_time: CreationTime,
+    action: ReservationRequest,
     reply: oneshot::Sender<Result<Answer, StepError>>,
 }
 
 impl Reservations {
     /// A caller has an answer within `answer_timeout`.
     pub(super) fn start(store: Store, answer_timeout: Duration) -> Self {
-        let (queue, requests) = mpsc::channel(QUEUE_WISHES_MAX);
-        // A wish may wait for the batch before its own.
+        let (queue, requests) = mpsc::channel(QUEUE_REQUESTS_MAX);
+        // A request may wait for the batch before its own.
         let commit_timeout = COMMIT_TIMEOUT.min(answer_timeout / 2);
         let batcher = ReservationBatcher { store, stock: HashMap::new(), commit_timeout };
         let _batching = AbortOnDropHandle::new(tokio::spawn(batcher.serve(requests)));
@@ -58,12 +58,12 @@ impl Reservations {
     }
 
     /// The outcome of the order's request, once it is durable. A retry changes nothing more.
-    pub(super) async fn ask(&self, order: &Order, wish: ReservationRequest) -> Result<Answer, StepError> {
+    pub(super) async fn ask(&self, order: &Order, action: ReservationRequest) -> Result<Answer, StepError> {
         let closed = || StepError::Unavailable("the inventory is closed".to_owned());
-        let span = asking(order, &wish);
+        let span = request_span(order, &action);
         let (reply, answer) = oneshot::channel();
-        let incarnation = Incarnation::of(order)?;
-        let request = Request { order_id: order.order_id.clone(), incarnation, wish, reply };
+        let creation_time = CreationTime::of(order)?;
+        let request = Request { order_id: order.order_id.clone(), creation_time, action, reply };
         let answered = async {
             self.queue.send(request).await.map_err(|_| closed())?;
             answer.await.map_err(|_| closed())?
@@ -83,8 +83,8 @@ impl Reservations {
 }
 
 /// The span of one order's request: from the queue to the commit of its batch.
-fn asking(order: &Order, wish: &ReservationRequest) -> Span {
-    let operation = match wish {
+fn request_span(order: &Order, action: &ReservationRequest) -> Span {
+    let operation = match action {
         ReservationRequest::Reserve(_) => "reserve",
         ReservationRequest::Release => "release",
         ReservationRequest::Keep => "keep",
@@ -112,16 +112,16 @@ struct ReservationBatcher {
 enum Failure {
     /// The answer depends on records that have to be read first.
     #[error("records have to be read")]
-    Unsure,
+    NeedsRead,
     #[error(transparent)]
     Commit(#[from] CommitError),
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
-impl From<Unsure> for Failure {
-    fn from(_: Unsure) -> Self {
-        Self::Unsure
+impl From<NeedsRead> for Failure {
+    fn from(_: NeedsRead) -> Self {
+        Self::NeedsRead
     }
 }
 
@@ -129,7 +129,7 @@ impl ReservationBatcher {
     async fn serve(mut self, mut queue: mpsc::Receiver<Request>) {
         while let Some(first) = queue.recv().await {
             let mut requests = vec![first];
-            while writes(&requests) + WISH_WRITES_MAX <= WRITES_MAX {
+            while writes(&requests) + REQUEST_WRITES_MAX <= WRITES_MAX {
                 let Ok(next) = queue.try_recv() else { break };
                 requests.push(next);
             }
@@ -138,12 +138,12 @@ impl ReservationBatcher {
         }
     }
 
-    /// Answers every request, after what was decided is durable.
+    /// Answers every request after the decisions are durable.
     async fn settle(&mut self, mut requests: Vec<Request>) {
         let deadline = Instant::now() + self.commit_timeout;
-        let mut ledger = Some(self.remember(&requests));
+        let mut ledger = Some(self.cached_ledger(&requests));
         for attempts in 1.. {
-            // Whoever waits no longer has perhaps been overtaken, and would not undo what is done for it now.
+            // A caller that no longer waits may have been overtaken, and would not compensate an effect made now.
             requests.retain(|request| !request.reply.is_closed());
             let failure = match self.attempt(ledger.take(), &requests).await {
                 Ok(answers) => {
@@ -153,7 +153,7 @@ impl ReservationBatcher {
                 Err(failure) => failure,
             };
             if let Failure::Commit(CommitError::Permanent(reason)) = &failure {
-                // One of them is at fault, and the others must not suffer for it.
+                // One request is at fault, and must not fail the others.
                 return self.settle_each(requests, reason).await;
             }
             let is_full = matches!(failure, Failure::Commit(CommitError::Full(_)));
@@ -162,8 +162,8 @@ impl ReservationBatcher {
                 return reply(requests, std::iter::repeat_with(unavailable));
             }
             match failure {
-                // Somebody else got on; a look at the records is all that is needed.
-                Failure::Unsure | Failure::Commit(CommitError::Conflict) => {}
+                // Another writer won; the next attempt reads the records.
+                Failure::NeedsRead | Failure::Commit(CommitError::Conflict) => {}
                 Failure::Commit(
                     CommitError::Unknown(_) | CommitError::Full(_) | CommitError::Permanent(_),
                 )
@@ -179,12 +179,12 @@ impl ReservationBatcher {
             return reply(requests, std::iter::repeat_with(refused));
         }
         for request in requests {
-            // Not without end: the next time there is one.
+            // The recursion ends: the next call has a single request.
             Box::pin(self.settle(vec![request])).await;
         }
     }
 
-    /// Decides and commits, on what is remembered or else on what is read now.
+    /// Decides and commits, based on the cached ledger or else on records read now.
     async fn attempt(
         &mut self,
         ledger: Option<Ledger>,
@@ -207,22 +207,22 @@ impl ReservationBatcher {
             let (ledger, answers) = decide(Ledger::read(&records), requests)?;
             let refused = requests.iter().zip(&answers).filter(|(_, answer)| answer.is_out_of_stock());
             let keys = refused.flat_map(|(request, _)| keys(request));
-            let unsure: Vec<_> = keys.filter(|key| latest.insert(key.clone())).collect();
-            if unsure.is_empty() {
+            let unproven: Vec<_> = keys.filter(|key| latest.insert(key.clone())).collect();
+            if unproven.is_empty() {
                 return Ok((ledger, answers));
             }
-            records.retain(|key, _| !unsure.contains(key));
-            records.extend(self.store.read_proven(&unsure).await?);
+            records.retain(|key, _| !unproven.contains(key));
+            records.extend(self.store.read_proven(&unproven).await?);
         }
     }
 
     /// The cached stock of the requested SKUs.
-    fn remember(&self, requests: &[Request]) -> Ledger {
-        let wanted = requests.iter().flat_map(|request| match &request.wish {
+    fn cached_ledger(&self, requests: &[Request]) -> Ledger {
+        let wanted = requests.iter().flat_map(|request| match &request.action {
             ReservationRequest::Reserve(units) => units.keys().collect(),
             ReservationRequest::Release | ReservationRequest::Keep => Vec::new(),
         });
-        Ledger::remembered(
+        Ledger::from_cache(
             wanted.filter_map(|sku| Some((sku.clone(), self.stock.get(sku)?.clone()))).collect(),
         )
     }
@@ -231,7 +231,7 @@ impl ReservationBatcher {
     async fn read(&self, requests: &[Request]) -> Result<Records, ReadError> {
         let keys: Vec<_> = requests.iter().flat_map(keys).collect();
         let mut records = self.store.read(&keys).await?;
-        // What a release gives back is known only from its reservation.
+        // The units of a release are known only from its reservation.
         let reservations = Ledger::read(&records).reservations;
         let reservations = reservations.into_values().filter_map(|entry| entry.value);
         let held = reservations.filter_map(|reservation| match reservation.state {
@@ -273,17 +273,18 @@ impl ReservationBatcher {
     }
 }
 
-/// What becomes of each request, and of stock and reservations by all of them.
-fn decide(mut ledger: Ledger, requests: &[Request]) -> Result<(Ledger, Vec<Answer>), Unsure> {
-    let decisions =
-        requests.iter().map(|request| ledger.decide(&request.order_id, request.incarnation, &request.wish));
+/// Decides on all requests; returns the answers, and the ledger with their changes.
+fn decide(mut ledger: Ledger, requests: &[Request]) -> Result<(Ledger, Vec<Answer>), NeedsRead> {
+    let decisions = requests
+        .iter()
+        .map(|request| ledger.decide(&request.order_id, request.creation_time, &request.action));
     let answers = decisions.collect::<Result<Vec<_>, _>>()?;
     Ok((ledger, answers))
 }
 
 /// The records that a request is about.
 fn keys(request: &Request) -> Vec<String> {
-    let wanted = match &request.wish {
+    let wanted = match &request.action {
         ReservationRequest::Reserve(units) => units.keys().map(|sku| stock_key(sku)).collect(),
         ReservationRequest::Release | ReservationRequest::Keep => Vec::new(),
     };
@@ -292,9 +293,9 @@ fn keys(request: &Request) -> Vec<String> {
 
 /// How many writes the requests may lead to.
 fn writes(requests: &[Request]) -> usize {
-    let writes = |request: &Request| match &request.wish {
+    let writes = |request: &Request| match &request.action {
         ReservationRequest::Reserve(units) => units.len() + 1,
-        ReservationRequest::Release => WISH_WRITES_MAX,
+        ReservationRequest::Release => REQUEST_WRITES_MAX,
         ReservationRequest::Keep => 1,
     };
     requests.iter().map(writes).sum()
@@ -302,7 +303,7 @@ fn writes(requests: &[Request]) -> usize {
 
 fn reply(requests: Vec<Request>, answers: impl Iterator<Item = Result<Answer, StepError>>) {
     for (request, answer) in requests.into_iter().zip(answers) {
-        // A worker that no longer waits will find the answer in the records when it comes again.
+        // A worker that no longer waits finds the answer in the records at its next attempt.
         drop(request.reply.send(answer));
     }
 }

@@ -8,7 +8,7 @@ use program::config::duration;
 use tonic::transport::{Endpoint, Uri};
 use tracing::{info, warn};
 
-use super::provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
+use super::provider::{Capture, CaptureError, PaymentProvider, ProviderError, Refund};
 use super::{Remote, Sandbox};
 
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
@@ -35,12 +35,12 @@ impl PaymentConfig {
     pub fn provider(&self, attempt_timeout: Duration) -> ConfiguredProvider {
         match &self.payment_url {
             Some(endpoint) => {
-                info!(payment_url = %endpoint.uri(), "payments by a service");
+                info!(payment_url = %endpoint.uri(), "payment service configured");
                 let remote = Remote::new(endpoint.clone(), self.payment_timeout, attempt_timeout / 2);
                 ConfiguredProvider::Remote(remote)
             }
             None => {
-                warn!("payments by the sandbox of this process: no money moves, and a restart forgets them");
+                warn!("in-process payment sandbox: no money moves, payments are lost at a restart");
                 ConfiguredProvider::Sandbox(Sandbox::default())
             }
         }
@@ -64,7 +64,7 @@ impl PaymentProvider for ConfiguredProvider {
         }
     }
 
-    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, NoAnswer> {
+    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, ProviderError> {
         match self {
             Self::Remote(remote) => remote.refund(idempotency_key).await,
             Self::Sandbox(sandbox) => sandbox.refund(idempotency_key).await,

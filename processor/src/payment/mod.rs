@@ -10,11 +10,11 @@ use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Money, Order, PaymentCaptured, PaymentRefunded, Undo};
 
 pub use config::{ConfiguredProvider, PaymentConfig};
-pub use provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
+pub use provider::{Capture, CaptureError, PaymentProvider, ProviderError, Refund};
 pub use remote::Remote;
 pub use sandbox::Sandbox;
 
-use crate::incarnation::Incarnation;
+use crate::creation_time::CreationTime;
 use crate::step::{Step, StepError};
 
 /// Reason of an order whose payment was declined.
@@ -41,7 +41,7 @@ impl<P: PaymentProvider> Step for Payment<P> {
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let amount =
             order.total.clone().ok_or_else(|| StepError::Unexpected("order without a total".to_owned()))?;
-        // Payment services refuse a capture of nothing, each in its own way.
+        // Payment services reject a capture of 0, each in its own way.
         if amount.minor_units == 0 {
             return Ok(Detail::Paid(PaymentCaptured { payment_id: String::new(), amount: Some(amount) }));
         }
@@ -61,12 +61,12 @@ impl<P: PaymentProvider> Step for Payment<P> {
         }
         let refund = self.provider.refund(&idempotency_key(order)?).await?;
         if refund.is_none() && done && self.provider.remembers() {
-            let reason = "nothing was captured, the payment service says, and the log has the payment";
+            let reason = "the payment service reports no capture, but the log has a payment";
             return Err(StepError::Unexpected(reason.to_owned()));
         }
         if let Some(refund) = refund.as_ref().filter(|refund| order.total.as_ref() != Some(&refund.amount)) {
             let Money { currency_code, minor_units } = &refund.amount;
-            let reason = format!("the refund is {minor_units} {currency_code}, and not the order's total");
+            let reason = format!("refund of {minor_units} {currency_code} differs from the order's total");
             return Err(StepError::Unexpected(reason));
         }
         let refunded = refund.map_or_else(PaymentRefunded::default, |refund| PaymentRefunded {
@@ -77,27 +77,27 @@ impl<P: PaymentProvider> Step for Payment<P> {
     }
 }
 
-/// One order is one payment, and another order that comes to have the same id is another.
+/// One payment per order: a later order with the same id is another payment.
 fn idempotency_key(order: &Order) -> Result<String, StepError> {
-    Ok(format!("{}-{}", order.order_id, Incarnation::of(order)?))
+    Ok(format!("{}-{}", order.order_id, CreationTime::of(order)?))
 }
 
 impl From<CaptureError> for StepError {
     fn from(error: CaptureError) -> Self {
         match error {
             CaptureError::Declined(message) => Self::Rejected { reason: CARD_DECLINED, message },
-            // The order is past the status in this event.
+            // The order has moved on from the status in this event.
             CaptureError::Refunded => Self::Unexpected("the payment was already refunded".to_owned()),
-            CaptureError::NoAnswer(error) => error.into(),
+            CaptureError::Provider(error) => error.into(),
         }
     }
 }
 
-impl From<NoAnswer> for StepError {
-    fn from(error: NoAnswer) -> Self {
+impl From<ProviderError> for StepError {
+    fn from(error: ProviderError) -> Self {
         match error {
-            NoAnswer::Unavailable(_) => Self::Unavailable(error.to_string()),
-            NoAnswer::Unusable(_) => Self::Unexpected(error.to_string()),
+            ProviderError::Unavailable(_) => Self::Unavailable(error.to_string()),
+            ProviderError::Unusable(_) => Self::Unexpected(error.to_string()),
         }
     }
 }
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_captured_for_a_cancelled_order_is_refunded_once() {
+    async fn a_capture_of_a_cancelled_order_is_refunded_once() {
         let payment = Payment::new(Sandbox::default());
         payment.act(&order(1)).await.unwrap();
         let refunded = payment.compensate(&order(1), true).await.unwrap();
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_capture_overtaken_by_its_refund_is_tried_again_and_not_declined() {
+    async fn a_capture_overtaken_by_its_refund_is_retried_and_not_declined() {
         let payment = Payment::new(Sandbox::default());
         let refunded = payment.compensate(&order(1), false).await.unwrap();
         assert_eq!(refunded, Some(Detail::Refunded(PaymentRefunded::default())));
@@ -142,23 +142,23 @@ mod tests {
     }
 
     /// Fails every call.
-    struct Unasked;
+    struct FailingProvider;
 
-    impl PaymentProvider for Unasked {
+    impl PaymentProvider for FailingProvider {
         async fn capture(&self, _: Capture<'_>) -> Result<String, CaptureError> {
-            Err(NoAnswer::Unusable("asked for a capture".to_owned()).into())
+            Err(ProviderError::Unusable("asked for a capture".to_owned()).into())
         }
 
-        async fn refund(&self, _: &str) -> Result<Option<Refund>, NoAnswer> {
-            Err(NoAnswer::Unusable("asked for a refund".to_owned()))
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, ProviderError> {
+            Err(ProviderError::Unusable("asked for a refund".to_owned()))
         }
     }
 
     #[tokio::test]
-    async fn an_order_of_nothing_is_paid_and_refunded_without_asking() {
+    async fn a_zero_total_is_paid_and_refunded_without_a_call() {
         let total = Some(Money { currency_code: "EUR".to_owned(), minor_units: 0 });
         let free = Order { total: total.clone(), ..order(1) };
-        let payment = Payment::new(Unasked);
+        let payment = Payment::new(FailingProvider);
         let paid = PaymentCaptured { payment_id: String::new(), amount: total };
         assert_eq!(payment.act(&free).await.unwrap(), Detail::Paid(paid));
         for done in [true, false] {
@@ -169,45 +169,45 @@ mod tests {
     }
 
     /// Refunds another amount than was captured.
-    struct Stingy;
+    struct WrongRefundProvider;
 
-    impl PaymentProvider for Stingy {
+    impl PaymentProvider for WrongRefundProvider {
         async fn capture(&self, _: Capture<'_>) -> Result<String, CaptureError> {
             Ok("payment".to_owned())
         }
 
-        async fn refund(&self, _: &str) -> Result<Option<Refund>, NoAnswer> {
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, ProviderError> {
             let amount = Money { currency_code: "EUR".to_owned(), minor_units: 1 };
             Ok(Some(Refund { refund_id: "refund".to_owned(), amount }))
         }
     }
 
     #[tokio::test]
-    async fn a_refund_of_another_amount_is_not_believed() {
-        let refused = Payment::new(Stingy).compensate(&order(1), true).await;
+    async fn a_refund_of_another_amount_is_an_error() {
+        let refused = Payment::new(WrongRefundProvider).compensate(&order(1), true).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
     }
 
     /// Answers that no payment exists.
-    struct Forgetful;
+    struct ForgetfulProvider;
 
-    impl PaymentProvider for Forgetful {
+    impl PaymentProvider for ForgetfulProvider {
         async fn capture(&self, _: Capture<'_>) -> Result<String, CaptureError> {
             Ok("payment".to_owned())
         }
 
-        async fn refund(&self, _: &str) -> Result<Option<Refund>, NoAnswer> {
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, ProviderError> {
             Ok(None)
         }
     }
 
     #[tokio::test]
-    async fn that_nothing_was_captured_is_not_believed_of_an_order_that_was_paid() {
-        let refused = Payment::new(Forgetful).compensate(&order(1), true).await;
+    async fn nothing_captured_is_an_error_for_a_paid_order() {
+        let refused = Payment::new(ForgetfulProvider).compensate(&order(1), true).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
         let nothing = Some(Detail::Refunded(PaymentRefunded::default()));
-        assert_eq!(Payment::new(Forgetful).compensate(&order(1), false).await.unwrap(), nothing);
-        // The sandbox that is part of the step knows nothing of captures before its start.
+        assert_eq!(Payment::new(ForgetfulProvider).compensate(&order(1), false).await.unwrap(), nothing);
+        // The in-process sandbox does not know the captures before its start.
         assert_eq!(Payment::new(Sandbox::default()).compensate(&order(1), true).await.unwrap(), nothing);
     }
 

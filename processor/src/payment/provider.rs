@@ -27,29 +27,29 @@ pub struct Refund {
     pub amount: Money,
 }
 
-/// The provider gave no answer that says what happened.
+/// The provider gave no usable answer.
 #[derive(Clone, Debug, Error)]
-pub enum NoAnswer {
+pub enum ProviderError {
     /// The provider is unavailable, or rejects all calls at the moment: not the order's fault.
     #[error("no answer: {0}")]
     Unavailable(String),
-    /// It answered what makes no sense, or refused what it should not have.
-    #[error("an answer of no use: {0}")]
+    /// Its answer is invalid, or it rejected a valid request.
+    #[error("unusable answer: {0}")]
     Unusable(String),
 }
 
 /// Why no money was captured.
 #[derive(Clone, Debug, Error)]
 pub enum CaptureError {
-    /// The provider's answer for good.
+    /// The provider declined for good.
     #[error("declined: {0}")]
     Declined(String),
     /// The capture was refunded before it arrived.
-    #[error("refunded before")]
+    #[error("already refunded")]
     Refunded,
-    /// Unknown; a retry tells.
+    /// The outcome is unknown; a retry finds it.
     #[error(transparent)]
-    NoAnswer(#[from] NoAnswer),
+    Provider(#[from] ProviderError),
 }
 
 /// Moves money. Both calls are safe to retry: the idempotency key identifies a retry.
@@ -59,7 +59,10 @@ pub trait PaymentProvider: Send + Sync + 'static {
 
     /// Refunds the capture under the key, and returns it: `None` if there was none. No capture under the key succeeds
     /// afterwards.
-    fn refund(&self, idempotency_key: &str) -> impl Future<Output = Result<Option<Refund>, NoAnswer>> + Send;
+    fn refund(
+        &self,
+        idempotency_key: &str,
+    ) -> impl Future<Output = Result<Option<Refund>, ProviderError>> + Send;
 
     /// Whether it still knows of every capture that it has ever answered for.
     fn remembers(&self) -> bool {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use proto::orders::v1::Money;
 use proto::payments::DECLINED_PREFIX;
 
-use super::provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
+use super::provider::{Capture, CaptureError, PaymentProvider, ProviderError, Refund};
 
 /// Payments remembered, some 200 bytes each; then the oldest are forgotten.
 const PAYMENTS_MAX: usize = 100_000;
@@ -37,7 +37,7 @@ enum Payment {
 
 impl Sandbox {
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        // Nothing that holds the lock can panic half-way.
+        // No holder of the lock panics half-way.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -80,7 +80,7 @@ impl PaymentProvider for Sandbox {
         Ok(format!("sandbox-{idempotency_key}"))
     }
 
-    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, NoAnswer> {
+    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, ProviderError> {
         let mut memory = self.memory();
         let amount = match memory.payments.get(idempotency_key).cloned() {
             Some(Payment::Refunded(amount)) => amount,
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refund_gives_back_what_was_captured_however_often_it_is_asked() {
+    async fn a_refund_returns_the_captured_amount_however_often_it_is_called() {
         let sandbox = Sandbox::default();
         let payment_id = capture(&sandbox, "k", 350).await.unwrap();
         assert_eq!(capture(&sandbox, "k", 350).await.unwrap(), payment_id, "a repeat is the same capture");
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_capture_that_comes_after_its_refund_is_refused() {
+    async fn a_capture_after_its_refund_is_rejected() {
         let sandbox = Sandbox::default();
         assert_eq!(sandbox.refund("k").await.unwrap(), None);
         assert!(matches!(capture(&sandbox, "k", 350).await, Err(CaptureError::Refunded)));
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_memory_is_bounded_and_forgets_the_oldest_first() {
+    async fn the_memory_is_bounded_and_evicts_the_oldest_first() {
         let sandbox = Sandbox::default();
         for n in 0..=PAYMENTS_MAX {
             capture(&sandbox, &n.to_string(), 1).await.unwrap();

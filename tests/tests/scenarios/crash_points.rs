@@ -574,7 +574,7 @@ async fn an_order_that_kills_its_step_each_time_is_parked_and_no_other() {
     assert!(deaths > VANISHED, "{deaths} deaths");
     let letter = waybill.letter(&parked.dead_letter_id).await.unwrap();
     assert_eq!(letter.attempts.len(), VANISHED, "{letter:?}");
-    assert!(letter.attempts.iter().all(|attempt| attempt.error.contains("without a word")), "{letter:?}");
+    assert!(letter.attempts.iter().all(|attempt| attempt.error.contains("left no result")), "{letter:?}");
     for order in &others {
         let end = end_of(&waybill, "payment", order).await;
         assert_eq!(end, ended(OrderStatus::Fulfilled, WHOLE_WAY));

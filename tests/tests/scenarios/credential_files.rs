@@ -21,7 +21,7 @@ async fn place(client: &mut Client) -> Result<(), Status> {
 }
 
 fn not_read(fields: &Value) -> Option<()> {
-    fields["message"].as_str()?.contains("not read again").then_some(())
+    fields["message"].as_str()?.contains("not reloaded").then_some(())
 }
 
 #[tokio::test]

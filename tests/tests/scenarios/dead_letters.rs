@@ -125,7 +125,8 @@ async fn attempts_are_counted_over_the_death_of_the_step() {
     let letter = waybill.letter(&order.dead_letter_id).await.unwrap();
     assert_eq!(letter.attempts.len(), 5);
     assert_eq!(letter.attempts[..2], before.attempts[..2]);
-    let tried_again = waybill.processor("inventory").output().matches("order tried again later").count();
+    let tried_again =
+        waybill.processor("inventory").output().matches("attempt failed, order retried").count();
     assert!(tried_again <= 2, "{tried_again} attempts after the two before, and one to give up");
 }
 
@@ -151,7 +152,7 @@ fn one_attempt(settings: &[(&'static str, &str)]) -> Options {
 
 /// What a step says of an attempt in vain: why it was, and whether it counts.
 fn in_vain(fields: &Value) -> Option<(String, bool)> {
-    let again = fields["message"] == "order tried again later";
+    let again = fields["message"] == "attempt failed, order retried";
     again.then(|| Some((fields["reason"].as_str()?.to_owned(), fields["counts"].as_bool()?)))?
 }
 
@@ -389,7 +390,7 @@ async fn a_letter_for_which_there_is_no_room_waits_and_holds_up_nobody() {
     let second = waybill.reached(&second.order_id, OrderStatus::Failed).await;
     assert_eq!(waybill.open_letters().await, [first.dead_letter_id, second.dead_letter_id]);
     let said = |fields: &Value| {
-        let waits = fields["message"] == "dead letter or its order not stored yet";
+        let waits = fields["message"] == "dead letter or its order not stored, retrying";
         (waits && fields["error"].as_str()?.contains("no storage space")).then_some(())
     };
     waybill.processor("inventory").logged("a letter that waits", said).await;

@@ -28,7 +28,7 @@ async fn below_wanted(waybill: &Deployment) -> Option<f64> {
 async fn a_single_server_that_does_not_write_through_gets_no_orders_if_that_is_too_little() {
     let mut waybill = Deployment::start_without_broker(strict(&[])).await;
     waybill.broker.start().await;
-    readyz(&waybill, 503, "too little for DURABILITY=strict (process:").await;
+    readyz(&waybill, 503, "durability is below DURABILITY=strict (process:").await;
     assert_eq!(waybill.http("/health").await.0, 200);
     assert_eq!(below_wanted(&waybill).await, Some(1.0));
     let refused = waybill.place(order_of("ada", "a", vec![item("widget", 1)])).await.unwrap_err();
@@ -58,7 +58,7 @@ async fn a_server_that_writes_through_and_says_so_gets_orders() {
     // It comes back, and writes through no longer.
     waybill.broker.kill();
     waybill.broker.start_configured("", &http);
-    readyz(&waybill, 503, "too little for DURABILITY=strict (process:").await;
+    readyz(&waybill, 503, "durability is below DURABILITY=strict (process:").await;
     let refused = waybill.place(order_of("ada", "b", vec![item("widget", 1)])).await.unwrap_err();
     assert_eq!(refused.get_details_error_info().unwrap().reason, "NOT_DURABLE");
     waybill.broker.kill();

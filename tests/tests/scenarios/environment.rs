@@ -154,7 +154,7 @@ async fn the_gateway_refuses_files_that_cannot_be_used() {
         environment.extend(client_ca.map(|path| ("TLS_CLIENT_CA", path)));
         refuses_with(&environment, named).await;
     }
-    for (jwks, named) in [(NO_FILE, "cannot be read"), (NO_PEM, "is no set of keys")] {
+    for (jwks, named) in [(NO_FILE, "cannot be read"), (NO_PEM, "is not a JWKS")] {
         let environment = [("JWT_JWKS", jwks), ("JWT_ISSUER", "issuer"), ("JWT_AUDIENCE", "waybill")];
         refuses_with(&environment, &format!("JWT_JWKS: {jwks} {named}")).await;
     }

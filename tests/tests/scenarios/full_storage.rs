@@ -151,7 +151,7 @@ where
     let gateway_lines = lines_since(&gateway, gateway_before).len();
     let payment = waybill.processor("payment").output();
     // Not of what it says at its start.
-    let start = ["\"INFO\"", "payments by the sandbox"];
+    let start = ["\"INFO\"", "in-process payment sandbox"];
     let about_it = |line: &&str| !start.iter().any(|said| line.contains(said));
     let payment_lines = payment.lines().filter(about_it).count();
     let inventory = waybill.processor("inventory").output();

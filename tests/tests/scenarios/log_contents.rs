@@ -119,7 +119,7 @@ async fn no_log_tells_who_bought_what_or_what_anybody_shows_or_knows() {
     damaged.truncate(damaged.len() / 2);
     jetstream.publish("ORDER.created.oops", damaged.into()).await.unwrap().await.unwrap();
     eventually("the damaged message", async || {
-        (!waybill.logged_about("undecodable message set aside").is_empty()).then_some(())
+        (!waybill.logged_about("undecodable message, stored as dead letter").is_empty()).then_some(())
     })
     .await;
     drop(watch);
@@ -175,11 +175,11 @@ async fn no_log_tells_who_bought_what_or_what_anybody_shows_or_knows() {
             assert!(fields["step"].is_string(), "{line}");
         }
         let done = [
-            "done",
+            "event appended",
             "order accepted",
             "order cancelled",
             "order parked",
-            "order tried again later",
+            "attempt failed, order retried",
             "order redriven",
         ];
         if done.iter().any(|done| fields["message"] == *done) {

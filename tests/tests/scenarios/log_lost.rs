@@ -216,7 +216,7 @@ async fn open_letters_that_are_lost_with_their_stream_are_counted() {
     }
     counted(&waybill, "waybill_dead_letters_lost", 3.0).await;
     let lost = |fields: &Value| {
-        fields["message"].as_str()?.contains("has lost open letters").then(|| fields["letters"].as_u64())
+        fields["message"].as_str()?.contains("has lost open dead letters").then(|| fields["letters"].as_u64())
     };
     assert_eq!(waybill.gateway.process.logged("lost letters", lost).await, Some(3));
     waybill.acknowledge_loss().await;

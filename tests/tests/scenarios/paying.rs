@@ -407,7 +407,9 @@ async fn a_paused_service_holds_orders_up_and_loses_none() {
     waybill.reached(&order.order_id, OrderStatus::Reserved).await;
     // Long enough for calls to be given up.
     let payment = waybill.processor("payment");
-    payment.line("an attempt in vain", |line| line.contains("tried again").then_some(())).await;
+    payment
+        .line("an attempt in vain", |line| line.contains("attempt failed, order retried").then_some(()))
+        .await;
     waybill.sandbox().process.signal(Signal::SIGCONT);
     is_paid_once(&mut waybill, &order.order_id).await;
 }
@@ -483,7 +485,7 @@ async fn nonsense_without_end_parks_an_order_and_a_redrive_pays_for_it_once() {
     assert_eq!((parked.parked_status(), calls.load(Ordering::Relaxed)), (OrderStatus::Reserved, 2));
     let letter = waybill.letter(&parked.dead_letter_id).await.unwrap();
     assert_eq!(letter.step, "payment");
-    assert!(letter.attempts.iter().all(|attempt| attempt.error.contains("of no use")), "{letter:?}");
+    assert!(letter.attempts.iter().all(|attempt| attempt.error.contains("unusable answer")), "{letter:?}");
 
     waybill.redrive(harness::these(&[&parked.dead_letter_id])).await.unwrap();
     assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
@@ -535,10 +537,7 @@ async fn a_service_that_denies_a_payment_closes_no_books() {
     assert_eq!(parked.parked_status(), OrderStatus::Cancelled);
     assert!(parked.undo_pending.contains(&i32::from(Undo::Refund)), "{parked:?}");
     let letter = waybill.letter(&parked.dead_letter_id).await.unwrap();
-    assert!(
-        letter.attempts.iter().all(|attempt| attempt.error.contains("nothing was captured")),
-        "{letter:?}"
-    );
+    assert!(letter.attempts.iter().all(|attempt| attempt.error.contains("reports no capture")), "{letter:?}");
 }
 
 /// The payment sandbox at an address, with its record in a folder, run by a shell that has said something before.

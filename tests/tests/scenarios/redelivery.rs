@@ -9,7 +9,7 @@ use backbone::log::Appended;
 use backbone::log::subjects::EventKind;
 use futures::StreamExt;
 use harness::{Deployment, Options, PATIENCE, eventually, item, order_of};
-use processor::incarnation::Incarnation;
+use processor::creation_time::CreationTime;
 use processor::inventory::{Reservation, ReservationState, reservation_key, stock_key};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderRejected, OrderStatus};
@@ -36,7 +36,7 @@ async fn reserve(waybill: &Deployment, order: &Order) {
     let inventory = waybill.inventory().await;
     inventory.put(stock_key("widget"), (STOCK - UNITS).to_string().into()).await.unwrap();
     let held = Reservation {
-        incarnation: Incarnation::of(order).unwrap(),
+        creation_time: CreationTime::of(order).unwrap(),
         state: ReservationState::Held,
         units: BTreeMap::from([("widget".to_owned(), UNITS)]),
     };

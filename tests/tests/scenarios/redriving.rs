@@ -366,7 +366,7 @@ async fn a_redrive_that_reaches_its_deadline_does_not_deny_what_it_has_done() {
     let ended = stream.message().await.unwrap_err();
     assert_eq!(ended.code(), Code::DeadlineExceeded);
     assert_eq!(ended.get_details_error_info().unwrap().reason, "TIMED_OUT");
-    assert!(ended.message().contains("answered for are dealt with"), "{ended:?}");
+    assert!(ended.message().contains("answered dead letters are done"), "{ended:?}");
     waybill.redrive(every_one()).await.unwrap();
     assert_eq!(waybill.statuses(&ids(&orders)).await.get(&OrderStatus::Fulfilled), Some(&3));
 }

@@ -106,12 +106,8 @@ async fn a_program_that_lacks_rights_or_streams_says_so_at_readyz() {
 
     waybill.broker.start_configured("", &users(&rights));
     waybill.ready().await;
-    says(
-        &fulfilment,
-        503,
-        &["the consumer is not open: ", "publish to $JS.API.CONSUMER.INFO.ORDERS.fulfilment"],
-    )
-    .await;
+    says(&fulfilment, 503, &["consumer not open: ", "publish to $JS.API.CONSUMER.INFO.ORDERS.fulfilment"])
+        .await;
     let order = place(&waybill).await.unwrap();
     says(&payment, 200, &["ready\n", "publish to ORDER.paid.>"]).await;
 

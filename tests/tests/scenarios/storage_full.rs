@@ -45,7 +45,7 @@ async fn a_step_whose_append_finds_no_room_tries_again_until_it_does() {
     let order = waybill.place(order_of("customer", "request", vec![item("widget", 1)])).await.unwrap();
     for (room, step) in [(2, "inventory"), (3, "payment"), (4, "fulfilment")] {
         let refused = |fields: &Value| {
-            (fields["message"] == "order tried again later" && fields["step"] == step).then_some(())
+            (fields["message"] == "attempt failed, order retried" && fields["step"] == step).then_some(())
         };
         waybill.processor(step).logged(&format!("{step} without room"), refused).await;
         room_for(&waybill, room).await;
@@ -61,7 +61,7 @@ async fn a_stream_that_fills_up_in_the_middle_of_many_orders_loses_none() {
     let load = Load::start(waybill.channel(), widgets(ORDERS));
     eventually("a step without room", async || {
         let lines = waybill.logged_about("no storage space");
-        lines.iter().any(|line| line.contains("order tried again later")).then_some(())
+        lines.iter().any(|line| line.contains("attempt failed, order retried")).then_some(())
     })
     .await;
     eventually("no more room", async || (waybill.messages().await.len() == 150).then_some(())).await;

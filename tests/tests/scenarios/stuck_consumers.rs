@@ -20,7 +20,7 @@ async fn place(waybill: &Deployment, request_id: &str) -> Order {
 /// Waits until inventory says that it opened its consumer anew, for a reason of which this is a part.
 async fn opened_anew(waybill: &mut Deployment, reason: &str) {
     let said = |fields: &Value| {
-        let lost = fields["message"] == "consumer lost, opened anew";
+        let lost = fields["message"] == "consumer lost, reopened";
         (lost && fields["reason"].as_str()?.contains(reason)).then_some(())
     };
     waybill.processor("inventory").logged("a consumer that is opened anew", said).await;
@@ -203,7 +203,7 @@ async fn what_was_edited_or_replaced_while_the_step_was_away_is_made_right_when_
     stream.create_consumer(forgetful).await.unwrap();
     waybill.restart_processor("inventory");
     are_fulfilled(&waybill, &[first, second, third]).await;
-    let lines = waybill.logged_about("tried again later");
+    let lines = waybill.logged_about("attempt failed, order retried");
     assert!(lines.is_empty(), "orders that had gone on were begun anew: {lines:?}");
 }
 
@@ -232,7 +232,7 @@ async fn replicas_that_notice_an_edit_at_the_same_time_lose_nothing() {
     }
     // Some notice by themselves, and some by the consumer's being gone.
     for process in waybill.processors.get_mut("inventory").unwrap() {
-        let said = |fields: &Value| (fields["message"] == "consumer lost, opened anew").then_some(());
+        let said = |fields: &Value| (fields["message"] == "consumer lost, reopened").then_some(());
         process.logged("a consumer that is opened anew", said).await;
     }
     each_is_carried_out_once(&waybill, &orders).await;

@@ -105,7 +105,7 @@ async fn keys_come_and_go_without_a_restart() {
         .gateway
         .process
         .logged("refusal of the file", |line| {
-            line["message"].as_str()?.contains("not read again").then_some(())
+            line["message"].as_str()?.contains("not reloaded").then_some(())
         })
         .await;
     place(&mut client(&waybill, Some("old")), "r-2").await.unwrap();

@@ -91,7 +91,7 @@ async fn files_that_cannot_be_used_leave_the_certificate_as_it_is() {
     let new = Authority::new();
     let certified = new.gateway();
     replace(dir.path(), "tls.crt", &certified.cert);
-    logged(&mut waybill, "not read again").await;
+    logged(&mut waybill, "not reloaded").await;
     assert!(is_trusted(&waybill, &authority).await);
     replace(dir.path(), "tls.key", &certified.key);
     eventually("the new certificate", async || is_trusted(&waybill, &new).await.then_some(())).await;
@@ -118,7 +118,7 @@ async fn a_handshake_that_stalls_holds_up_nobody_and_takes_up_a_place() {
     .await;
 
     let mut stalled = [stall().await, stall().await, stall().await];
-    logged(&mut waybill, "as many connections as there may be").await;
+    logged(&mut waybill, "connection limit reached").await;
     // Once the stalled ones have been sent away.
     eventually("a place", async || is_trusted(&waybill, &authority).await.then_some(())).await;
     drop(timeout(PATIENCE, stalled[0].read_to_end(&mut Vec::new())).await.expect("an end in time"));

@@ -122,7 +122,7 @@ async fn a_token_is_good_only_if_all_of_it_is() {
         let status = place(&waybill, &token).await.unwrap_err();
         let told = (status.code(), reason(&status));
         assert_eq!(told, (Code::Unauthenticated, "CREDENTIAL_INVALID".to_owned()), "{what}");
-        assert_eq!(status.message(), "the credential is not, or no longer, good", "{what}");
+        assert_eq!(status.message(), "credential is invalid or revoked", "{what}");
     }
 
     let expired = place(&waybill, &ec.token(&with(json!({"exp": seconds_from_now(-LEEWAY * 4)})))).await;
@@ -213,7 +213,7 @@ async fn keys_come_and_go_with_their_file() {
     let mut watch_of_kept = watch(&waybill, &of_kept).await.unwrap();
 
     replace(dir.path(), "jwks", "nonsense");
-    let refused = |line: &Value| line["message"].as_str()?.contains("not read again").then_some(());
+    let refused = |line: &Value| line["message"].as_str()?.contains("not reloaded").then_some(());
     waybill.gateway.process.logged("refusal of the file", refused).await;
     place(&waybill, &of_old).await.unwrap();
 

@@ -1,4 +1,4 @@
-//! What the service answered: read, and told from what is no answer. Nothing here calls it.
+//! Reads the service's answers, and distinguishes them from missing ones. Does no I/O.
 
 use std::error::Error;
 
@@ -7,14 +7,14 @@ use proto::orders::v1::Money;
 use proto::payments::v1 as payments;
 use tonic::{Code, Status};
 
-use crate::payment::provider::NoAnswer;
+use crate::payment::provider::ProviderError;
 
 /// References and messages go into the order's history.
 pub(super) const TEXT_CHARS_MAX: usize = 256;
 
-/// Whether the same call may have another outcome in a moment.
+/// Whether a retry of the call may succeed.
 pub(super) fn may_pass(status: &Status) -> bool {
-    // A status that our own side made up has the error of the connection as its source.
+    // A status that the client library made has the connection's error as its source.
     status.source().is_some()
         || matches!(
             status.code(),
@@ -28,28 +28,28 @@ pub(super) fn may_pass(status: &Status) -> bool {
 
 /// The outcome of a call. A rejected caller or a missing service is not the order's fault either, though an immediate
 /// retry does not help.
-pub(super) fn no_answer(status: &Status) -> NoAnswer {
+pub(super) fn provider_error(status: &Status) -> ProviderError {
     let text = format!("{:?}: {}", status.code(), shortened(status.message()));
     let refused =
         matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented);
-    if refused || may_pass(status) { NoAnswer::Unavailable(text) } else { NoAnswer::Unusable(text) }
+    if refused || may_pass(status) { ProviderError::Unavailable(text) } else { ProviderError::Unusable(text) }
 }
 
-pub(super) fn unusable(what: &str) -> NoAnswer {
-    NoAnswer::Unusable(what.to_owned())
+pub(super) fn unusable(what: &str) -> ProviderError {
+    ProviderError::Unusable(what.to_owned())
 }
 
-pub(super) fn reference(field: &str, text: String) -> Result<String, NoAnswer> {
+pub(super) fn reference(field: &str, text: String) -> Result<String, ProviderError> {
     if !text.chars().all(is_plain) {
-        return Err(unusable(&format!("a {field} with control characters")));
+        return Err(unusable(&format!("{field} contains control characters")));
     }
     match text.chars().count() {
         1..=TEXT_CHARS_MAX => Ok(text),
-        chars => Err(unusable(&format!("a {field} of {chars} characters"))),
+        chars => Err(unusable(&format!("{field} has {chars} characters, must have 1-{TEXT_CHARS_MAX}"))),
     }
 }
 
-/// A text for people, without what would do something to their terminal instead of being read.
+/// A text for people, with characters replaced that a terminal would interpret.
 pub(super) fn shortened(text: &str) -> String {
     let plain = |c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER };
     text.chars().take(TEXT_CHARS_MAX).map(plain).collect()
@@ -59,11 +59,11 @@ pub(super) fn to_payments(amount: &Money) -> payments::Money {
     payments::Money { currency_code: amount.currency_code.clone(), minor_units: amount.minor_units }
 }
 
-pub(super) fn from_payments(amount: payments::Money) -> Result<Money, NoAnswer> {
+pub(super) fn from_payments(amount: payments::Money) -> Result<Money, ProviderError> {
     let payments::Money { currency_code, minor_units } = amount;
     let is_code = currency_code.len() == 3 && currency_code.bytes().all(|byte| byte.is_ascii_uppercase());
     if !is_code || minor_units < 0 {
-        return Err(unusable("a refund of an impossible amount"));
+        return Err(unusable("invalid refund amount"));
     }
     Ok(Money { currency_code, minor_units })
 }

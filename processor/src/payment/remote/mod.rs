@@ -15,10 +15,10 @@ use tonic::{Code, Request, Response, Status};
 use tracing::field::Empty;
 use tracing::{Span, debug, info_span};
 
-use self::answers::{from_payments, may_pass, no_answer, reference, shortened, to_payments, unusable};
-use super::provider::{Capture, CaptureError, NoAnswer, PaymentProvider, Refund};
+use self::answers::{from_payments, may_pass, provider_error, reference, shortened, to_payments, unusable};
+use super::provider::{Capture, CaptureError, PaymentProvider, ProviderError, Refund};
 
-/// Calls made for one attempt at an order. More of them would keep a worker from the orders that could go on.
+/// Maximum number of calls for one attempt at an order. More would keep a worker from orders that can progress.
 const CALLS_MAX: u64 = 3;
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(1) };
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,7 +26,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// probed while idle: servers take more than a ping in five minutes for abuse, unless there are calls.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// What the system does about a connection that is idle.
+/// TCP keepalive of an idle connection.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// An answer is a reference and an amount.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -35,7 +35,7 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 #[derive(Clone, Debug)]
 pub struct Remote {
     client: PaymentServiceClient<Channel>,
-    /// Where it is, for spans.
+    /// The address, for spans.
     host: String,
     port: i64,
     call_timeout: Duration,
@@ -69,19 +69,19 @@ impl Remote {
         order_id: &str,
         request: T,
         method: impl AsyncFn(PaymentServiceClient<Channel>, Request<T>) -> Result<Response<R>, Status>,
-    ) -> Result<R, NoAnswer> {
+    ) -> Result<R, ProviderError> {
         let deadline = Instant::now() + self.answer_timeout;
         let mut calls = 0;
         loop {
             let time = self.call_timeout.min(deadline - Instant::now());
             let mut request = Request::new(request.clone());
-            // So that the service need not finish what nobody waits for.
+            // The service can stop when the caller no longer waits.
             request.set_timeout(time);
-            let span = self.calling(name, order_id);
+            let span = self.call_span(name, order_id);
             let context = trace::within(&span);
             {
                 let _current = context.clone().attach();
-                pass_on(request.metadata_mut());
+                inject_trace(request.metadata_mut());
             }
             let called = timeout(time, method(self.client.clone(), request));
             let status = match called.with_context(context).await {
@@ -90,7 +90,7 @@ impl Remote {
                     return Ok(response.into_inner());
                 }
                 Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded(format!("not within {time:?}")),
+                Err(_) => Status::deadline_exceeded(format!("no answer within {time:?}")),
             };
             answered(&span, status.code());
             trace::fail(&span, proto::code_name(status.code()), &shortened(status.message()));
@@ -98,9 +98,9 @@ impl Remote {
             calls += 1;
             let pause = RETRY.after(calls);
             if calls == CALLS_MAX || !may_pass(&status) || Instant::now() + pause >= deadline {
-                return Err(no_answer(&status));
+                return Err(provider_error(&status));
             }
-            debug!(code = ?status.code(), reason = status.message(), ?pause, "payment service called again");
+            debug!(code = ?status.code(), reason = status.message(), ?pause, "payment service call retried");
             sleep(pause).await;
         }
     }
@@ -108,7 +108,7 @@ impl Remote {
 
 impl Remote {
     /// The span of one call.
-    fn calling(&self, name: &'static str, order_id: &str) -> Span {
+    fn call_span(&self, name: &'static str, order_id: &str) -> Span {
         info_span!(
             "call",
             otel.name = name,
@@ -123,10 +123,10 @@ impl Remote {
     }
 }
 
-/// Tells the service which trace the call belongs to.
-fn pass_on(metadata: &mut MetadataMap) {
+/// Propagates the trace context to the service.
+fn inject_trace(metadata: &mut MetadataMap) {
     trace::inject(|key, value| {
-        // Both are made of what a header may hold.
+        // Both consist of characters that a header allows.
         if let (Ok(key), Ok(value)) = (key.parse::<AsciiMetadataKey>(), value.parse()) {
             metadata.insert(key, value);
         }
@@ -156,11 +156,11 @@ impl PaymentProvider for Remote {
                 Err(CaptureError::Declined(shortened(&declined.message)))
             }
             Some(capture_response::Outcome::AlreadyRefunded(_)) => Err(CaptureError::Refunded),
-            None => Err(unusable("a capture without an outcome").into()),
+            None => Err(unusable("capture without an outcome").into()),
         }
     }
 
-    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, NoAnswer> {
+    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, ProviderError> {
         let request = RefundRequest { idempotency_key: idempotency_key.to_owned() };
         let call = async |mut client: PaymentServiceClient<_>, request| client.refund(request).await;
         // The key begins with the order's id.
@@ -168,14 +168,14 @@ impl PaymentProvider for Remote {
         let response = self.call("payments.v1.PaymentService/Refund", order_id, request, call).await?;
         match response.outcome {
             Some(refund_response::Outcome::Refunded(refunded)) => {
-                let amount = refunded.amount.ok_or_else(|| unusable("a refund without an amount"))?;
+                let amount = refunded.amount.ok_or_else(|| unusable("refund without an amount"))?;
                 Ok(Some(Refund {
                     refund_id: reference("refund_id", refunded.refund_id)?,
                     amount: from_payments(amount)?,
                 }))
             }
             Some(refund_response::Outcome::NothingCaptured(_)) => Ok(None),
-            None => Err(unusable("a refund without an outcome")),
+            None => Err(unusable("refund without an outcome")),
         }
     }
 }

@@ -83,7 +83,7 @@ fn captured(payment_id: &str) -> Result<CaptureResponse, Status> {
 }
 
 #[tokio::test]
-async fn every_call_is_told_the_orders_trace() {
+async fn every_call_carries_the_orders_trace() {
     let answers = vec![captured("p-1"), Err(Status::unavailable("away")), captured("p-1")];
     let (remote, script) = serving_captures(answers).await;
     capture(&remote).await.unwrap();
@@ -98,7 +98,7 @@ async fn every_call_is_told_the_orders_trace() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_repeated_as_the_same_call() {
+async fn a_transient_error_is_retried_as_the_same_call() {
     let answers = vec![Err(Status::unavailable("away")), Err(Status::aborted("busy")), captured("p-1")];
     let (remote, script) = serving_captures(answers).await;
     assert_eq!(capture(&remote).await.unwrap(), "p-1");
@@ -112,19 +112,19 @@ async fn an_outage_is_not_the_orders_fault_and_ends_after_some_calls() {
     let answers = vec![Err(Status::unavailable("away")); 10];
     let (remote, script) = serving_captures(answers).await;
     let error = capture(&remote).await.unwrap_err();
-    assert!(matches!(&error, CaptureError::NoAnswer(NoAnswer::Unavailable(_))), "{error}");
+    assert!(matches!(&error, CaptureError::Provider(ProviderError::Unavailable(_))), "{error}");
     assert_eq!(script.seen.lock().unwrap().len() as u64, CALLS_MAX);
 }
 
 #[tokio::test]
-async fn calls_that_find_nobody_or_no_end_are_given_up_in_time() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let nobody = Endpoint::from_shared(format!("http://{nobody}")).unwrap();
+async fn calls_without_a_server_or_an_answer_time_out() {
+    let unbound = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let unbound = Endpoint::from_shared(format!("http://{unbound}")).unwrap();
     let (_, silent) = serving_captures(Vec::new()).await;
-    for (endpoint, call) in [(nobody, LONG), (silent.serve().await, Duration::from_millis(20))] {
+    for (endpoint, call) in [(unbound, LONG), (silent.serve().await, Duration::from_millis(20))] {
         let remote = Remote::new(endpoint, call, Duration::from_millis(200));
         let error = capture(&remote).await.unwrap_err();
-        assert!(matches!(&error, CaptureError::NoAnswer(NoAnswer::Unavailable(_))), "{error}");
+        assert!(matches!(&error, CaptureError::Provider(ProviderError::Unavailable(_))), "{error}");
     }
 }
 
@@ -144,7 +144,7 @@ async fn business_answers_are_answers() {
 }
 
 #[tokio::test]
-async fn nonsense_is_told_from_absence_and_not_repeated() {
+async fn an_unusable_answer_is_distinguished_from_no_answer_and_not_retried() {
     for nonsense in [
         Ok(CaptureResponse { outcome: None }),
         captured(""),
@@ -157,13 +157,16 @@ async fn nonsense_is_told_from_absence_and_not_repeated() {
     ] {
         let (remote, script) = serving_captures(vec![nonsense.clone()]).await;
         let error = capture(&remote).await.unwrap_err();
-        assert!(matches!(&error, CaptureError::NoAnswer(NoAnswer::Unusable(_))), "{nonsense:?} is {error}");
+        assert!(
+            matches!(&error, CaptureError::Provider(ProviderError::Unusable(_))),
+            "{nonsense:?} is {error}"
+        );
         assert_eq!(script.seen.lock().unwrap().len(), 1);
     }
 }
 
 #[tokio::test]
-async fn what_would_reach_into_a_terminal_is_refused_or_replaced() {
+async fn control_characters_are_rejected_or_replaced() {
     let declined = Declined { message: "\u{1b}[2J\u{202e}no\n".to_owned() };
     let (remote, _) = serving_captures(vec![
         captured("p\u{1b}]0;paid\u{7}"),
@@ -172,25 +175,25 @@ async fn what_would_reach_into_a_terminal_is_refused_or_replaced() {
     ])
     .await;
     let error = capture(&remote).await.unwrap_err();
-    assert!(matches!(&error, CaptureError::NoAnswer(NoAnswer::Unusable(_))), "{error}");
+    assert!(matches!(&error, CaptureError::Provider(ProviderError::Unusable(_))), "{error}");
     let declined = capture(&remote).await.unwrap_err();
     assert_eq!(declined.to_string(), "declined: \u{fffd}[2J\u{fffd}no\u{fffd}");
     let internal = capture(&remote).await.unwrap_err();
-    assert_eq!(internal.to_string(), "an answer of no use: Internal: \u{fffd}31m no");
+    assert_eq!(internal.to_string(), "unusable answer: Internal: \u{fffd}31m no");
 }
 
 #[tokio::test]
-async fn a_service_that_serves_us_not_at_all_is_away_and_not_asked_again_at_once() {
+async fn a_service_that_rejects_every_call_is_unavailable_and_not_retried_at_once() {
     for refusal in [Status::unauthenticated(""), Status::permission_denied(""), Status::unimplemented("")] {
         let (remote, script) = serving_captures(vec![Err(refusal)]).await;
         let error = capture(&remote).await.unwrap_err();
-        assert!(matches!(&error, CaptureError::NoAnswer(NoAnswer::Unavailable(_))), "{error}");
+        assert!(matches!(&error, CaptureError::Provider(ProviderError::Unavailable(_))), "{error}");
         assert_eq!(script.seen.lock().unwrap().len(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_refund_says_what_went_back() {
+async fn a_refund_returns_its_reference_and_amount() {
     let refunded = |refund_id: &str, amount| {
         let refunded = Refunded { refund_id: refund_id.to_owned(), amount };
         Ok(RefundResponse { outcome: Some(refund_response::Outcome::Refunded(refunded)) })
@@ -212,6 +215,6 @@ async fn a_refund_says_what_went_back() {
     assert_eq!(remote.refund("k").await.unwrap(), None);
     for _ in 0..5 {
         let error = remote.refund("k").await.unwrap_err();
-        assert!(matches!(error, NoAnswer::Unusable(_)), "{error}");
+        assert!(matches!(error, ProviderError::Unusable(_)), "{error}");
     }
 }

@@ -108,9 +108,9 @@ impl Golden {
                 shown("operations.v1.DeadLetter", &letter)
             }
             "$KV" if self.subject.contains(".reservation.") => {
-                let Reservation { incarnation, state, units } =
+                let Reservation { creation_time, state, units } =
                     serde_json::from_slice(&self.payload).unwrap();
-                format!("{state:?} {units:?} of the order of {incarnation}")
+                format!("{state:?} {units:?} of the order of {creation_time}")
             }
             // Counts, as text.
             "$KV" => String::from_utf8(self.payload.clone()).unwrap(),

@@ -90,7 +90,7 @@ async fn check_attempts(waybill: &Deployment, placed: &[Placed], problems: &mut 
     let unharmed =
         placed.iter().filter(|placed| placed.kind.poison().is_none() && placed.cancelled.is_none());
     let unharmed: HashSet<_> = unharmed.map(|placed| placed.order.order_id.as_str()).collect();
-    for line in waybill.logged_about("order tried again later") {
+    for line in waybill.logged_about("attempt failed, order retried") {
         let line: Value = serde_json::from_str(&line).unwrap();
         let order_id = line["fields"]["order_id"].as_str().unwrap();
         if line["fields"]["counts"] == true && unharmed.contains(order_id) {
@@ -113,7 +113,10 @@ fn check_breakers(waybill: &Deployment, problems: &mut Problems) -> Vec<(usize, 
     for process in &waybill.processors["payment"] {
         let output = process.output();
         let count = |message: &str| output.matches(message).count();
-        let (opened, closed) = (count("a dependency is away, paused"), count("the dependency is back"));
+        let (opened, closed) = (
+            count("dependency unavailable, circuit breaker opened"),
+            count("dependency available, circuit breaker closed"),
+        );
         breakers.push((opened, closed));
     }
     if breakers.iter().any(|(opened, _)| *opened == 0) || breakers.iter().all(|(_, closed)| *closed == 0) {

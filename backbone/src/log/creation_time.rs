@@ -1,4 +1,4 @@
-//! Telling apart the orders that one id has named, one after the other.
+//! The creation time of an order, which distinguishes orders that reuse an id.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,21 +9,21 @@ use thiserror::Error;
 
 const NANOS_PER_SECOND: i64 = 1_000_000_000;
 
-/// Which order of an id it is: when it was created, in nanoseconds since 1970.
+/// When an order was created, in nanoseconds since 1970.
 ///
-/// A request_id may be used again once the events of its order are gone, and leads to the same order id. What
-/// effects leave behind outlives the events, so it is kept by id and incarnation.
+/// A request_id may be used again once the events of its order have expired, and leads to the same order id. The traces
+/// of effects outlive the events, so they are keyed by id and creation time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Incarnation(i64);
+pub struct CreationTime(i64);
 
-/// An order that does not say when it was created.
+/// An order without a create_time, or with one out of range.
 #[derive(Debug, Error)]
 #[error("order without a create_time")]
 pub struct NoCreateTime;
 
-impl Incarnation {
-    /// The incarnation of `order`, the same after each of its events.
+impl CreationTime {
+    /// The creation time of `order`, the same after each of its events.
     pub fn of(order: &Order) -> Result<Self, NoCreateTime> {
         let created = order.create_time.as_ref().and_then(|time| {
             time.seconds.checked_mul(NANOS_PER_SECOND)?.checked_add(i64::from(time.nanos)).map(Self)
@@ -37,7 +37,7 @@ impl Incarnation {
     }
 }
 
-impl fmt::Display for Incarnation {
+impl fmt::Display for CreationTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -52,18 +52,18 @@ mod tests {
     }
 
     #[test]
-    fn a_later_order_is_a_later_incarnation() {
+    fn a_later_order_has_a_later_creation_time() {
         let times = [1, 999_999_999, 1_000_000_000, 1_000_000_001].map(Duration::from_nanos);
-        let incarnations = times.map(|time| Incarnation::of(&created_at(time)).unwrap());
-        assert!(incarnations.is_sorted_by(|a, b| a < b), "{incarnations:?}");
+        let creation_times = times.map(|time| CreationTime::of(&created_at(time)).unwrap());
+        assert!(creation_times.is_sorted_by(|a, b| a < b), "{creation_times:?}");
     }
 
     #[test]
-    fn an_order_of_no_time_or_an_impossible_one_has_none() {
+    fn an_order_without_a_time_or_with_an_impossible_one_has_none() {
         let mut order = created_at(Duration::ZERO);
         order.create_time.as_mut().unwrap().seconds = i64::MAX;
         for order in [order, Order::default()] {
-            assert!(Incarnation::of(&order).is_err());
+            assert!(CreationTime::of(&order).is_err());
         }
     }
 }

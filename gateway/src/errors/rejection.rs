@@ -1,5 +1,5 @@
-//! The mark of a refusal: its reason and whose fault it is, which travel with the status as far as
-//! [`Spans`](crate::spans::Spans), where they are counted and taken off.
+//! The mark of a rejection: its reason and fault. It travels with the status to
+//! [`Spans`](crate::spans::Spans), which counts and removes it.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::Status;
@@ -7,18 +7,18 @@ use tonic::Status;
 use super::fault::Fault;
 use super::reason::Reason;
 
-/// The mark. No client sees it.
+/// The header of the mark. It never reaches a client.
 const MARK: HeaderName = HeaderName::from_static("waybill-refusal");
 
-/// Why a call was refused, and by whose fault.
+/// The reason and fault of a rejected call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct Rejection {
     pub(crate) reason: Reason,
     pub(crate) fault: Fault,
 }
 
-impl Refusal {
-    /// Marks the status of a refusal.
+impl Rejection {
+    /// Adds the mark to a status.
     pub(crate) fn mark(self, mut status: Status) -> Status {
         let text = format!("{} {}", self.reason.as_str(), self.fault.as_str());
         if let Ok(text) = HeaderValue::from_str(&text) {
@@ -27,7 +27,7 @@ impl Refusal {
         status
     }
 
-    /// Takes the mark off the headers or trailers of an answer.
+    /// Removes the mark from the headers or trailers of an answer.
     pub(crate) fn take(headers: &mut HeaderMap) -> Option<Self> {
         Self::parse(headers.remove(MARK)?.to_str().ok()?)
     }
@@ -50,13 +50,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_says_what_it_was_told_and_is_gone_when_it_is_taken() {
+    fn a_mark_is_read_back_and_removed() {
         for reason in Reason::ALL {
             for fault in Fault::ALL {
-                let refusal = Refusal { reason, fault };
-                let mut answer = refusal.mark(Status::internal("x")).into_http::<()>();
-                assert!(Refusal::is_marked(answer.headers()));
-                assert_eq!(Refusal::take(answer.headers_mut()), Some(refusal));
+                let rejection = Rejection { reason, fault };
+                let mut answer = rejection.mark(Status::internal("x")).into_http::<()>();
+                assert!(Rejection::is_marked(answer.headers()));
+                assert_eq!(Rejection::take(answer.headers_mut()), Some(rejection));
                 assert!(
                     answer
                         .headers()
