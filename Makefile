@@ -3,6 +3,11 @@
 # A path in NATS_SERVER, GRPCURL or PROMTOOL is taken as it is; else tools/install finds or installs the tool.
 NATS := NATS_SERVER=$${NATS_SERVER:-$$(tools/install nats-server)} && export NATS_SERVER
 CARGO_OUT := $${CARGO_TARGET_DIR:-target}
+# Cargo's profile for `make run`. dev compiles in a third of the time that release takes.
+PROFILE := dev
+PROFILE_OUT = $(CARGO_OUT)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+# Scenarios mostly wait, so one more than there are cores runs at a time.
+TEST_THREADS := $$(( $$(nproc) + 1 ))
 # Whether `$(call can_have,TOOL)` is there, or can be installed by Go. With CI=true nothing is skipped: what cannot be installed fails.
 can_have = [ "$$CI" = true ] || { command -v $(1) || command -v go; } >/dev/null
 # Scenarios that cannot be run with least privilege, as arguments of the test binary.
@@ -15,17 +20,17 @@ PROGRAMS := -p waybill -p waybill-gateway -p waybill-processor -p waybill-paymen
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
-run: ## start the whole system on this machine; ARGS goes to `waybill dev`
+run: ## start the whole system on this machine; ARGS goes to `waybill dev`, PROFILE=release compiles longer and runs faster
 	@$(NATS) && \
-	cargo build $(PROGRAMS) --release --locked && \
-	exec "$(CARGO_OUT)/release/waybill" dev $(ARGS)
+	cargo build $(PROGRAMS) --profile $(PROFILE) --locked && \
+	exec "$(PROFILE_OUT)/waybill" dev $(ARGS)
 
 observe: ## the same with Jaeger and Prometheus beside it; the first time it installs them, which takes minutes
 	@$(NATS) && \
 	JAEGER=$${JAEGER:-$$(tools/install jaeger)} && export JAEGER && \
 	PROMETHEUS=$${PROMETHEUS:-$$(tools/install prometheus)} && export PROMETHEUS && \
-	cargo build $(PROGRAMS) --release --locked && \
-	exec "$(CARGO_OUT)/release/waybill" dev --observe $(ARGS)
+	cargo build $(PROGRAMS) --profile $(PROFILE) --locked && \
+	exec "$(PROFILE_OUT)/waybill" dev --observe $(ARGS)
 
 test: ## build everything, then run all tests against a real nats-server
 	@$(NATS) && \
@@ -35,6 +40,7 @@ test: ## build everything, then run all tests against a real nats-server
 	if [ -z "$$PROMTOOL" ] && { $(call can_have,promtool); }; then \
 		PROMTOOL=$$(tools/install promtool) && export PROMTOOL || exit; \
 	fi && \
+	export RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$(TEST_THREADS)} && \
 	cargo build --workspace --locked && \
 	cargo test --workspace --locked && \
 	LEAST_PRIVILEGE=1 cargo test --workspace --locked --test scenarios -- $(LEAST_PRIVILEGE_SKIPS) order_path crash_points redriving && \

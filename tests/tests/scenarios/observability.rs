@@ -1,7 +1,5 @@
 //! Rules, dashboards and runbook speak of metrics that exist, and of each other. (promtool tests what the rules do.)
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -256,7 +254,7 @@ fn each_alert_has_its_section_in_the_runbook_and_each_section_its_alert() {
 
 #[test]
 fn each_alert_is_tested_to_fire_and_provoked() {
-    let provoked = read("tests/tests/alerts.rs");
+    let provoked = read("tests/tests/scenarios/alerts.rs");
     let folder = root().join("deploy/observability/prometheus/tests");
     let tests: String = fs::read_dir(folder)
         .unwrap()

@@ -4,8 +4,6 @@
 //! twice while something is wrong; promtool then lets an hour pass in which what was seen goes on: counters grow as they
 //! did between the two looks, ages grow with the time, and everything else stays as it is.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,5 @@
 //! Clients in other languages, each made from our protos by the tools of its language, go through the same story.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
