@@ -109,7 +109,7 @@ pub struct Recorded {
 #[derive(Debug, Error)]
 pub enum Undecodable {
     /// Waybill writes no such subject.
-    #[error("the subject is not that of an order event")]
+    #[error("the subject is not one of an order's events")]
     ForeignSubject,
     /// The payload is not protobuf, or not this message.
     #[error("the payload is not an orders.v1.OrderEvent: {0}")]
