@@ -47,7 +47,7 @@ pub(crate) enum Command {
     DeadLetter(DeadLetterArgs),
     /// List, add, remove and set stock, and release reservations of lost orders: for operators.
     Stock(StockArgs),
-    /// Create the streams, the bucket and the consumers at the broker, so that the programs need no right to.
+    /// Create the streams, the bucket and the consumers at the broker, so that the programs need no permission to create them.
     Provision(Box<ProvisionArgs>),
     /// Check a gateway, a processor or the payment sandbox. The exit code is 0 only if it is healthy.
     Health(HealthArgs),

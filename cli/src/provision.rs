@@ -1,4 +1,4 @@
-//! `waybill provision`: makes all that the programs need at the broker, so that they themselves need no right to.
+//! `waybill provision`: creates what the programs need at the broker, so that they need no permission to create it.
 
 use std::cell::RefCell;
 use std::time::Duration;

@@ -88,7 +88,7 @@ pub(crate) struct Config {
     /// Maximum age of a connection, 1s-30d, plus or minus a tenth; the client then opens another (GOAWAY).
     #[arg(long, env = "MAX_CONNECTION_AGE", default_value = "1h", value_parser = duration(AGE_MIN..=AGE_MAX))]
     pub(crate) max_connection_age: Duration,
-    /// How long calls and streams continue on a connection beyond its age, 1s-30d; at least REQUEST_TIMEOUT.
+    /// How long calls and streams continue on a connection beyond its age, 1s-30d; less than REQUEST_TIMEOUT cuts calls.
     #[arg(long, env = "MAX_CONNECTION_AGE_GRACE", default_value = "10m",
           value_parser = duration(AGE_MIN..=AGE_MAX))]
     pub(crate) max_connection_age_grace: Duration,

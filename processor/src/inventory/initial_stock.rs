@@ -33,7 +33,7 @@ impl FromStr for Stock {
 }
 
 fn parse_stock_line(text: &str) -> Result<(String, u64), String> {
-    let (sku, units) = text.split_once('=').ok_or("is not of the form sku=units")?;
+    let (sku, units) = text.split_once('=').ok_or("write it as SKU=UNITS, such as widget=100")?;
     if !is_sku(sku) {
         return Err(format!("\"{sku}\" is not a SKU: {SKU_RULE}"));
     }
