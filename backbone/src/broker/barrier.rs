@@ -1,9 +1,9 @@
-//! Proof that something is not there. A server that has been cut off from the others, or that lags, answers reads as if it
-//! had everything, so nothing follows from what it lacks. A barrier is a small message in the stream itself. Once the
-//! stream's Raft group has committed it, every answer that shows it comes from a server that has all that was
-//! acknowledged before.
+//! Barriers: proof that a message does not exist. A server that is partitioned from the others, or that lags, answers
+//! reads from an incomplete copy. So a message that its answer lacks may still exist. A barrier is a small message in
+//! the stream itself. Once the stream's Raft group has committed it, every answer that includes it comes from a server
+//! with all messages acknowledged before.
 //!
-//! A stream with one copy needs none: its only server has everything.
+//! A stream with one replica needs no barrier: its only server has every message.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
@@ -26,11 +26,11 @@ use crate::log::subjects;
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a proof takes at most, the reads behind the barrier included.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a barrier is kept: longer than any reader looks for it.
+/// How long a barrier is kept: longer than any reader waits for it.
 const TTL: &str = "10s";
-/// Least time between two barriers of one process, so that calls about what is not there do not fill the log.
+/// Least time between two barriers of one process, so that lookups of missing records do not fill the log.
 const INTERVAL: Duration = Duration::from_millis(10);
-/// Wait before the next look at a replica that lags.
+/// Wait before the next read from a replica that lags.
 const LOOK: Backoff = Backoff { initial: Duration::from_millis(10), max: Duration::from_millis(200) };
 /// How long the number of replicas of a stream is cached.
 const REPLICAS_BELIEVED: Duration = Duration::from_secs(10);
@@ -52,8 +52,8 @@ struct Shared {
     replicated: Mutex<Option<Replicated>>,
     /// The position of the last message on a filter, while a reader waits for it.
     positions: StdMutex<HashMap<String, Weak<Mutex<Option<Position>>>>>,
-    /// When the stream's group last committed a write of this process, and the connection that sent it. A commit says
-    /// nothing of the server that another connection leads to.
+    /// When the stream's group last committed a write of this process, and the connection that sent it. A commit does
+    /// not cover the server of another connection.
     committed: StdMutex<Option<(Instant, u64)>>,
 }
 
@@ -265,7 +265,7 @@ impl Barrier {
         answer
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     fn last_commit(&self) -> MutexGuard<'_, Option<(Instant, u64)>> {
         self.shared.committed.lock().unwrap_or_else(PoisonError::into_inner)
     }

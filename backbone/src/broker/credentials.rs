@@ -1,4 +1,5 @@
-//! Getting in: where the broker is, and who we are to it. All of it is checked when the settings are read.
+//! NATS credentials: the servers' addresses, and this program's identity at the broker. All values are checked when the
+//! settings are read.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -38,7 +38,7 @@ pub struct Stored {
 /// A read that gave no answer. Nothing is known then.
 #[derive(Clone, Debug, Error)]
 pub enum ReadError {
-    /// The broker is away or too slow, or the stream is not there or has no leader.
+    /// The broker is unavailable or too slow, or the stream is missing or has no leader.
     #[error("the broker did not answer: {0}")]
     NoAnswer(String),
     /// The broker answered with an error.

@@ -9,7 +9,7 @@ use std::error::Error as _;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::{self, ErrorCode};
 
-/// What becomes of a request that the broker answered with an error.
+/// The outcome of a request that the broker answered with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
     /// A retry may soon succeed: a leader is missing, a server starts.

@@ -1,5 +1,5 @@
-//! Reading from the leader of a stream. A direct get is quicker, and any replica answers it, also one that is behind; so what
-//! is decided for good is read here.
+//! Reading from the leader of a stream. A direct get is faster, but any replica answers it, even one that lags. So
+//! permanent decisions read from the leader.
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;

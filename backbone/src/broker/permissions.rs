@@ -27,9 +27,10 @@ const CHANGES: [&str; 5] = [
 /// What this user may not do on this connection.
 #[derive(Debug, Default)]
 pub(crate) struct DeniedPermissions {
-    /// Where it may not publish, and when the broker last said so.
+    /// The subjects that it may not publish to, and when the broker last reported that.
     publishing: BTreeMap<String, Instant>,
-    /// What it does not hear. The broker says so once; then only another connection brings it.
+    /// The subjects that it may not subscribe to. The broker reports each once; only another connection restores the
+    /// subscription.
     subscribing: BTreeSet<String>,
 }
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The way from server to server while none of those tried is good.
+/// The switch from server to server while every server tried so far is unusable.
 #[derive(Debug)]
 pub(super) struct ServerSwitch {
     /// Where in the list the last attempt was.
@@ -22,7 +22,7 @@ pub(super) struct ServerSwitch {
 }
 
 impl ServerSwitch {
-    /// Begins anywhere, so that not all clients come to the same server.
+    /// Starts at a random server, so that clients spread over the servers.
     pub(super) fn begin() -> Self {
         Self { place: usize::from(rand::random::<u8>()), attempts: 0, servers: 0, left: None }
     }

@@ -14,7 +14,7 @@ use tracing::{error, info};
 
 use crate::broker::streams::names::{DEAD_LETTERS, ORDERS};
 
-/// Pauses between two writes that find out whether there is space again. Freed space is noticed that late.
+/// Pauses between two probes for storage space. Free space is detected that late.
 const PROBE: Backoff = Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(5) };
 /// How long such a write may take, in which no other one is sent.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -110,7 +110,7 @@ impl Storage {
         self.0.is_any_full.store(true, Ordering::Relaxed);
     }
 
-    /// A write that was to find out whether there is space has brought nothing: the next one tries soon.
+    /// A probe for storage space had no conclusive result. The next one follows after a backoff.
     pub fn found_nothing(&self, stream: &str) {
         if !self.0.is_any_full.load(Ordering::Relaxed) {
             return;
@@ -125,7 +125,8 @@ impl Storage {
         }
     }
 
-    /// A write was refused for what lies there already, which says nothing of space: the next one finds out.
+    /// A write was rejected because of an existing message, which does not show whether there is space. The next write
+    /// is the probe.
     pub fn found_conflict(&self, stream: &str) {
         if !self.is_any_full() {
             return;
@@ -214,7 +215,7 @@ impl Storage {
         );
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     fn streams(&self) -> MutexGuard<'_, BTreeMap<&'static str, Option<FullStream>>> {
         self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }

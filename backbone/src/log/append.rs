@@ -1,7 +1,7 @@
-//! Appending events: publish with an expectation, and never take a missing answer for a no.
+//! Appending events: publish with an expectation, and never treat a missing acknowledgement as a failure.
 //!
-//! A publish without an acknowledgement may have been stored, or may yet be. So it is retried with the same event id
-//! until the broker answers: if it was stored, the retry meets its own event.
+//! A publish without an acknowledgement may have been stored, or may still be stored. So it is retried with the same
+//! event id until the broker answers. If the event was already stored, the retry finds it.
 
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
@@ -54,7 +54,7 @@ pub enum AppendError {
     /// The lifecycle does not allow the event; nothing was sent.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// The event is not in the log, and never will be: the broker is away, or has no leader.
+    /// The event is not in the log and never will be: the broker is unavailable, or has no leader.
     #[error("the event was not stored: {0}")]
     Unavailable(String),
     /// The event is not in the log: the broker has no storage space.
@@ -66,7 +66,7 @@ pub enum AppendError {
     /// The event is not in the log, and never will be.
     #[error("the broker rejected the event: {0}")]
     Permanent(String),
-    /// The event is not in the log: the order has none any more.
+    /// The event is not in the log: the order has no events any more.
     #[error("the order is no longer in the log")]
     Gone,
     /// The outcome is unknown. Only a retry can tell.
@@ -123,9 +123,9 @@ enum ConflictOutcome {
     Mine(Revision),
     /// Another writer's event.
     Overtaken(Box<OrderState>),
-    /// Nothing: the order was there before, and has expired.
+    /// Nothing: the order existed before, and has expired.
     Gone,
-    /// No event at all: foreign messages up to here lie where the order's first event belongs.
+    /// No event: foreign messages up to here are stored where the order's first event belongs.
     Vacant(Revision),
 }
 

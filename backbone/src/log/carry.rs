@@ -50,7 +50,7 @@ pub struct CarryProgress {
     pub looked_at: u64,
     /// Orders that were carried.
     pub carried: u64,
-    /// Orders that the broker refuses to take, for good.
+    /// Orders that the broker permanently rejects.
     pub refused: u64,
 }
 

@@ -30,7 +30,7 @@ use layout::Layout;
 const CLUSTER_REPLICAS: usize = 3;
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
-/// A stream is not as it is needed, and cannot be made so.
+/// A stream differs from what is needed, and cannot be changed to it.
 #[derive(Debug, Error)]
 pub enum ProvisionError {
     /// The stream exists, and changing it to what we need could lose orders.
@@ -47,7 +47,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(15);
 enum Attempt {
     /// With so many replicas.
     Done(usize),
-    /// The broker is away or busy: nothing is known.
+    /// The broker is unavailable or busy: nothing is known.
     Retry(String),
 }
 

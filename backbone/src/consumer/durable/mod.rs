@@ -29,13 +29,13 @@ pub(crate) struct Durable {
     pub(crate) name: &'static str,
     requested: Config,
     opened: Settings,
-    /// In what it was other than it has to be, although it was to be made right.
+    /// The settings that differed from the required ones, although they should have been reconciled.
     pub(crate) wrong: Option<String>,
 }
 
 impl Durable {
-    /// Makes the consumer if it is missing, and makes it right if it is not as it should be. What this user may not
-    /// change stays as it is. `floor` is how far it is known to have come.
+    /// Creates the consumer if it is missing, and reconciles it if its settings differ. Settings that this user may not
+    /// change stay as they are. `floor` is the known ack floor.
     pub(crate) async fn open(
         connection: &Connection,
         config: &ConsumerConfig,
@@ -89,7 +89,7 @@ impl Durable {
     }
 }
 
-/// The consumer as it is then, or `None` if this user may not make it right.
+/// The reconciled consumer, or `None` if this user may not reconcile it.
 async fn reconciled(
     connection: &Connection,
     stream: &Stream<()>,
@@ -124,7 +124,7 @@ async fn reconciled(
     }
 }
 
-/// The consumer in the place of the one that there is, or `None` if this user may not do that.
+/// The consumer that replaces the present one, or `None` if this user may not do that.
 async fn recreated(
     connection: &Connection,
     stream: &Stream<()>,
