@@ -21,8 +21,8 @@ use tracing::{debug, error, warn};
 use crate::metrics;
 use crate::telemetry::LogThrottle;
 
-/// Connections at a time. A further one takes the place of the oldest: a probe is answered as soon as it is there,
-/// and needs its connection no longer.
+/// Maximum number of connections. A further one replaces the oldest: a probe is answered as soon as it arrives, and
+/// does not need its connection afterwards.
 const CONNECTIONS_MAX: usize = 256;
 /// How long a request may take to come, or the next one on the same connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! Stock that is not there, or cannot be changed.
+//! Errors for stock that does not exist, or cannot be changed.
 
 use std::collections::HashMap;
 

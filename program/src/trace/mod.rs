@@ -1,5 +1,5 @@
 //! Traces: spans of the crate tracing, which tracing-opentelemetry hands to the exporter, and W3C Trace Context
-//! (<https://www.w3.org/TR/trace-context/>), which ties a client's call to every event that came of it.
+//! (<https://www.w3.org/TR/trace-context/>), which ties a client's call to every event that it caused.
 //!
 //! Each task works in an OpenTelemetry [`Context`]. While traces are exported, that is the context of its innermost span. While
 //! none are, there are no spans, and the context is the caller's: it passes through unchanged.
