@@ -36,7 +36,7 @@ const ACKS_IN_FLIGHT_MAX: usize = 4096;
 const RECONNECT_DENIED: Backoff = Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(30) };
 /// Rounds of attempts after which the cause of the failures is determined again.
 const REASON_ROUNDS: u64 = 8;
-/// Messages held for one subscription that is not read; further ones are dropped (and the gap is noticed).
+/// Messages held for one subscription that is not read; further ones are dropped (and the subscriber detects the gap).
 const SUBSCRIPTION_MESSAGES_MAX: usize = 4096;
 
 /// A connection, which may at any moment be up or down. Cheap to clone.

@@ -11,7 +11,7 @@ use async_nats::{ConnectOptions, ServerAddr};
 use percent_encoding::percent_decode_str;
 use program::config::read_file;
 
-/// Where the broker is and how to get in.
+/// Address of the broker, and credentials for it.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BrokerConfig {
     /// NATS servers, separated by commas. User and password, or a token, may precede the host, percent-encoded; those

@@ -210,7 +210,7 @@ fn not_done(error: &impl ToString, kind: CreateStreamErrorKind) -> Result<Attemp
     }
 }
 
-/// Tells a refusal that stays from one that passes by itself.
+/// Distinguishes a permanent refusal from a temporary one.
 fn fatal_or_retry(refusal: &jetstream::Error) -> Result<Attempt, FatalError> {
     // What the operator can do about some of them.
     let hint = match refusal.error_code() {
