@@ -1,4 +1,5 @@
-//! An order's history as a timeline: when each event came, how long after the one before it, and under which trace.
+//! An order's history as a timeline: when each event was stored, how long after the one before it, and under which
+//! trace.
 
 use std::time::{Duration, SystemTime};
 

@@ -45,7 +45,7 @@ pub(crate) enum RequiredDurability {
     Strict,
 }
 
-/// What acknowledged orders survive, the weakest first.
+/// The failures that acknowledged orders survive, the weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum DurabilityLevel {
     /// No restart of the server.

@@ -29,12 +29,12 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a connection could not be accepted; for want of file descriptors, as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a program knows of how it is.
+/// The health of a program.
 pub trait Health: Clone + Send + Sync + 'static {
     /// Whether to send it work: details of its state, or why not.
     fn ready(&self) -> Result<String, String>;
 
-    /// Whether what it stands on is well, or what is not.
+    /// Whether its dependencies are healthy, or which is not.
     fn healthy(&self) -> Result<(), String>;
 }
 

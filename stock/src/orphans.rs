@@ -28,7 +28,7 @@ const ATTEMPTS_MAX: usize = 10;
 pub struct Orphan {
     /// The order that it names.
     pub order_id: OrderId,
-    /// What it holds.
+    /// The units that it holds.
     pub units: Units,
     /// When the order was created.
     pub created: SystemTime,

@@ -22,7 +22,7 @@ pub(crate) const SUBJECT_PREFIX: &str = "$KV.INVENTORY.";
 /// Units by SKU.
 pub type Units = BTreeMap<String, u64>;
 
-/// What an order holds.
+/// The units that an order holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
     /// The creation time of its order, which distinguishes orders that reuse an id.

@@ -35,7 +35,7 @@ pub struct StockEntry {
     pub changed: Option<SystemTime>,
 }
 
-/// What orders hold that are not fulfilled.
+/// Units held by orders that are not fulfilled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReservedStock {
     /// By SKU.

@@ -78,23 +78,23 @@ struct Attempt {
 }
 
 impl Barrier {
-    /// Those of the order log.
+    /// The barriers of the order log.
     pub fn of_orders(connection: Connection) -> Self {
         Self::new(connection, ORDERS, subjects::ORDER_BARRIER)
     }
 
-    /// Those of the dead letters.
+    /// The barriers of the dead letters.
     pub fn of_dead_letters(connection: Connection) -> Self {
         Self::new(connection, DEAD_LETTERS, "DEAD_LETTER.barrier")
     }
 
-    /// Those of another stream, on a subject of its own. The stream has to allow a TTL for each message.
+    /// The barriers of another stream, on a subject of its own. The stream has to allow a TTL for each message.
     pub fn new(connection: Connection, stream: &'static str, subject: &str) -> Self {
         Self { connection, stream, subject: subject.to_owned(), shared: Arc::default() }
     }
 
-    /// Waits until the stream's group has committed a barrier that was begun after this call, and gives its revision;
-    /// `None` if the stream has one copy. All who wait share one barrier. Cancel-safe.
+    /// Waits until the stream's group has committed a barrier that was begun after this call, and returns its revision;
+    /// `None` if the stream has one replica. All waiting callers share one barrier. Cancel-safe.
     pub async fn pass(&self) -> Result<Option<Revision>, ReadError> {
         let asked = Instant::now();
         if !self.is_replicated().await? {
@@ -152,9 +152,9 @@ impl Barrier {
         timeout_at(deadline, proof).await.unwrap_or_else(|_| Err(lags()))
     }
 
-    /// Where the last message on `filter` is, [`Revision::NONE`] if there is none: no later one was acknowledged before
-    /// this was called. All who wait to know it of one filter share the answer: the stream takes one conditional message for a
-    /// filter at a time.
+    /// Position of the last message on `filter`, [`Revision::NONE`] if there is none: no later one was acknowledged
+    /// before this call. All callers that wait for the same filter share the answer, because the stream accepts one
+    /// conditional message per filter at a time.
     pub async fn last_on(&self, filter: &str) -> Result<Revision, ReadError> {
         let asked = Instant::now();
         let position = self.position(filter);
@@ -167,7 +167,7 @@ impl Barrier {
         position.insert(Position { begun, last }).last.clone()
     }
 
-    /// What those share who wait to know the last message on `filter`.
+    /// The answer that all waiting callers of `filter` share.
     fn position(&self, filter: &str) -> Arc<Mutex<Option<Position>>> {
         let mut positions = self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(position) = positions.get(filter).and_then(Weak::upgrade) {
@@ -220,19 +220,19 @@ impl Barrier {
         *self.last_commit() = Some((Instant::now(), connects));
     }
 
-    /// Whether something was committed within this time that was sent by the connection that there is now.
+    /// Whether a write sent by the present connection was committed within this time.
     pub(crate) fn has_committed_within(&self, time: Duration) -> bool {
         let now = *self.connection.connects().borrow();
         self.last_commit().is_some_and(|(committed, by)| by == now && committed.elapsed() <= time)
     }
 
-    /// The same, as any replica has it.
+    /// Position of the last message on `filter`, from any replica.
     async fn last_anywhere(&self, filter: &str) -> Result<Revision, ReadError> {
         let last = direct_get::last_on(&self.connection.client, self.stream, filter).await?;
         Ok(last.map_or(Revision::NONE, |last| last.sequence))
     }
 
-    /// Publishes a barrier; if so, provided that this is the last message on this filter.
+    /// Publishes a barrier; with an expectation, only if that is the last message on its filter.
     async fn write(&self, expectation: Option<(String, Revision)>) -> Outcome {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-TTL", TTL);

@@ -23,13 +23,13 @@ use crate::broker::storage::Storage;
 
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A broker that answers no ping for two of these is taken for dead.
+/// A broker that answers no ping for two of these is considered dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long, at the end, the broker may take to accept what is buffered.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long one publish waits for its acknowledgement, and one request for its answer.
 pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Acknowledgements awaited at once; further publishes wait for a place.
+/// Pending acknowledgements at once; further publishes wait for a slot.
 const ACKS_IN_FLIGHT_MAX: usize = 4096;
 /// How long a connection without answers is kept. The broker ends a forbidden subscription without disconnecting and
 /// does not restore it with the right: only another connection does.
@@ -54,7 +54,7 @@ pub struct Connection {
     _listening: Arc<AbortOnDropHandle<()>>,
 }
 
-/// The connection cannot be made, however often it is tried.
+/// The connection cannot be established, and no retry helps.
 #[derive(Debug, Error)]
 pub enum ConnectError {
     /// The credentials cannot be used.
@@ -199,12 +199,12 @@ impl Connection {
         format!("not connected to NATS (NATS_URL, NATS_CREDS, NATS_TLS_CA): {reason}")
     }
 
-    /// What the broker has lately refused this user, on this connection, of all that its program cannot do without.
+    /// Required permissions that the broker has recently denied this user, on this connection.
     pub fn refused(&self) -> Option<String> {
         if self.is_up() { lock(&self.refusals).summary(false) } else { None }
     }
 
-    /// The same for all requests.
+    /// The denied permissions for all requests.
     pub fn refused_at_all(&self) -> Option<String> {
         if self.is_up() { lock(&self.refusals).summary(true) } else { None }
     }
@@ -218,7 +218,7 @@ impl Connection {
         error.to_string()
     }
 
-    /// Whether the broker has lately refused a publish to this subject.
+    /// Whether the broker has recently denied a publish to this subject.
     pub(crate) fn may_not_publish(&self, subject: &str) -> bool {
         lock(&self.refusals).is_refused(subject)
     }
@@ -285,7 +285,7 @@ impl Connection {
         }
     }
 
-    /// Sends what is still buffered, if the broker takes it soon; called once, before leaving.
+    /// Sends the messages still buffered, if the broker accepts them soon; called once, at shutdown.
     pub async fn flush(&self) {
         if !self.is_up() {
             return;

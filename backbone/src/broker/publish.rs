@@ -1,4 +1,4 @@
-//! Publishing with an expectation, and what the broker's answer to it means.
+//! Publishing with an expectation, and the meaning of the broker's answer.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// How long it may take to find out why a publish was not answered.
 const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a publish goes unanswered before that says something about the broker, and not about its caller's haste.
+/// How long a publish may go unanswered before the broker is suspect. A shorter wait may be due to the caller's
+/// deadline.
 const SUSPICIOUS: Duration = Duration::from_millis(500);
 
 static PERMANENT: LogThrottle = LogThrottle::every(Duration::from_secs(15));

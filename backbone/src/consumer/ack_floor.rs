@@ -1,4 +1,4 @@
-//! How far a consumer is known to have come, and going back there.
+//! The known ack floor of a consumer, and resetting the consumer to it.
 //!
 //! In a cluster a new leader of a consumer may count undelivered messages as acknowledged (nats-server issue 8036; seen
 //! with 2.15.1 after a server had paused for some seconds). Nothing is pending then, and those orders would wait
@@ -24,7 +24,7 @@ use crate::log::event::stored;
 /// How long a record is kept. A step that did not run for so long reads its consumer as it is.
 const RECORD_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// How far a consumer had come when it was last seen to be as it should be: up to there all was acknowledged.
+/// The ack floor of a consumer when it was last configured as required. All messages up to there were acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AckFloor {
     /// When the consumer was created. The floor does not apply to another consumer of the same name.

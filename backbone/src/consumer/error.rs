@@ -1,4 +1,4 @@
-//! Why a consumer has to be reopened.
+//! The reasons to reopen a consumer.
 
 use thiserror::Error;
 

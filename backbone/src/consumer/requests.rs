@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 /// How long one pull request lasts. A program that stops has to wait for its end.
 pub(super) const EXPIRY: Duration = Duration::from_secs(2);
-/// A broker silent for so long while a request stands has lost it.
+/// A broker that is silent for so long while a request is open has lost the request.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// Requests in a row that the broker may lose. After more of them it is not the requests.
+/// Requests in a row that the broker may lose. If more are lost, the cause is not the requests.
 const LOST_MAX: u32 = 1;
 /// How long pull requests may deliver nothing before the program checks whether messages are pending.
 const UNSERVED_MAX: Duration = Duration::from_secs(30);
@@ -149,7 +149,7 @@ impl Requests {
         self.standing = if is_refused { 0 } else { self.standing.saturating_sub(unserved(status)) };
     }
 
-    /// Nothing more is waited for.
+    /// The reader waits for no more messages.
     pub(super) fn leave(&mut self) {
         self.standing = 0;
     }

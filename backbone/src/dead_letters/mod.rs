@@ -1,4 +1,4 @@
-//! Dead letters: the messages of the order log that a step has given up, and what it had tried before.
+//! Dead letters: the messages of the order log that a step has given up, and the attempts before that.
 //!
 //! Dead letters have a stream of their own. A dead letter has one subject for each state, and its latest message on any
 //! of them is the dead letter. Each message is published with the expectation of the previous one, as events are. So of

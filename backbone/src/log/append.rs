@@ -39,7 +39,7 @@ static ORDERS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     metrics::order_duration("waybill.order.duration", "From an order's creation to its terminal event.")
 });
 
-/// How an append went that the broker decided on.
+/// The outcome of an append that the broker decided.
 #[derive(Debug)]
 pub enum Appended {
     /// The event is in the log; this is the order after it.
@@ -48,7 +48,7 @@ pub enum Appended {
     Overtaken(OrderState),
 }
 
-/// An append without a decision in its favour.
+/// An append that did not succeed.
 #[derive(Debug, Error)]
 pub enum AppendError {
     /// The lifecycle does not allow the event; nothing was sent.
@@ -83,7 +83,7 @@ impl AppendError {
         }
     }
 
-    /// Whether the event went the same way that any other would have gone at this moment.
+    /// Whether any other event would have failed in the same way at this moment.
     pub fn is_away(&self) -> bool {
         match self {
             Self::Unavailable(_) | Self::Full(_) | Self::Unknown(_) => true,
@@ -91,7 +91,7 @@ impl AppendError {
         }
     }
 
-    /// The same in one word.
+    /// The error in one word.
     fn kind(&self) -> &'static str {
         match self {
             Self::Refused(_) => "refused",

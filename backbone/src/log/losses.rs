@@ -78,8 +78,8 @@ impl OrderLog {
         }
     }
 
-    /// Compares the log with records outside of it that name events up to `sequence`, the latest of them written at `at`.
-    /// Reports a loss, and returns whether there is one. A loss that an operator has acknowledged does not count.
+    /// Compares the log with records outside of it that name events up to `sequence`, the latest of them written at
+    /// `at`. Reports a loss, and returns whether there is one. A loss that an operator has acknowledged does not count.
     pub async fn compare_with(&self, sequence: u64, at: SystemTime) -> Result<bool, ReadError> {
         let mut answer = ask(&self.connection).await?;
         if sequence > answer.info.state.last_sequence && answer.info.config.num_replicas > 1 {
@@ -169,7 +169,7 @@ impl LossDetector<'_> {
         }))
     }
 
-    /// From where on nothing can expire soon. Asked for now and then, and only while something can.
+    /// Range of messages that cannot expire soon. Read occasionally, and only while messages can expire.
     async fn unexpired_range(&self, sample: &LogSample) -> Option<UnexpiredRange> {
         let margin = EXPIRY_MARGIN.min(sample.max_age / 2);
         let known = self.before.as_ref().filter(|before| before.created == sample.created);

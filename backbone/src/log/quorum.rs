@@ -17,13 +17,13 @@ use crate::broker::streams::{ORDERS, StreamState};
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a commit proves a quorum.
 const COMMIT_AGE_MAX: Duration = Duration::from_secs(1);
-/// How long the next one may take, those that others wait for included.
+/// How long the next commit may take, including commits that other callers wait for.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long there may be no quorum before another server is tried, and before the next one is.
+/// How long there may be no quorum before the program tries another server, and then the next one.
 const LEAVE: Backoff = Backoff { initial: Duration::from_secs(2), max: Duration::from_secs(30) };
 
 impl OrderLog {
-    /// Whether a quorum has lately committed what this program wrote; if not, why. Known only while
+    /// Whether a quorum has recently committed a write of this program; if not, why. Known only while
     /// [`OrderLog::keep_quorum`] runs.
     pub fn quorum(&self) -> Result<(), String> {
         self.quorum.borrow().clone()

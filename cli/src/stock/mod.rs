@@ -1,4 +1,4 @@
-//! `waybill stock`: what there is to sell, and how operators change it.
+//! `waybill stock`: lists the stock, and lets operators change it.
 
 mod args;
 

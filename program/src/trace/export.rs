@@ -345,7 +345,7 @@ impl opentelemetry_sdk::trace::SpanExporter for Sender {
 }
 
 impl Sender {
-    /// A line when the collector goes and when it comes back, and now and then one about what was dropped.
+    /// Logs when the collector becomes unavailable and available again, and occasionally how much was dropped.
     fn report(&self, sent: &OTelSdkResult) {
         let mut last_report = LAST_REPORT.lock().unwrap_or_else(PoisonError::into_inner);
         let dropped_spans = self.counts.dropped.load(Ordering::Relaxed);

@@ -114,8 +114,8 @@ pub fn remote(parent: SpanContext) -> Context {
     Context::new().with_remote_span_context(parent)
 }
 
-/// Makes `span`, which has not begun, go on with the trace that came from another process, or begin one. Returns the context
-/// that the work has to be done in, whether there is a span or not.
+/// Makes `span`, which has not begun, continue the trace of another process, or begin one. Returns the context for the
+/// work, whether or not the span is enabled.
 pub fn continue_in(span: &Span, parent: Option<SpanContext>) -> Context {
     if span.is_disabled() {
         return remote(parent.unwrap_or_else(root));

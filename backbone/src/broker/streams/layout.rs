@@ -126,7 +126,7 @@ impl Layout {
     }
 }
 
-/// A stream that refuses what it has no room for, and drops nothing to make some.
+/// A stream that rejects messages when it is full, and drops none to make space.
 fn keeping_everything() -> Config {
     Config {
         storage: StorageType::File,
@@ -158,7 +158,7 @@ pub fn harm(present: &Config, needed: &Config) -> Vec<String> {
     differing.map(|((field, is), (_, needs))| format!("{field} is {is}, must be {needs}")).collect()
 }
 
-/// What decides whether a stream keeps all that it is given.
+/// The settings that decide whether a stream keeps all messages.
 fn guarantees(config: &Config) -> [(&'static str, String); 12] {
     let set = |set: bool| if set { "set" } else { "none" }.to_owned();
     let per_subject = match config.max_messages_per_subject {

@@ -41,7 +41,7 @@ pub enum ProvisionError {
     Broker(&'static str, String),
 }
 
-/// Pause between two lines that say what is waited for.
+/// Pause between two log lines about the wait.
 const LOG_INTERVAL: Duration = Duration::from_secs(15);
 
 enum Attempt {
@@ -229,7 +229,7 @@ fn fatal_or_retry(refusal: &jetstream::Error) -> Result<Attempt, FatalError> {
     }
 }
 
-/// Says that a broker takes less than what the contract allows.
+/// Logs that a broker accepts less than the contract allows.
 fn warn_of_limits(connection: &Connection, present: &jetstream::stream::Config) {
     let max_payload = connection.client.server_info().max_payload;
     if let Some(reason) = layout::too_small(max_payload, present.max_message_size) {

@@ -150,7 +150,7 @@ async fn recreated(
     create(connection, stream, config).await.map(Some)
 }
 
-/// The consumer after it has got another leader: it goes back to where it is known to have come under the former.
+/// The consumer after a leader change: it is reset to the last known ack floor of the former leader.
 async fn reset_to_floor(
     connection: &Connection,
     stream: &Stream<()>,
@@ -186,7 +186,7 @@ fn is_missing(kind: &ConsumerErrorKind) -> bool {
     matches!(kind, ConsumerErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
 }
 
-/// Of several that make it, one succeeds; the others come back and find it.
+/// Of several concurrent creators one succeeds; the others retry and find the consumer.
 async fn create(
     connection: &Connection,
     stream: &Stream<()>,
