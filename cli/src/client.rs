@@ -46,7 +46,7 @@ pub(crate) fn endpoint(gateway: Uri) -> Endpoint {
         .keep_alive_timeout(PING_TIMEOUT)
 }
 
-/// Connects to a gateway that is expected to be there.
+/// Connects to a gateway that is expected to be running.
 pub(crate) async fn connect(gateway: Uri, tls: &Tls, credential: Credential) -> anyhow::Result<Orders> {
     let channel = tls.apply(endpoint(gateway.clone()))?.connect().await.map_err(|error| {
         let advice = advice(&error, "--gateway");
@@ -120,7 +120,7 @@ pub(crate) fn pause_before_retry(status: &Status, tries: u32) -> Option<Duration
     }
 }
 
-/// Whether the failure came about on the way, not as a considered answer. A status has a source only when the
+/// Whether the failure occurred in transit and is not the gateway's answer. A status has a source only when the
 /// connection broke; one that the gateway sent has none.
 fn may_pass(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) || status.source().is_some()

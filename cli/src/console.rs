@@ -1,4 +1,4 @@
-//! What people read: answers on stdout, everything else on stderr.
+//! Output for people: answers on stdout, everything else on stderr.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 

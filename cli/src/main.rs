@@ -1,5 +1,5 @@
 //! `waybill`: one binary for people. `dev` runs the whole system on this machine, `order`,
-//! `dead-letter` and `stock` talk to a gateway, `health` asks a program whether it is well.
+//! `dead-letter` and `stock` talk to a gateway, `health` checks whether a program is healthy.
 
 mod address;
 mod args;

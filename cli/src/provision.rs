@@ -40,7 +40,8 @@ pub(crate) struct ProvisionArgs {
     telemetry: TelemetryConfig,
 }
 
-/// Makes what is missing. Fails when something is there that must not be changed, or nothing comes of it in time.
+/// Creates what is missing. Fails when an existing stream, bucket or consumer must not be changed, or when the deadline
+/// passes first.
 pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
     let _telemetry = telemetry::start(&args.telemetry);
     let connection = Connection::open(&args.broker, NAME).await?;

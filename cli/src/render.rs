@@ -79,7 +79,7 @@ pub(crate) fn status_name(status: OrderStatus) -> &'static str {
     name.strip_prefix("ORDER_STATUS_").unwrap_or(name)
 }
 
-/// What kind of event it was, in the word that its subject has.
+/// The event's kind, in the word of its subject.
 pub(crate) fn event_name(detail: Option<&Detail>) -> &'static str {
     match detail {
         Some(Detail::Created(_)) => "created",
@@ -111,7 +111,7 @@ pub(crate) fn short_duration(duration: Duration) -> String {
     }
 }
 
-/// What the event says beyond its kind, in one line.
+/// The event's details beyond its kind, in one line.
 pub(crate) fn detail(detail: &Detail) -> String {
     plain(&detail_text(detail))
 }

@@ -1,4 +1,5 @@
-//! An order's history as a timeline: when each event came, how long after the one before it, and under which trace.
+//! An order's history as a timeline: when each event was stored, how long after the one before it, and under which
+//! trace.
 
 use std::time::{Duration, SystemTime};
 
@@ -48,7 +49,7 @@ fn since(later: Option<SystemTime>, earlier: Option<SystemTime>) -> Duration {
     between.unwrap_or_default()
 }
 
-/// Where the time between two events lies within the whole; at least one character wide.
+/// The bar of the time between two events within the whole; at least one character wide.
 fn bar(from: Duration, to: Duration, whole: Duration) -> String {
     let share = |time: Duration| {
         let share = if whole.is_zero() { 0.0 } else { time.as_secs_f64() / whole.as_secs_f64() };

@@ -45,7 +45,7 @@ pub(crate) enum RequiredDurability {
     Strict,
 }
 
-/// What acknowledged orders survive, the weakest first.
+/// The failures that acknowledged orders survive, the weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum DurabilityLevel {
     /// No restart of the server.
@@ -157,7 +157,7 @@ impl Monitors {
     async fn ask_one(&self, url: &Uri) -> Result<(String, bool), String> {
         let uri = format!("{}/varz", url.to_string().trim_end_matches('/'));
         let uri = uri.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
-        // An error page or a redirect says nothing about this server.
+        // An error page or a redirect does not describe this server.
         let answer = self.http.get(uri).await.map_err(|error| format!("{error:#}"))?;
         let varz: Varz = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
         Ok((varz.server_name, varz.jetstream.config.sync_always))

@@ -60,8 +60,8 @@ async fn report<const N: usize>(reporter: &HealthReporter, services: [&'static s
     }
 }
 
-/// tonic-health's service, but for the watch of a name that is not there: that has to say SERVICE_UNKNOWN and wait for the
-/// service to appear, where the library answers NOT_FOUND (0.14.9). Names are fixed here, so none appears.
+/// tonic-health's service, except for the watch of an unknown name. That watch must report SERVICE_UNKNOWN and wait for
+/// the service to appear, but the library answers NOT_FOUND (0.14.9). Names are fixed here, so none appears.
 #[derive(Debug)]
 pub(crate) struct Watchable(HealthService);
 

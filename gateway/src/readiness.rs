@@ -82,7 +82,7 @@ impl Readiness {
         self.streams.check_durability().map_err(|reason| errors::not_durable(&reason))
     }
 
-    /// Rejects a call while the bucket with the stock is missing. A missing bucket is looked up again.
+    /// Rejects a call while the bucket with the stock is missing. For a missing bucket the gateway checks again.
     pub(crate) async fn check_stock(&self) -> Result<(), Status> {
         if self.stock.missing().is_some() {
             self.stock.look().await;
@@ -138,8 +138,8 @@ impl Readiness {
         }
     }
 
-    /// Checks the stream periodically, until it is gone although the broker is there: it was deleted, or the broker
-    /// returned without its data.
+    /// Checks the stream periodically, until it is missing although the broker is available. Then the stream was
+    /// deleted, or the broker returned without its data.
     async fn until_lost(&self, log: &OrderLog) {
         let mut lost = false;
         while !lost {

@@ -1,5 +1,5 @@
-//! The payment sandbox: a payment service that moves no money, and goes wrong on demand. A process of its own, so
-//! that it can be away, be slow and die as a real one can.
+//! The payment sandbox: a payment service that moves no money, and fails on demand. It is a process of its own, so that
+//! it can be unavailable, be slow and die as a real one can.
 
 use std::path::Path;
 use std::time::Duration;

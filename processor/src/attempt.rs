@@ -1,7 +1,7 @@
 //! One attempt at an order: effect, then append.
 //!
-//! A crash between any two of effect, append and acknowledgement leads to a redelivery, which finds the effect and the
-//! event already there.
+//! A crash between any two of effect, append and acknowledgement leads to a redelivery, which finds the existing effect
+//! and event.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

@@ -28,7 +28,7 @@ use crate::step::Step;
 /// How long, after the drain, a processor may take to nak the remaining messages.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Runs a processor until it is stopped. `open` makes the step, once the broker is there.
+/// Runs a processor until it is stopped. `open` creates the step, once the broker is available.
 pub async fn run<C, S, F>(open: impl FnOnce(C, Connection) -> F) -> ExitCode
 where
     C: Config,

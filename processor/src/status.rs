@@ -31,7 +31,7 @@ const LAG_INTERVAL: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub(crate) struct Status(Arc<Inner>);
 
-/// Reports what the step lacks, if anything.
+/// Reports the missing dependency of the step, if any.
 type MissingDependency = Box<dyn Fn() -> Option<&'static str> + Send + Sync>;
 
 struct Inner {

@@ -64,7 +64,7 @@ pub(crate) fn consumer<S: Step>(ack_wait: Duration) -> ConsumerConfig {
 /// Why a step failed.
 #[derive(Debug, Error)]
 pub enum StepError {
-    /// A rejection for good: the order becomes REJECTED.
+    /// A permanent rejection: the order becomes REJECTED.
     #[error("rejected: {reason}: {message}")]
     Rejected {
         /// A stable upper-case word.

@@ -1,7 +1,7 @@
 //! One message from its delivery to its disposition: acknowledged, redelivered later, or dead-lettered.
 //!
-//! For each order: effect, then append, then acknowledge. A crash between any two of them leads to a
-//! redelivery, which finds the effect and the event already there.
+//! For each order: effect, then append, then acknowledge. A crash between any two of them leads to a redelivery, which
+//! finds the existing effect and event.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

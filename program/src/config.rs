@@ -60,7 +60,7 @@ pub fn refuse(reason: &str) -> ExitCode {
     ExitCode::from(EXIT_USAGE)
 }
 
-/// A parser of times such as `500ms`, `10s` or `30d` that lie within `bounds`.
+/// A parser of times such as `500ms`, `10s` or `30d` within `bounds`.
 pub fn duration(
     bounds: RangeInclusive<Duration>,
 ) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync + 'static {

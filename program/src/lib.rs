@@ -1,4 +1,4 @@
-//! What every process is made of: settings, logging, traces, metrics and their export, the HTTP port with probes,
+//! The parts of every process: settings, logging, traces, metrics and their export, the HTTP port with probes,
 //! signals, backoff.
 //!
 //! Knows no broker, no gRPC server and no order.

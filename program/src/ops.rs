@@ -21,20 +21,20 @@ use tracing::{debug, error, warn};
 use crate::metrics;
 use crate::telemetry::LogThrottle;
 
-/// Connections at a time. A further one takes the place of the oldest: a probe is answered as soon as it is there,
-/// and needs its connection no longer.
+/// Maximum number of connections. A further one replaces the oldest: a probe is answered as soon as it arrives, and
+/// does not need its connection afterwards.
 const CONNECTIONS_MAX: usize = 256;
 /// How long a request may take to come, or the next one on the same connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a connection could not be accepted; for want of file descriptors, as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a program knows of how it is.
+/// The health of a program.
 pub trait Health: Clone + Send + Sync + 'static {
     /// Whether to send it work: details of its state, or why not.
     fn ready(&self) -> Result<String, String>;
 
-    /// Whether what it stands on is well, or what is not.
+    /// Whether its dependencies are healthy, or which is not.
     fn healthy(&self) -> Result<(), String>;
 }
 

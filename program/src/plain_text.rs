@@ -1,4 +1,4 @@
-//! Text from elsewhere that people read: what would do something to their terminal instead of being read.
+//! Text from elsewhere that people read: the characters that would control their terminal.
 
 /// Whether it is neither a control character nor one that changes the order in which others are shown.
 pub fn is_plain(c: char) -> bool {

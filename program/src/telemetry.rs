@@ -19,7 +19,7 @@ use crate::trace_ids::WithTraceIds;
 
 /// Lines that wait to be written; further ones are dropped, and counted.
 const LINES_MAX: usize = 16_384;
-/// How often it is looked whether any were dropped.
+/// How often the number of dropped lines is checked.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long, at the end, the last lines may take to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);

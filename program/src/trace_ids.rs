@@ -1,4 +1,4 @@
-//! Lines of the log that say in which trace and span they were written.
+//! Log lines with the ids of the trace and the span that they were written in.
 
 use std::fmt;
 

@@ -22,9 +22,9 @@ pub const WRITES_MAX: usize = 1000;
 /// One write of a batch.
 #[derive(Debug)]
 pub struct Write {
-    /// Where it lies.
+    /// The subject that it is stored on.
     pub subject: String,
-    /// What it says.
+    /// The stored value.
     pub value: Bytes,
     /// Sequence of the last message on the subject.
     pub expected: Revision,
@@ -48,7 +48,7 @@ pub enum CommitError {
     /// A write is larger than the broker takes, or refused for another reason that stays; nothing was stored.
     #[error("the broker rejected a record: {0}")]
     Permanent(String),
-    /// Perhaps committed, perhaps not; reading the records tells.
+    /// Perhaps committed, perhaps not; reading the records shows which.
     #[error("no answer: {0}")]
     Unknown(String),
 }
@@ -64,7 +64,7 @@ impl Batch {
         self.0.is_empty()
     }
 
-    /// Sends the batch; tells the revision of each write, in their order.
+    /// Sends the batch; returns the revision of each write, in their order.
     pub async fn commit(self, connection: &Connection) -> Result<Vec<Revision>, CommitError> {
         let storage = connection.storage();
         storage.admit(STREAM).map_err(CommitError::Full)?;
@@ -121,7 +121,7 @@ impl Batch {
 }
 
 impl Write {
-    /// Sends this write alone, which is quicker than a batch; tells its revision.
+    /// Sends this write alone, which is faster than a batch; returns its revision.
     pub async fn put(self, connection: &Connection) -> Result<Revision, CommitError> {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", self.expected.to_string());

@@ -27,7 +27,7 @@ pub enum StoreError {
     /// The broker refused.
     #[error("the broker rejected bucket {BUCKET}: {0}")]
     Broker(#[from] CreateStreamError),
-    /// The bucket exists, but is not as it has to be.
+    /// The bucket exists, but is not configured as required.
     #[error(
         "bucket {BUCKET} exists with settings that could lose stock, and will not be changed: {}; fix them, or delete \
          the bucket if it holds no stock", .0.join("; ")
@@ -35,8 +35,8 @@ pub enum StoreError {
     Differs(Vec<String>),
 }
 
-/// Whether there was stock before, so that a bucket that is missing or empty was lost: the log has an order that was given
-/// some, or stands itself in for a log that was lost.
+/// Whether stock existed before, so that a missing or empty bucket means a loss. That is so if the log has an order
+/// that received stock, or if the log itself replaces a lost one.
 pub async fn is_known(connection: &Connection) -> Result<bool, ReadError> {
     Ok(has_reserved(connection).await? || has_ever_lost_events(connection).await?)
 }
@@ -153,7 +153,7 @@ fn first_revision() -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(1)
 }
 
-/// How a bucket that is `present` could lose stock, or not do what the inventory asks of it.
+/// How a bucket that is `present` could lose stock, or lack a feature that the inventory needs.
 fn harm(present: &Config) -> Vec<String> {
     let mut harm = streams::harm(present, &bucket(present.num_replicas));
     if !present.max_age.is_zero() {

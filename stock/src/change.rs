@@ -24,7 +24,7 @@ const REQUEST_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const REQUEST_KEY_BYTES: usize = 16;
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_secs(1) };
 
-/// What becomes of a SKU's available units.
+/// A change of a SKU's available units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
@@ -32,7 +32,7 @@ pub enum Change {
     Add(u64),
     /// So many fewer, if there are as many.
     Remove(u64),
-    /// So many, if nothing has changed since this revision; 0: the SKU is not there.
+    /// So many, if nothing has changed since this revision; 0: the SKU does not exist.
     Set {
         /// Units.
         units: u64,
@@ -48,7 +48,7 @@ pub struct ChangeRequest {
     pub request_id: String,
     /// Whose units.
     pub sku: String,
-    /// What becomes of them.
+    /// The change of the units.
     pub change: Change,
     /// The operator, for the record.
     pub operator: String,
@@ -106,7 +106,7 @@ pub enum ChangeError {
     /// Nothing was changed.
     #[error("nothing was changed: {0}")]
     Unavailable(String),
-    /// Unknown; a retry tells.
+    /// Unknown; a retry shows the outcome.
     #[error("outcome unknown, the change was not acknowledged in time: {0}")]
     Unknown(String),
 }

@@ -1,8 +1,8 @@
-//! The stock: how the bucket `INVENTORY` is made, what its records say, and the ways to change them.
+//! The stock: how the bucket `INVENTORY` is created, the records in it, and the ways to change them.
 //!
-//! Two use it and know nothing of each other: step inventory, which reserves stock for orders, and the gateway, by which
-//! operators look at the stock and change it. Every write expects the revision that its writer saw, so of two writers one
-//! wins and the other looks again.
+//! Two components use it independently: step inventory, which reserves stock for orders, and the gateway, by which
+//! operators list and change the stock. Every write expects the revision that its writer read. So of two concurrent
+//! writers one succeeds, and the other reads again.
 //!
 //! | key                       | value                                                                     |
 //! |---------------------------|---------------------------------------------------------------------------|

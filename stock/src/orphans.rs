@@ -28,7 +28,7 @@ const ATTEMPTS_MAX: usize = 10;
 pub struct Orphan {
     /// The order that it names.
     pub order_id: OrderId,
-    /// What it holds.
+    /// The units that it holds.
     pub units: Units,
     /// When the order was created.
     pub created: SystemTime,
@@ -67,7 +67,7 @@ pub struct Orphans<'a> {
     query: OrphanQuery,
     scan: Scan<'a>,
     found: VecDeque<Orphan>,
-    /// Reservations looked at so far.
+    /// Reservations examined so far.
     pub examined: u64,
 }
 
@@ -78,7 +78,7 @@ impl std::fmt::Debug for Orphans<'_> {
 }
 
 impl Store {
-    /// Looks through all reservations.
+    /// Examines all reservations.
     pub async fn orphans<'a>(
         &'a self,
         log: &'a OrderLog,
@@ -88,7 +88,7 @@ impl Store {
         Ok(Orphans { store: self, log, query, scan, found: VecDeque::new(), examined: 0 })
     }
 
-    /// Releases an orphan's units, in one commit with the counts. Returns whether the orphan was still there.
+    /// Releases an orphan's units, in one commit with the counts. Returns whether the orphan still existed.
     pub async fn release_orphan(&self, log: &OrderLog, orphan: &Orphan) -> Result<bool, ReleaseError> {
         let id = orphan.order_id.to_string();
         let key = reservation_key(&id);

@@ -30,11 +30,11 @@ pub enum BucketState {
     /// It could not be read yet.
     #[default]
     Unknown,
-    /// It was never there, as far as anything tells.
+    /// It never existed, as far as any evidence shows.
     NotYet,
-    /// It is there, since then.
+    /// It exists since then.
     Present(SystemTime),
-    /// It was there and is missing.
+    /// It existed and is missing.
     Missing,
 }
 
@@ -43,7 +43,7 @@ pub enum BucketState {
 pub struct Presence {
     store: Store,
     seen: watch::Sender<BucketState>,
-    /// Whether a bucket stands in for the one that was there, and does not say so yet.
+    /// Whether a bucket replaces a lost one and is not marked as a replacement yet.
     to_be_marked: watch::Sender<bool>,
 }
 
@@ -78,13 +78,13 @@ impl Presence {
         }
     }
 
-    /// Something else tells that the bucket was there.
+    /// Records other evidence that the bucket existed.
     pub fn was_there(&self) {
         error!("{MISSING}");
         self.seen.send_replace(BucketState::Missing);
     }
 
-    /// Looks again and again.
+    /// Checks the bucket periodically.
     pub async fn keep(&self) -> Infallible {
         let mut unanswered = 0;
         loop {

@@ -11,8 +11,8 @@ pub const BUCKET: &str = "INVENTORY";
 pub const STREAM: &str = "KV_INVENTORY";
 /// Most SKUs of one order: as many as the gateway allows items.
 pub const ORDER_SKUS_MAX: usize = 100;
-/// Key that says that the bucket stands in for one that was lost. Then STOCK is not applied: units that were sold would be
-/// on sale again.
+/// Key that marks the bucket as the replacement of a lost one. Then STOCK is not applied: sold units would be on sale
+/// again.
 pub const REMADE: &str = "remade";
 
 /// Header of a record that expires, in whole seconds.
@@ -22,7 +22,7 @@ pub(crate) const SUBJECT_PREFIX: &str = "$KV.INVENTORY.";
 /// Units by SKU.
 pub type Units = BTreeMap<String, u64>;
 
-/// What an order holds.
+/// The units that an order holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
     /// The creation time of its order, which distinguishes orders that reuse an id.
@@ -54,7 +54,7 @@ pub fn reservation_key(order_id: &str) -> String {
     format!("reservation.{order_id}")
 }
 
-/// Where the messages of a key lie.
+/// The subject of a key's messages.
 pub(crate) fn subject(key: &str) -> String {
     format!("{SUBJECT_PREFIX}{key}")
 }
@@ -75,7 +75,7 @@ pub fn parse_reservation(value: &[u8]) -> Option<Option<Reservation>> {
     is_ours.then_some(Some(reservation))
 }
 
-/// What [`is_sku`] demands.
+/// The rule that [`is_sku`] checks.
 pub const SKU_RULE: &str = "1-64 characters of A-Z, a-z, 0-9, '-' and '_'";
 
 /// Whether the text is a SKU, and so a single token of a key.

@@ -1,4 +1,4 @@
-//! Looking at the stock as a whole.
+//! Reading the whole stock.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -29,13 +29,13 @@ pub struct StockEntry {
     pub sku: String,
     /// Units that can be ordered; `None` if the record cannot be read.
     pub available: Option<u64>,
-    /// What a write to it has to expect.
+    /// The revision that a write to it has to expect.
     pub revision: Revision,
     /// When it last changed, if that is known.
     pub changed: Option<SystemTime>,
 }
 
-/// What orders hold that are not fulfilled.
+/// Units held by orders that are not fulfilled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReservedStock {
     /// By SKU.
@@ -50,7 +50,7 @@ pub(crate) struct HeldReservation {
     pub(crate) order_id: OrderId,
     pub(crate) reservation: Reservation,
     pub(crate) stored: SystemTime,
-    /// How long events were kept when it was written, if the record tells.
+    /// The retention of events when it was written, if the record contains it.
     retention: Option<Duration>,
 }
 

@@ -16,24 +16,24 @@ use crate::records::{REMADE, Reservation, STREAM, SUBJECT_PREFIX, reservation_ke
 
 /// How much longer a reservation is kept than the events of its order.
 const RESERVATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
-/// How often it is looked how long the order log keeps events.
+/// How often the retention of the order log is read.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Keys asked for in one read.
 const KEYS_PER_READ_MAX: usize = 256;
-/// Where barriers lie ([`backbone::broker::barrier`]).
+/// Key of the barriers ([`backbone::broker::barrier`]).
 const BARRIER_KEY: &str = "barrier";
 
 /// A record and the revision that the next write to it has to expect.
 #[derive(Clone, Debug)]
 pub struct Versioned<T> {
-    /// What it says.
+    /// The value.
     pub value: T,
-    /// Where it lies.
+    /// The revision.
     pub revision: Revision,
 }
 
-/// Records as they were at one moment. A key that is not there has revision [`Revision::NONE`].
+/// Records as they were at one moment. A key that does not exist has revision [`Revision::NONE`].
 pub type Records = HashMap<String, Versioned<Vec<u8>>>;
 
 /// The bucket.
@@ -42,7 +42,7 @@ pub struct Store {
     pub(crate) connection: Connection,
     barrier: Barrier,
     reservation_ttl: Option<Duration>,
-    /// When it is looked again how long the order log keeps events.
+    /// When the retention of the order log is read again.
     check_at: Instant,
 }
 
@@ -99,12 +99,12 @@ impl Store {
         Ok(records)
     }
 
-    /// Commits all writes of the batch or none; tells the revision of each.
+    /// Commits all writes of the batch or none; returns the revision of each.
     pub async fn commit(&self, batch: Batch) -> Result<Vec<Revision>, CommitError> {
         batch.commit(&self.connection).await
     }
 
-    /// Makes one write alone; tells its revision.
+    /// Sends one write alone; returns its revision.
     pub async fn put(&self, write: Write) -> Result<Revision, CommitError> {
         write.put(&self.connection).await
     }
@@ -132,13 +132,13 @@ impl Store {
         }
     }
 
-    /// Whether it says so.
+    /// Whether the bucket is marked as the replacement of a lost one.
     pub async fn is_remade(&self) -> Result<bool, ReadError> {
         let mark = self.read_proven(&[REMADE.to_owned()]).await?;
         Ok(mark.values().any(|mark| !mark.value.is_empty()))
     }
 
-    /// Sets what is under a key, for good.
+    /// Sets the value of a key, without expiry.
     pub fn write(&self, key: &str, value: bytes::Bytes, expected: Revision) -> Write {
         Write { subject: subject(key), value, expected, ttl: None }
     }

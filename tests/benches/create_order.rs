@@ -119,7 +119,7 @@ struct Handler {
     _process: Option<Process>,
 }
 
-/// What became of one turn.
+/// The measurements of one turn.
 struct Turn {
     load: Measured,
     /// CPU time of the handler's process for a call.

@@ -172,7 +172,7 @@ async fn watches(waybill: &Deployment) {
     );
 }
 
-/// A watch that has given out the order's history.
+/// A watch that has returned the order's history.
 async fn watch(
     mut client: OrderServiceClient<Channel>,
     order_id: String,

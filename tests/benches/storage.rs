@@ -16,7 +16,7 @@ use std::time::Instant;
 use harness::measure::resident_kib;
 use harness::{Deployment, Load, Options, item, order_of};
 
-/// So many are finished when it is measured; each after the first adds to what was there before.
+/// So many are finished when it is measured; each after the first adds to the orders of the previous one.
 const ORDERS: [usize; 4] = [0, 10_000, 30_000, 60_000];
 /// Orders of one customer have a subject prefix in common.
 const CUSTOMERS: usize = 10_000;

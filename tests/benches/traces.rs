@@ -1,6 +1,6 @@
-//! What traces cost CreateOrder: gateways side by side on one broker, which export nothing, or to a collector at the
-//! default ratio or all of it, or to a collector that is away. The collector is a process on the same machine, and
-//! takes its part of it.
+//! The cost of traces for CreateOrder: gateways side by side on one broker. They export nothing, or to a collector at
+//! the default ratio or all of it, or to a collector that is unavailable. The collector is a process on the same
+//! machine, and uses part of it.
 //!
 //! `cargo bench --workspace --bench traces`. The variable PROGRAMS names a folder of another version's programs, whose gateway
 //! then takes part without traces.

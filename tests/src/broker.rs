@@ -101,15 +101,15 @@ impl Broker {
         }
     }
 
-    /// Starts it with further settings, in the words of its configuration: of JetStream, and of the server. It may not be
-    /// there yet.
+    /// Starts it with further settings, in the words of its configuration: of JetStream, and of the server. It may not
+    /// be available yet.
     pub fn start_configured(&mut self, of_jetstream: &str, of_server: &str) {
         let data = self.data();
         let text = format!("jetstream {{ store_dir: {data:?}\n{of_jetstream} }}\n{of_server}\n");
         self.run(&text, |command| command);
     }
 
-    /// Starts it without JetStream; it may not be there yet.
+    /// Starts it without JetStream; it may not be available yet.
     pub fn start_without_jetstream(&mut self) {
         self.run("", |command| command);
     }
@@ -151,7 +151,7 @@ impl Broker {
         }
     }
 
-    /// The same as soon as the broker is there; nothing waits for it.
+    /// The same as soon as the broker is available; nothing waits for it.
     pub fn provision_soon(&mut self) {
         self.provisioning = self.users.is_some().then(|| self.start_provisioning(&[]));
     }
@@ -233,7 +233,7 @@ impl Broker {
         self.running().output()
     }
 
-    /// Where its data lies.
+    /// Where its data is stored.
     pub fn data(&self) -> PathBuf {
         self.dir.join("jetstream")
     }
@@ -270,7 +270,7 @@ impl Broker {
         self.address
     }
 
-    /// Where it is, and how to get in as who may do everything.
+    /// Its URL, with the credentials of the user who may do everything.
     pub fn url(&self) -> String {
         self.url_with(&self.login_of(USER))
     }
@@ -313,7 +313,7 @@ pub fn free_port() -> u16 {
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("free port")
 }
 
-/// What its answers come to.
+/// The inbox prefix of its answers.
 pub fn inbox_of(user: &str) -> String {
     format!("_INBOX_{}", if user == "gateway" { "waybill-gateway" } else { user })
 }

@@ -22,7 +22,7 @@ use crate::deployment::{Deployment, Gateway};
 use crate::http::http_get;
 use crate::{PATIENCE, Scrape, eventually};
 
-/// Orders looked at side by side.
+/// Orders read side by side.
 const READS_AT_ONCE: usize = 16;
 
 impl Gateway {

@@ -85,8 +85,8 @@ impl Cluster {
         !self.peek(waybill, n).output().contains("> ORDERS' complete")
     }
 
-    /// Has the servers drop their Raft logs of what stream ORDERS holds by now, as they do after 8 MB: a server that is
-    /// away has to ask for the messages then.
+    /// Has the servers drop their Raft logs of what stream ORDERS holds by now, as they do after 8 MB. Then a server
+    /// that is stopped has to request the messages.
     pub async fn forget(&self, waybill: &Deployment) {
         let jetstream = waybill.jetstream().await;
         for _ in 0..MESSAGES_FORGOTTEN {
@@ -103,7 +103,7 @@ impl Cluster {
         if n == 0 { &mut waybill.broker } else { &mut self.others[n - 1] }
     }
 
-    /// One of them, to look at.
+    /// One of them, read-only.
     pub fn peek<'a>(&'a self, waybill: &'a Deployment, n: usize) -> &'a Broker {
         if n == 0 { &waybill.broker } else { &self.others[n - 1] }
     }
@@ -142,14 +142,14 @@ impl Cluster {
         .await;
     }
 
-    /// Waits until everything is there three times.
+    /// Waits until everything has three replicas.
     pub async fn is_whole(&self, waybill: &Deployment) {
         for stream in ["ORDERS", "KV_INVENTORY", "DEAD_LETTERS"] {
             self.has_copies(waybill, stream).await;
         }
     }
 
-    /// Waits until the stream is there three times.
+    /// Waits until the stream has three replicas.
     pub async fn has_copies(&self, waybill: &Deployment, stream: &str) {
         eventually(&format!("three copies of {stream}"), async || {
             let stream = waybill.jetstream().await.get_stream(stream).await.ok()?;

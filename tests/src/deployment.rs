@@ -152,7 +152,7 @@ impl Deployment {
         deployment
     }
 
-    /// Starts gateway and processors; the broker is there only in name.
+    /// Starts gateway and processors; the broker has a name and does not run.
     pub async fn start_without_broker(options: Options) -> Self {
         let dir = folder();
         Self::start_around(options.broker(&dir), options, dir).await
@@ -380,7 +380,7 @@ impl Deployment {
     }
 }
 
-/// Where a deployment keeps its logs and the broker its data, until it ends; with KEEP in the environment for good.
+/// Where a deployment keeps its logs and the broker its data, until it ends. With KEEP in the environment they stay.
 pub(crate) fn folder() -> TempDir {
     let mut folder = tempfile::tempdir().expect("directory");
     folder.disable_cleanup(std::env::var_os("KEEP").is_some());

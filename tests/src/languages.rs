@@ -68,7 +68,7 @@ pub fn generate(folder: &Path, others: &[&[&str]]) {
     }
 }
 
-/// Builds a program in Go, if Go is there.
+/// Builds a program in Go, if Go is installed.
 pub fn go(name: &str) -> Option<PathBuf> {
     found("go", &["version"]).then(|| {
         let folder = folder(name);

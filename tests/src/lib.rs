@@ -53,7 +53,7 @@ use rand::rngs::StdRng;
 /// How long a test waits for something that has to happen.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Pause between two looks at something that has not happened yet.
+/// Pause between two checks of a condition.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Waits until `condition` gives something.
@@ -68,7 +68,7 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
     }
 }
 
-/// Random numbers. The seed is printed; the variable SEED brings the same ones again.
+/// Random numbers. The seed is printed; the variable SEED reproduces the same ones.
 pub fn randomness() -> StdRng {
     let seed = match std::env::var("SEED") {
         Ok(seed) => seed.parse().expect("a number in SEED"),

@@ -1,4 +1,4 @@
-//! What an operator does, and what lies in the stream of dead letters.
+//! The operator's commands, and the contents of the stream of dead letters.
 
 use backbone::broker::direct_get;
 use backbone::broker::streams::DEAD_LETTERS;

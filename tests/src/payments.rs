@@ -17,7 +17,7 @@ use crate::process::Process;
 /// The file of its record.
 pub(crate) const PAYMENTS: &str = "payments.jsonl";
 
-/// What became of one order's money.
+/// The captures, refunds and declines of one order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     /// How often money was taken.
@@ -115,7 +115,7 @@ impl PaymentSandbox {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// What each order's payments have come to, added up from its file.
+    /// The sums of each order's payments, from its file.
     pub fn accounts(&self) -> HashMap<String, Account> {
         let mut captured = HashMap::new();
         let mut accounts = HashMap::<_, Account>::new();

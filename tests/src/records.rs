@@ -98,7 +98,7 @@ impl Deployment {
         held.sum()
     }
 
-    /// A step's consumer, once it is there.
+    /// A step's consumer, once it exists.
     pub async fn consumer(&self, step: &str) -> PullConsumer {
         let jetstream = self.jetstream().await;
         eventually(&format!("consumer of {step}"), async || {

@@ -148,7 +148,7 @@ impl Wire {
 }
 
 impl Held {
-    /// Waits until the message is there.
+    /// Waits until the message has arrived.
     pub async fn reached(&mut self) {
         timeout(PATIENCE, &mut self.reached).await.expect("a message to hold").expect("a wire");
     }
@@ -184,7 +184,7 @@ struct Frame {
     id: Option<String>,
 }
 
-/// Takes the first message from the bytes that have come, if it is there as a whole.
+/// Takes the first message from the received bytes, if it is complete.
 type Parse = fn(End, &mut Vec<u8>) -> Option<Frame>;
 
 /// Where bytes come from.

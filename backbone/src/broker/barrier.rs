@@ -1,9 +1,9 @@
-//! Proof that something is not there. A server that has been cut off from the others, or that lags, answers reads as if it
-//! had everything, so nothing follows from what it lacks. A barrier is a small message in the stream itself. Once the
-//! stream's Raft group has committed it, every answer that shows it comes from a server that has all that was
-//! acknowledged before.
+//! Barriers: proof that a message does not exist. A server that is partitioned from the others, or that lags, answers
+//! reads from an incomplete copy. So a message that its answer lacks may still exist. A barrier is a small message in
+//! the stream itself. Once the stream's Raft group has committed it, every answer that includes it comes from a server
+//! with all messages acknowledged before.
 //!
-//! A stream with one copy needs none: its only server has everything.
+//! A stream with one replica needs no barrier: its only server has every message.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
@@ -26,11 +26,11 @@ use crate::log::subjects;
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a proof takes at most, the reads behind the barrier included.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a barrier is kept: longer than any reader looks for it.
+/// How long a barrier is kept: longer than any reader waits for it.
 const TTL: &str = "10s";
-/// Least time between two barriers of one process, so that calls about what is not there do not fill the log.
+/// Least time between two barriers of one process, so that lookups of missing records do not fill the log.
 const INTERVAL: Duration = Duration::from_millis(10);
-/// Wait before the next look at a replica that lags.
+/// Wait before the next read from a replica that lags.
 const LOOK: Backoff = Backoff { initial: Duration::from_millis(10), max: Duration::from_millis(200) };
 /// How long the number of replicas of a stream is cached.
 const REPLICAS_BELIEVED: Duration = Duration::from_secs(10);
@@ -52,8 +52,8 @@ struct Shared {
     replicated: Mutex<Option<Replicated>>,
     /// The position of the last message on a filter, while a reader waits for it.
     positions: StdMutex<HashMap<String, Weak<Mutex<Option<Position>>>>>,
-    /// When the stream's group last committed a write of this process, and the connection that sent it. A commit says
-    /// nothing of the server that another connection leads to.
+    /// When the stream's group last committed a write of this process, and the connection that sent it. A commit does
+    /// not cover the server of another connection.
     committed: StdMutex<Option<(Instant, u64)>>,
 }
 
@@ -78,23 +78,23 @@ struct Attempt {
 }
 
 impl Barrier {
-    /// Those of the order log.
+    /// The barriers of the order log.
     pub fn of_orders(connection: Connection) -> Self {
         Self::new(connection, ORDERS, subjects::ORDER_BARRIER)
     }
 
-    /// Those of the dead letters.
+    /// The barriers of the dead letters.
     pub fn of_dead_letters(connection: Connection) -> Self {
         Self::new(connection, DEAD_LETTERS, "DEAD_LETTER.barrier")
     }
 
-    /// Those of another stream, on a subject of its own. The stream has to allow a TTL for each message.
+    /// The barriers of another stream, on a subject of its own. The stream has to allow a TTL for each message.
     pub fn new(connection: Connection, stream: &'static str, subject: &str) -> Self {
         Self { connection, stream, subject: subject.to_owned(), shared: Arc::default() }
     }
 
-    /// Waits until the stream's group has committed a barrier that was begun after this call, and gives its revision;
-    /// `None` if the stream has one copy. All who wait share one barrier. Cancel-safe.
+    /// Waits until the stream's group has committed a barrier that was begun after this call, and returns its revision;
+    /// `None` if the stream has one replica. All waiting callers share one barrier. Cancel-safe.
     pub async fn pass(&self) -> Result<Option<Revision>, ReadError> {
         let asked = Instant::now();
         if !self.is_replicated().await? {
@@ -152,9 +152,9 @@ impl Barrier {
         timeout_at(deadline, proof).await.unwrap_or_else(|_| Err(lags()))
     }
 
-    /// Where the last message on `filter` is, [`Revision::NONE`] if there is none: no later one was acknowledged before
-    /// this was called. All who wait to know it of one filter share the answer: the stream takes one conditional message for a
-    /// filter at a time.
+    /// Position of the last message on `filter`, [`Revision::NONE`] if there is none: no later one was acknowledged
+    /// before this call. All callers that wait for the same filter share the answer, because the stream accepts one
+    /// conditional message per filter at a time.
     pub async fn last_on(&self, filter: &str) -> Result<Revision, ReadError> {
         let asked = Instant::now();
         let position = self.position(filter);
@@ -167,7 +167,7 @@ impl Barrier {
         position.insert(Position { begun, last }).last.clone()
     }
 
-    /// What those share who wait to know the last message on `filter`.
+    /// The answer that all waiting callers of `filter` share.
     fn position(&self, filter: &str) -> Arc<Mutex<Option<Position>>> {
         let mut positions = self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(position) = positions.get(filter).and_then(Weak::upgrade) {
@@ -220,19 +220,19 @@ impl Barrier {
         *self.last_commit() = Some((Instant::now(), connects));
     }
 
-    /// Whether something was committed within this time that was sent by the connection that there is now.
+    /// Whether a write sent by the present connection was committed within this time.
     pub(crate) fn has_committed_within(&self, time: Duration) -> bool {
         let now = *self.connection.connects().borrow();
         self.last_commit().is_some_and(|(committed, by)| by == now && committed.elapsed() <= time)
     }
 
-    /// The same, as any replica has it.
+    /// Position of the last message on `filter`, from any replica.
     async fn last_anywhere(&self, filter: &str) -> Result<Revision, ReadError> {
         let last = direct_get::last_on(&self.connection.client, self.stream, filter).await?;
         Ok(last.map_or(Revision::NONE, |last| last.sequence))
     }
 
-    /// Publishes a barrier; if so, provided that this is the last message on this filter.
+    /// Publishes a barrier; with an expectation, only if that is the last message on its filter.
     async fn write(&self, expectation: Option<(String, Revision)>) -> Outcome {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-TTL", TTL);
@@ -265,7 +265,7 @@ impl Barrier {
         answer
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     fn last_commit(&self) -> MutexGuard<'_, Option<(Instant, u64)>> {
         self.shared.committed.lock().unwrap_or_else(PoisonError::into_inner)
     }

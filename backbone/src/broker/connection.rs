@@ -23,20 +23,20 @@ use crate::broker::storage::Storage;
 
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A broker that answers no ping for two of these is taken for dead.
+/// A broker that answers no ping for two of these is considered dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long, at the end, the broker may take to accept what is buffered.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long one publish waits for its acknowledgement, and one request for its answer.
 pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Acknowledgements awaited at once; further publishes wait for a place.
+/// Pending acknowledgements at once; further publishes wait for a slot.
 const ACKS_IN_FLIGHT_MAX: usize = 4096;
 /// How long a connection without answers is kept. The broker ends a forbidden subscription without disconnecting and
 /// does not restore it with the right: only another connection does.
 const RECONNECT_DENIED: Backoff = Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(30) };
-/// Rounds of attempts after which the cause of the failures is looked up again.
+/// Rounds of attempts after which the cause of the failures is determined again.
 const REASON_ROUNDS: u64 = 8;
-/// Messages held for one subscription that is not read; further ones are dropped (and the gap is noticed).
+/// Messages held for one subscription that is not read; further ones are dropped (and the subscriber detects the gap).
 const SUBSCRIPTION_MESSAGES_MAX: usize = 4096;
 
 /// A connection, which may at any moment be up or down. Cheap to clone.
@@ -54,7 +54,7 @@ pub struct Connection {
     _listening: Arc<AbortOnDropHandle<()>>,
 }
 
-/// The connection cannot be made, however often it is tried.
+/// The connection cannot be established, and no retry helps.
 #[derive(Debug, Error)]
 pub enum ConnectError {
     /// The credentials cannot be used.
@@ -66,8 +66,8 @@ pub enum ConnectError {
 }
 
 impl Connection {
-    /// Opens the connection under the name that the broker's operator will see. Returns at once; the broker
-    /// may not be there yet.
+    /// Opens the connection under the name that the broker's operator will see. Returns at once; the broker may not be
+    /// available yet.
     pub async fn open(config: &BrokerConfig, name: &str) -> Result<Self, ConnectError> {
         let (connected, connects) = watch::channel(0);
         let connects_before = connects.clone();
@@ -161,12 +161,12 @@ impl Connection {
         );
     }
 
-    /// Whether the broker is there at this moment.
+    /// Whether the broker is connected at this moment.
     pub fn is_up(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
 
-    /// Waits until the broker is there.
+    /// Waits until the broker is connected.
     pub async fn up(&self) {
         let mut connects = self.connects.clone();
         while !self.is_up() {
@@ -182,15 +182,15 @@ impl Connection {
         self.connects.clone()
     }
 
-    /// Waits until the client has died, as it does of a message that it cannot read. Nothing but a new process
-    /// brings it back.
+    /// Waits until the client has died, as it does after a message that it cannot read. Only a new process recovers
+    /// from that.
     pub async fn died(&self) {
         let mut connects = self.connects.clone();
         // The sender lives in the client's task, so it is dropped when that task ends.
         while connects.changed().await.is_ok() {}
     }
 
-    /// Why the broker is away, as far as that is known.
+    /// Why the broker is unavailable, as far as that is known.
     pub fn away(&self) -> String {
         let reason = lock(&self.unreachable);
         if reason.is_empty() {
@@ -199,12 +199,12 @@ impl Connection {
         format!("not connected to NATS (NATS_URL, NATS_CREDS, NATS_TLS_CA): {reason}")
     }
 
-    /// What the broker has lately refused this user, on this connection, of all that its program cannot do without.
+    /// Required permissions that the broker has recently denied this user, on this connection.
     pub fn refused(&self) -> Option<String> {
         if self.is_up() { lock(&self.refusals).summary(false) } else { None }
     }
 
-    /// The same for all requests.
+    /// The denied permissions for all requests.
     pub fn refused_at_all(&self) -> Option<String> {
         if self.is_up() { lock(&self.refusals).summary(true) } else { None }
     }
@@ -218,7 +218,7 @@ impl Connection {
         error.to_string()
     }
 
-    /// Whether the broker has lately refused a publish to this subject.
+    /// Whether the broker has recently denied a publish to this subject.
     pub(crate) fn may_not_publish(&self, subject: &str) -> bool {
         lock(&self.refusals).is_refused(subject)
     }
@@ -260,7 +260,7 @@ impl Connection {
         }
     }
 
-    /// Whether the server that was left is the one that was come to, though others have not been tried.
+    /// Whether the client reconnected to the server that it left, though it has not tried all others.
     pub(crate) fn has_come_back(&self) -> bool {
         let leaving = lock(&self.leaving);
         let Some(ServerSwitch { left: Some((id, connects)), attempts, servers, .. }) = &*leaving else {
@@ -270,12 +270,12 @@ impl Connection {
         is_another_connection && attempts < servers && *id == self.client.server_info().server_id
     }
 
-    /// Whether the broker is a cluster: then one server's silence says nothing of the others.
+    /// Whether the broker is a cluster. In a cluster the other servers may answer when one is silent.
     pub fn is_clustered(&self) -> bool {
         self.client.server_info().cluster.is_some()
     }
 
-    /// The server is as good as any: none is left any more.
+    /// Accepts the present server and forgets the one that was left.
     pub(crate) fn stay(&self) {
         if lock(&self.leaving).take().is_some() {
             info!(
@@ -285,7 +285,7 @@ impl Connection {
         }
     }
 
-    /// Sends what is still buffered, if the broker takes it soon; called once, before leaving.
+    /// Sends the messages still buffered, if the broker accepts them soon; called once, at shutdown.
     pub async fn flush(&self) {
         if !self.is_up() {
             return;
@@ -323,7 +323,7 @@ async fn reconnect_denied(
     }
 }
 
-/// Nothing panics while it is held, so poison would mean nothing.
+/// No holder panics, so a poisoned lock is used as it is.
 fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }

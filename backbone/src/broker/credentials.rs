@@ -1,4 +1,5 @@
-//! Getting in: where the broker is, and who we are to it. All of it is checked when the settings are read.
+//! NATS credentials: the servers' addresses, and this program's identity at the broker. All values are checked when the
+//! settings are read.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use async_nats::{ConnectOptions, ServerAddr};
 use percent_encoding::percent_decode_str;
 use program::config::read_file;
 
-/// Where the broker is and how to get in.
+/// Address of the broker, and credentials for it.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BrokerConfig {
     /// NATS servers, separated by commas. User and password, or a token, may precede the host, percent-encoded; those

@@ -17,7 +17,7 @@ use crate::log::ids::Revision;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most messages that one request asks for.
 const BATCH_MESSAGES_MAX: u32 = 256;
-/// How much one request asks for; the message that goes beyond it is the last one.
+/// Maximum bytes of one request; the message that exceeds it is the last one.
 const BATCH_BYTES_MAX: u32 = 128 * 1024;
 /// The server's end-of-batch status.
 const END_OF_BATCH: u16 = 204;
@@ -35,10 +35,10 @@ pub struct Stored {
     pub payload: Bytes,
 }
 
-/// A read that gave no answer. Nothing is known then.
+/// A read without an answer. Its result is unknown.
 #[derive(Clone, Debug, Error)]
 pub enum ReadError {
-    /// The broker is away or too slow, or the stream is not there or has no leader.
+    /// The broker is unavailable or too slow, or the stream is missing or has no leader.
     #[error("the broker did not answer: {0}")]
     NoAnswer(String),
     /// The broker answered with an error.

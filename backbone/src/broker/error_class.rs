@@ -1,7 +1,8 @@
-//! What an answer of JetStream means for a program: one table for publishes and for requests to its API.
+//! The meaning of JetStream's answers: one table for publishes and for requests to its API.
 //!
-//! Codes and texts are those of nats-server 2.15 (`server/errors.json`, and `server/store.go` for the texts of 10077). Its
-//! classes of codes (400, 500, 503) do not tell what passes: an account without space is 400, a configuration that is not
+//! Codes and texts are those of nats-server 2.15 (`server/errors.json`, and `server/store.go` for the texts of 10077).
+//! Its classes of codes (400, 500, 503) do not distinguish temporary errors: an account without space is 400, an
+//! unsupported configuration is 500.
 //! supported is 500.
 
 use std::error::Error as _;
@@ -9,7 +10,7 @@ use std::error::Error as _;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::{self, ErrorCode};
 
-/// What becomes of a request that the broker answered with an error.
+/// The outcome of a request that the broker answered with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
     /// A retry may soon succeed: a leader is missing, a server starts.
@@ -102,8 +103,8 @@ const TABLE: [Row; 53] = [
     any(10096, ErrorClass::Permanent),
 ];
 
-/// What a JetStream error means. One that the table does not have is passing if the server names its own class (5xx), and
-/// permanent if it names the request (4xx).
+/// The meaning of a JetStream error. An error without a row is temporary if its class is the server's (5xx), and
+/// permanent if its class is the request's (4xx).
 pub fn classify(error: &jetstream::Error) -> ErrorClass {
     let said = error.to_string();
     let row = TABLE.iter().find(|(code, text, _)| *code == error.error_code() && said.contains(text));
@@ -143,7 +144,7 @@ pub fn publish_failure(error: &PublishError) -> PublishFailure {
     }
 }
 
-/// The broker's own words, if it has answered.
+/// The broker's error text, if it has answered.
 pub(crate) fn refusal(error: &PublishError) -> Option<&jetstream::Error> {
     error.source().and_then(|source| source.downcast_ref::<jetstream::Error>())
 }

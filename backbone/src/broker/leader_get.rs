@@ -1,5 +1,5 @@
-//! Reading from the leader of a stream. A direct get is quicker, and any replica answers it, also one that is behind; so what
-//! is decided for good is read here.
+//! Reading from the leader of a stream. A direct get is faster, but any replica answers it, even one that lags. So
+//! permanent decisions read from the leader.
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;
@@ -45,8 +45,8 @@ pub(crate) fn found(
     }
 }
 
-/// Whether the answer is that of a server that knows of no leader. It may be the only one: a server that has been cut off, and
-/// has not found the others again, says that at once to every client, before the leader answers.
+/// Whether the answer is from a server that knows no leader. That server may be the only one. A partitioned server that
+/// has not found the others again answers that at once to every client, before the leader answers.
 pub(crate) fn knows_no_leader(answer: &Result<StreamMessage, LastRawMessageError>) -> bool {
     let refused = answer.as_ref().err().map(LastRawMessageError::kind);
     matches!(refused, Some(LastRawMessageErrorKind::JetStream(refusal))

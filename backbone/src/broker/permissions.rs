@@ -8,14 +8,14 @@ use tokio::time::Instant;
 
 /// Subjects remembered; a program has far fewer.
 const SUBJECTS_MAX: usize = 64;
-/// How long one that may not be published on is. Rights can be given while the connection stands.
+/// How long a forbidden publish subject is remembered. Permissions can be granted while the connection is open.
 const REMEMBERED_FOR: Duration = Duration::from_secs(30);
-/// How the broker complains, in lower case; the subject follows in quotes.
+/// The broker's error texts, in lower case; the subject follows in quotes.
 const MAY_NOT_PUBLISH: &str = "permissions violation for publish to \"";
 const MAY_NOT_SUBSCRIBE: &str = "permissions violation for subscription to \"";
-/// What the subjects of requests begin with that name no order and no message.
+/// Subject prefixes of requests that name no order and no message.
 const REQUESTS: [&str; 2] = ["$JS.API.STREAM.", "$JS.API.CONSUMER."];
-/// Requests for a change. Programs do without, and say themselves what they lack then.
+/// Requests for a change. Programs work without them, and report the missing permission themselves.
 const CHANGES: [&str; 5] = [
     "$JS.API.STREAM.CREATE.",
     "$JS.API.STREAM.UPDATE.",
@@ -24,12 +24,13 @@ const CHANGES: [&str; 5] = [
     "$JS.API.CONSUMER.LEADER.STEPDOWN.",
 ];
 
-/// What this user may not do on this connection.
+/// The permissions that this user lacks on this connection.
 #[derive(Debug, Default)]
 pub(crate) struct DeniedPermissions {
-    /// Where it may not publish, and when the broker last said so.
+    /// The subjects that it may not publish to, and when the broker last reported that.
     publishing: BTreeMap<String, Instant>,
-    /// What it does not hear. The broker says so once; then only another connection brings it.
+    /// The subjects that it may not subscribe to. The broker reports each once; only another connection restores the
+    /// subscription.
     subscribing: BTreeSet<String>,
 }
 
@@ -90,7 +91,7 @@ fn is_inbox(subject: &str) -> bool {
     subject.starts_with("_INBOX")
 }
 
-/// A subject without what is in it of one order, message or answer.
+/// A subject without the tokens of one order, message or answer.
 fn kind_of(subject: &str) -> String {
     let tokens_max = match subject {
         request if REQUESTS.iter().any(|begins| request.starts_with(begins)) => return request.to_owned(),

@@ -1,4 +1,4 @@
-//! Publishing with an expectation, and what the broker's answer to it means.
+//! Publishing with an expectation, and the meaning of the broker's answer.
 
 use std::time::Duration;
 
@@ -18,16 +18,17 @@ const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// How long it may take to find out why a publish was not answered.
 const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a publish goes unanswered before that says something about the broker, and not about its caller's haste.
+/// How long a publish may go unanswered before the broker is suspect. A shorter wait may be due to the caller's
+/// deadline.
 const SUSPICIOUS: Duration = Duration::from_millis(500);
 
 static PERMANENT: LogThrottle = LogThrottle::every(Duration::from_secs(15));
 
-/// What one publish brought.
+/// The outcome of one publish.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Stored(Revision),
-    /// Something else lies there than was expected.
+    /// Another message is stored there than was expected.
     Conflict,
     /// Not stored by this publish: the broker is unavailable, or has no leader.
     Unavailable(String),
@@ -41,10 +42,9 @@ pub(crate) enum Outcome {
     Unknown(String),
 }
 
-/// Publishes once to a subject of `stream`, and waits for the acknowledgement. An expectation is a filter, and where the last
-/// message on it has to be. While the broker is unavailable or has no space nothing is sent: what the
-/// client would buffer could be stored long after its writer gave up, and one write in a while is enough to find out
-/// whether there is space.
+/// Publishes once to a subject of `stream`, and waits for the acknowledgement. An expectation is a filter and the
+/// position of the last message on it. While the broker is unavailable or has no space, nothing is sent: the client
+/// could store a buffered message long after its writer gave up. An occasional probe is enough to detect free space.
 pub(crate) async fn publish(
     connection: &Connection,
     stream: &'static str,
@@ -118,8 +118,8 @@ pub(crate) async fn publish(
     outcome
 }
 
-/// Whether a publish that was not answered came to a stream that cannot write, and is not stored: the stream is done with
-/// it, and its leader does not have it.
+/// Whether a stream that cannot write discarded an unanswered publish. The stream has processed it, and its leader did
+/// not store it.
 async fn is_discarded(
     connection: &Connection,
     stream: &'static str,

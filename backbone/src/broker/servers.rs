@@ -1,4 +1,4 @@
-//! Which server is tried next, how long that waits, and what those lack that were tried.
+//! Which server is tried next, how long the client waits before, and why the servers tried so far are unusable.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::timeout;
 const RECONNECT: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The way from server to server while none of those tried is good.
+/// The switch from server to server while every server tried so far is unusable.
 #[derive(Debug)]
 pub(super) struct ServerSwitch {
     /// Where in the list the last attempt was.
@@ -22,7 +22,7 @@ pub(super) struct ServerSwitch {
 }
 
 impl ServerSwitch {
-    /// Begins anywhere, so that not all clients come to the same server.
+    /// Starts at a random server, so that clients spread over the servers.
     pub(super) fn begin() -> Self {
         Self { place: usize::from(rand::random::<u8>()), attempts: 0, servers: 0, left: None }
     }
@@ -35,13 +35,13 @@ impl ServerSwitch {
     }
 }
 
-/// Waits while attempts fail. The very first has nothing to wait for; one after a loss does, so that clients do
-/// not come back all at once.
+/// The delay before an attempt. The very first attempt has none. An attempt after a loss has one, so that clients do
+/// not all reconnect at once.
 pub(super) fn reconnect_delay(attempts: usize, connects: u64) -> Duration {
     if attempts <= 1 && connects == 0 { Duration::ZERO } else { RECONNECT.after(attempts as u64) }
 }
 
-/// What each server lacks.
+/// Why each server is unusable.
 pub(super) async fn reasons(servers: Vec<Server>) -> String {
     let mut reasons = Vec::with_capacity(servers.len());
     for Server { addr, last_error, .. } in &servers {

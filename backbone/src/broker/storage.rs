@@ -1,5 +1,5 @@
-//! Whether the broker has space for what is written. While it has none, one write in a while finds out whether that is over,
-//! and all others are refused without being sent.
+//! Whether the broker has storage space. While it has none, an occasional write probes for space, and all others are
+//! rejected without being sent.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,24 +14,24 @@ use tracing::{error, info};
 
 use crate::broker::streams::names::{DEAD_LETTERS, ORDERS};
 
-/// Pauses between two writes that find out whether there is space again. Freed space is noticed that late.
+/// Pauses between two probes for storage space. Free space is detected that late.
 const PROBE: Backoff = Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(5) };
-/// How long such a write may take, in which no other one is sent.
+/// How long a probe may take; no other write is sent meanwhile.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long what was found holds. A program that writes no more knows nothing of it any more.
+/// How long a result is valid. A program that stops writing no longer knows the state.
 const SEEN_MAX: Duration = Duration::from_secs(60);
 /// Pause between two lines of one condition.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The streams that have no space, as the writes of one program have found. Cheap to clone.
+/// The streams that have no space, as this program's writes have found. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Storage(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Whether `streams` has anything to say; so that a write that is well takes no lock.
+    /// Whether any stream has no space, so that a normal write takes no lock.
     is_any_full: AtomicBool,
-    /// `None` of one that has had none and has space again.
+    /// `None` for a stream that had no space and has some again.
     streams: Mutex<BTreeMap<&'static str, Option<FullStream>>>,
     /// Whether a write has gone unanswered, for longer than its caller waited.
     is_suspect: AtomicBool,
@@ -46,7 +46,7 @@ struct FullStream {
     /// Writes that found no space.
     probes: u64,
     probe_at: Instant,
-    /// Whether a write is on its way that finds out.
+    /// Whether a probe is in flight.
     is_probed: bool,
     throttle: LogThrottle,
 }
@@ -110,7 +110,7 @@ impl Storage {
         self.0.is_any_full.store(true, Ordering::Relaxed);
     }
 
-    /// A write that was to find out whether there is space has brought nothing: the next one tries soon.
+    /// A probe for storage space had no conclusive result. The next one follows after a backoff.
     pub fn found_nothing(&self, stream: &str) {
         if !self.0.is_any_full.load(Ordering::Relaxed) {
             return;
@@ -125,7 +125,8 @@ impl Storage {
         }
     }
 
-    /// A write was refused for what lies there already, which says nothing of space: the next one finds out.
+    /// A write was rejected because of an existing message, which does not show whether there is space. The next write
+    /// is the probe.
     pub fn found_conflict(&self, stream: &str) {
         if !self.is_any_full() {
             return;
@@ -137,7 +138,7 @@ impl Storage {
         }
     }
 
-    /// A write was stored, or there is reason to believe that one would be.
+    /// A write was stored, or would probably be stored.
     pub fn found_space(&self, stream: &str) {
         if !self.0.is_any_full.load(Ordering::Relaxed) {
             return;
@@ -149,7 +150,7 @@ impl Storage {
         self.0.is_any_full.store(streams.values().any(Option::is_some), Ordering::Relaxed);
     }
 
-    /// The broker is another one, perhaps: the next write finds out.
+    /// The broker may be another one: the next write is the probe.
     pub(crate) fn forget_pauses(&self) {
         let now = Instant::now();
         for full in self.streams().values_mut().flatten() {
@@ -184,7 +185,7 @@ impl Storage {
         self.0.is_suspect.store(true, Ordering::Relaxed);
     }
 
-    /// Whether one did, since this was last asked.
+    /// Whether a write went unanswered since the last call.
     pub(crate) fn take_suspicion(&self) -> bool {
         self.0.is_suspect.swap(false, Ordering::Relaxed)
     }
@@ -214,7 +215,7 @@ impl Storage {
         );
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     fn streams(&self) -> MutexGuard<'_, BTreeMap<&'static str, Option<FullStream>>> {
         self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -15,10 +15,10 @@ pub const DISCARDS_MESSAGES: &str =
 const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whether a write to the subject that was not answered, on the connection that was the `connects`th, came to a stream that
-/// cannot write. A server that cannot write to its disk leaves writes unanswered (nats-server 2.15), and answers those that it
-/// has to refuse before. One of these comes behind the others, in one queue, so that the answer to it shows that those
-/// before it are done with. In a cluster that would show nothing: a replica may have the message.
+/// Whether a stream that cannot write discards messages. `subject` is that of an unanswered write, and `connects` the
+/// number of its connection. A server that cannot write to its disk leaves writes unanswered (nats-server 2.15), but
+/// still answers writes that it rejects before storing. Such a write queues behind the unanswered ones, so its answer
+/// shows that the server has processed them. In a cluster it would not show that: a replica may have the message.
 pub async fn discards_messages(connection: &Connection, subject: String, connects: u64) -> bool {
     if connection.client.server_info().cluster.is_some() {
         return false;

@@ -1,4 +1,4 @@
-//! How far a consumer is known to have come, and going back there.
+//! The known ack floor of a consumer, and resetting the consumer to it.
 //!
 //! In a cluster a new leader of a consumer may count undelivered messages as acknowledged (nats-server issue 8036; seen
 //! with 2.15.1 after a server had paused for some seconds). Nothing is pending then, and those orders would wait
@@ -24,10 +24,10 @@ use crate::log::event::stored;
 /// How long a record is kept. A step that did not run for so long reads its consumer as it is.
 const RECORD_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// How far a consumer had come when it was last seen to be as it should be: up to there all was acknowledged.
+/// The ack floor of a consumer when it was last configured as required. All messages up to there were acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AckFloor {
-    /// When the consumer was made: of another one of the same name it says nothing.
+    /// When the consumer was created. The floor does not apply to another consumer of the same name.
     created_ns: i128,
     sequence: u64,
     leader: Option<Leader>,
@@ -146,7 +146,7 @@ pub(crate) fn supports_reset(connection: &Connection) -> bool {
     connection.client.is_server_compatible(2, 14, 0)
 }
 
-/// Has a consumer bring everything again from this message on; `None` if this user may not do that.
+/// Resets a consumer, so that it redelivers everything from this message on. `None` if this user may not do that.
 pub(crate) async fn reset_consumer(
     connection: &Connection,
     consumer: &str,

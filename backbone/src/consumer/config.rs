@@ -1,4 +1,4 @@
-//! What a consumer reads and how, and what holds for the messages that it brings.
+//! The events that a consumer reads, and the terms of the messages that it delivers.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,18 +13,18 @@ pub struct ConsumerConfig {
     pub name: &'static str,
     /// Events that it reads.
     pub events: Vec<EventKind>,
-    /// How long the broker waits for a sign of life about a message before it delivers it again.
+    /// How long the broker waits for an acknowledgement or progress before it redelivers a message.
     pub ack_wait: Duration,
 }
 
-/// What a reader has to know of the consumer about each message that it brings.
+/// The consumer's properties that a reader needs for each message.
 #[derive(Clone, Copy, Debug)]
 pub struct ConsumerTerms {
-    /// How long the broker waits for a sign of life. Another program may have chosen that.
+    /// How long the broker waits for an acknowledgement or progress. Another program may have chosen that.
     pub ack_wait: Duration,
     /// When the consumer was created. Older messages may have been delivered before, by another consumer of its name.
     pub since: SystemTime,
-    /// Whether it brings the event of an order that is carried, so that older ones need not be kept for it.
+    /// Whether the consumer delivers `carried` events. If so, older events of a carried order need not be kept for it.
     pub brings_carried: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Why a consumer has to be reopened.
+//! The reasons to reopen a consumer.
 
 use thiserror::Error;
 
@@ -26,7 +26,7 @@ pub enum ConsumerError {
     /// No request is answered although the connection is up: the broker has lost the subscription.
     #[error("no reply from the broker to two pull requests")]
     NoReply,
-    /// The connection is closed for good.
+    /// The connection is closed permanently.
     #[error("the connection is closed")]
     Closed,
 }

@@ -22,24 +22,25 @@ pub struct Lag {
     cleared: Option<Cleared>,
 }
 
-/// Where the stream ended when the consumer was first seen before that, with nothing pending.
+/// Where the stream ended at the first observation of the consumer before that position, with nothing pending.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     at: Instant,
     last_sequence: u64,
 }
 
-/// Up to where there is nothing for the consumer: its leader does not always say that it has passed over what is for others.
+/// The position up to which no message is for the consumer. Its leader does not always report that it has skipped
+/// other consumers' messages.
 #[derive(Clone, Debug)]
 struct Cleared {
-    /// Of another leader it says nothing, which may begin farther back.
+    /// The leadership that this holds for. Another leader may begin farther back.
     leadership: Leadership,
     to: u64,
 }
 
 type Leadership = Option<(Option<String>, Option<DateTime>)>;
 
-/// Messages that the consumer has not come to, though it has had the time: its leader lags if one of them is for it.
+/// Messages that the consumer has not reached, though it had the time. Its leader lags if one of them is for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct UnseenRange {
     /// The first of them.
@@ -60,8 +61,8 @@ pub struct LaggingLeader {
 }
 
 impl Lag {
-    /// Compares what the leader of the consumer and the leader of the stream say now. A stream's leader that has been deposed
-    /// and does not know it yet says too little, which shows no lag where there is none.
+    /// Compares what the leader of the consumer and the leader of the stream say now. A deposed leader of the stream
+    /// that does not know it yet reports too few messages. That may hide a lag, but never shows a false one.
     pub(crate) fn observe(
         &mut self,
         consumer: &consumer::Info,

@@ -24,7 +24,7 @@ use crate::broker::streams::ORDERS;
 const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 /// How often its ack floor is recorded, for processes that start when no other one knows it.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// How much longer than its requests stand a leaving reader waits for what they bring.
+/// How long a leaving reader waits for messages after its requests have expired.
 const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_millis(100);
 /// How much longer it waits for the broker to learn that it leaves.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub struct Consumer {
     requests: Requests,
     connects: watch::Receiver<u64>,
     check_at: Instant,
-    /// Where the answer to a look comes.
+    /// The inbox for consumer info.
     info_inbox: String,
     floor: AckFloor,
     /// When the floor is recorded again.
@@ -85,7 +85,7 @@ impl Consumer {
         })
     }
 
-    /// Makes sure that the consumer is there and as it has to be, without reading from it.
+    /// Ensures that the consumer exists and is configured as required, without reading from it.
     pub async fn provision(
         connection: &Connection,
         config: &ConsumerConfig,
@@ -94,8 +94,8 @@ impl Consumer {
         durable.wrong.map_or(Ok(()), |wrong| Err(wrong.into()))
     }
 
-    /// The next message, for a reader that can take up to `wanted` more. A request that stands already may
-    /// bring more than that, if less is wanted than was before. Cancel-safe.
+    /// The next message, for a reader that can take up to `wanted` more. An open pull request may deliver more than
+    /// that, if `wanted` has decreased. Cancel-safe.
     pub async fn next(&mut self, wanted: usize) -> Result<Message, ConsumerError> {
         loop {
             if let Some(missing) = self.requests.missing(wanted) {
@@ -147,17 +147,17 @@ impl Consumer {
         }
     }
 
-    /// How far it had come when it was last as it has to be.
+    /// The ack floor when the consumer was last configured as required.
     pub fn floor(&self) -> &AckFloor {
         &self.floor
     }
 
-    /// What holds for the messages that it brings now.
+    /// The terms of the messages that the consumer delivers now.
     pub fn terms(&self) -> ConsumerTerms {
         self.terms
     }
 
-    /// In what the consumer is other than it has to be, if this user may not make it right.
+    /// The settings that differ from the required ones, if this user may not reconcile them.
     pub fn wrong(&self) -> Option<&str> {
         self.durable.wrong.as_deref()
     }
@@ -201,7 +201,7 @@ impl Consumer {
         }
     }
 
-    /// Takes note that a request brings no more, if that is what the broker says.
+    /// Records that a request delivers no more messages, if the status says so.
     fn end(&mut self, status: &async_nats::Message) {
         if self.requests.request_of(status).is_some() {
             self.requests.ended(status.status != Some(StatusCode::TIMEOUT), status);
@@ -234,7 +234,7 @@ impl Consumer {
         *message.subject == *self.info_inbox
     }
 
-    /// Asks how the consumer is. Nothing waits for the answer; without one the next look tells.
+    /// Requests the consumer info without waiting for the answer. If it is lost, the next check shows the state.
     async fn request_info(&mut self) -> Result<(), ConsumerError> {
         self.check_at = Instant::now() + CHECK_INTERVAL;
         if Instant::now() >= self.record_at {
@@ -250,7 +250,7 @@ impl Consumer {
             .map_err(|_| ConsumerError::Closed)
     }
 
-    /// Whether the consumer is as it has to be, and whether nothing came because there is nothing.
+    /// Checks that the consumer is configured as required, and that no messages are pending while none arrives.
     fn check_info(&mut self, answer: &async_nats::Message) -> Result<(), ConsumerError> {
         let Ok(Response::Ok(info)) = serde_json::from_slice::<Response<Info>>(&answer.payload) else {
             debug!(consumer = self.durable.name, "consumer info not readable");

@@ -1,8 +1,8 @@
-//! The requests for messages that stand at the broker.
+//! The open pull requests at the broker.
 //!
-//! Nothing is fetched ahead: the broker sends only as many messages as the reader has said it can take. The reader
-//! asks for more when nothing stands, or when it could take twice as many as do: so a busy one asks for several at
-//! a time, and none waits for a timer.
+//! Nothing is prefetched: the broker sends only as many messages as the reader has requested. The reader sends a
+//! request when none is open, or when it could take twice as many messages as are requested. So a busy reader requests
+//! several messages at a time, and no reader waits for a timer.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use tokio::time::Instant;
 
 /// How long one pull request lasts. A program that stops has to wait for its end.
 pub(super) const EXPIRY: Duration = Duration::from_secs(2);
-/// A broker silent for so long while a request stands has lost it.
+/// A broker that is silent for so long while a request is open has lost the request.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// Requests in a row that the broker may lose. After more of them it is not the requests.
+/// Requests in a row that the broker may lose. If more are lost, the cause is not the requests.
 const LOST_MAX: u32 = 1;
-/// How long pull requests may bring nothing before the program checks whether messages are pending.
+/// How long pull requests may deliver nothing before the program checks whether messages are pending.
 const UNSERVED_MAX: Duration = Duration::from_secs(30);
 
 /// Requests to the broker.
@@ -35,21 +35,21 @@ impl Request {
 /// Requested messages, and how many of them may still arrive.
 #[derive(Debug)]
 pub(super) struct Requests {
-    /// Answers to request number n come to `<inbox>.<n>`.
+    /// The broker answers request number n on `<inbox>.<n>`.
     inbox: String,
     latest: u64,
     /// Requests up to this one were given up.
     given_up: u64,
     /// The latest request before a message came.
     served: u64,
-    /// Messages that the requests since then may still bring.
+    /// Messages that the requests since then may still deliver.
     standing: usize,
     silent_until: Instant,
-    /// Requests lost since the latest sign of life.
+    /// Requests lost since the latest message from the broker.
     lost: u32,
-    /// Since when requests have brought nothing.
+    /// Since when requests have delivered nothing.
     unserved_since: Instant,
-    /// The latest of them, once that is long ago; the next look tells whether there was nothing.
+    /// The latest of them, once that is long ago; the next check shows whether messages were pending.
     unserved: Option<u64>,
 }
 
@@ -79,7 +79,7 @@ impl Requests {
         (wanted > 0 && wanted >= 2 * self.standing).then(|| wanted - self.standing)
     }
 
-    /// Where the answers to the next request come.
+    /// The inbox for the answers to the next request.
     pub(super) fn next_inbox(&mut self) -> String {
         self.latest += 1;
         format!("{}.{}", self.inbox, self.latest)
@@ -96,7 +96,7 @@ impl Requests {
         self.silent_until
     }
 
-    /// The broker was silent for too long. Tells whether it is not worth asking again.
+    /// The broker was silent for too long. Returns whether a further request is useless.
     pub(super) fn lost_one(&mut self) -> bool {
         self.lost += 1;
         self.lost > LOST_MAX
@@ -115,7 +115,7 @@ impl Requests {
         self.unserved_since = Instant::now();
     }
 
-    /// A message has come to a reader that leaves.
+    /// A message has arrived at a reader that leaves.
     pub(super) fn delivered_last(&mut self) {
         self.standing = self.standing.saturating_sub(1);
     }
@@ -132,7 +132,8 @@ impl Requests {
         (request > self.given_up).then_some(request)
     }
 
-    /// A request has expired. Tells whether requests have brought nothing for so long that it has to be found out why.
+    /// A request has expired. Returns whether requests have delivered nothing for so long that the cause must be
+    /// checked.
     pub(super) fn expired(&mut self, request: u64, status: &async_nats::Message) -> bool {
         self.standing = self.standing.saturating_sub(unserved(status));
         let is_long = self.served < request && self.unserved_since.elapsed() > UNSERVED_MAX;
@@ -143,23 +144,23 @@ impl Requests {
         is_long
     }
 
-    /// A request brings no more, to a reader that leaves.
+    /// A request delivers no more messages, to a reader that leaves.
     pub(super) fn ended(&mut self, is_refused: bool, status: &async_nats::Message) {
         self.standing = if is_refused { 0 } else { self.standing.saturating_sub(unserved(status)) };
     }
 
-    /// Nothing more is waited for.
+    /// The reader waits for no more messages.
     pub(super) fn leave(&mut self) {
         self.standing = 0;
     }
 
-    /// Whether requests had brought nothing at the last check of the cause, and still have not.
+    /// Whether requests had delivered nothing at the last check of the cause, and still have not.
     pub(super) fn take_unserved(&mut self) -> bool {
         self.unserved.take().is_some_and(|request| self.served < request)
     }
 }
 
-/// How many messages a request that has expired did not bring.
+/// How many messages an expired request did not deliver.
 fn unserved(expired: &async_nats::Message) -> usize {
     let header = expired.headers.as_ref().and_then(|headers| headers.get("Nats-Pending-Messages"));
     header.and_then(|value| value.as_str().parse().ok()).unwrap_or(0)

@@ -11,7 +11,7 @@ const CUT_OFF: &str = "… (cut off)";
 pub(super) enum Cut {
     /// Nothing.
     Nothing,
-    /// The message that it is about, which lies in stream ORDERS.
+    /// The message that the dead letter is about, which is stored in stream ORDERS.
     Content,
     /// And all of each attempt's error but so many characters.
     Errors(usize),

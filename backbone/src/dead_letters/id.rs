@@ -51,7 +51,7 @@ impl LetterId {
         format!("DEAD_LETTER.{}.{}.{}", word(state), self.step, self.sequence)
     }
 
-    /// Where it may lie at all.
+    /// Filter that matches the dead letter in every state.
     pub(super) fn filter(&self) -> String {
         format!("DEAD_LETTER.*.{}.{}", self.step, self.sequence)
     }

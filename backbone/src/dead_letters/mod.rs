@@ -1,4 +1,4 @@
-//! Dead letters: the messages of the order log that a step has given up, and what it had tried before.
+//! Dead letters: the messages of the order log that a step has given up, and the attempts before that.
 //!
 //! Dead letters have a stream of their own. A dead letter has one subject for each state, and its latest message on any
 //! of them is the dead letter. Each message is published with the expectation of the previous one, as events are. So of
@@ -46,7 +46,7 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER_BYTES_MAX: usize = 4 * 1024;
 /// Dead letters read at once.
 const READ_LETTERS_MAX: u32 = 64;
-/// Looks at replicas that are behind, before giving up.
+/// Reads from replicas that are behind, before giving up.
 const REPLICA_READS_MAX: u32 = 5;
 const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 /// Longest text of an error, in characters.
@@ -69,7 +69,7 @@ pub struct StoredDeadLetter {
     pub letter: DeadLetter,
     /// Where in its order's trace it was written, if its message tells.
     pub trace: Option<SpanContext>,
-    /// Where its latest message lies.
+    /// Where its latest message is stored.
     head: Revision,
 }
 
@@ -79,7 +79,7 @@ pub enum PutError {
     /// Another writer has changed the dead letter.
     #[error("the dead letter was changed concurrently")]
     Conflict,
-    /// The broker is away, or has no space; nothing was stored.
+    /// The broker is unavailable, or has no space; nothing was stored.
     #[error("the dead letter was not stored: {0}")]
     Unavailable(String),
     /// It is larger than the broker takes, or refused for another reason that stays; nothing was stored.
@@ -142,7 +142,7 @@ impl DeadLetters {
         Ok(last.map(|last| decode_stored(id, Revision(last.sequence), &last.headers, last.payload)))
     }
 
-    /// Stores what was not there before.
+    /// Stores a dead letter that does not exist yet.
     pub async fn put(&self, id: &LetterId, letter: DeadLetter) -> Result<StoredDeadLetter, PutError> {
         self.publish(id, letter, Revision::NONE).await
     }
@@ -177,7 +177,7 @@ impl DeadLetters {
         self.replace(open, letter).await
     }
 
-    /// Removes the record of attempts that came to nothing. If that fails, it expires.
+    /// Removes a record of attempts of which none failed. If that fails, the record expires.
     pub async fn forget(&self, record: &StoredDeadLetter) {
         if let Err(error) = self.stream.delete_message(record.head.0).await {
             warn!(dead_letter_id = %record.id, %error, "record of attempts not deleted");

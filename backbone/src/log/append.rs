@@ -1,7 +1,7 @@
-//! Appending events: publish with an expectation, and never take a missing answer for a no.
+//! Appending events: publish with an expectation, and never treat a missing acknowledgement as a failure.
 //!
-//! A publish without an acknowledgement may have been stored, or may yet be. So it is retried with the same event id
-//! until the broker answers: if it was stored, the retry meets its own event.
+//! A publish without an acknowledgement may have been stored, or may still be stored. So it is retried with the same
+//! event id until the broker answers. If the event was already stored, the retry finds it.
 
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
@@ -39,7 +39,7 @@ static ORDERS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     metrics::order_duration("waybill.order.duration", "From an order's creation to its terminal event.")
 });
 
-/// How an append went that the broker decided on.
+/// The outcome of an append that the broker decided.
 #[derive(Debug)]
 pub enum Appended {
     /// The event is in the log; this is the order after it.
@@ -48,13 +48,13 @@ pub enum Appended {
     Overtaken(OrderState),
 }
 
-/// An append without a decision in its favour.
+/// An append that did not succeed.
 #[derive(Debug, Error)]
 pub enum AppendError {
     /// The lifecycle does not allow the event; nothing was sent.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// The event is not in the log, and never will be: the broker is away, or has no leader.
+    /// The event is not in the log and never will be: the broker is unavailable, or has no leader.
     #[error("the event was not stored: {0}")]
     Unavailable(String),
     /// The event is not in the log: the broker has no storage space.
@@ -66,7 +66,7 @@ pub enum AppendError {
     /// The event is not in the log, and never will be.
     #[error("the broker rejected the event: {0}")]
     Permanent(String),
-    /// The event is not in the log: the order has none any more.
+    /// The event is not in the log: the order has no events any more.
     #[error("the order is no longer in the log")]
     Gone,
     /// The outcome is unknown. Only a retry can tell.
@@ -83,7 +83,7 @@ impl AppendError {
         }
     }
 
-    /// Whether the event went the same way that any other would have gone at this moment.
+    /// Whether any other event would have failed in the same way at this moment.
     pub fn is_away(&self) -> bool {
         match self {
             Self::Unavailable(_) | Self::Full(_) | Self::Unknown(_) => true,
@@ -91,7 +91,7 @@ impl AppendError {
         }
     }
 
-    /// The same in one word.
+    /// The error in one word.
     fn kind(&self) -> &'static str {
         match self {
             Self::Refused(_) => "refused",
@@ -123,9 +123,9 @@ enum ConflictOutcome {
     Mine(Revision),
     /// Another writer's event.
     Overtaken(Box<OrderState>),
-    /// Nothing: the order was there before, and has expired.
+    /// Nothing: the order existed before, and has expired.
     Gone,
-    /// No event at all: foreign messages up to here lie where the order's first event belongs.
+    /// No event: foreign messages up to here are stored where the order's first event belongs.
     Vacant(Revision),
 }
 

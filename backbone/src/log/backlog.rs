@@ -1,4 +1,4 @@
-//! What a step has before it: what its consumer has not acknowledged, and how old the oldest of that is.
+//! The backlog of a step: the messages that its consumer has not acknowledged, and the age of the oldest.
 
 use std::time::SystemTime;
 

@@ -50,7 +50,7 @@ pub struct CarryProgress {
     pub looked_at: u64,
     /// Orders that were carried.
     pub carried: u64,
-    /// Orders that the broker refuses to take, for good.
+    /// Orders that the broker permanently rejects.
     pub refused: u64,
 }
 
@@ -85,7 +85,7 @@ enum Outcome {
 }
 
 impl OrderLog {
-    /// How long the stream's leader keeps what.
+    /// The retention, as the stream's leader reports it.
     pub async fn bounds(&self) -> Result<LogBounds, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let info = self.stream.get_info().await.map_err(|error| ReadError::NoAnswer(error.to_string()))?;

@@ -1,4 +1,4 @@
-//! How far carrying has come, and which program does it: one record, written by compare-and-set.
+//! How far carrying has come, and which program carries: one record, written by compare-and-set.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,10 +20,10 @@ use crate::log::ids::Revision;
 const SUBJECT: &str = "DEAD_LETTER.carrier";
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How far carrying has come. A record that is lost costs that the log is read from its beginning.
+/// How far carrying has come. If the record is lost, the log is read from its beginning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CarryPosition {
-    /// When the log was made: of another one the record says nothing.
+    /// When the log was created. The record does not apply to another log.
     pub log_created: SystemTime,
     /// The first message that was not examined.
     pub next: u64,
@@ -31,7 +31,7 @@ pub struct CarryPosition {
     pub until: SystemTime,
     /// The schedule that holds.
     pub schedule: Schedule,
-    /// The program that carries, by a name of its own making.
+    /// The program that carries, by a name that it generated.
     pub holder: String,
 }
 
@@ -47,7 +47,7 @@ impl OrderLog {
     }
 
     /// Records a position in the place of the one at `expected`. `None` if another program was first, or the broker is
-    /// away.
+    /// unavailable.
     pub async fn record_carry_position(
         &self,
         position: &CarryPosition,

@@ -17,8 +17,8 @@ use crate::log::ids::{OrderId, Revision};
 use crate::log::lifecycle::is_finished;
 use crate::log::subjects::{self, EventKind};
 
-/// After the retention was made longer, events stored this much later are still carried at the age that held before:
-/// inventory has noticed the change by then, and gives new reservations more time.
+/// After the retention was increased, events stored this much later are still carried at the previous age. By then
+/// inventory has detected the change, and gives new reservations more time.
 const LONGER_AFTER: Duration = Duration::from_secs(10 * 60);
 
 /// At which age events are due.
@@ -98,7 +98,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// Takes note of the next message. Most are judged by their subject alone.
+    /// Records the next message. Most are judged by their subject alone.
     pub fn observe(&mut self, message: &Stored) {
         let Some((kind, id)) = subjects::parse(&message.subject) else { return };
         let due = message.sequence;

@@ -122,8 +122,8 @@ fn log(tried: Vec<(usize, EventKind)>) -> (Vec<Stored>, Vec<Life>) {
 }
 
 proptest! {
-    /// However the log is cut into pieces: each unfinished order is found by its latest event that can be due, under its
-    /// first revision, and has to be carried; and none that ended before its piece did is looked at.
+    /// However the log is divided into pieces, each unfinished order is found by its latest event that can be due,
+    /// under its first revision, and is due to be carried. No order that ended before the end of its piece is examined.
     #[test]
     fn every_unfinished_order_is_found_and_few_others(
         tried in proptest::collection::vec(tried(), 0..200),

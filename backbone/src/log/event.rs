@@ -1,4 +1,4 @@
-//! An event as it lies in the order log: protobuf payload, CloudEvents and trace headers around it.
+//! An event as it is stored in the order log: protobuf payload, CloudEvents headers and trace headers.
 //!
 //! Headers follow the CloudEvents binding for NATS in binary mode
 //! (<https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/nats-protocol-binding.md>), so that foreign
@@ -66,7 +66,7 @@ impl Draft {
         Self { event_id: event.event_id, subject, payload, kind, time, source }
     }
 
-    /// The headers of one publish, within the current trace; the client takes them for good.
+    /// The headers of one publish, within the current trace. Built for each publish, because the client consumes them.
     pub(crate) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert("ce-specversion", CE_SPEC_VERSION);
@@ -82,7 +82,7 @@ impl Draft {
     }
 }
 
-/// An event read back from the log, all of whose parts are there and agree.
+/// An event read back from the log; all its parts exist and agree.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     /// Whose event it is.
@@ -91,17 +91,17 @@ pub struct Recorded {
     pub revision: Revision,
     /// Where the order's event before it is.
     pub previous: Revision,
-    /// What its writer called it.
+    /// The event id that its writer chose.
     pub event_id: String,
     /// The order after it, with `revision` filled in.
     pub order: Order,
     /// What happened.
     pub detail: Detail,
-    /// The trace that it belongs to, if its headers tell.
+    /// The trace that it belongs to, if its headers name one.
     pub trace: Option<SpanContext>,
-    /// When the broker stored it, by its clock, if its headers tell.
+    /// When the broker stored it, by its clock, if its headers contain the time.
     pub stored: Option<SystemTime>,
-    /// The order as it lies there, if a newer version has said more of it than is known here; else empty.
+    /// The stored order, if it contains fields of a newer version; else empty.
     pub(crate) unknown_fields: Bytes,
 }
 
@@ -117,7 +117,7 @@ pub enum Undecodable {
     /// A part that every event has is missing.
     #[error("the event has no {0}")]
     Missing(&'static str),
-    /// The payload speaks of another order or event than the subject.
+    /// The payload names another order or event than the subject.
     #[error("the {0} of subject and payload differ")]
     Mismatch(&'static str),
 }

@@ -1,4 +1,4 @@
-//! What this process knows of events that the log has lost, and how the stream's metadata say it.
+//! The event losses that this process knows of, and how the stream's metadata records them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use tracing::{error, info};
 use super::ids::Revision;
 use super::loss::Loss;
 
-/// In the stream's metadata: how many events are lost and when that was noticed, as `<events>@<RFC 3339 time>`.
+/// In the stream's metadata: how many events are lost and when the loss was detected, as `<events>@<RFC 3339 time>`.
 pub(super) const LOST: &str = "waybill_lost_events";
 /// And when an operator has acknowledged it.
 pub(super) const ACKNOWLEDGED: &str = "waybill_loss_acknowledged";
@@ -23,7 +23,7 @@ pub(super) static LOSSES: LazyLock<Losses> = LazyLock::new(Losses::default);
 
 #[derive(Debug, Default)]
 pub(super) struct Losses {
-    /// Lost events that no operator has acknowledged, and when the latest of these losses was noticed.
+    /// Lost events that no operator has acknowledged, and when the latest of these losses was detected.
     pub(super) unacknowledged: Mutex<Option<LossMark>>,
     /// Events that the log held at the last sample, and the sequence of the last one.
     pub(super) held: AtomicU64,
@@ -77,7 +77,7 @@ impl Losses {
         self.counts.send_modify(|counts| counts.all += 1);
     }
 
-    /// Forgets what was noticed before `acknowledged`.
+    /// Forgets losses that were detected before `acknowledged`.
     pub(super) fn acknowledge(&self, acknowledged: SystemTime) {
         *self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner) = Some(acknowledged);
         if self.unacknowledged().take_if(|mark| mark.at <= acknowledged).is_some() {
@@ -85,7 +85,7 @@ impl Losses {
         }
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     pub(super) fn unacknowledged(&self) -> MutexGuard<'_, Option<LossMark>> {
         self.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,8 +96,8 @@ pub(super) fn appended(Revision(sequence): Revision) {
     LOSSES.appended.fetch_max(sequence, Ordering::Relaxed);
 }
 
-/// The metadata of a stream that this process creates in place of one that held events. It is set from the start, so
-/// that a process that starts before the next sample knows that the stream is not the first.
+/// The metadata of a stream that this process creates in place of one that held events. It is set from the start. So a
+/// process that starts before the next sample knows that the stream is not the first.
 pub(crate) fn mark_of_successor() -> Option<(String, String)> {
     let appended = LOSSES.appended.load(Ordering::Relaxed);
     let unseen = appended.saturating_sub(LOSSES.last.load(Ordering::Relaxed));

@@ -1,4 +1,4 @@
-//! Whether the server that leads a step's consumer lags behind the log, and requests that it step down.
+//! Whether the server that leads a step's consumer lags behind the log, and requests for its step-down.
 
 use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::response::Response;

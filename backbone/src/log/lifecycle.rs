@@ -2,7 +2,7 @@
 //!
 //! | event     | while the order is                       | makes it                                       |
 //! |-----------|------------------------------------------|------------------------------------------------|
-//! | created   | not there                                | ACCEPTED                                       |
+//! | created   | missing                                  | ACCEPTED                                       |
 //! | reserved  | ACCEPTED                                 | RESERVED                                       |
 //! | paid      | RESERVED                                 | PAID                                           |
 //! | fulfilled | PAID                                     | FULFILLED                                      |

@@ -1,5 +1,6 @@
-//! Listing a customer's orders, newest first. There is no index: the subjects of their first events are one,
-//! and the stream counts what lies on them. The few orders whose first event has expired are found by that they are carried.
+//! Listing a customer's orders, newest first. There is no index: the subjects of their first events serve as one, and
+//! the stream counts the messages on them. A few orders have lost their first event to expiry. The list finds those by
+//! their `carried` events.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -30,11 +31,11 @@ const LOADS_AT_ONCE: usize = 32;
 /// Messages that a window may hold beyond those asked for: finding a closer one would cost more than to read
 /// them.
 const SLACK: u64 = 32;
-/// Looks after which a window is taken as it is. Half of them halve it.
+/// Number of probes after which a window is used as it is. Half of the probes halve it.
 const PROBES_MAX: u32 = 80;
 const READ_MESSAGES_MAX: u32 = 256;
 
-/// Looks at replicas that are behind, before giving up.
+/// Reads from replicas that are behind, before giving up.
 const REPLICA_READS_MAX: u32 = 5;
 const REPLICA_PAUSE: Duration = Duration::from_millis(100);
 
@@ -66,14 +67,14 @@ struct WindowScan {
     /// The last message on the filter that was met.
     reached: Revision,
     from: Revision,
-    /// Nothing lies before.
+    /// No earlier message exists.
     is_first: bool,
 }
 
 /// Where to read.
 struct Window {
     from: Revision,
-    /// Nothing lies before.
+    /// No earlier message exists.
     is_first: bool,
 }
 
@@ -309,7 +310,7 @@ impl OrderLog {
     }
 }
 
-/// Where, between the two, the messages from there on should be `wanted` many, if they lie evenly.
+/// The position between the two from which on there should be `wanted` messages, if they are evenly spread.
 fn between(low: Position, high: Position, wanted: u64) -> Revision {
     let (width, messages) = (high.at.0 - low.at.0, low.messages.saturating_sub(high.messages).max(1));
     let from_high = wanted.saturating_sub(high.messages);

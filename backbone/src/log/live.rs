@@ -1,5 +1,5 @@
-//! What the stream republishes, shared by all who watch the same subject: one subscription each, however many
-//! there are, and none that slows another.
+//! The events that the stream republishes, shared by all watchers of the same subject. There is one subscription per
+//! subject, however many watchers there are, and no watcher slows another.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -79,7 +79,7 @@ impl LiveTopics {
         self.lock().get(subject).and_then(Weak::upgrade)
     }
 
-    /// Nothing panics while it is held, so poison would mean nothing.
+    /// No holder panics, so a poisoned lock is used as it is.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Weak<Topic>>> {
         self.subjects.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,12 +1,12 @@
-//! Whether events were lost between two looks at the log: pure.
+//! Whether events were lost between two samples of the log: pure.
 //!
 //! Waybill never deletes an event, and the broker only deletes events older than `max_age`. Any other missing event was
 //! purged, deleted, or lost with the broker's store. STREAM.INFO shows that: the number of messages falls by more than
 //! has expired, the sequence decreases, or the stream is another one.
 //!
-//! Barriers (`broker/barrier.rs`) expire after 10 s. How many have expired between two looks is known as a bound only: as many as
-//! there were at the first. So in a replicated log a removal of no more events than that, a few dozen, is not noticed, and
-//! of a larger one as many fewer are counted.
+//! Barriers (`broker/barrier.rs`) expire after 10 s. The number that expired between two samples is known only as an
+//! upper bound: the number of barriers at the first sample. So in a replicated log a removal of no more events than
+//! that, a few dozen, is not detected. The count of a larger removal is too low by as many.
 
 use std::time::{Duration, SystemTime};
 
@@ -73,7 +73,7 @@ impl LossCause {
 pub struct Loss {
     /// What happened.
     pub cause: LossCause,
-    /// How many are known to be lost. There may be more, written and lost between two looks.
+    /// How many are known to be lost. There may be more, written and lost between two samples.
     pub events: u64,
     /// They are among these sequences.
     pub sequences: (u64, u64),
@@ -289,7 +289,7 @@ mod tests {
     }
 
     proptest! {
-        /// An answer of a deposed leader between two looks never counts as a loss.
+        /// A reply of a deposed leader between two samples never counts as a loss.
         #[test]
         fn an_old_answer_is_no_loss(now in 1u64..1000, ago in 0u64..1000) {
             let (fresh, old) = (sample(now, 1), sample(now.saturating_sub(ago), 1));

@@ -1,8 +1,8 @@
-//! Noticing that the log has lost events, and saying so until an operator acknowledges it.
+//! Detecting that the log has lost events, and reporting it until an operator acknowledges it.
 //!
-//! Every program samples the stream once a second and compares it with the last sample (`loss.rs`). What it finds it logs
-//! once, counts in a gauge, and writes to the stream's metadata, where its user at the broker may do that: so that later
-//! processes know it too, until `waybill provision --acknowledge-loss`.
+//! Every program samples the stream once a second and compares the sample with the last one (`loss.rs`). It logs a loss
+//! once, and counts it in a gauge. It also writes the loss to the stream's metadata, if its NATS user may do that. So
+//! later processes know it too, until `waybill provision --acknowledge-loss`.
 
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
@@ -33,9 +33,9 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A sequence that has gone back is a loss only when it stays there for so long: a leader that was deposed and does not
 /// know it yet answers from an older state.
 const ROLLED_BACK_AFTER: Duration = Duration::from_secs(30);
-/// Losses that lie closer together than this are the same one, noticed by several processes.
+/// Losses that are closer together than this are one loss, detected by several processes.
 const SAME_LOSS: Duration = Duration::from_secs(60);
-/// What STREAM.INFO says, with the broker's time.
+/// The answer to STREAM.INFO, with the broker's time.
 #[derive(Clone)]
 struct StreamAnswer {
     ts: String,
@@ -44,7 +44,7 @@ struct StreamAnswer {
     barriers: u64,
 }
 
-/// One process that looks.
+/// The loss detector of one process.
 struct LossDetector<'a> {
     log: &'a OrderLog,
     before: Option<LogSample>,
@@ -58,7 +58,7 @@ impl OrderLog {
         LOSSES.counts.subscribe()
     }
 
-    /// Looks at the stream again and again; never ends. Called once in a process.
+    /// Checks the stream periodically; never ends. Called once in a process.
     pub async fn watch_for_losses(&self) -> Infallible {
         metrics::gauge(
             "waybill.log.lost_events",
@@ -78,8 +78,8 @@ impl OrderLog {
         }
     }
 
-    /// Takes note that records outside of the log name events up to `sequence`, the latest of them written at `at`. Says
-    /// whether the log has lost them.
+    /// Compares the log with records outside of it that name events up to `sequence`, the latest of them written at
+    /// `at`. Reports a loss, and returns whether there is one. A loss that an operator has acknowledged does not count.
     pub async fn compare_with(&self, sequence: u64, at: SystemTime) -> Result<bool, ReadError> {
         let mut answer = ask(&self.connection).await?;
         if sequence > answer.info.state.last_sequence && answer.info.config.num_replicas > 1 {
@@ -169,7 +169,7 @@ impl LossDetector<'_> {
         }))
     }
 
-    /// From where on nothing can expire soon. Asked for now and then, and only while something can.
+    /// Range of messages that cannot expire soon. Read occasionally, and only while messages can expire.
     async fn unexpired_range(&self, sample: &LogSample) -> Option<UnexpiredRange> {
         let margin = EXPIRY_MARGIN.min(sample.max_age / 2);
         let known = self.before.as_ref().filter(|before| before.created == sample.created);
@@ -204,7 +204,7 @@ impl LossDetector<'_> {
     }
 }
 
-/// Has every program forget the losses that were noticed so far.
+/// Has every program forget the losses that were detected so far.
 pub async fn acknowledge_loss(connection: &Connection) -> Result<(), ReadError> {
     let mut config = ask(connection).await?.info.config;
     config.metadata.remove(LOST);

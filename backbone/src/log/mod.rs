@@ -54,7 +54,7 @@ use crate::log::event::Recorded;
 use crate::log::ids::{OrderId, Revision};
 use live::LiveTopics;
 
-/// The order log, as one program sees it. Cheap to clone.
+/// One program's access to the order log. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct OrderLog {
     connection: Connection,
@@ -68,7 +68,7 @@ pub struct OrderLog {
     source: &'static str,
 }
 
-/// An order as it stands, and what an append to it has to expect.
+/// The current order, and the expectation for an append to it.
 #[derive(Clone, Debug)]
 pub struct OrderState {
     /// The order's id.
@@ -80,7 +80,7 @@ pub struct OrderState {
     pub head: Revision,
     /// Position of the last event that changed the order; it may have expired.
     since: Revision,
-    /// What the last event's writer called it.
+    /// The id of the last event, chosen by its writer.
     event_id: String,
     /// Fields of a newer version, for the next event.
     unknown_fields: Bytes,

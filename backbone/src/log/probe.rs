@@ -1,4 +1,4 @@
-//! Finding out whether the broker has space for events again, in a program that is sent no work until it has.
+//! Probing whether the broker has space for events again, in a program that receives no work until it has.
 
 use std::time::Duration;
 

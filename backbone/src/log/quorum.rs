@@ -1,5 +1,6 @@
-//! Whether this program can still reach a quorum of the log's servers. A server that is cut off from the others goes on to
-//! answer, so the sign is a commit: what this program appends, or a barrier while it appends nothing.
+//! Whether this program can still reach a quorum of the log's servers. A server that is partitioned from the others
+//! still answers, so only a commit proves a quorum. The commit is that of an append, or of a barrier while this program
+//! appends nothing.
 
 use std::time::Duration;
 
@@ -14,15 +15,15 @@ use crate::broker::streams::{ORDERS, StreamState};
 
 /// How often the quorum is checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
-/// How long a commit is a sign.
+/// How long a commit proves a quorum.
 const COMMIT_AGE_MAX: Duration = Duration::from_secs(1);
-/// How long the next one may take, those that others wait for included.
+/// How long the next commit may take, including commits that other callers wait for.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long there may be no quorum before another server is tried, and before the next one is.
+/// How long there may be no quorum before the program tries another server, and then the next one.
 const LEAVE: Backoff = Backoff { initial: Duration::from_secs(2), max: Duration::from_secs(30) };
 
 impl OrderLog {
-    /// Whether a quorum has lately committed what this program wrote; if not, why. Known only while
+    /// Whether a quorum has recently committed a write of this program; if not, why. Known only while
     /// [`OrderLog::keep_quorum`] runs.
     pub fn quorum(&self) -> Result<(), String> {
         self.quorum.borrow().clone()
@@ -33,7 +34,7 @@ impl OrderLog {
         self.quorum.subscribe()
     }
 
-    /// Looks again and again whether there is a quorum, and connects to another server while there is none. Never ends.
+    /// Checks the quorum periodically, and connects to another server while there is none. Never ends.
     pub async fn keep_quorum(&self) {
         // While there is no quorum: since when, on which connection, and how many servers were left.
         let (mut lost, mut left) = (None, 0);

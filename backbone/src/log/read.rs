@@ -16,7 +16,7 @@ use crate::log::event::Recorded;
 use crate::log::ids::{OrderId, Revision};
 use crate::log::subjects;
 
-/// Looks at a replica that is behind, before giving up.
+/// Reads from a replica that is behind, before giving up.
 const REPLICA_READS_MAX: u32 = 5;
 const REPLICA_PAUSE: Duration = Duration::from_millis(50);
 
@@ -31,7 +31,7 @@ pub struct LogInfo {
     pub state: StreamState,
 }
 
-/// What lies on an order's subjects.
+/// The latest message on an order's subjects.
 pub(super) enum Latest {
     /// The order.
     Order(Box<OrderState>),
@@ -49,8 +49,8 @@ impl Latest {
 }
 
 impl OrderLog {
-    /// The order as it stands, or `None` if there is none. Any replica may answer, so the order may be a moment old;
-    /// that there is none is proved ([`Barrier::last_of_each`](crate::broker::barrier::Barrier::last_of_each)).
+    /// The current order, or `None` if it does not exist. Any replica may answer, so the order may be slightly stale. A
+    /// missing order is proved ([`Barrier::last_of_each`](crate::broker::barrier::Barrier::last_of_each)).
     pub async fn load(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         match self.stream.direct_get_last_for_subject(subjects::order(id)).await {
@@ -64,19 +64,19 @@ impl OrderLog {
         }
     }
 
-    /// The order as it stands: no later event was acknowledged before this was called. For what nothing else finds out
-    /// about that is decided by an old state.
+    /// The current order: no later event was acknowledged before this call. For decisions where no later check detects
+    /// a stale read.
     pub async fn load_proven(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
         Ok(self.proven(id).await?.into_order())
     }
 
-    /// The order as a server has it that takes itself for the stream's leader: for decisions that an append follows,
-    /// which finds out if that was old. That there is none is proved.
+    /// The order from the server that acts as the stream's leader: for decisions that an append follows, since the
+    /// append detects a stale read. A missing order is proved.
     pub async fn load_latest(&self, id: &OrderId) -> Result<Option<OrderState>, ReadError> {
         Ok(self.latest(id).await?.into_order())
     }
 
-    /// What lies on the order's subjects by what a leader says.
+    /// The latest message on the order's subjects, from a leader.
     pub(super) async fn latest(&self, id: &OrderId) -> Result<Latest, ReadError> {
         direct_get::reachable(&self.connection.client)?;
         let last = self.stream.get_last_raw_message_by_subject(&subjects::order(id)).await;
@@ -93,7 +93,7 @@ impl OrderLog {
         self.proven(id).await
     }
 
-    /// What lies on the order's subjects.
+    /// The latest message on the order's subjects, proved.
     async fn proven(&self, id: &OrderId) -> Result<Latest, ReadError> {
         match self.barrier.last_of_each(&[subjects::order(id)]).await?.pop() {
             Some(Stored { subject, sequence, headers, payload }) => {
@@ -109,8 +109,8 @@ impl OrderLog {
         Ok(message.map(|message| message.time.into()))
     }
 
-    /// The order's events after `after`, oldest first. Any replica may answer, so the latest may be missing;
-    /// that there is none at all is proved.
+    /// The order's events after `after`, oldest first. Any replica may answer, so the latest may be missing. A complete
+    /// lack of events is proved.
     pub async fn history(&self, id: &OrderId, after: Revision) -> Result<Vec<Recorded>, ReadError> {
         let mut events = self.whole_history(id).await?;
         events.retain(|event| event.revision > after);

@@ -17,7 +17,7 @@ const ORDER: u32 = 3;
 /// `update_time`, `dead_letter_id`.
 const CHANGING: [u32; 7] = [5, 6, 7, 8, 9, 11, 12];
 
-/// The snapshot in a stored event as it lies there, if there is more to it than `event` has of it; else nothing.
+/// The order snapshot of a stored event, if it contains fields that `event` lacks; else empty.
 pub(crate) fn beyond(event: &OrderEvent, payload: &Bytes) -> Bytes {
     // Without unknown fields the payload is never longer than its encoding.
     if payload.len() <= event.encoded_len() {

@@ -4,8 +4,9 @@
 //! reader, a failover), so each event is checked against the previous one. The log is read again after every reconnect,
 //! after every loss of the quorum, and at least every [`RECONCILE_INTERVAL`].
 //!
-//! That the log has nothing new is a conclusion from what is not there. After a reconnect or a loss of the quorum, when events
-//! have probably been missed and a replica probably lags, it is proved ([`Barrier`](crate::broker::barrier::Barrier)).
+//! A read that finds no new event may come from a stale replica. After a reconnect or a loss of the quorum, events have
+//! probably been missed and a replica probably lags. So that read is proved
+//! ([`Barrier`](crate::broker::barrier::Barrier)).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -27,11 +28,11 @@ use crate::log::ids::{OrderId, Revision};
 use crate::log::lifecycle::is_finished;
 use crate::log::subjects;
 
-/// Longest time between two looks into the log; with one failed look between, a watcher is at most 30 s behind.
+/// Longest time between two reads of the log; with one failed read between, a watcher is at most 30 s behind.
 pub(super) const RECONCILE_INTERVAL: Duration = Duration::from_secs(25);
-/// Wait before the next look when one failed.
+/// Wait before the next read after a failed one.
 pub(super) const RECONCILE_RETRY: Duration = Duration::from_secs(1);
-/// Wait before the next look when the replica that answered had not got an event yet that came live.
+/// Wait before the next read when the replica that answered lacked a live event.
 pub(super) const BEHIND: Backoff = Backoff { initial: Duration::from_millis(20), max: RECONCILE_INTERVAL };
 
 /// One order's events, each exactly once and in order, ending when the order is finished.
@@ -44,17 +45,17 @@ pub struct Watch {
     regained: watch::Receiver<u64>,
     losses: watch::Receiver<LossCounts>,
     reconcile_at: Instant,
-    /// Events have probably been missed: the next look has to be proved.
+    /// Events have probably been missed: the next read must be proved.
     needs_proof: bool,
-    /// The latest event that came live.
+    /// The latest live event.
     announced: Revision,
-    /// Looks, one after the other, at replicas that had not got it.
+    /// Consecutive reads from replicas that lacked it.
     behind: u64,
-    /// Read from the log, not yet given out.
+    /// Read from the log, not yet returned.
     ready: VecDeque<Recorded>,
-    /// Revision of the last event given out or ready.
+    /// Revision of the last event that was returned or is ready.
     last: Revision,
-    /// Up to here the events were there before the watch was.
+    /// Events up to this revision are older than the watch.
     caught_up: Revision,
     finished: bool,
 }
@@ -69,7 +70,7 @@ pub struct Update {
 }
 
 impl Update {
-    /// An event that is given out now; `is_live` if it came while it was watched.
+    /// An event that is returned now; `is_live` if it was stored during the watch.
     pub(super) fn now(event: Recorded, is_live: bool) -> Self {
         // The two clocks may disagree, so the event can seem to be in the future.
         let lag = event.stored.filter(|_| is_live).map(|stored| stored.elapsed().unwrap_or_default());
@@ -80,7 +81,7 @@ impl Update {
 /// A watch that cannot begin.
 #[derive(Debug, Error)]
 pub enum WatchError {
-    /// The order has no event there yet.
+    /// The order has no event at that revision yet.
     #[error("the order's last revision is {last}")]
     Beyond {
         /// The order's last revision.
@@ -149,7 +150,7 @@ impl OrderLog {
 
 impl Watch {
     /// The next event; `None` once the order is finished. Waits while nothing happens and while the broker is
-    /// away. Cancel-safe: an event is taken only by the call that returns it.
+    /// unavailable. Cancel-safe: an event is taken only by the call that returns it.
     pub async fn next(&mut self) -> Result<Option<Recorded>, EventsLost> {
         loop {
             if let Some(event) = self.ready.pop_front() {

@@ -1,6 +1,5 @@
-//! Watching all orders of a customer. An event of one order says nothing about those of another, so what
-//! comes live cannot show that something before it was missed: it only says that there is something to read.
-//! Every event is read from the log, in the log's order.
+//! Watching all orders of a customer. An event of one order does not show whether an event of another order was missed.
+//! So a live event is only a hint that the log has new events. Every event is read from the log, in the log's order.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -33,18 +32,18 @@ pub struct CustomerWatch {
     live: Listener,
     connects: watch::Receiver<u64>,
     regained: watch::Receiver<u64>,
-    /// Events have probably been missed: how far there is something to read has to be proved.
+    /// Events have probably been missed: the position up to which to read must be proved.
     needs_proof: bool,
     read_at: Instant,
-    /// Read from the log, not yet given out.
+    /// Read from the log, not yet returned.
     ready: VecDeque<Recorded>,
     /// Up to where the log has been read.
     read: Revision,
-    /// Up to here the events were there before the watch was; `None` until all of them have been read.
+    /// Events up to this revision are older than the watch; `None` until all of them have been read.
     caught_up: Option<Revision>,
-    /// The latest event that came live, or is known to be there.
+    /// The latest event that arrived live, or is known to exist.
     announced: Revision,
-    /// Looks, one after the other, at replicas that had not got it.
+    /// Consecutive reads from replicas that lacked it.
     behind: u64,
 }
 
@@ -90,8 +89,8 @@ impl OrderLog {
 }
 
 impl CustomerWatch {
-    /// The next event. Waits while nothing happens and while the broker is away. Cancel-safe: an event is
-    /// taken only by the call that returns it.
+    /// The next event. Waits while nothing happens and while the broker is unavailable. Cancel-safe: an event is taken
+    /// only by the call that returns it.
     pub async fn next(&mut self) -> Recorded {
         loop {
             if let Some(event) = self.ready.pop_front() {

@@ -1,4 +1,4 @@
-//! `waybill dead-letter`: what the steps have given up, and what to do about it.
+//! `waybill dead-letter`: the messages that the steps have given up, and how to resolve them.
 
 mod args;
 mod render;

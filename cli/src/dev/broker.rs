@@ -119,7 +119,8 @@ async fn listening(ports: &Path) -> String {
     }
 }
 
-/// Nothing yet counts like a file that is only half written: look again.
+/// The URL in the broker's ports file; `None` if the file is missing or only partly written, and the caller checks
+/// again.
 fn url_in(ports: &Path) -> Option<String> {
     let mut files = fs::read_dir(ports).ok()?.filter_map(Result::ok);
     let file = files.find(|file| file.path().extension().is_some_and(|extension| extension == "ports"))?;

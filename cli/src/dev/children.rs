@@ -30,7 +30,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Children {
     logs: PathBuf,
     running: Vec<Running>,
-    /// How many of the first are there for the others.
+    /// How many of the first children are shared: the others need them.
     shared: usize,
 }
 
@@ -90,7 +90,7 @@ impl Children {
         }
     }
 
-    /// Waits until a child dies, and tells which, how, and what it said last.
+    /// Waits until a child dies, and returns which, how, and its last log lines.
     pub(super) async fn exit(&mut self) -> anyhow::Error {
         let mut exits: FuturesUnordered<_> = self.running.iter_mut().map(Running::exit).collect();
         match exits.next().await {

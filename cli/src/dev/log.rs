@@ -1,4 +1,4 @@
-//! What a child says in its log.
+//! Reading a child's log.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};

@@ -51,7 +51,7 @@ pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<()> {
     outcome
 }
 
-/// Comes back only with an error, or with `--exit`.
+/// Returns only with an error, or with `--exit`.
 async fn run_programs(
     args: &DevArgs,
     data: &DataDir,
@@ -112,7 +112,7 @@ fn verdict(summary: Option<&Summary>) -> anyhow::Result<()> {
     }
 }
 
-/// The query is that of Jaeger's API, which is there without its pages too.
+/// The query uses Jaeger's API, which works without Jaeger's web pages too.
 fn observability_hint(jaeger: &Jaeger, prometheus: &str, summary: Option<&Summary>) -> String {
     let order_id = summary.and_then(Summary::an_order_id).unwrap_or("ORDER_ID");
     let jaeger = &jaeger.url;

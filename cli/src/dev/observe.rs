@@ -131,7 +131,7 @@ async fn listening(name: &str, addrs: &[SocketAddr], children: &mut Children) ->
         .await
 }
 
-/// The address on loopback; for port 0 with one that is free now. Neither program tells which one it takes by itself.
+/// The address on loopback; for port 0 with one that is free now. Neither program reports a port that it chose itself.
 fn at(port: u16) -> anyhow::Result<SocketAddr> {
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     if port != 0 {

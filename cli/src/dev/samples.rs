@@ -113,7 +113,7 @@ fn is_finished(order: &Order) -> bool {
     is_terminal && order.undo_pending.is_empty()
 }
 
-/// Tells the requests of this run from those of earlier ones, which the order log still knows.
+/// Distinguishes the requests of this run from those of earlier runs, which the order log still contains.
 fn run_name() -> String {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("sample-{}", since_epoch.as_millis())

@@ -1,4 +1,4 @@
-//! What became of the sample orders, in numbers.
+//! The outcomes of the sample orders, in numbers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use proto::orders::v1::Order;
 
 use crate::render;
 
-/// What became of one sample order.
+/// The outcome of one sample order.
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// It is finished; `took` is the time from CreateOrder to its last event.
@@ -48,7 +48,7 @@ impl Summary {
         Ok(Self { outcomes, took, micros_to_end })
     }
 
-    /// How many orders did not come to their end, or were not even accepted.
+    /// How many orders did not finish, or were not even accepted.
     pub(super) fn unfinished(&self) -> usize {
         self.unfinished_lines().count()
     }

@@ -1,4 +1,4 @@
-//! `waybill stock`: what there is to sell, and how operators change it.
+//! `waybill stock`: lists the stock, and lets operators change it.
 
 mod args;
 
@@ -86,7 +86,7 @@ impl RequestArgs {
     }
 }
 
-/// Where it is not known whether the change was made, the user has to know its name.
+/// If the outcome of the change is unknown, the user needs its request id.
 fn repeatable(status: Status, request_id: &str) -> anyhow::Error {
     let is_unknown = match status.code() {
         Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Internal | Code::Cancelled => true,

@@ -1,4 +1,4 @@
-//! `waybill health` against servers that are well, are not, say nothing, or are not there.
+//! `waybill health` against servers that are healthy, are not, never answer, or do not exist.
 
 use std::net::SocketAddr;
 use std::process::Output;

@@ -30,7 +30,7 @@ pub(crate) struct Script {
     pub(crate) list: Pages,
     /// The events of every order.
     pub(crate) events: Vec<OrderEvent>,
-    /// What the stream brings. If the last is an order that is not fulfilled, the stream stays open after it.
+    /// What the stream delivers. If the last is an order that is not fulfilled, the stream stays open after it.
     pub(crate) watch: Watching,
 }
 

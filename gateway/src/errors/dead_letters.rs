@@ -1,4 +1,4 @@
-//! Dead letters that are not there, or cannot be changed.
+//! Errors for dead letters that do not exist, or cannot be changed.
 
 use std::collections::HashMap;
 

@@ -81,7 +81,7 @@ pub(crate) fn read(read_error: &ReadError) -> Status {
     }
 }
 
-/// A status for a watch behind a revision that is not there yet.
+/// A status for a watch from a revision that does not exist yet.
 pub(crate) fn beyond(last: Revision) -> Status {
     let description = format!("is beyond the last revision, {last}; send the last revision seen, or 0");
     invalid(vec![FieldViolation::new("after_revision", description)], 0)

@@ -1,4 +1,4 @@
-//! Stock that is not there, or cannot be changed.
+//! Errors for stock that does not exist, or cannot be changed.
 
 use std::collections::HashMap;
 
@@ -69,7 +69,7 @@ pub(crate) fn stock(sku: &str, change_error: &ChangeError) -> Status {
     }
 }
 
-/// The bucket with the stock is missing; `lacking` says what to do.
+/// The bucket with the stock is missing; `lacking` describes the fix.
 pub(crate) fn stock_missing(lacking: &str) -> Status {
     let details = ErrorDetails::with_precondition_failure_violation("STOCK", "INVENTORY", lacking);
     status(Reason::StockMissing, lacking, HashMap::new(), details)

@@ -1,4 +1,4 @@
-//! The DeadLetterService: lists, shows, redrives and discards what the steps have given up.
+//! The DeadLetterService: lists, shows, redrives and discards the messages that the steps have given up.
 
 use std::collections::VecDeque;
 use std::future::pending;

@@ -28,7 +28,7 @@ impl AuthenticationState {
         self.is_authenticated.store(true, Ordering::Relaxed);
     }
 
-    /// Cancelled when the connection has to make way.
+    /// Cancelled when the connection is evicted.
     pub(super) fn evicted(&self) -> CancellationToken {
         self.evicted.clone()
     }

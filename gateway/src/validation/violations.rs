@@ -1,4 +1,4 @@
-//! What a request breaks, all of which is reported at once.
+//! The violations of a request, all reported at once.
 
 use std::fmt::Display;
 

@@ -39,7 +39,7 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Opens the inventory behind `connection`, setting it up where it was never there. One attempt at an order may take
+    /// Opens the inventory behind `connection`, and sets it up if it never existed. One attempt at an order may take
     /// `attempt_timeout`, of which the inventory takes half at the most.
     pub async fn open(
         config: &InventoryConfig,

@@ -23,7 +23,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(15);
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
 /// Opens the bucket. The first start creates and fills it. A bucket that existed before and is missing is not created:
-/// the inventory works only once it is there again. `consumer` is the step's.
+/// the inventory works only once it exists again. `consumer` is the step's.
 pub(super) async fn open(
     presence: &Presence,
     connection: Connection,

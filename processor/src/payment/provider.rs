@@ -41,7 +41,7 @@ pub enum ProviderError {
 /// Why no money was captured.
 #[derive(Clone, Debug, Error)]
 pub enum CaptureError {
-    /// The provider declined for good.
+    /// The provider permanently declined.
     #[error("declined: {0}")]
     Declined(String),
     /// The capture was refunded before it arrived.

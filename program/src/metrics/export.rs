@@ -79,7 +79,7 @@ impl Sender {
         Ok(PeriodicReader::builder(sender).with_interval(settings.interval).build())
     }
 
-    /// A line when the collector goes, and one when it comes back.
+    /// Logs when the collector becomes unavailable, and when it is available again.
     fn report(&self, sent: &OTelSdkResult) {
         let was_unavailable = self.is_unavailable.swap(sent.is_err(), Ordering::Relaxed);
         match sent {

@@ -1,5 +1,5 @@
-//! What traces and metrics have in common on their way to a collector: where it is, how it is spoken to, and who we
-//! are. Configured by the standard variables of OpenTelemetry alone; the exporters read some of them by themselves
+//! The shared part of exporting traces and metrics: the collector's address, the protocol, and this program's identity.
+//! Configured by the standard variables of OpenTelemetry alone; the exporters read some of them by themselves
 //! (<https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>).
 
 mod http;

@@ -1,5 +1,5 @@
-//! Sending spans to a collector, by OTLP. Nothing waits for it: spans lie in a bounded queue until a thread of the SDK
-//! sends them, and what finds no room there is dropped and counted.
+//! Sending spans to a collector, by OTLP. Nothing waits for it: a bounded queue holds the spans until a thread of the
+//! SDK sends them. Spans that do not fit are dropped and counted.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -61,7 +61,7 @@ struct Export {
 }
 
 impl Traces {
-    /// Starts to export if the variables say so; called once, within the runtime, before the log is there. Fails with the
+    /// Starts to export if the variables say so; called once, within the runtime, before logging starts. Fails with the
     /// name of a variable that cannot be used.
     pub(crate) fn start(program: &str) -> Result<Self, String> {
         let settings = Settings::read(otlp::variable)?;
@@ -345,7 +345,7 @@ impl opentelemetry_sdk::trace::SpanExporter for Sender {
 }
 
 impl Sender {
-    /// A line when the collector goes and when it comes back, and now and then one about what was dropped.
+    /// Logs when the collector becomes unavailable and available again, and occasionally how much was dropped.
     fn report(&self, sent: &OTelSdkResult) {
         let mut last_report = LAST_REPORT.lock().unwrap_or_else(PoisonError::into_inner);
         let dropped_spans = self.counts.dropped.load(Ordering::Relaxed);

@@ -1,5 +1,5 @@
 //! Traces: spans of the crate tracing, which tracing-opentelemetry hands to the exporter, and W3C Trace Context
-//! (<https://www.w3.org/TR/trace-context/>), which ties a client's call to every event that came of it.
+//! (<https://www.w3.org/TR/trace-context/>), which ties a client's call to every event that it caused.
 //!
 //! Each task works in an OpenTelemetry [`Context`]. While traces are exported, that is the context of its innermost span. While
 //! none are, there are no spans, and the context is the caller's: it passes through unchanged.
@@ -114,8 +114,8 @@ pub fn remote(parent: SpanContext) -> Context {
     Context::new().with_remote_span_context(parent)
 }
 
-/// Makes `span`, which has not begun, go on with the trace that came from another process, or begin one. Returns the context
-/// that the work has to be done in, whether there is a span or not.
+/// Makes `span`, which has not begun, continue the trace of another process, or begin one. Returns the context for the
+/// work, whether or not the span is enabled.
 pub fn continue_in(span: &Span, parent: Option<SpanContext>) -> Context {
     if span.is_disabled() {
         return remote(parent.unwrap_or_else(root));

@@ -1,4 +1,4 @@
-//! How each stream has to be, and what may be changed about one that is there.
+//! The required layout of each stream, and the permitted changes to an existing one.
 
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ impl Layout {
         least.complete(present).is_ok_and(|(_, changes)| changes.is_empty())
     }
 
-    /// What `present` has to become and what that changes, or everything about it that forbids to touch it.
+    /// The configuration that `present` needs and the changes to it, or every difference that forbids a change.
     pub(super) fn complete(&self, present: &Config) -> Result<(Config, Vec<String>), Vec<String>> {
         let mut completed = present.clone();
         let mut changes = Vec::new();
@@ -126,7 +126,7 @@ impl Layout {
     }
 }
 
-/// A stream that refuses what it has no room for, and drops nothing to make some.
+/// A stream that rejects messages when it is full, and drops none to make space.
 fn keeping_everything() -> Config {
     Config {
         storage: StorageType::File,
@@ -150,15 +150,15 @@ fn kept_for(max_age: Duration) -> Duration {
     if max_age.is_zero() { Duration::MAX } else { max_age }
 }
 
-/// How a stream that is `present` could lose or refuse messages that one made as `needed` keeps. Says nothing of
-/// ages and replicas, which may be more than is needed.
+/// How a stream that is `present` could lose or reject messages that one made as `needed` keeps. Ages and replicas are
+/// not compared: a stream may have more of both than needed.
 pub fn harm(present: &Config, needed: &Config) -> Vec<String> {
     let fields = guarantees(present).into_iter().zip(guarantees(needed));
     let differing = fields.filter(|(is, needs)| is != needs);
     differing.map(|((field, is), (_, needs))| format!("{field} is {is}, must be {needs}")).collect()
 }
 
-/// What decides whether a stream keeps all that it is given.
+/// The settings that decide whether a stream keeps all messages.
 fn guarantees(config: &Config) -> [(&'static str, String); 12] {
     let set = |set: bool| if set { "set" } else { "none" }.to_owned();
     let per_subject = match config.max_messages_per_subject {

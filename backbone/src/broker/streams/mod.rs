@@ -30,7 +30,7 @@ use layout::Layout;
 const CLUSTER_REPLICAS: usize = 3;
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
-/// A stream is not as it is needed, and cannot be made so.
+/// A stream differs from what is needed, and cannot be changed to it.
 #[derive(Debug, Error)]
 pub enum ProvisionError {
     /// The stream exists, and changing it to what we need could lose orders.
@@ -41,13 +41,13 @@ pub enum ProvisionError {
     Broker(&'static str, String),
 }
 
-/// Pause between two lines that say what is waited for.
+/// Pause between two log lines about the wait.
 const LOG_INTERVAL: Duration = Duration::from_secs(15);
 
 enum Attempt {
     /// With so many replicas.
     Done(usize),
-    /// The broker is away or busy: nothing is known.
+    /// The broker is unavailable or busy: nothing is known.
     Retry(String),
 }
 
@@ -210,7 +210,7 @@ fn not_done(error: &impl ToString, kind: CreateStreamErrorKind) -> Result<Attemp
     }
 }
 
-/// Tells a refusal that stays from one that passes by itself.
+/// Distinguishes a permanent refusal from a temporary one.
 fn fatal_or_retry(refusal: &jetstream::Error) -> Result<Attempt, FatalError> {
     // What the operator can do about some of them.
     let hint = match refusal.error_code() {
@@ -229,7 +229,7 @@ fn fatal_or_retry(refusal: &jetstream::Error) -> Result<Attempt, FatalError> {
     }
 }
 
-/// Says that a broker takes less than what the contract allows.
+/// Logs that a broker accepts less than the contract allows.
 fn warn_of_limits(connection: &Connection, present: &jetstream::stream::Config) {
     let max_payload = connection.client.server_info().max_payload;
     if let Some(reason) = layout::too_small(max_payload, present.max_message_size) {

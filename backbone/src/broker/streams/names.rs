@@ -2,7 +2,7 @@
 
 /// Name of the stream that holds the order log.
 pub const ORDERS: &str = "ORDERS";
-/// How what is missing comes to be, where this user may not make it.
+/// How an operator creates what is missing, if this user has no permission to.
 pub const PROVISION: &str = "permission denied; run `waybill provision` as a user with the right";
 /// Name of the stream that holds the dead letters.
 pub const DEAD_LETTERS: &str = "DEAD_LETTERS";

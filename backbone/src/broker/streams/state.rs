@@ -11,15 +11,15 @@ pub struct StreamState {
     pub created: SystemTime,
     /// Messages that it holds.
     pub messages: u64,
-    /// What they take.
+    /// Bytes that they use.
     pub bytes: u64,
-    /// What they may take; `None` if the stream sets no limit, and only the broker's storage does.
+    /// Bytes that they may use; `None` if the stream sets no limit, and only the broker's storage does.
     pub bytes_max: Option<u64>,
-    /// Copies that it is to have.
+    /// Configured number of replicas.
     pub replicas: usize,
     /// Whether there is a leader, as far as the server knows that answered.
     pub has_leader: bool,
-    /// Copies that are up to date.
+    /// Replicas that are up to date.
     pub replicas_current: usize,
     /// Whether it is on disk.
     pub on_file: bool,

@@ -29,13 +29,13 @@ pub(crate) struct Durable {
     pub(crate) name: &'static str,
     requested: Config,
     opened: Settings,
-    /// In what it was other than it has to be, although it was to be made right.
+    /// The settings that differed from the required ones, although they should have been reconciled.
     pub(crate) wrong: Option<String>,
 }
 
 impl Durable {
-    /// Makes the consumer if it is missing, and makes it right if it is not as it should be. What this user may not
-    /// change stays as it is. `floor` is how far it is known to have come.
+    /// Creates the consumer if it is missing, and reconciles it if its settings differ. Settings that this user may not
+    /// change stay as they are. `floor` is the known ack floor.
     pub(crate) async fn open(
         connection: &Connection,
         config: &ConsumerConfig,
@@ -89,7 +89,7 @@ impl Durable {
     }
 }
 
-/// The consumer as it is then, or `None` if this user may not make it right.
+/// The reconciled consumer, or `None` if this user may not reconcile it.
 async fn reconciled(
     connection: &Connection,
     stream: &Stream<()>,
@@ -124,7 +124,7 @@ async fn reconciled(
     }
 }
 
-/// The consumer in the place of the one that there is, or `None` if this user may not do that.
+/// The consumer that replaces the present one, or `None` if this user may not do that.
 async fn recreated(
     connection: &Connection,
     stream: &Stream<()>,
@@ -150,7 +150,7 @@ async fn recreated(
     create(connection, stream, config).await.map(Some)
 }
 
-/// The consumer after it has got another leader: it goes back to where it is known to have come under the former.
+/// The consumer after a leader change: it is reset to the last known ack floor of the former leader.
 async fn reset_to_floor(
     connection: &Connection,
     stream: &Stream<()>,
@@ -186,7 +186,7 @@ fn is_missing(kind: &ConsumerErrorKind) -> bool {
     matches!(kind, ConsumerErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
 }
 
-/// Of several that make it, one succeeds; the others come back and find it.
+/// Of several concurrent creators one succeeds; the others retry and find the consumer.
 async fn create(
     connection: &Connection,
     stream: &Stream<()>,

@@ -33,11 +33,11 @@ const IN_PLACE: [&str; 10] = [
     "priority_timeout",
     INACTIVE_THRESHOLD,
 ];
-/// After so long without a request the broker deletes the consumer. All our programs ask for none, so what they write on a
-/// consumer says nothing of it.
+/// After so long without a request the broker deletes the consumer. No Waybill program sets this, so the mark that a
+/// program writes does not cover it.
 const INACTIVE_THRESHOLD: &str = "inactive_threshold";
 
-/// The settings that decide what a consumer brings and how, by the names that the broker gives them.
+/// The settings that decide which messages a consumer delivers and how, by the broker's names.
 pub(super) type Settings = [(&'static str, String); 18];
 
 pub(super) fn requested(config: &ConsumerConfig) -> pull::Config {
@@ -54,7 +54,7 @@ pub(super) fn requested(config: &ConsumerConfig) -> pull::Config {
     }
 }
 
-/// What becomes of a consumer that is there.
+/// The plan for an existing consumer.
 #[derive(Debug, PartialEq)]
 pub(super) enum Plan {
     Leave,
@@ -253,7 +253,7 @@ mod tests {
         plan(&requested(wanted), present, floor)
     }
 
-    /// What a program that has opened the consumer thinks of it when it looks again.
+    /// The result of a later check by a program that has opened the consumer.
     fn looked_at(wanted: &ConsumerConfig, present: &Info) -> Option<String> {
         let requested = marked(requested(wanted)).into_consumer_config();
         let durable = Durable { name: "step", opened: settings(&requested), requested, wrong: None };
