@@ -3,11 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::{AckKind, Message};
+use backbone::broker::trace_headers;
 use backbone::consumer::ConsumerTerms;
 use backbone::dead_letters::LetterId;
 use backbone::log::event::{Recorded, Undecodable};
 use backbone::log::ids::Revision;
 use program::backoff::Backoff;
+use program::trace::{self, Context};
 use prost_types::Timestamp;
 use tracing::{debug, warn};
 
@@ -79,6 +81,12 @@ impl<'a> Delivery<'a> {
         let is_fresh = age(&published) <= FRESH_AGE_MAX && SystemTime::from(info.published) >= terms.since;
         let brings_carried = terms.brings_carried;
         Ok(Self { message, id, deliveries: info.delivered, published, is_fresh, brings_carried })
+    }
+
+    /// The trace context of the message: that of its headers, or a new one.
+    pub(crate) fn context(&self) -> Context {
+        let origin = self.message.headers.as_ref().and_then(trace_headers::read);
+        trace::remote(origin.unwrap_or_else(trace::root))
     }
 
     /// Whether it was delivered before.

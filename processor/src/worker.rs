@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
-use backbone::broker::trace_headers;
 use backbone::consumer::ConsumerTerms;
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
@@ -111,7 +110,7 @@ impl<S: Step> Worker<S> {
         if !matches!(disposition, Disposition::Retry(_)) {
             self.suspects().forget(order_ref.message);
         }
-        acknowledge(S::NAME, &message, disposition.ack()).await;
+        acknowledge(S::NAME, &message, disposition.ack()).with_context(delivery.context()).await;
         signal
     }
 
@@ -239,11 +238,12 @@ impl<S: Step> Worker<S> {
     async fn return_to_broker(&self, delivery: &Delivery<'_>) {
         // When the process stops, another one shall get the message soon.
         let delay = if self.leave.is_cancelled() { RETRY.initial } else { delivery.pause() };
-        acknowledge(S::NAME, delivery.message, AckKind::Nak(Some(delay))).await;
-        let origin = delivery.message.headers.as_ref().and_then(trace_headers::read);
-        let context = trace::remote(origin.unwrap_or_else(trace::root));
-        let settled = self.dead_lettering.settle(delivery, Outcome::Postponed).with_context(context).await;
-        self.or_retry(delivery, settled);
+        let returned = async {
+            acknowledge(S::NAME, delivery.message, AckKind::Nak(Some(delay))).await;
+            let settled = self.dead_lettering.settle(delivery, Outcome::Postponed).await;
+            self.or_retry(delivery, settled);
+        };
+        returned.with_context(delivery.context()).await;
     }
 
     /// A message whose outcome could not be stored is redelivered.

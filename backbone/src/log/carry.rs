@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use program::telemetry::LogThrottle;
+use program::trace::{self, FutureExt};
 use proto::orders::v1::OrderCarried;
 use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
@@ -206,32 +207,42 @@ impl OrderLog {
                 since_revision: current.stands_since().0,
                 happened: happened(&events),
             });
-            match self.append(&current, detail, Instant::now() + APPEND_TIMEOUT).await {
-                Ok(Appended::Stored(now)) => {
-                    debug!(order_id = %id, revision = now.order.revision, "order carried");
-                    return Ok(Outcome::Carried);
-                }
-                Ok(Appended::Overtaken(_)) => {}
-                // An error here would block all other orders.
-                Err(
-                    error @ (AppendError::TooLarge(_) | AppendError::Permanent(_) | AppendError::Refused(_)),
-                ) => {
-                    if let Some(left_out) = NOT_CARRIED.allow() {
-                        let revision = current.order.revision;
-                        error!(order_id = %id, revision, %error, left_out, "order not carried, it will expire");
+            // The order's trace goes on.
+            let context = trace::remote(last.trace.clone().unwrap_or_else(trace::root));
+            let appended = self.append(&current, detail, Instant::now() + APPEND_TIMEOUT);
+            let appended = appended.with_context(context.clone()).await;
+            {
+                let _current = context.attach();
+                match appended {
+                    Ok(Appended::Stored(now)) => {
+                        debug!(order_id = %id, revision = now.order.revision, "order carried");
+                        return Ok(Outcome::Carried);
                     }
-                    return Ok(Outcome::Refused);
-                }
-                Err(AppendError::Gone) => {
-                    if let Some(left_out) = NOT_CARRIED.allow() {
-                        let revision = current.order.revision;
-                        error!(order_id = %id, revision, left_out, "order expired before it was carried");
+                    Ok(Appended::Overtaken(_)) => {}
+                    // An error here would block all other orders.
+                    Err(
+                        error @ (AppendError::TooLarge(_)
+                        | AppendError::Permanent(_)
+                        | AppendError::Refused(_)),
+                    ) => {
+                        if let Some(left_out) = NOT_CARRIED.allow() {
+                            let revision = current.order.revision;
+                            error!(order_id = %id, revision, %error, left_out, "order not carried, it will expire");
+                        }
+                        return Ok(Outcome::Refused);
                     }
-                    return Ok(Outcome::Refused);
+                    Err(AppendError::Gone) => {
+                        if let Some(left_out) = NOT_CARRIED.allow() {
+                            let revision = current.order.revision;
+                            error!(order_id = %id, revision, left_out, "order expired before it was carried");
+                        }
+                        return Ok(Outcome::Refused);
+                    }
+                    Err(
+                        error
+                        @ (AppendError::Unavailable(_) | AppendError::Full(_) | AppendError::Unknown(_)),
+                    ) => return Err(error.into()),
                 }
-                Err(
-                    error @ (AppendError::Unavailable(_) | AppendError::Full(_) | AppendError::Unknown(_)),
-                ) => return Err(error.into()),
             }
             stored =
                 direct_get::last_of_each(&self.connection.client, ORDERS, &[subjects::order(&id)]).await?;

@@ -22,8 +22,8 @@ const DRAIN_TIMEOUT: Duration = STOP_TIMEOUT.saturating_sub(Duration::from_secs(
 const TOOLS: &str = ".tools/bin";
 /// The lines by which our programs say that they have started, and which `dev` reads, in the words of RUST_LOG:
 /// "listening" of all, and "processing" of the processors.
-const START_LINES: &str = "waybill_gateway[{grpc_addr}]=info,waybill_payment_sandbox[{grpc_addr}]=info,\
-                           processor::program[{ops_addr}]=info,\
+const START_LINES: &str = "gateway[{grpc_addr}]=info,waybill_payment_sandbox[{grpc_addr}]=info,\
+                           processor::run[{ops_addr}]=info,\
                            processor::runtime[{workers}]=info";
 
 /// The steps, in their order. Their programs are named after them.

@@ -275,7 +275,7 @@ async fn what_the_environment_says_holds_unless_the_children_would_not_start_wit
         assert_eq!(gateway(variable), None, "{variable}");
     }
     let log = gateway("RUST_LOG").unwrap();
-    assert!(log.starts_with("off,") && log.contains("waybill_gateway[{grpc_addr}]=info"), "{log}");
+    assert!(log.starts_with("off,") && log.contains("gateway[{grpc_addr}]=info"), "{log}");
     assert_eq!(stage.variable_of("waybill-inventory", "STOCK").as_deref(), Some("teapot=1"));
 }
 

@@ -9,6 +9,7 @@ use backbone::broker::streams::ORDERS;
 use backbone::log::OrderLog;
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
+use program::trace::{Context, FutureExt};
 use proto::inventory::v1::reconcile_stock_response::Answer;
 use proto::inventory::v1::stock_service_server::StockService;
 use proto::inventory::v1::{
@@ -180,7 +181,7 @@ impl StockService for StockKeeping {
         let (keeping, dry_run) = (self.clone(), wanted.dry_run);
         info!(operator = operator(&principal), dry_run, "stock reconciliation started");
         // Aborted when the response stream is dropped.
-        let working = AbortOnDropHandle::new(tokio::spawn(async move {
+        let working = async move {
             let reconciling = keeping.reconcile(wanted, &answers);
             let ended = select! {
                 ended = reconciling => ended,
@@ -190,7 +191,8 @@ impl StockService for StockKeeping {
                 // The reader may be gone.
                 answers.send(Err(status)).await.ok();
             }
-        }));
+        };
+        let working = AbortOnDropHandle::new(tokio::spawn(working.with_context(Context::current())));
         let answers = unfold((answered, working), async |(mut answered, working)| {
             let answer = answered.recv().await?;
             Some((answer, (answered, working)))

@@ -36,9 +36,27 @@ pub fn extract<'a>(
 ) -> Option<SpanContext> {
     let mut traceparents = traceparents.into_iter();
     let (Some(traceparent), None) = (traceparents.next(), traceparents.next()) else { return None };
+    if !has_its_form(traceparent) {
+        return None;
+    }
     let headers = Headers { traceparent: str::from_utf8(traceparent).ok()?, tracestate: joined(tracestates) };
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);
     of(&context)
+}
+
+/// Whether a `traceparent` has the form of the specification: four fields of 2, 32, 16 and 2 lower-case hex digits. A later version
+/// may have more fields. The SDK's propagator checks neither lengths nor signs.
+fn has_its_form(traceparent: &[u8]) -> bool {
+    const BYTES: usize = 55;
+    const DASHES: [usize; 3] = [2, 35, 52];
+    let Some((fields, further)) = traceparent.split_at_checked(BYTES) else { return false };
+    let mut bytes = fields.iter().enumerate();
+    let is_formed = bytes.all(|(at, byte)| match byte {
+        b'-' => DASHES.contains(&at),
+        b'0'..=b'9' | b'a'..=b'f' => !DASHES.contains(&at),
+        _ => false,
+    });
+    is_formed && (further.is_empty() || (further[0] == b'-' && !fields.starts_with(b"00")))
 }
 
 /// One list of all the values. One that cannot be read makes the whole list unreadable.
@@ -188,6 +206,11 @@ mod tests {
             "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
             "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-extra",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-",
+            "00-+af7651916cd43dd8448eb211c80319c-+7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-+1",
+            "+0-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-1-1-1",
         ] {
             assert_eq!(read(text, &[]), None, "{text}");
         }

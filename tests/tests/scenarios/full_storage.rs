@@ -309,6 +309,6 @@ async fn a_disk_without_space_is_full_storage() {
     let Some(tmpfs) = tmpfs else { return };
     let fill = async |_: &Deployment| tmpfs.fill();
     let free = async |_: &Deployment| tmpfs.free();
-    let form = Form { name: "no space on the disk", said: "no space", fill, free };
+    let form = Form { name: "no space on the disk", said: "disk is full", fill, free };
     try_form(&mut waybill, form, Some((LIMIT, ""))).await;
 }

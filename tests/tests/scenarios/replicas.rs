@@ -39,7 +39,7 @@ async fn replicas_share_the_orders_of_one_hot_sku() {
     each_is_carried_out_once(&waybill, &orders).await;
     for (step, processes) in &waybill.processors {
         for process in processes {
-            let done = process.output().matches(r#""message":"done""#).count();
+            let done = process.output().matches(r#""message":"event appended""#).count();
             assert!(done > 0, "one {step} did nothing");
         }
     }
