@@ -116,7 +116,7 @@ impl Broker {
 
     fn run(&mut self, config: &str, with: impl FnOnce(&mut Command) -> &mut Command) {
         let is_new = !self.data().exists();
-        let mut command = command_on(self.host.as_ref(), &program());
+        let mut command = command_on(self.host.as_ref(), &nats_server());
         let (addr, port) = (self.address.ip().to_string(), self.address.port().to_string());
         with(command.args(["--addr", &addr, "--port", &port]));
         let mut config = config.to_owned();
@@ -323,7 +323,7 @@ fn login(user: &str, password: &str) -> String {
 }
 
 /// The nats-server to run: NATS_SERVER, else the one that `tools/install` has put aside, else that on PATH.
-fn program() -> PathBuf {
+pub fn nats_server() -> PathBuf {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
     let installed = if installed.exists() { installed } else { "nats-server".into() };
     std::env::var_os("NATS_SERVER").map_or(installed, Into::into)

@@ -27,7 +27,7 @@ mod skip;
 mod tmpfs;
 mod wire;
 
-pub use broker::{Broker, free_port, inbox_of};
+pub use broker::{Broker, free_port, inbox_of, nats_server};
 pub use calls::{Shows, Watcher, health, item, order_of};
 pub use cluster::{Cluster, SERVERS};
 pub use deployment::{Deployment, Gateway, Options};

@@ -142,3 +142,17 @@ async fn callers_do_not_drive_the_log() {
     eprintln!("{lines} lines of {CALLS} calls");
     assert!(lines <= lines_max, "{lines} lines");
 }
+
+#[tokio::test]
+async fn dev_reads_the_addresses_of_its_programs_at_any_level_of_the_log() {
+    const PORTS: [&str; 4] = ["--grpc-addr", "--ops-addr", "--operations-addr", "--payment-sandbox-addr"];
+    let dir = tempfile::tempdir().unwrap();
+    let mut dev = tokio::process::Command::new(binary("waybill"));
+    dev.args(["dev", "--orders", "2", "--exit", "--nats-port", "0"]).current_dir(dir.path());
+    for port in PORTS {
+        dev.args([port, "127.0.0.1:0"]);
+    }
+    dev.env("RUST_LOG", "error").env("NATS_SERVER", harness::nats_server()).kill_on_drop(true);
+    let output = timeout(PATIENCE, dev.output()).await.expect("dev ends").unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
