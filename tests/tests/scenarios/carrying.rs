@@ -1,5 +1,6 @@
 //! Retention counts from the end of an order: one that is unfinished never expires, nor does what is held for it.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use backbone::log::carrying::Schedule;
@@ -94,6 +95,8 @@ async fn a_reserved_order_outlives_the_retention(
             .windows(2)
             .all(|pair| { pair[1].previous_revision == pair[0].order.as_ref().unwrap().revision })
     );
+    let trace_ids: HashSet<_> = watched.iter().map(|event| &event.trace_id).collect();
+    assert_eq!(trace_ids.len(), 1, "{trace_ids:?}");
     use OrderStatus::{Accepted, Fulfilled, Paid, Reserved};
     assert_eq!(statuses(&watched), [Accepted, Reserved, Paid, Fulfilled]);
     assert!(waybill.open_letters().await.is_empty());
