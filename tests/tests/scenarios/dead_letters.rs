@@ -150,7 +150,7 @@ fn one_attempt(settings: &[(&'static str, &str)]) -> Options {
     options
 }
 
-/// What a step says of an attempt in vain: why it was, and whether it counts.
+/// The log line of a failed attempt: its reason, and whether it counts.
 fn in_vain(fields: &Value) -> Option<(String, bool)> {
     let again = fields["message"] == "attempt failed, order retried";
     again.then(|| Some((fields["reason"].as_str()?.to_owned(), fields["counts"].as_bool()?)))?

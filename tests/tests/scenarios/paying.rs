@@ -132,7 +132,7 @@ async fn an_order_waits_for_a_service_that_is_away_and_is_finished_afterwards() 
     let mut waybill = deployment().await;
     waybill.sandbox().fail("", Fault::Outage, 0).await;
     let order = place(&waybill).await;
-    eventually("calls in vain", async || {
+    eventually("failed calls", async || {
         (waybill.sandbox().ledger("").await.capture_calls >= 4).then_some(())
     })
     .await;
@@ -408,7 +408,7 @@ async fn a_paused_service_holds_orders_up_and_loses_none() {
     // Long enough for calls to be given up.
     let payment = waybill.processor("payment");
     payment
-        .line("an attempt in vain", |line| line.contains("attempt failed, order retried").then_some(()))
+        .line("a failed attempt", |line| line.contains("attempt failed, order retried").then_some(()))
         .await;
     waybill.sandbox().process.signal(Signal::SIGCONT);
     is_paid_once(&mut waybill, &order.order_id).await;
@@ -514,7 +514,7 @@ async fn a_service_behind_tls_is_called_if_its_certificate_is_good() {
             assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
         } else {
             let payment = waybill.processor("payment");
-            payment.line("an attempt in vain", |line| line.contains("peer certificate").then_some(())).await;
+            payment.line("a failed attempt", |line| line.contains("peer certificate").then_some(())).await;
             assert_eq!(calls.load(Ordering::Relaxed), 3, "called without trust");
         }
     }
