@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::log::subjects;
+
 /// Subjects remembered; a program has far fewer.
 const SUBJECTS_MAX: usize = 64;
 /// How long a forbidden publish subject is remembered. Permissions can be granted while the connection is open.
@@ -93,6 +95,9 @@ fn is_inbox(subject: &str) -> bool {
 
 /// A subject without the tokens of one order, message or answer.
 fn kind_of(subject: &str) -> String {
+    if let Some(event) = subjects::parse(subject) {
+        return subjects::kind(event.kind);
+    }
     let tokens_max = match subject {
         request if REQUESTS.iter().any(|begins| request.starts_with(begins)) => return request.to_owned(),
         direct_get if direct_get.starts_with("$JS.API.") => 5,
@@ -110,6 +115,8 @@ fn kind_of(subject: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::ids::{CustomerKey, OrderId, OrderKey};
+    use crate::log::subjects::EventKind;
 
     fn publishing_to(subject: &str) -> String {
         format!(r#"Permissions Violation for Publish to "{subject}""#)
@@ -140,12 +147,13 @@ mod tests {
     fn denials_for_many_orders_share_one_entry() {
         let mut refusals = DeniedPermissions::default();
         for order in 0..2 * SUBJECTS_MAX {
-            refusals.record(&publishing_to(&format!("ORDER.paid.07.c.o{order}")));
-            refusals.record(&publishing_to(&format!("$JS.API.DIRECT.GET.ORDERS.ORDER.*.07.c.o{order}")));
+            let id = OrderId { customer: CustomerKey::of("", "c"), order: OrderKey::unique() };
+            refusals.record(&publishing_to(&subjects::event(EventKind::Paid, &id, "fulfilment")));
+            refusals.record(&publishing_to(&format!("$JS.API.DIRECT.GET.ORDERS.ORDER.07.c.o{order}.>")));
             refusals.record(&publishing_to(&format!("$JS.ACK.ORDERS.payment.1.{order}.1.1.0")));
         }
         let named: Vec<_> = refusals.publishing.keys().map(String::as_str).collect();
-        assert_eq!(named, ["$JS.ACK.ORDERS.payment.>", "$JS.API.DIRECT.GET.ORDERS.>", "ORDER.paid.>"]);
+        assert_eq!(named, ["$JS.ACK.ORDERS.payment.>", "$JS.API.DIRECT.GET.ORDERS.>", "ORDER.*.*.*.paid.*"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The events that a consumer reads, and the terms of the messages that it delivers.
+//! What a consumer reads, and the terms of the messages that it delivers.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,11 +10,23 @@ use crate::log::subjects::{self, EventKind};
 #[derive(Clone, Debug)]
 pub struct ConsumerConfig {
     /// The durable name.
-    pub name: &'static str,
-    /// Events that it reads.
-    pub events: Vec<EventKind>,
+    pub name: String,
+    /// The subjects that it reads. One filter only: the broker walks its whole index for several.
+    pub filter: String,
     /// How long the broker waits for an acknowledgement or progress before it redelivers a message.
     pub ack_wait: Duration,
+}
+
+impl ConsumerConfig {
+    /// The consumer of all events after which `step` acts.
+    pub fn of_step(step: &str, ack_wait: Duration) -> Self {
+        Self { name: step.to_owned(), filter: subjects::for_step(step), ack_wait }
+    }
+
+    /// A second consumer of a step: all events by which orders are carried, whoever acts on them next.
+    pub fn of_carried(step: &str, ack_wait: Duration) -> Self {
+        Self { name: format!("{step}-carried"), filter: subjects::kind(EventKind::Carried), ack_wait }
+    }
 }
 
 /// The consumer's properties that a reader needs for each message.
@@ -24,14 +36,10 @@ pub struct ConsumerTerms {
     pub ack_wait: Duration,
     /// When the consumer was created. Older messages may have been delivered before, by another consumer of its name.
     pub since: SystemTime,
-    /// Whether the consumer delivers `carried` events. If so, older events of a carried order need not be kept for it.
-    pub brings_carried: bool,
 }
 
 impl ConsumerTerms {
     pub(super) fn of(info: &Info) -> Self {
-        let carried = subjects::kind(EventKind::Carried);
-        let brings_carried = info.config.filter_subjects.contains(&carried);
-        Self { ack_wait: info.config.ack_wait, since: info.created.into(), brings_carried }
+        Self { ack_wait: info.config.ack_wait, since: info.created.into() }
     }
 }

@@ -64,7 +64,7 @@ impl Consumer {
         let messages = client.subscribe(format!("{inbox}.*")).await?;
         let recorded = match floor {
             Some(_) => None,
-            None => AckFloor::recorded(connection, config.name).await?,
+            None => AckFloor::recorded(connection, &config.name).await?,
         };
         let former = floor.or(recorded.as_ref());
         let (durable, info) = Durable::open(connection, config, former).await?;
@@ -239,7 +239,7 @@ impl Consumer {
         self.check_at = Instant::now() + CHECK_INTERVAL;
         if Instant::now() >= self.record_at {
             self.record_at = Instant::now() + RECORD_INTERVAL;
-            self.floor.record(&self.connection, self.durable.name).await;
+            self.floor.record(&self.connection, &self.durable.name).await;
         }
         let subject = format!("$JS.API.CONSUMER.INFO.{ORDERS}.{}", self.durable.name);
         let reply = self.info_inbox.clone();

@@ -374,7 +374,7 @@ fn decode_stored(id: &LetterId, head: Revision, headers: &HeaderMap, payload: By
 
 /// The order of the dead letter; empty for a message that names no order.
 fn order_of(letter: &DeadLetter) -> String {
-    subjects::parse(&letter.subject).map(|(_, order)| order.to_string()).unwrap_or_default()
+    subjects::parse(&letter.subject).map(|subject| subject.id.to_string()).unwrap_or_default()
 }
 
 /// All dead letters in the same state.

@@ -11,7 +11,7 @@ use program::backoff::Backoff;
 use program::metrics::{self, Histogram, seconds};
 use program::trace::{self, FutureExt, KeyValue, OpenTelemetrySpanExt, attribute};
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, OrderCreated};
+use proto::orders::v1::{Order, OrderCreated, OrderStatus, Route};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 use tracing::field::Empty;
@@ -130,14 +130,15 @@ enum ConflictOutcome {
 }
 
 impl OrderLog {
-    /// Appends an order's first event, in a span of its own.
+    /// Appends an order's first event, in a span of its own. The order takes `route`.
     pub async fn create(
         &self,
         id: OrderId,
         created: OrderCreated,
+        route: Route,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
-        let order = lifecycle::create(&created, now())?;
+        let order = lifecycle::create(&created, route, now())?;
         let (previous, expected) = (Revision::NONE, Revision::NONE);
         let detail = Detail::Created(created);
         let next = NextEvent { id, previous, expected, order, unknown_fields: Bytes::new(), detail };
@@ -152,7 +153,7 @@ impl OrderLog {
         detail: Detail,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
-        let order = lifecycle::apply(&current.order, &detail, now())?;
+        let order = lifecycle::apply(&current.order, self.writer.step, &detail, now())?;
         let (previous, expected) = (current.revision(), current.head);
         let unknown_fields = current.unknown_fields.clone();
         let next = NextEvent { id: current.id, previous, expected, order, unknown_fields, detail };
@@ -169,7 +170,7 @@ impl OrderLog {
             messaging.system = "nats",
             messaging.operation.name = "publish",
             messaging.operation.type = "send",
-            messaging.destination.name = subjects::event(kind, &next.id),
+            messaging.destination.name = subjects::event(kind, &next.id, lifecycle::next(&next.order)),
             messaging.destination.template = subjects::kind(kind),
             messaging.message.id = Empty,
             messaging.message.body.size = Empty,
@@ -186,7 +187,9 @@ impl OrderLog {
         };
         if let Ok(Appended::Stored(stored)) = &appended {
             known_losses::appended(stored.revision());
-            if matches!(kind, EventKind::Fulfilled | EventKind::Rejected | EventKind::Cancelled) {
+            if stored.order.status() == OrderStatus::Fulfilled
+                || matches!(kind, EventKind::Rejected | EventKind::Cancelled)
+            {
                 ended(&stored.order);
             }
         }
@@ -201,7 +204,7 @@ impl OrderLog {
     ) -> Result<Appended, AppendError> {
         let NextEvent { id, previous, mut expected, mut order, unknown_fields, detail } = next;
         let carried_since = carried_since(&detail);
-        let draft = Draft::new(&id, previous, &mut order, &unknown_fields, detail, self.source);
+        let draft = Draft::new(&id, previous, &mut order, &unknown_fields, detail, self.writer);
         span.record("messaging.message.id", &*draft.event_id);
         span.record("messaging.message.body.size", count(draft.payload.len() as u64));
         let stored = |order: Order, revision: Revision| {

@@ -19,17 +19,17 @@ use super::read::decode_all;
 use super::{AppendError, Appended, OrderLog, OrderState};
 use crate::broker::direct_get::{self, ReadError, Stored, batch_from};
 use crate::broker::streams::ORDERS;
-use crate::log::carrying::{Candidate, Schedule, Window, happened, must_be_carried};
+use crate::log::carrying::{Candidate, Schedule, Window, must_be_carried};
 use crate::log::event::stored;
 use crate::log::ids::{OrderId, Revision};
-use crate::log::subjects::{self, ALL_ORDERS};
+use crate::log::subjects::{self, ALL_ORDERS, EventSubject};
 
 /// Messages read before their orders are examined.
 const WINDOW_MESSAGES_MAX: usize = 2048;
 const READ_MESSAGES_MAX: u32 = 256;
 /// Orders that are carried side by side.
 const CARRIES_AT_ONCE: usize = 64;
-/// Orders that are read in one request. Each has up to eleven subjects, and the broker answers 1,024.
+/// Orders that are read in one request. Few have more than 16 subjects, and the broker answers 1,024.
 const READ_ORDERS_MAX: usize = 64;
 /// Orders that are carried in a second, so that a million of them leave room for others.
 const CARRIES_PER_SECOND_MAX: u32 = 1000;
@@ -180,7 +180,7 @@ impl OrderLog {
         };
         let mut events = HashMap::<_, Vec<_>>::new();
         for stored in all {
-            if let Some((_, id)) = subjects::parse(&stored.subject) {
+            if let Some(EventSubject { id, .. }) = subjects::parse(&stored.subject) {
                 events.entry(id).or_default().push(stored);
             }
         }
@@ -205,7 +205,6 @@ impl OrderLog {
             let detail = Detail::Carried(OrderCarried {
                 created_revision: created.0,
                 since_revision: current.stands_since().0,
-                happened: happened(&events),
             });
             // The order's trace goes on.
             let context = trace::remote(last.trace.clone().unwrap_or_else(trace::root));

@@ -4,7 +4,7 @@
 //! An order is due when its `created` or latest `carried` event has reached a certain age, half of the retention unless
 //! it is set otherwise. So every unfinished order always has one of the two in the log, and its other events do not matter.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use proto::orders::v1::Order;
@@ -15,7 +15,7 @@ use crate::broker::direct_get::Stored;
 use crate::log::event::Recorded;
 use crate::log::ids::{OrderId, Revision};
 use crate::log::lifecycle::is_finished;
-use crate::log::subjects::{self, EventKind};
+use crate::log::subjects::{self, END, EventKind, EventSubject};
 
 /// After the retention was increased, events stored this much later are still carried at the previous age. By then
 /// inventory has detected the change, and gives new reservations more time.
@@ -100,12 +100,8 @@ pub struct Window {
 impl Window {
     /// Records the next message. Most are judged by their subject alone.
     pub fn observe(&mut self, message: &Stored) {
-        let Some((kind, id)) = subjects::parse(&message.subject) else { return };
+        let Some(EventSubject { kind, id, next }) = subjects::parse(&message.subject) else { return };
         let due = message.sequence;
-        // These events never finish an order.
-        if matches!(kind, EventKind::Reserved | EventKind::Paid | EventKind::Failed) {
-            return;
-        }
         if kind == EventKind::Created {
             self.open.insert(id, Candidate { id, created: due, due });
         } else if kind == EventKind::Carried {
@@ -113,8 +109,10 @@ impl Window {
                 let created = Revision(carried.created_revision);
                 self.open.insert(id, Candidate { id, created, due });
             }
-        } else if kind == EventKind::Fulfilled
-            || (self.open.contains_key(&id) && decode(message).is_some_and(|event| is_finished(&event.order)))
+        } else if next == END
+            && kind != EventKind::Failed
+            && self.open.contains_key(&id)
+            && decode(message).is_some_and(|event| is_finished(&event.order))
         {
             self.open.remove(&id);
         }
@@ -132,29 +130,6 @@ impl Window {
 /// latest event is if that is `carried`: a later one is due later.
 pub fn must_be_carried(order: &Order, carried: Option<Revision>, due: Revision) -> bool {
     !is_finished(order) && carried.is_none_or(|carried| carried <= due)
-}
-
-/// The kinds of an order's earlier events, by the last event of each kind.
-pub fn happened(events: &[Recorded]) -> Vec<String> {
-    let words = events.iter().flat_map(|event| {
-        if let Detail::Carried(carried) = &event.detail {
-            carried.happened.clone()
-        } else {
-            vec![event.kind().as_str().to_owned()]
-        }
-    });
-    words.collect::<BTreeSet<_>>().into_iter().collect()
-}
-
-/// Whether it did, though the event may have expired since.
-pub fn has_happened(kind: EventKind, events: &[Recorded]) -> bool {
-    events.iter().any(|event| {
-        if let Detail::Carried(carried) = &event.detail {
-            carried.happened.iter().any(|word| word == kind.as_str())
-        } else {
-            event.kind() == kind
-        }
-    })
 }
 
 fn decode(message: &Stored) -> Option<Recorded> {

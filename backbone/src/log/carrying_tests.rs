@@ -4,10 +4,10 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::sample::select;
 use prost_types::Timestamp;
-use proto::orders::v1::{OrderCarried, OrderCreated, OrderFailed, OrderItem};
+use proto::orders::v1::{OrderCarried, OrderCreated, OrderFailed, OrderItem, Route, RouteStep};
 use std::time::UNIX_EPOCH;
 
-use crate::log::event::Draft;
+use crate::log::event::{Draft, Writer};
 use crate::log::ids::{CustomerKey, OrderKey};
 use crate::log::lifecycle;
 
@@ -70,9 +70,16 @@ fn detail(kind: EventKind, created: Revision, since: Revision) -> Detail {
         EventKind::Redriven => Detail::Redriven(Default::default()),
         EventKind::Carried => {
             let (created_revision, since_revision) = (created.0, since.0);
-            Detail::Carried(OrderCarried { created_revision, since_revision, ..OrderCarried::default() })
+            Detail::Carried(OrderCarried { created_revision, since_revision })
         }
+        EventKind::Completed => Detail::Completed(Default::default()),
+        EventKind::Compensated => Detail::Compensated(Default::default()),
     }
+}
+
+fn route() -> Route {
+    let step = |name: &str| RouteStep { name: name.into(), compensates: true, ..RouteStep::default() };
+    Route { name: "usual".into(), steps: ["a", "b", "c"].map(step).into() }
 }
 
 /// An order as it stands in a log that a test makes up.
@@ -91,7 +98,8 @@ fn log(tried: Vec<(usize, EventKind)>) -> (Vec<Stored>, Vec<Life>) {
     let now = Timestamp { seconds: 1_000, nanos: 0 };
     let (mut log, mut lives) = (Vec::new(), Vec::<Life>::new());
     let mut store = |id: &OrderId, mut order: Order, detail: Detail| {
-        let draft = Draft::new(id, Revision(1), &mut order, &Bytes::new(), detail, "test");
+        let writer = Writer { source: "test", step: "" };
+        let draft = Draft::new(id, Revision(1), &mut order, &Bytes::new(), detail, writer);
         let sequence = Revision(log.len() as u64 + 1);
         let (subject, payload) = (draft.subject.clone().into(), draft.payload.clone());
         log.push(Stored { subject, sequence, headers: HeaderMap::new(), payload });
@@ -103,14 +111,15 @@ fn log(tried: Vec<(usize, EventKind)>) -> (Vec<Stored>, Vec<Life>) {
             let unit_price = Some(proto::orders::v1::Money { currency_code: "EUR".into(), minor_units: 1 });
             let items = vec![OrderItem { sku: "widget".into(), quantity: 1, unit_price }];
             let created = OrderCreated { order_id: id.to_string(), items, ..OrderCreated::default() };
-            let order = lifecycle::create(&created, now).unwrap();
+            let order = lifecycle::create(&created, route(), now).unwrap();
             let due = store(&id, order.clone(), Detail::Created(created));
             lives.push(Life { id, order, created: due, due, last: due, carried: None });
             continue;
         }
         let life = &mut lives[number];
         let detail = detail(kind, life.created, life.last);
-        let Ok(after) = lifecycle::apply(&life.order, &detail, now) else { continue };
+        let step = life.order.current_step.clone();
+        let Ok(after) = lifecycle::apply(&life.order, &step, &detail, now) else { continue };
         life.order = after.clone();
         life.last = store(&life.id, after, detail);
         life.carried = (kind == EventKind::Carried).then_some(life.last);

@@ -18,7 +18,8 @@ use uuid::Uuid;
 
 use crate::broker::trace_headers;
 use crate::log::ids::{OrderId, Revision};
-use crate::log::subjects::{self, EventKind};
+use crate::log::lifecycle;
+use crate::log::subjects::{self, EventKind, EventSubject};
 use crate::log::unknown_fields;
 
 const CONTENT_TYPE: &str = "application/protobuf";
@@ -26,6 +27,15 @@ const CE_SPEC_VERSION: &str = "1.0";
 
 /// What the largest event that the contract allows takes, in bytes, headers included: an order of 100 items is in it twice.
 pub const BYTES_MAX: usize = 24 * 1024;
+
+/// The program that writes events.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Writer {
+    /// CloudEvents source of its events.
+    pub(crate) source: &'static str,
+    /// The step that it is; empty for other programs.
+    pub(crate) step: &'static str,
+}
 
 /// An event on its way into the log.
 #[derive(Debug)]
@@ -47,7 +57,7 @@ impl Draft {
         order: &mut Order,
         unknown_fields: &Bytes,
         detail: Detail,
-        source: &'static str,
+        writer: Writer,
     ) -> Self {
         let kind = EventKind::of(&detail);
         order.revision = Revision::NONE.0;
@@ -56,14 +66,15 @@ impl Draft {
             previous_revision: previous.0,
             order: Some(std::mem::take(order)),
             trace_id: String::new(),
+            step: writer.step.to_owned(),
             detail: Some(detail),
         };
         let payload = unknown_fields::encode(&mut event, unknown_fields);
         *order = event.order.take().unwrap_or_default();
-        let subject = subjects::event(kind, id);
+        let subject = subjects::event(kind, id, lifecycle::next(order));
         // Carrying an order does not change its update_time.
         let time = if kind == EventKind::Carried { Some(now()) } else { order.update_time };
-        Self { event_id: event.event_id, subject, payload, kind, time, source }
+        Self { event_id: event.event_id, subject, payload, kind, time, source: writer.source }
     }
 
     /// The headers of one publish, within the current trace. Built for each publish, because the client consumes them.
@@ -97,6 +108,8 @@ pub struct Recorded {
     pub order: Order,
     /// What happened.
     pub detail: Detail,
+    /// The step that wrote it; empty for other writers.
+    pub step: String,
     /// The trace that it belongs to, if its headers name one.
     pub trace: Option<SpanContext>,
     /// When the broker stored it, by its clock, if its headers contain the time.
@@ -136,7 +149,7 @@ impl Recorded {
         headers: Option<&HeaderMap>,
         payload: Bytes,
     ) -> Result<Self, Undecodable> {
-        let (kind, id) = subjects::parse(subject).ok_or(Undecodable::ForeignSubject)?;
+        let EventSubject { kind, id, next } = subjects::parse(subject).ok_or(Undecodable::ForeignSubject)?;
         let event = OrderEvent::decode(payload.clone())?;
         let unknown_fields = unknown_fields::beyond(&event, &payload);
         let detail = event.detail.ok_or(Undecodable::Missing("detail"))?;
@@ -153,6 +166,9 @@ impl Recorded {
         if order.order_id != id.to_string() {
             return Err(Undecodable::Mismatch("order ids"));
         }
+        if lifecycle::next(&order) != next {
+            return Err(Undecodable::Mismatch("next steps"));
+        }
         order.revision = revision.0;
         Ok(Self {
             id,
@@ -161,6 +177,7 @@ impl Recorded {
             event_id: event.event_id,
             order,
             detail,
+            step: event.step,
             trace: headers.and_then(trace_headers::read),
             stored: headers.and_then(stored),
             unknown_fields,
@@ -198,6 +215,7 @@ impl Recorded {
             previous_revision: self.previous.0,
             order: Some(self.order),
             trace_id: self.trace.map(|trace| trace.trace_id().to_string()).unwrap_or_default(),
+            step: self.step,
             detail: Some(self.detail),
         }
     }
@@ -220,7 +238,8 @@ mod tests {
         let mut order = Order { order_id: id.to_string(), revision: 7, ..Order::default() };
         order.set_status(OrderStatus::Accepted);
         let detail = Detail::Created(OrderCreated::default());
-        Draft::new(id, Revision(3), &mut order, &Bytes::new(), detail, "test")
+        let writer = Writer { source: "test", step: "" };
+        Draft::new(id, Revision(3), &mut order, &Bytes::new(), detail, writer)
     }
 
     fn id() -> OrderId {
@@ -243,15 +262,25 @@ mod tests {
     #[test]
     fn an_event_on_another_orders_subject_is_refused() {
         let draft = draft(&id());
-        let elsewhere = subjects::event(EventKind::Created, &id());
+        let elsewhere = subjects::event(EventKind::Created, &id(), subjects::END);
         let read = Recorded::decode(&elsewhere, Revision(9), None, draft.payload);
         assert!(matches!(read, Err(Undecodable::Mismatch("order ids"))), "{read:?}");
+    }
+
+    #[test]
+    fn an_event_on_the_subject_of_another_step_is_refused() {
+        let (id, draft) = (id(), draft(&id()));
+        let elsewhere = subjects::event(EventKind::Created, &id, "payment");
+        let mut event = OrderEvent::decode(draft.payload).unwrap();
+        event.order.as_mut().unwrap().order_id = id.to_string();
+        let read = Recorded::decode(&elsewhere, Revision(9), None, event.encode_to_vec().into());
+        assert!(matches!(read, Err(Undecodable::Mismatch("next steps"))), "{read:?}");
     }
 
     proptest! {
         #[test]
         fn no_payload_panics(payload: Vec<u8>) {
-            let subject = subjects::event(EventKind::Created, &id());
+            let subject = subjects::event(EventKind::Created, &id(), subjects::END);
             prop_assert!(Recorded::decode(&subject, Revision(1), None, payload.into()).is_err());
         }
 

@@ -1,30 +1,31 @@
-//! What may happen to an order, as a pure function: no clock, no I/O, no randomness.
+//! What may happen to an order, as a pure function of the order and an event: no clock, no I/O, no randomness. The order
+//! carries its route, so no step is named here.
 //!
-//! | event     | while the order is                       | makes it                                       |
-//! |-----------|------------------------------------------|------------------------------------------------|
-//! | created   | missing                                  | ACCEPTED                                       |
-//! | reserved  | ACCEPTED                                 | RESERVED                                       |
-//! | paid      | RESERVED                                 | PAID                                           |
-//! | fulfilled | PAID                                     | FULFILLED                                      |
-//! | rejected  | ACCEPTED                                 | REJECTED                                       |
-//! | rejected  | RESERVED                                 | REJECTED, owes release                         |
-//! | cancelled | ACCEPTED                                 | CANCELLED, owes release                        |
-//! | cancelled | RESERVED, PAID                           | CANCELLED, owes release and refund             |
-//! | cancelled | FAILED, parked as one of the three       | as from the status it was parked with          |
-//! | released  | owing release                            | no longer owes it                              |
-//! | refunded  | owing refund                             | no longer owes it                              |
-//! | failed    | ACCEPTED, RESERVED, PAID, or owing       | FAILED, parked with that status                |
-//! | redriven  | FAILED                                   | the status it was parked with                  |
-//! | carried   | not finished                             | as it was, with a younger event                |
+//! | event               | while                                 | makes the order                                       |
+//! |---------------------|---------------------------------------|-------------------------------------------------------|
+//! | created             | it is missing                         | ACCEPTED; the turn of the route's first step          |
+//! | completed by a step | it is the step's turn                 | the status that the step leads to, if any; the next   |
+//! |                     |                                       | step's turn; FULFILLED after the last                 |
+//! | rejected by a step  | it is the step's turn                 | REJECTED; owed by the completed steps that compensate |
+//! | cancelled           | it is a step's turn, or parked so     | CANCELLED; owed by the same, and by the step whose    |
+//! |                     |                                       | turn it was, which may be at work                     |
+//! | compensated by a    | it is called off and it is the step's | no longer owed by it; the turn of the next that owes  |
+//! | step                | turn                                  |                                                       |
+//! | failed              | not finished                          | FAILED, parked with its status                        |
+//! | redriven            | FAILED                                | the status it was parked with                         |
+//! | carried             | not finished                          | as it was, with a younger event                       |
 //!
-//! The first four lines, and what a rejection or a cancel owes, are the rows of [`WAY`]: one for each step.
+//! Completed: `reserved`, `paid`, `fulfilled`, `completed`. Compensated: `released`, `refunded`, `compensated`.
+//!
+//! Steps compensate one after the other, in the order of the route. The first steps of a route hold what other orders wait
+//! for (stock), the later ones call services that may be unavailable: those must not delay the first ones.
 
 use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Money, Order, OrderCreated, OrderItem, OrderStatus, Undo};
+use proto::orders::v1::{Money, Order, OrderCreated, OrderItem, OrderStatus, Route, RouteStep};
 use thiserror::Error;
 
-use crate::log::subjects::EventKind;
+use crate::log::subjects::{END, EventKind};
 
 /// The reason of a cancelled order.
 pub const REASON_CANCELLED: &str = "CLIENT_REQUEST";
@@ -32,14 +33,23 @@ pub const REASON_CANCELLED: &str = "CLIENT_REQUEST";
 /// An event that may not happen to the order as it stands.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refused {
-    /// The order's status does not allow the event.
-    #[error("an order that is {status} can not be {event}", status = status.as_str_name(), event = event.as_str())]
+    /// The order's status, or whose turn it is, does not allow the event.
+    #[error(
+        "an order that is {status} and waits for {turn:?} can not be {event}",
+        status = status.as_str_name(),
+        event = event.as_str(),
+    )]
     Transition {
         /// The intended change.
         event: EventKind,
-        /// Where the order stands.
+        /// The order's status.
         status: OrderStatus,
+        /// The step whose turn it is; empty if there is none.
+        turn: String,
     },
+    /// The route has no steps.
+    #[error("the route has no steps")]
+    NoSteps,
     /// The items add up to no total.
     #[error(transparent)]
     Total(#[from] TotalError),
@@ -77,8 +87,9 @@ pub fn total(items: &[OrderItem]) -> Result<Money, TotalError> {
     Ok(Money { currency_code: first.currency_code.clone(), minor_units })
 }
 
-/// The order that `created` begins.
-pub fn create(created: &OrderCreated, now: Timestamp) -> Result<Order, Refused> {
+/// The order that `created` begins, on `route`.
+pub fn create(created: &OrderCreated, route: Route, now: Timestamp) -> Result<Order, Refused> {
+    let current_step = route.steps.first().ok_or(Refused::NoSteps)?.name.clone();
     Ok(Order {
         order_id: created.order_id.clone(),
         customer_id: created.customer_id.clone(),
@@ -87,58 +98,15 @@ pub fn create(created: &OrderCreated, now: Timestamp) -> Result<Order, Refused> 
         status: OrderStatus::Accepted.into(),
         create_time: Some(now),
         update_time: Some(now),
+        route: Some(route),
+        current_step,
         ..Order::default()
     })
 }
 
-/// The place of one step on an order's way.
-struct Row {
-    /// While the order is this, it waits for the step,
-    status: OrderStatus,
-    /// which appends this when it is done,
-    event: EventKind,
-    /// and so makes the order this.
-    next: OrderStatus,
-    /// What the order owes if the step rejects it. `None`: the step cannot.
-    rejected_owes: Option<&'static [Undo]>,
-    /// The compensation owed by an order that is cancelled while it waits. Its step may be working on it at that
-    /// moment, and only the step knows what was done, so the step's compensation is included.
-    cancelled_owes: &'static [Undo],
-}
-
-/// An order's way: what each step waits for, appends and compensates follows from its row.
-const WAY: &[Row] = &[
-    Row {
-        status: OrderStatus::Accepted,
-        event: EventKind::Reserved,
-        next: OrderStatus::Reserved,
-        rejected_owes: Some(&[]),
-        cancelled_owes: &[Undo::Release],
-    },
-    Row {
-        status: OrderStatus::Reserved,
-        event: EventKind::Paid,
-        next: OrderStatus::Paid,
-        rejected_owes: Some(&[Undo::Release]),
-        cancelled_owes: &[Undo::Release, Undo::Refund],
-    },
-    Row {
-        status: OrderStatus::Paid,
-        event: EventKind::Fulfilled,
-        next: OrderStatus::Fulfilled,
-        rejected_owes: None,
-        cancelled_owes: &[Undo::Release, Undo::Refund],
-    },
-];
-
-/// The row of the step that an order with this status waits for.
-fn row_at(status: OrderStatus) -> Option<&'static Row> {
-    WAY.iter().find(|row| row.status == status)
-}
-
-/// Whether the order waits for the step that appends `event`.
-pub fn waits_for(order: &Order, event: EventKind) -> bool {
-    row_at(order.status()).is_some_and(|row| row.event == event)
+/// Whether the order waits for `step` to do its work.
+pub fn waits_for(order: &Order, step: &str) -> bool {
+    is_under_way(order.status()) && order.current_step == step
 }
 
 /// Whether the order has ended otherwise than it was meant to, so that what was done for it is taken back.
@@ -146,70 +114,80 @@ pub fn is_called_off(order: &Order) -> bool {
     matches!(order.status(), OrderStatus::Rejected | OrderStatus::Cancelled)
 }
 
-/// Whether the order owes this compensation now. A parked order does not compensate until it is redriven.
-pub fn owes(order: &Order, undo: Undo) -> bool {
-    is_called_off(order) && order.undo_pending.contains(&undo.into())
+/// Whether the order waits for `step` to compensate. A parked order does not compensate until it is redriven.
+pub fn owes(order: &Order, step: &str) -> bool {
+    is_called_off(order) && order.current_step == step
 }
 
-/// The events after which an order may wait for the step that appends `does`, or owe `undoes`. That an order was
-/// redriven or carried is one in any case: it then stands where it did.
-pub fn wakes(does: EventKind, undoes: Option<Undo>) -> Vec<EventKind> {
-    let mut events = Vec::new();
-    if let Some(row) = WAY.iter().find(|row| row.event == does) {
-        let before = WAY.iter().find(|before| before.next == row.status);
-        events.push(before.map_or(EventKind::Created, |before| before.event));
-    }
-    if let Some(undo) = undoes {
-        if WAY.iter().any(|row| row.rejected_owes.is_some_and(|owed| owed.contains(&undo))) {
-            events.push(EventKind::Rejected);
-        }
-        if WAY.iter().any(|row| row.cancelled_owes.contains(&undo)) {
-            events.push(EventKind::Cancelled);
-        }
-    }
-    events.extend([EventKind::Redriven, EventKind::Carried]);
-    events
+/// Whether the order's route makes `step` compensate.
+pub fn compensates(order: &Order, step: &str) -> bool {
+    steps(order).iter().any(|other| other.compensates && other.name == step)
 }
 
-/// The order after `detail` happened to it at `now`.
-pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Refused> {
+/// Whether `step` has completed for this order.
+pub fn has_completed(order: &Order, step: &str) -> bool {
+    completed(order).iter().any(|other| other.name == step)
+}
+
+/// The step that acts on the order next, or [`END`]: the last token of its latest event's subject.
+pub fn next(order: &Order) -> &str {
+    if order.status() == OrderStatus::Failed || order.current_step.is_empty() {
+        END
+    } else {
+        &order.current_step
+    }
+}
+
+/// The order after `detail` happened to it at `now`, written by `step`; empty for a client, an operator or a gateway.
+pub fn apply(order: &Order, step: &str, detail: &Detail, now: Timestamp) -> Result<Order, Refused> {
     let status = order.status();
-    let event = EventKind::of(detail);
-    let refused = Refused::Transition { event, status };
-
-    // Carrying changes nothing about the order.
-    if let Detail::Carried(_) = detail {
-        return if is_finished(order) { Err(refused) } else { Ok(order.clone()) };
-    }
+    let is_turn = !step.is_empty() && order.current_step == step;
+    let refused =
+        || Refused::Transition { event: EventKind::of(detail), status, turn: order.current_step.clone() };
     let mut after = order.clone();
     after.update_time = later(order.update_time, now);
     match detail {
-        Detail::Created(_) | Detail::Carried(_) => return Err(refused),
-        Detail::Reserved(_) | Detail::Paid(_) | Detail::Fulfilled(_) => {
-            let row = row_at(status).filter(|row| row.event == event).ok_or(refused)?;
-            after.set_status(row.next);
+        Detail::Created(_) => return Err(refused()),
+        // Carrying changes nothing about the order.
+        Detail::Carried(_) => return if is_finished(order) { Err(refused()) } else { Ok(order.clone()) },
+        Detail::Reserved(_) | Detail::Paid(_) | Detail::Fulfilled(_) | Detail::Completed(_) => {
+            if !is_turn || !is_under_way(status) {
+                return Err(refused());
+            }
+            complete(&mut after);
         }
         Detail::Rejected(rejected) => {
-            let owed = row_at(status).and_then(|row| row.rejected_owes).ok_or(refused)?;
+            if !is_turn || !is_under_way(status) {
+                return Err(refused());
+            }
             after.set_status(OrderStatus::Rejected);
             after.reason.clone_from(&rejected.reason);
-            after.undo_pending = to_numbers(owed);
+            call_off(&mut after, completed(order));
         }
         Detail::Cancelled(_) => {
-            let row = row_at(unparked(order)).ok_or(refused)?;
+            if !is_under_way(unparked(order)) {
+                return Err(refused());
+            }
             after.set_status(OrderStatus::Cancelled);
             after.reason = REASON_CANCELLED.to_owned();
-            after.undo_pending = to_numbers(row.cancelled_owes);
+            // The step whose turn it was may be at work, and only it knows what it has done.
+            let begun = completed(order).len() + 1;
+            call_off(&mut after, steps(order).get(..begun).unwrap_or(steps(order)));
             unpark(&mut after);
         }
-        Detail::Released(_) => complete_compensation(&mut after, Undo::Release, refused)?,
-        Detail::Refunded(_) => complete_compensation(&mut after, Undo::Refund, refused)?,
+        Detail::Released(_) | Detail::Refunded(_) | Detail::Compensated(_) => {
+            if !is_turn || after.compensation_pending.first().is_none_or(|owing| owing != step) {
+                return Err(refused());
+            }
+            after.compensation_pending.remove(0);
+            after.current_step = after.compensation_pending.first().cloned().unwrap_or_default();
+        }
         Detail::Failed(failed) => {
             if status == OrderStatus::Failed || is_finished(order) {
-                return Err(refused);
+                return Err(refused());
             }
             // An order parked while it owes a compensation keeps the reason of its rejection or cancellation.
-            if row_at(status).is_some() {
+            if is_under_way(status) {
                 after.reason.clone_from(&failed.reason);
             }
             after.set_status(OrderStatus::Failed);
@@ -220,9 +198,9 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
             let parked = order.parked_status();
             // A foreign event may have parked it without a parked_status.
             if status != OrderStatus::Failed || parked == OrderStatus::Unspecified {
-                return Err(refused);
+                return Err(refused());
             }
-            if row_at(parked).is_some() {
+            if is_under_way(parked) {
                 after.reason.clear();
             }
             after.set_status(parked);
@@ -235,23 +213,50 @@ pub fn apply(order: &Order, detail: &Detail, now: Timestamp) -> Result<Order, Re
 /// Whether nothing more will happen to the order: it is terminal and owes nothing.
 pub fn is_finished(order: &Order) -> bool {
     let is_terminal = order.status() == OrderStatus::Fulfilled || is_called_off(order);
-    is_terminal && order.undo_pending.is_empty()
+    is_terminal && order.compensation_pending.is_empty()
 }
 
-fn complete_compensation(order: &mut Order, undo: Undo, refused: Refused) -> Result<(), Refused> {
-    let owed = order.undo_pending.len();
-    order.undo_pending.retain(|pending| *pending != i32::from(undo));
-    if order.undo_pending.len() < owed { Ok(()) } else { Err(refused) }
+/// Whether an order with this status goes along its route.
+fn is_under_way(status: OrderStatus) -> bool {
+    matches!(status, OrderStatus::Accepted | OrderStatus::Reserved | OrderStatus::Paid)
+}
+
+/// The steps of the order's route.
+fn steps(order: &Order) -> &[RouteStep] {
+    order.route.as_ref().map_or(&[], |route| &route.steps)
+}
+
+/// Those that are completed.
+fn completed(order: &Order) -> &[RouteStep] {
+    let completed = usize::try_from(order.completed_steps).unwrap_or_default();
+    steps(order).get(..completed).unwrap_or(steps(order))
+}
+
+/// The current step has done its work: the next one's turn.
+fn complete(order: &mut Order) {
+    let at = completed(order).len();
+    let leads_to = steps(order).get(at).map_or(OrderStatus::Unspecified, RouteStep::leads_to);
+    let next = steps(order).get(at + 1).map(|next| next.name.clone());
+    order.completed_steps += 1;
+    match next {
+        None => order.set_status(OrderStatus::Fulfilled),
+        // Only the last step fulfils the order.
+        Some(_) if is_under_way(leads_to) => order.set_status(leads_to),
+        Some(_) => {}
+    }
+    order.current_step = next.unwrap_or_default();
+}
+
+/// The order owes the compensation of those of the `begun` steps that compensate.
+fn call_off(order: &mut Order, begun: &[RouteStep]) {
+    let owing = begun.iter().filter(|step| step.compensates);
+    order.compensation_pending = owing.map(|step| step.name.clone()).collect();
+    order.current_step = order.compensation_pending.first().cloned().unwrap_or_default();
 }
 
 fn unpark(order: &mut Order) {
     order.set_parked_status(OrderStatus::Unspecified);
     order.dead_letter_id.clear();
-}
-
-/// As the contract carries them.
-fn to_numbers(owed: &[Undo]) -> Vec<i32> {
-    owed.iter().map(|undo| i32::from(*undo)).collect()
 }
 
 /// The status, or, of a parked order, the one it was parked with.

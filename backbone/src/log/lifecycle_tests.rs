@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proto::orders::v1::{
     OrderCancelled, OrderCarried, OrderFailed, OrderFulfilled, OrderRedriven, OrderRejected, PaymentCaptured,
-    PaymentRefunded, StockReleased, StockReserved,
+    PaymentRefunded, StepCompensated, StepCompleted, StockReleased, StockReserved,
 };
 
 const NOW: Timestamp = Timestamp { seconds: 1_000, nanos: 0 };
@@ -25,6 +25,8 @@ fn detail(kind: EventKind) -> Detail {
         }),
         EventKind::Redriven => Detail::Redriven(OrderRedriven::default()),
         EventKind::Carried => Detail::Carried(OrderCarried::default()),
+        EventKind::Completed => Detail::Completed(StepCompleted::default()),
+        EventKind::Compensated => Detail::Compensated(StepCompensated::default()),
     }
 }
 
@@ -42,87 +44,200 @@ fn created() -> OrderCreated {
     }
 }
 
-/// The order after `kinds`, all of which must be allowed.
-fn after(kinds: &[EventKind]) -> Order {
-    kinds
-        .iter()
-        .fold(create(&created(), NOW).unwrap(), |order, kind| apply(&order, &detail(*kind), NOW).unwrap())
+fn step(name: &str, compensates: bool, leads_to: OrderStatus) -> RouteStep {
+    RouteStep { name: name.to_owned(), compensates, leads_to: leads_to.into() }
 }
 
-/// What may happen to the order. That it is carried has rules of its own.
-fn allowed(order: &Order) -> Vec<&'static str> {
-    EventKind::ALL
-        .into_iter()
-        .filter(|kind| *kind != EventKind::Carried)
-        .filter(|kind| apply(order, &detail(*kind), NOW).is_ok())
-        .map(EventKind::as_str)
-        .collect()
+/// Four steps, one of which changes no status.
+fn route() -> Route {
+    let steps = vec![
+        step("stock", true, OrderStatus::Reserved),
+        step("fraud", false, OrderStatus::Unspecified),
+        step("money", true, OrderStatus::Paid),
+        step("ship", false, OrderStatus::Fulfilled),
+    ];
+    Route { name: "usual".to_owned(), steps }
 }
+
+fn new() -> Order {
+    create(&created(), route(), NOW).unwrap()
+}
+
+/// The order after these events, each written by a step or by none, all of which must be allowed.
+fn after(events: &[(&str, EventKind)]) -> Order {
+    events.iter().fold(new(), |order, (step, kind)| apply(&order, step, &detail(*kind), NOW).unwrap())
+}
+
+/// What may happen to the order, and by which step. That it is carried has rules of its own.
+fn allowed(order: &Order) -> Vec<String> {
+    let mut allowed = Vec::new();
+    for step in ["", "stock", "fraud", "money", "ship", "stranger"] {
+        for kind in EventKind::ALL.into_iter().filter(|kind| *kind != EventKind::Carried) {
+            // One of the kinds stands for all that complete, and for all that compensate.
+            let stands_for = |kinds: &[EventKind]| kinds[1..].contains(&kind);
+            if !stands_for(&COMPLETING)
+                && !stands_for(&COMPENSATING)
+                && apply(order, step, &detail(kind), NOW).is_ok()
+            {
+                allowed.push(format!("{step} {}", kind.as_str()).trim_start().to_owned());
+            }
+        }
+    }
+    // Anyone may park, cancel and redrive.
+    for anyone in ["failed", "cancelled", "redriven"] {
+        let by_anyone = allowed.iter().filter(|event| event.ends_with(anyone)).count();
+        assert!(by_anyone == 0 || by_anyone == 6, "{allowed:?}");
+        allowed.retain(|event| event == anyone || !event.ends_with(anyone));
+    }
+    allowed
+}
+
+const COMPLETING: [EventKind; 4] =
+    [EventKind::Completed, EventKind::Reserved, EventKind::Paid, EventKind::Fulfilled];
+const COMPENSATING: [EventKind; 3] = [EventKind::Compensated, EventKind::Released, EventKind::Refunded];
 
 #[test]
 fn the_whole_table() {
-    use EventKind::{Cancelled, Failed, Fulfilled, Paid, Redriven, Refunded, Rejected, Released, Reserved};
+    use EventKind::{Cancelled, Compensated, Completed, Failed, Redriven, Rejected};
     use OrderStatus as S;
-    use Undo::{Refund, Release};
-    type Row = (&'static [EventKind], S, &'static [Undo], &'static [&'static str]);
+    const STOCK: (&str, EventKind) = ("stock", Completed);
+    const FRAUD: (&str, EventKind) = ("fraud", Completed);
+    const MONEY: (&str, EventKind) = ("money", Completed);
+    const SHIP: (&str, EventKind) = ("ship", Completed);
+    const CANCEL: (&str, EventKind) = ("", Cancelled);
+    const REDRIVE: (&str, EventKind) = ("", Redriven);
+    type Row = (
+        &'static [(&'static str, EventKind)],
+        S,
+        &'static str,
+        &'static [&'static str],
+        &'static [&'static str],
+    );
     let rows: &[Row] = &[
-        (&[], S::Accepted, &[], &["reserved", "rejected", "cancelled", "failed"]),
-        (&[Reserved], S::Reserved, &[], &["paid", "rejected", "cancelled", "failed"]),
-        (&[Reserved, Paid], S::Paid, &[], &["fulfilled", "cancelled", "failed"]),
-        (&[Reserved, Paid, Fulfilled], S::Fulfilled, &[], &[]),
-        (&[Rejected], S::Rejected, &[], &[]),
-        (&[Reserved, Rejected], S::Rejected, &[Release], &["released", "failed"]),
-        (&[Reserved, Rejected, Released], S::Rejected, &[], &[]),
-        (&[Cancelled], S::Cancelled, &[Release], &["released", "failed"]),
-        (&[Cancelled, Released], S::Cancelled, &[], &[]),
-        (&[Reserved, Cancelled], S::Cancelled, &[Release, Refund], &["released", "refunded", "failed"]),
-        (&[Reserved, Paid, Cancelled, Refunded], S::Cancelled, &[Release], &["released", "failed"]),
-        (&[Reserved, Paid, Cancelled, Refunded, Released], S::Cancelled, &[], &[]),
-        (&[Failed], S::Failed, &[], &["cancelled", "redriven"]),
-        (&[Failed, Redriven], S::Accepted, &[], &["reserved", "rejected", "cancelled", "failed"]),
+        (&[], S::Accepted, "stock", &[], &["cancelled", "failed", "stock rejected", "stock completed"]),
+        (&[STOCK], S::Reserved, "fraud", &[], &["cancelled", "failed", "fraud rejected", "fraud completed"]),
         (
-            &[Reserved, Failed, Cancelled],
-            S::Cancelled,
-            &[Release, Refund],
-            &["released", "refunded", "failed"],
+            &[STOCK, FRAUD],
+            S::Reserved,
+            "money",
+            &[],
+            &["cancelled", "failed", "money rejected", "money completed"],
         ),
-        (&[Reserved, Rejected, Failed], S::Failed, &[Release], &["released", "redriven"]),
-        (&[Reserved, Rejected, Failed, Redriven], S::Rejected, &[Release], &["released", "failed"]),
+        (
+            &[STOCK, FRAUD, MONEY],
+            S::Paid,
+            "ship",
+            &[],
+            &["cancelled", "failed", "ship rejected", "ship completed"],
+        ),
+        (&[STOCK, FRAUD, MONEY, SHIP], S::Fulfilled, "end", &[], &[]),
+        (&[("stock", Rejected)], S::Rejected, "end", &[], &[]),
+        (&[STOCK, ("fraud", Rejected)], S::Rejected, "stock", &["stock"], &["failed", "stock compensated"]),
+        (&[STOCK, ("fraud", Rejected), ("stock", Compensated)], S::Rejected, "end", &[], &[]),
+        (
+            &[STOCK, FRAUD, MONEY, ("ship", Rejected)],
+            S::Rejected,
+            "stock",
+            &["stock", "money"],
+            &["failed", "stock compensated"],
+        ),
+        (&[CANCEL], S::Cancelled, "stock", &["stock"], &["failed", "stock compensated"]),
+        (&[STOCK, CANCEL], S::Cancelled, "stock", &["stock"], &["failed", "stock compensated"]),
+        (
+            &[STOCK, FRAUD, CANCEL],
+            S::Cancelled,
+            "stock",
+            &["stock", "money"],
+            &["failed", "stock compensated"],
+        ),
+        (
+            &[STOCK, FRAUD, CANCEL, ("stock", Compensated)],
+            S::Cancelled,
+            "money",
+            &["money"],
+            &["failed", "money compensated"],
+        ),
+        (
+            &[STOCK, FRAUD, MONEY, CANCEL, ("stock", Compensated), ("money", Compensated)],
+            S::Cancelled,
+            "end",
+            &[],
+            &[],
+        ),
+        (&[STOCK, ("fraud", Failed)], S::Failed, "end", &[], &["cancelled", "redriven"]),
+        (
+            &[STOCK, ("fraud", Failed), REDRIVE],
+            S::Reserved,
+            "fraud",
+            &[],
+            &["cancelled", "failed", "fraud rejected", "fraud completed"],
+        ),
+        (
+            &[STOCK, ("fraud", Failed), CANCEL],
+            S::Cancelled,
+            "stock",
+            &["stock"],
+            &["failed", "stock compensated"],
+        ),
+        (&[CANCEL, ("stock", Failed)], S::Failed, "end", &["stock"], &["redriven", "stock compensated"]),
+        (&[CANCEL, ("stock", Failed), ("stock", Compensated)], S::Failed, "end", &[], &["redriven"]),
+        (&[CANCEL, ("stock", Failed), ("stock", Compensated), REDRIVE], S::Cancelled, "end", &[], &[]),
+        (
+            &[CANCEL, ("stock", Failed), REDRIVE],
+            S::Cancelled,
+            "stock",
+            &["stock"],
+            &["failed", "stock compensated"],
+        ),
     ];
-    for (path, status, owes, next) in rows {
+    for (path, status, next_step, owes, may) in rows {
         let order = after(path);
         assert_eq!(order.status(), *status, "after {path:?}");
-        assert_eq!(order.undo_pending().collect::<Vec<_>>(), *owes, "after {path:?}");
-        assert_eq!(allowed(&order), *next, "after {path:?}");
-        assert_eq!(is_finished(&order), next.is_empty(), "after {path:?}");
+        assert_eq!(next(&order), *next_step, "after {path:?}");
+        assert_eq!(order.compensation_pending, *owes, "after {path:?}");
+        assert_eq!(allowed(&order), *may, "after {path:?}");
+        assert_eq!(is_finished(&order), may.is_empty(), "after {path:?}");
     }
 }
 
 #[test]
-fn the_table_is_a_chain_from_accepted_to_fulfilled() {
-    let mut status = create(&created(), NOW).unwrap().status();
-    for row in WAY {
-        assert_eq!(row.status, status, "{:?}", row.event);
-        status = row.next;
+fn every_kind_of_completion_and_compensation_counts() {
+    for kind in COMPLETING {
+        assert_eq!(after(&[("stock", kind)]).current_step, "fraud", "{kind:?}");
     }
-    assert_eq!(status, OrderStatus::Fulfilled);
+    for kind in COMPENSATING {
+        let order = after(&[("stock", EventKind::Reserved), ("fraud", EventKind::Rejected), ("stock", kind)]);
+        assert!(is_finished(&order), "{kind:?}");
+    }
 }
 
 #[test]
-fn a_step_consumes_exactly_its_events() {
-    use EventKind::{Cancelled, Carried, Created, Fulfilled, Paid, Redriven, Rejected, Reserved};
-    assert_eq!(wakes(Reserved, Some(Undo::Release)), [Created, Rejected, Cancelled, Redriven, Carried]);
-    assert_eq!(wakes(Paid, Some(Undo::Refund)), [Reserved, Cancelled, Redriven, Carried]);
-    assert_eq!(wakes(Fulfilled, None), [Paid, Redriven, Carried]);
+fn a_called_off_order_remembers_which_steps_completed() {
+    let order = after(&[
+        ("stock", EventKind::Completed),
+        ("fraud", EventKind::Completed),
+        ("", EventKind::Cancelled),
+    ]);
+    assert!(has_completed(&order, "stock") && has_completed(&order, "fraud"));
+    assert!(!has_completed(&order, "money"), "it may be at work");
+    assert!(
+        compensates(&order, "money") && !compensates(&order, "fraud") && !compensates(&order, "stranger")
+    );
+}
+
+#[test]
+fn a_route_without_steps_begins_no_order() {
+    assert_eq!(create(&created(), Route::default(), NOW), Err(Refused::NoSteps));
 }
 
 #[test]
 fn a_parked_order_that_ended_keeps_its_reason() {
     use EventKind::{Failed, Redriven, Rejected, Reserved};
-    assert_eq!(after(&[Reserved, Failed]).reason, "BROKEN");
-    assert_eq!(after(&[Reserved, Failed, Redriven]).reason, "");
-    assert_eq!(after(&[Reserved, Rejected, Failed]).reason, "NO");
-    assert_eq!(after(&[Reserved, Rejected, Failed, Redriven]).reason, "NO");
+    let (reserved, rejected, failed) = (("stock", Reserved), ("fraud", Rejected), ("stock", Failed));
+    assert_eq!(after(&[reserved, failed]).reason, "BROKEN");
+    assert_eq!(after(&[reserved, failed, ("", Redriven)]).reason, "");
+    assert_eq!(after(&[reserved, rejected, failed]).reason, "NO");
+    assert_eq!(after(&[reserved, rejected, failed, ("", Redriven)]).reason, "NO");
 }
 
 #[test]
@@ -136,42 +251,72 @@ fn a_total_is_the_sum_of_its_lines_or_an_error() {
     assert_eq!(total(&[item(1, 1), other]), Err(TotalError::MixedCurrencies));
 }
 
+/// A route of 1 to 16 steps. The names are letters.
+fn any_route() -> impl Strategy<Value = Route> {
+    let leads_to = select(&[OrderStatus::Unspecified, OrderStatus::Reserved, OrderStatus::Paid][..]);
+    proptest::collection::vec((any::<bool>(), leads_to), 1..=16).prop_map(|steps| {
+        let named = ('a'..).zip(steps);
+        let steps =
+            named.map(|(name, (compensates, leads_to))| step(&name.to_string(), compensates, leads_to));
+        Route { name: "any".to_owned(), steps: steps.collect() }
+    })
+}
+
 proptest! {
-    /// Whatever is tried in whatever order: what was bought, for how much, by whom never changes; time never
-    /// goes back; a finished order stays as it is; only FAILED orders are parked.
+    /// Whatever is tried in whatever order by whomever on whatever route: what was bought, for how much, by whom and on
+    /// which route never changes; time never goes back; a finished order stays as it is; only FAILED orders are parked;
+    /// each step of the route completes at most once and in its turn, and compensates at most once; whoever acts next
+    /// is told by the event.
     #[test]
     fn no_history_breaks_an_order(
-        tried in proptest::collection::vec((select(&EventKind::ALL[..]), 0i64..2_000), 0..40),
+        route in any_route(),
+        tried in proptest::collection::vec((0usize..17, select(&EventKind::ALL[..]), 0i64..2_000), 0..200),
     ) {
-        let mut order = create(&created(), NOW).unwrap();
-        for (kind, seconds) in tried {
+        let mut order = create(&created(), route.clone(), NOW).unwrap();
+        let (mut done, mut undone) = (Vec::new(), Vec::new());
+        for (number, kind, seconds) in tried {
             let now = Timestamp { seconds, nanos: 0 };
-            match apply(&order, &detail(kind), now) {
-                Err(Refused::Transition { event, status }) => {
+            // Mostly the step whose turn it is; else any, or none.
+            let step = if number == 16 { order.current_step.clone() } else {
+                route.steps.get(number).map(|step| step.name.clone()).unwrap_or_default()
+            };
+            match apply(&order, &step, &detail(kind), now) {
+                Err(Refused::Transition { event, status, turn }) => {
                     prop_assert!(kind != EventKind::Carried || is_finished(&order));
-                    prop_assert_eq!((event, status), (kind, order.status()));
+                    prop_assert_eq!((event, status, &turn), (kind, order.status(), &order.current_step));
                 }
-                Err(Refused::Total(_)) => prop_assert!(false, "a total is computed at creation only"),
-                Ok(next) => {
+                Err(error) => prop_assert!(false, "{error}"),
+                Ok(after) => {
                     prop_assert!(!is_finished(&order));
-                    prop_assert_eq!(&next.items, &order.items);
-                    prop_assert_eq!(&next.total, &order.total);
-                    prop_assert_eq!(&next.order_id, &order.order_id);
-                    prop_assert!(next.update_time.unwrap().seconds >= order.update_time.unwrap().seconds);
-                    prop_assert_eq!(next.status() == OrderStatus::Failed, next.parked_status() != OrderStatus::Unspecified);
-                    prop_assert_eq!(next.status() == OrderStatus::Failed, !next.dead_letter_id.is_empty());
-                    for row in WAY {
-                        prop_assert!(!waits_for(&next, row.event) || wakes(row.event, None).contains(&kind));
+                    prop_assert_eq!(&after.items, &order.items);
+                    prop_assert_eq!(&after.total, &order.total);
+                    prop_assert_eq!(&after.order_id, &order.order_id);
+                    prop_assert_eq!(&after.route, &order.route);
+                    prop_assert!(after.update_time.unwrap().seconds >= order.update_time.unwrap().seconds);
+                    let is_failed = after.status() == OrderStatus::Failed;
+                    prop_assert_eq!(is_failed, after.parked_status() != OrderStatus::Unspecified);
+                    prop_assert_eq!(is_failed, !after.dead_letter_id.is_empty());
+                    prop_assert_eq!(is_failed || is_finished(&after), next(&after) == END);
+                    if COMPLETING.contains(&kind) {
+                        prop_assert_eq!(&route.steps[done.len()].name, &step);
+                        done.push(step.clone());
                     }
-                    for undo in [Undo::Release, Undo::Refund] {
-                        // A completed compensation is no news for the step that owes the other one.
-                        let news = owes(&next, undo) && !owes(&order, undo);
-                        prop_assert!(!news || wakes(kind, Some(undo)).contains(&kind));
+                    if COMPENSATING.contains(&kind) {
+                        prop_assert!(!undone.contains(&step) && compensates(&order, &step));
+                        undone.push(step.clone());
+                    }
+                    if after.status() == OrderStatus::Fulfilled {
+                        prop_assert_eq!(done.len(), route.steps.len());
+                    }
+                    if is_finished(&after) && is_called_off(&after) {
+                        for step in route.steps.iter().filter(|step| step.compensates && done.contains(&step.name)) {
+                            prop_assert!(undone.contains(&step.name), "{} was not taken back", step.name);
+                        }
                     }
                     if kind == EventKind::Carried {
-                        prop_assert_eq!(&next, &order);
+                        prop_assert_eq!(&after, &order);
                     }
-                    order = next;
+                    order = after;
                 }
             }
         }

@@ -152,12 +152,16 @@ impl OrderLog {
         before: Option<Revision>,
     ) -> Result<Vec<CreatedOrder>, ReadError> {
         let client = &self.connection.client;
-        let carried = all_from(client, ORDERS, &subjects::carried_of(customer), Revision::NONE).await?;
+        let carried =
+            all_from(client, ORDERS, &subjects::customer_kind(EventKind::Carried, customer), Revision::NONE)
+                .await?;
         if carried.is_empty() {
             return Ok(Vec::new());
         }
-        let kept =
-            self.position(&subjects::created_by(customer), Revision::NONE).await?.map(|position| position.at);
+        let kept = self
+            .position(&subjects::customer_kind(EventKind::Created, customer), Revision::NONE)
+            .await?
+            .map(|position| position.at);
         let mut firsts = BTreeMap::new();
         for event in decode_all(carried) {
             if let Detail::Carried(carried) = &event.detail {
@@ -180,7 +184,7 @@ impl OrderLog {
         before: Option<Revision>,
         count: usize,
     ) -> Result<Vec<CreatedOrder>, ReadError> {
-        let filter = &subjects::created_by(customer);
+        let filter = &subjects::customer_kind(EventKind::Created, customer);
         let (mut created, mut before, mut reads) = (Vec::new(), before, 0);
         // The replica must have the list up to here: to the newest order, or to the end of the previous page, unless that has
         // expired or the token was forged.

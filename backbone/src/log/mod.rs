@@ -50,7 +50,7 @@ use crate::broker::barrier::Barrier;
 use crate::broker::connection::Connection;
 use crate::broker::direct_get::ReadError;
 use crate::broker::streams::ORDERS;
-use crate::log::event::Recorded;
+use crate::log::event::{Recorded, Writer};
 use crate::log::ids::{OrderId, Revision};
 use live::LiveTopics;
 
@@ -64,8 +64,7 @@ pub struct OrderLog {
     quorum: Sender<Result<(), String>>,
     /// Counts recoveries of the quorum. Live messages before the latest one may have been missed.
     regained: Sender<u64>,
-    /// CloudEvents source of what this program appends.
-    source: &'static str,
+    writer: Writer,
 }
 
 /// The current order, and the expectation for an append to it.
@@ -117,8 +116,17 @@ fn carried_since(detail: &Detail) -> Option<Revision> {
 }
 
 impl OrderLog {
-    /// The log behind `connection`, for a program called `source`. Does not touch the broker.
+    /// The log behind `connection`, for a program called `source` that is no step. Does not touch the broker.
     pub async fn new(connection: Connection, source: &'static str) -> Result<Self, ReadError> {
+        Self::open(connection, Writer { source, step: "" }).await
+    }
+
+    /// The log behind `connection`, for the program of a step. Does not touch the broker.
+    pub async fn of_step(connection: Connection, step: &'static str) -> Result<Self, ReadError> {
+        Self::open(connection, Writer { source: step, step }).await
+    }
+
+    async fn open(connection: Connection, writer: Writer) -> Result<Self, ReadError> {
         let stream = connection
             .jetstream
             .get_stream_no_info(ORDERS)
@@ -126,7 +134,7 @@ impl OrderLog {
             .map_err(|error| ReadError::Broker(error.to_string()))?;
         let barrier = Barrier::of_orders(connection.clone());
         let (quorum, regained) = (Sender::new(Ok(())), Sender::default());
-        Ok(Self { connection, stream, live: Arc::default(), barrier, quorum, regained, source })
+        Ok(Self { connection, stream, live: Arc::default(), barrier, quorum, regained, writer })
     }
 
     /// The connection that the log is reached by.

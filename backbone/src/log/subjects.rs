@@ -1,4 +1,7 @@
-//! Subjects of the order log: `ORDER.<event>.<partition>.<customer_key>.<order_key>`.
+//! Subjects of the order log: `ORDER.<partition>.<customer_key>.<order_key>.<event>.<next>`.
+//!
+//! The order comes first, so that the index of an order's subjects is one small branch. The last token names the step that
+//! acts next, so that every step's consumer has exactly one filter.
 
 use proto::orders::v1::order_event::Detail;
 
@@ -11,6 +14,10 @@ pub const ALL_ORDERS: &str = "ORDER.>";
 pub const ORDER_BARRIER: &str = "ORDER.barrier";
 /// Where the stream republishes every stored event: `live.` and the event's own subject.
 pub const LIVE_PREFIX: &str = "live.";
+/// The last token of an event's subject when no step acts next: the order is finished, or parked. No step has this name.
+pub const END: &str = "end";
+/// The longest name of a step.
+const STEP_NAME_BYTES_MAX: usize = 32;
 /// In the stream of the order log, and of no order: written to find out whether there is space for events.
 pub const STORAGE_PROBE: &str = "ORDER.probe";
 
@@ -18,7 +25,7 @@ pub const STORAGE_PROBE: &str = "ORDER.probe";
 /// name of the detail's message.
 macro_rules! event_kinds {
     ($($kind:ident $word:literal $message:literal,)*) => {
-        /// What an event is about; the second token of its subject.
+        /// What an event is about; the fifth token of its subject.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[allow(missing_docs, reason = "documented in orders/v1/order_event.proto")]
         pub enum EventKind {
@@ -65,6 +72,8 @@ event_kinds! {
     Failed "failed" "orders.v1.OrderFailed",
     Redriven "redriven" "orders.v1.OrderRedriven",
     Carried "carried" "orders.v1.OrderCarried",
+    Completed "completed" "orders.v1.StepCompleted",
+    Compensated "compensated" "orders.v1.StepCompensated",
 }
 
 impl EventKind {
@@ -73,19 +82,36 @@ impl EventKind {
     }
 }
 
-/// Where an event of this kind about this order is stored.
-pub fn event(kind: EventKind, id: &OrderId) -> String {
-    format!("ORDER.{}.{}.{}.{}", kind.as_str(), id.customer.partition(), id.customer, id.order)
+/// What an event's subject says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventSubject<'a> {
+    /// What happened.
+    pub kind: EventKind,
+    /// Whose event it is.
+    pub id: OrderId,
+    /// The step that acts next, or [`END`].
+    pub next: &'a str,
+}
+
+/// Where an event of this kind about this order is stored, if `next` acts next.
+pub fn event(kind: EventKind, id: &OrderId, next: &str) -> String {
+    let OrderId { customer, order } = id;
+    format!("ORDER.{}.{customer}.{order}.{}.{next}", customer.partition(), kind.as_str())
 }
 
 /// All events of one order.
 pub fn order(id: &OrderId) -> String {
-    format!("ORDER.*.{}.{}.{}", id.customer.partition(), id.customer, id.order)
+    format!("ORDER.{}.{}.{}.>", id.customer.partition(), id.customer, id.order)
+}
+
+/// All events of one kind of one order.
+pub fn order_kind(kind: EventKind, id: &OrderId) -> String {
+    event(kind, id, "*")
 }
 
 /// All events of all orders of one customer.
 pub fn customer(key: CustomerKey) -> String {
-    format!("ORDER.*.{}.{key}.>", key.partition())
+    format!("ORDER.{}.{key}.>", key.partition())
 }
 
 /// All events of all orders of one customer, as they are republished.
@@ -93,14 +119,9 @@ pub fn live_customer(key: CustomerKey) -> String {
     format!("{LIVE_PREFIX}{}", customer(key))
 }
 
-/// All first events of one customer's orders.
-pub fn created_by(key: CustomerKey) -> String {
-    format!("ORDER.{}.{}.{key}.>", EventKind::Created.as_str(), key.partition())
-}
-
-/// All events by which orders of one customer are carried.
-pub fn carried_of(key: CustomerKey) -> String {
-    format!("ORDER.{}.{}.{key}.>", EventKind::Carried.as_str(), key.partition())
+/// All events of one kind of one customer's orders.
+pub fn customer_kind(kind: EventKind, key: CustomerKey) -> String {
+    format!("ORDER.{}.{key}.*.{}.*", key.partition(), kind.as_str())
 }
 
 /// All events of one order, as they are republished.
@@ -110,20 +131,32 @@ pub fn live_order(id: &OrderId) -> String {
 
 /// All events of one kind.
 pub fn kind(kind: EventKind) -> String {
-    format!("ORDER.{}.>", kind.as_str())
+    format!("ORDER.*.*.*.{}.*", kind.as_str())
 }
 
-/// What and whom an event's subject is about; `None` for a subject that Waybill never writes.
-pub fn parse(subject: &str) -> Option<(EventKind, OrderId)> {
+/// All events after which `step` acts.
+pub fn for_step(step: &str) -> String {
+    format!("ORDER.*.*.*.*.{step}")
+}
+
+/// What an event's subject says; `None` for a subject that Waybill never writes.
+pub fn parse(subject: &str) -> Option<EventSubject<'_>> {
     let mut tokens = subject.split('.');
     if tokens.next() != Some("ORDER") {
         return None;
     }
-    let kind = EventKind::parse(tokens.next()?)?;
     let partition = tokens.next()?;
     let id = OrderId::from_keys(tokens.next()?, tokens.next()?).ok()?;
+    let kind = EventKind::parse(tokens.next()?)?;
+    let next = tokens.next().filter(|next| is_step_name(next))?;
     let right_place = tokens.next().is_none() && partition == id.customer.partition().to_string();
-    right_place.then_some((kind, id))
+    right_place.then_some(EventSubject { kind, id, next })
+}
+
+/// Whether the text can be the last token of a subject.
+fn is_step_name(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !text.is_empty() && text.len() <= STEP_NAME_BYTES_MAX && text.bytes().all(is_plain)
 }
 
 #[cfg(test)]
@@ -135,17 +168,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_subject_tells_its_event_and_order(kind in select(&EventKind::ALL[..]), customer in ".{1,30}") {
+        fn a_subject_tells_its_event_order_and_next_step(
+            kind in select(&EventKind::ALL[..]),
+            customer in ".{1,30}",
+            next in "[a-z][a-z0-9-]{0,31}",
+        ) {
             let id = OrderId { customer: CustomerKey::of("", &customer), order: OrderKey::unique() };
-            let subject = event(kind, &id);
-            prop_assert_eq!(parse(&subject), Some((kind, id)));
+            let subject = event(kind, &id, &next);
+            prop_assert_eq!(parse(&subject), Some(EventSubject { kind, id, next: &next }));
             prop_assert!(!subject.contains(char::is_whitespace));
         }
 
         #[test]
-        fn a_foreign_subject_is_rejected(subject in "(ORDER|live)?(\\.[a-z0-9*>-]{0,30}){0,6}") {
-            if let Some((kind, id)) = parse(&subject) {
-                prop_assert_eq!(event(kind, &id), subject);
+        fn a_foreign_subject_is_rejected(subject in "(ORDER|live)?(\\.[a-z0-9*>-]{0,33}){0,7}") {
+            if let Some(EventSubject { kind, id, next }) = parse(&subject) {
+                prop_assert_eq!(event(kind, &id, next), subject);
             }
         }
     }
@@ -154,6 +191,6 @@ mod tests {
     fn an_order_in_the_wrong_partition_is_rejected() {
         let id = OrderId { customer: CustomerKey::of("", "c"), order: OrderKey::unique() };
         let right = format!(".{}.", id.customer.partition());
-        assert_eq!(parse(&event(EventKind::Paid, &id).replace(&right, ".64.")), None);
+        assert_eq!(parse(&event(EventKind::Paid, &id, END).replace(&right, ".64.")), None);
     }
 }

@@ -13,9 +13,9 @@ use proto::orders::v1::{Order, OrderEvent};
 
 /// Number of `order` in OrderEvent.
 const ORDER: u32 = 3;
-/// Numbers of the fields of Order that its life changes: `status`, `reason`, `undo_pending`, `parked_status`, `revision`,
-/// `update_time`, `dead_letter_id`.
-const CHANGING: [u32; 7] = [5, 6, 7, 8, 9, 11, 12];
+/// Numbers of the fields of Order that its life changes: `status`, `reason`, `compensation_pending`, `parked_status`,
+/// `revision`, `update_time`, `dead_letter_id`, `current_step`, `completed_steps`.
+const CHANGING: [u32; 9] = [5, 6, 7, 8, 9, 11, 12, 14, 15];
 
 /// The order snapshot of a stored event, if it contains fields that `event` lacks; else empty.
 pub(crate) fn beyond(event: &OrderEvent, payload: &Bytes) -> Bytes {
@@ -56,11 +56,13 @@ fn changing(order: &Order) -> Order {
     Order {
         status: order.status,
         reason: order.reason.clone(),
-        undo_pending: order.undo_pending.clone(),
+        compensation_pending: order.compensation_pending.clone(),
         parked_status: order.parked_status,
         revision: order.revision,
         update_time: order.update_time,
         dead_letter_id: order.dead_letter_id.clone(),
+        current_step: order.current_step.clone(),
+        completed_steps: order.completed_steps,
         ..Order::default()
     }
 }
@@ -86,7 +88,9 @@ mod tests {
     use crate::log::lifecycle;
     use prost_types::Timestamp;
     use proto::orders::v1::order_event::Detail;
-    use proto::orders::v1::{OrderCancelled, OrderCreated, OrderFailed, OrderItem, OrderRedriven};
+    use proto::orders::v1::{
+        OrderCancelled, OrderCreated, OrderFailed, OrderItem, OrderRedriven, Route, RouteStep,
+    };
 
     /// A field that no version has, with something in it.
     const FROM_THE_FUTURE: [u8; 5] = [0xaa, 0x7d, 2, b'h', b'i'];
@@ -100,7 +104,10 @@ mod tests {
             items: vec![item],
             ..OrderCreated::default()
         };
-        lifecycle::create(&created, Timestamp { seconds: 1_800_000_000, nanos: 5 }).unwrap()
+        let step =
+            |name: &str| RouteStep { name: name.to_owned(), compensates: true, ..RouteStep::default() };
+        let route = Route { name: "usual".to_owned(), steps: vec![step("stock"), step("money")] };
+        lifecycle::create(&created, route, Timestamp { seconds: 1_800_000_000, nanos: 5 }).unwrap()
     }
 
     fn event(order: Order) -> OrderEvent {
@@ -142,8 +149,8 @@ mod tests {
             Detail::Failed(failed),
             Detail::Redriven(OrderRedriven::default()),
             Detail::Cancelled(OrderCancelled::default()),
-            Detail::Refunded(Default::default()),
             Detail::Released(Default::default()),
+            Detail::Refunded(Default::default()),
         ];
         let mut stored = newer(&order());
         for (i, detail) in life.into_iter().enumerate() {
@@ -151,7 +158,8 @@ mod tests {
             let before = OrderEvent::decode(stored.clone()).unwrap();
             let unknown = beyond(&before, &stored);
             let now = Timestamp { seconds: 1_800_000_001, nanos: i32::try_from(i).unwrap() };
-            let after = lifecycle::apply(&before.order.unwrap(), &detail, now).unwrap();
+            let order = before.order.unwrap();
+            let after = lifecycle::apply(&order, &order.current_step, &detail, now).unwrap();
             let mut next =
                 OrderEvent { previous_revision: Revision(7).0, detail: Some(detail), ..event(after) };
             stored = encode(&mut next, &unknown);

@@ -26,7 +26,7 @@ use crate::consumer::config::ConsumerConfig;
 /// A consumer as requested, and as it was when it was opened.
 #[derive(Debug)]
 pub(crate) struct Durable {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     requested: Config,
     opened: Settings,
     /// The settings that differed from the required ones, although they should have been reconciled.
@@ -41,7 +41,7 @@ impl Durable {
         config: &ConsumerConfig,
         floor: Option<&AckFloor>,
     ) -> Result<(Self, Info), async_nats::Error> {
-        let (name, requested) = (config.name, requested(config));
+        let (name, requested) = (config.name.as_str(), requested(config));
         let stream = connection.jetstream.get_stream_no_info(ORDERS).await?;
         let (info, may) = match stream.consumer_info(name).await {
             Ok(present) => {
@@ -63,7 +63,7 @@ impl Durable {
             Err(error) => return Err(error.into()),
         };
         let (requested, opened) = (requested.into_consumer_config(), settings(&info.config));
-        let mut durable = Self { name, requested, opened, wrong: None };
+        let mut durable = Self { name: name.to_owned(), requested, opened, wrong: None };
         durable.wrong = differing(&info.config, &durable.requested);
         match (&durable.wrong, may) {
             (None, true) => {}

@@ -9,7 +9,7 @@ use async_nats::jetstream::consumer::{
 
 use crate::consumer::ack_floor::AckFloor;
 use crate::consumer::config::ConsumerConfig;
-use crate::log::subjects::{self, EventKind};
+use crate::log::subjects::ALL_ORDERS;
 
 /// Messages delivered and not yet acknowledged, over all replicas. Orders that wait for their retry count among
 /// them, so this bounds how many may fail at once before the others have to wait. The broker writes all of them down up to
@@ -42,14 +42,14 @@ pub(super) type Settings = [(&'static str, String); 18];
 
 pub(super) fn requested(config: &ConsumerConfig) -> pull::Config {
     pull::Config {
-        durable_name: Some(config.name.to_owned()),
+        durable_name: Some(config.name.clone()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: config.ack_wait,
         max_ack_pending: ACK_PENDING_MAX,
         // What the broker reports for an unset value.
         max_deliver: -1,
         max_waiting: REQUESTS_MAX,
-        filter_subjects: config.events.iter().map(|kind| subjects::kind(*kind)).collect(),
+        filter_subjects: vec![config.filter.clone()],
         ..pull::Config::default()
     }
 }
@@ -85,31 +85,9 @@ pub(super) fn plan(requested: &pull::Config, present: &Info, floor: Option<&AckF
     if !differing.iter().any(passes_over) {
         return Plan::Update(marked(wanted));
     }
-    let mut passing = differing.iter().filter(|differing| passes_over(differing));
-    let only_filters = passing.all(|(setting, ..)| *setting == "filter_subjects");
-    if given {
-        // Another version of Waybill may still run and read other events. The consumer serves both.
-        wanted.filter_subjects.extend(filters(config));
-        wanted.filter_subjects.sort_unstable();
-        wanted.filter_subjects.dedup();
-    }
-    let start_sequence = match floor {
-        Some(floor) => floor.next(),
-        None if given && only_filters && lacks_only_carried(config, &needed) => {
-            present.ack_floor.stream_sequence.saturating_add(1)
-        }
-        None => 1,
-    };
+    let start_sequence = floor.map_or(1, AckFloor::next);
     wanted.deliver_policy = starting_at(start_sequence);
     Plan::Replace(marked(wanted), start_sequence)
-}
-
-/// Whether all that a consumer may have passed over are orders that were carried. Those of them that still needed it have
-/// an earlier message that is not acknowledged, and so are not before its floor.
-fn lacks_only_carried(present: &Config, needed: &Config) -> bool {
-    let present = filters(present);
-    let carried = subjects::kind(EventKind::Carried);
-    filters(needed).into_iter().all(|filter| filter == carried || present.contains(&filter))
 }
 
 pub(super) fn starting_at(start_sequence: u64) -> DeliverPolicy {
@@ -208,7 +186,7 @@ fn filters(config: &Config) -> Vec<String> {
 /// Whether it reads all subjects that are needed.
 fn covers(present: &Config, needed: &Config) -> bool {
     let present = filters(present);
-    let all = |filter: &String| filter == ">" || filter == subjects::ALL_ORDERS;
+    let all = |filter: &String| filter == ">" || filter == ALL_ORDERS;
     present.iter().any(all) || filters(needed).iter().all(|filter| present.contains(filter))
 }
 
@@ -216,16 +194,16 @@ fn covers(present: &Config, needed: &Config) -> bool {
 mod tests {
     use super::super::Durable;
     use super::*;
-    use crate::log::subjects::EventKind;
+    use crate::log::subjects::{self, EventKind};
 
     const FLOOR: u64 = 41;
 
-    fn config(events: &[EventKind], ack_wait_s: u64) -> ConsumerConfig {
-        ConsumerConfig { name: "step", events: events.to_vec(), ack_wait: Duration::from_secs(ack_wait_s) }
+    fn config(ack_wait_s: u64) -> ConsumerConfig {
+        ConsumerConfig::of_step("step", Duration::from_secs(ack_wait_s))
     }
 
     fn usual() -> ConsumerConfig {
-        config(&[EventKind::Created, EventKind::Cancelled], 10)
+        config(10)
     }
 
     /// The consumer as the broker describes it after an operator edited a Waybill consumer.
@@ -256,7 +234,8 @@ mod tests {
     /// The result of a later check by a program that has opened the consumer.
     fn looked_at(wanted: &ConsumerConfig, present: &Info) -> Option<String> {
         let requested = marked(requested(wanted)).into_consumer_config();
-        let durable = Durable { name: "step", opened: settings(&requested), requested, wrong: None };
+        let durable =
+            Durable { name: "step".to_owned(), opened: settings(&requested), requested, wrong: None };
         durable.edited(&present.config)
     }
 
@@ -335,7 +314,7 @@ mod tests {
 
     #[test]
     fn an_inactive_threshold_is_reset_although_the_metadata_lacks_it() {
-        let longer = config(&usual().events, 60);
+        let longer = config(60);
         let present = info(&usual(), |config| config.inactive_threshold = Duration::from_secs(5));
         for requested in [&usual(), &longer] {
             assert_eq!(
@@ -354,7 +333,7 @@ mod tests {
 
     #[test]
     fn replicas_with_other_settings_do_not_fight() {
-        let longer = config(&usual().events, 60);
+        let longer = config(60);
         let present = info(&usual(), |_| {});
         // The replica that starts later applies its settings, once.
         let Plan::Update(config) = planned(&longer, &present, None) else { panic!("not taken over") };
@@ -362,44 +341,5 @@ mod tests {
         for config in [&usual(), &longer] {
             assert_eq!(looked_at(config, &present), None);
         }
-    }
-
-    #[test]
-    fn a_version_that_adds_carried_continues_at_the_ack_floor() {
-        let (old, new) =
-            (usual(), config(&[EventKind::Created, EventKind::Cancelled, EventKind::Carried], 10));
-        let old_events = old.events.iter().all(|kind| new.events.contains(kind));
-        assert!(old_events, "{:?}", old.events);
-        let present = info(&old, |_| {});
-        let Plan::Replace(both, start) = planned(&new, &present, None) else { panic!("not heard of") };
-        assert_eq!(start, FLOOR + 1);
-        let both = Info { config: both.into_consumer_config(), ..present.clone() };
-        assert_eq!((looked_at(&old, &both), looked_at(&new, &both)), (None, None));
-        // The position of an edited consumer proves nothing.
-        let edited = info(&old, |config| config.filter_subjects = vec![subjects::kind(EventKind::Cancelled)]);
-        assert!(matches!(planned(&new, &edited, None), Plan::Replace(_, 1)));
-    }
-
-    #[test]
-    fn two_versions_with_different_filters_share_the_consumer() {
-        let (old, new) = (usual(), config(&[EventKind::Reserved, EventKind::Cancelled], 10));
-        let present = info(&old, |_| {});
-        let floor = AckFloor::of(&present);
-        // The consumer may have skipped events of the new kind.
-        let Plan::Replace(both, start) = planned(&new, &present, None) else { panic!("new events missed") };
-        assert_eq!(start, 1);
-        let both = Info { config: both.into_consumer_config(), ..present };
-        assert_eq!((looked_at(&old, &both), looked_at(&new, &both)), (None, None));
-        let Plan::Update(only_new) = planned(&new, &both, None) else { panic!("old events stay for ever") };
-        let only_new = Info { config: only_new.into_consumer_config(), ..both };
-        assert_eq!(looked_at(&new, &only_new), None);
-        // An old version that still runs gets its events back, and the new one accepts that.
-        assert!(looked_at(&old, &only_new).is_some());
-        let Plan::Replace(both, start) = planned(&old, &only_new, Some(&floor)) else {
-            panic!("old events missed")
-        };
-        assert_eq!(start, FLOOR + 1);
-        let both = Info { config: both.into_consumer_config(), ..only_new };
-        assert_eq!((looked_at(&old, &both), looked_at(&new, &both)), (None, None));
     }
 }
