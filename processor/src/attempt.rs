@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use backbone::broker::direct_get::ReadError;
-use backbone::log::carrying;
 use backbone::log::event::Recorded;
 use backbone::log::ids::{OrderId, Revision};
 use backbone::log::lifecycle;
@@ -166,11 +165,8 @@ impl<S: Step> Attempts<S> {
         // The message of the later `carried` does the remaining work, so that an order has no two messages in redelivery.
         // A first delivery is attempted nevertheless: after an outage the first messages are all of this kind, and without
         // a success of theirs the breaker would stay open.
-        if redelivered && delivery.brings_carried && current.is_carried() && current.revision() > revision {
+        if redelivered && current.is_carried() && current.revision() > revision {
             return Ok(AttemptOutcome::NothingToDo);
-        }
-        if is_carried && !lifecycle::is_finished(&current.order) {
-            self.step.keep(&current.order).await?;
         }
         let mut done = AttemptOutcome::NothingToDo;
         loop {
@@ -178,7 +174,7 @@ impl<S: Step> Attempts<S> {
             if Instant::now() > read_by {
                 return Err(AttemptError::Late(began.elapsed()));
             }
-            let Some(fact) = self.next_fact(&current, acted, read_by).await? else { return Ok(done) };
+            let Some(fact) = self.next_fact(&current, acted).await? else { return Ok(done) };
             acted = true;
             done = if matches!(fact, Detail::Rejected(_)) {
                 AttemptOutcome::Rejected
@@ -201,25 +197,18 @@ impl<S: Step> Attempts<S> {
     }
 
     /// Performs the work that the order needs from the step, and returns the event to append. `None` if there is none: the
-    /// order needs nothing, or an effect was compensated that the order does not owe in the log.
-    async fn next_fact(
-        &self,
-        current: &OrderState,
-        acted: bool,
-        read_by: Instant,
-    ) -> Result<Option<Detail>, AttemptError> {
+    /// order needs nothing, or an effect was compensated before the step's turn.
+    async fn next_fact(&self, current: &OrderState, acted: bool) -> Result<Option<Detail>, AttemptError> {
         let order = &current.order;
-        if lifecycle::waits_for(order, S::COMPLETES_WITH) {
+        if lifecycle::waits_for(order, S::NAME) {
             let done = self.step.act(order).await;
-            return Ok(Some(done.or_else(|error| error.into_rejection(S::NAME))?));
+            return Ok(Some(done.or_else(StepError::into_rejection)?));
         }
-        let owes = S::COMPENSATES.is_some_and(|undo| lifecycle::owes(order, undo));
-        if owes || (acted && lifecycle::is_called_off(order)) {
-            let history = self.log.history_reaching(&current.id, current.revision());
-            let history = in_time(read_by, history).await?;
-            let done = carrying::has_happened(S::COMPLETES_WITH, &history);
-            let undone = self.step.compensate(order, done).await?;
-            return Ok(undone.filter(|_| owes));
+        let owes = lifecycle::owes(order, S::NAME);
+        let may_owe = acted && lifecycle::is_called_off(order) && lifecycle::compensates(order, S::NAME);
+        if owes || may_owe {
+            let undone = self.step.compensate(order, lifecycle::has_completed(order, S::NAME)).await?;
+            return Ok(owes.then_some(undone));
         }
         Ok(None)
     }

@@ -67,8 +67,6 @@ pub(crate) struct Delivery<'a> {
     pub(crate) published: Timestamp,
     /// Whether the event can be assumed to be the order's latest.
     pub(crate) is_fresh: bool,
-    /// Whether the consumer delivers `carried` events.
-    pub(crate) brings_carried: bool,
 }
 
 impl<'a> Delivery<'a> {
@@ -79,8 +77,7 @@ impl<'a> Delivery<'a> {
         let (seconds, nanos) = (info.published.unix_timestamp(), info.published.nanosecond());
         let published = Timestamp { seconds, nanos: i32::try_from(nanos).unwrap_or_default() };
         let is_fresh = age(&published) <= FRESH_AGE_MAX && SystemTime::from(info.published) >= terms.since;
-        let brings_carried = terms.brings_carried;
-        Ok(Self { message, id, deliveries: info.delivered, published, is_fresh, brings_carried })
+        Ok(Self { message, id, deliveries: info.delivered, published, is_fresh })
     }
 
     /// The trace context of the message: that of its headers, or a new one.

@@ -1,6 +1,5 @@
 //! Fulfilment: hands a paid order to the carrier.
 
-use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderFulfilled};
 
@@ -12,7 +11,6 @@ pub struct Fulfilment;
 
 impl Step for Fulfilment {
     const NAME: &'static str = "fulfilment";
-    const COMPLETES_WITH: EventKind = EventKind::Fulfilled;
 
     /// A shipment exists only as the event that announces it.
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {

@@ -16,6 +16,7 @@ mod attempt;
 mod breaker;
 mod dead_lettering;
 mod delivery;
+mod keeping;
 mod leadership;
 mod metrics;
 mod run;

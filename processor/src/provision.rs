@@ -1,18 +1,16 @@
-//! Creates the streams, the bucket and each step's consumer at the broker, so that the programs need no permission to.
+//! Creates the streams, the bucket and the consumers of steps at the broker, so that the programs need no permission to.
 
 use std::time::Duration;
 
 use backbone::broker::connection::Connection;
 use backbone::broker::streams::{self, StreamConfig};
-use backbone::consumer::Consumer;
+use backbone::consumer::{Consumer, ConsumerConfig};
 use program::backoff::Backoff;
 use thiserror::Error;
 use tokio::time::sleep;
 
-use crate::fulfilment::Fulfilment;
 use crate::inventory::{self, Inventory, StoreError};
-use crate::payment::{ConfiguredProvider, Payment};
-use crate::step;
+use crate::step::Step;
 
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
@@ -27,24 +25,23 @@ pub enum ProvisionError {
     Bucket(#[from] StoreError),
 }
 
-/// Ensures that everything exists, and waits for the broker without a deadline. `waiting` receives the cause. Safe to
+/// Ensures that everything exists that these steps need, and waits for the broker without a deadline. `waiting` receives the cause. Safe to
 /// run at any time: existing parts are left as they are, or completed.
 pub async fn provision(
     connection: &Connection,
     config: &StreamConfig,
+    steps: &[&str],
     ack_wait: Duration,
     waiting: impl Fn(String),
 ) -> Result<(), ProvisionError> {
     streams::provision(connection, config, &waiting).await?;
     inventory::provision(connection, &waiting).await?;
-    let consumers = [
-        step::consumer::<Inventory>(ack_wait),
-        step::consumer::<Payment<ConfiguredProvider>>(ack_wait),
-        step::consumer::<Fulfilment>(ack_wait),
-    ];
-    for consumer in &consumers {
+    let keeps = steps.contains(&Inventory::NAME) && Inventory::KEEPS;
+    let carried = keeps.then(|| ConsumerConfig::of_carried(Inventory::NAME, ack_wait));
+    let consumers = steps.iter().map(|step| ConsumerConfig::of_step(step, ack_wait)).chain(carried);
+    for consumer in consumers {
         let mut attempts = 0;
-        while let Err(error) = Consumer::provision(connection, consumer).await {
+        while let Err(error) = Consumer::provision(connection, &consumer).await {
             attempts += 1;
             waiting(format!("consumer {} cannot be set up yet: {error}", consumer.name));
             sleep(RETRY.after(attempts)).await;

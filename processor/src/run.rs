@@ -21,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use crate::config::Config;
+use crate::keeping;
 use crate::runtime;
 use crate::status::Status;
 use crate::step::Step;
@@ -54,7 +55,7 @@ where
 {
     let settings = config.processor().clone();
     let connection = Connection::open(&settings.broker, S::NAME).await?;
-    let log = OrderLog::new(connection.clone(), S::NAME).await?;
+    let log = OrderLog::of_step(connection.clone(), S::NAME).await?;
     let dead_letters = DeadLetters::new(connection.clone()).await?;
     let status = Status::new(S::NAME, connection.clone());
     let _ops_server = match settings.ops_addr {
@@ -83,7 +84,11 @@ where
                 () = status.monitor(&log) => {}
             }
         };
-        join!(runtime::process(step, log.clone(), dead_letters, &settings, &status, &drain), monitoring);
+        join!(
+            runtime::process(step.clone(), log.clone(), dead_letters, &settings, &status, &drain),
+            keeping::keep(step, log.connection(), &settings, &drain),
+            monitoring,
+        );
         Ok(())
     };
     tokio::pin!(processing);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Message;
-use backbone::consumer::{Consumer, ConsumerError, ConsumerTerms};
+use backbone::consumer::{Consumer, ConsumerConfig, ConsumerError, ConsumerTerms};
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use backbone::log::ids::Revision;
@@ -25,11 +25,12 @@ use crate::config::ProcessorConfig;
 use crate::delivery::RETRY;
 use crate::metrics;
 use crate::status::Status;
-use crate::step::{self, Step};
+use crate::step::Step;
 use crate::suspects::OrderRef;
 use crate::worker::{Worker, postpone};
 
-const REOPEN: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2) };
+pub(crate) const REOPEN: Backoff =
+    Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2) };
 /// How long returning unfinished messages may take after the drain timeout.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -44,7 +45,7 @@ pub(crate) async fn process<S: Step>(
     status: &Status,
     drain: &CancellationToken,
 ) {
-    let consumer = step::consumer::<S>(config.ack_wait);
+    let consumer = ConsumerConfig::of_step(S::NAME, config.ack_wait);
     let pool_size = usize::from(config.worker_pool_size.unwrap_or(S::WORKER_POOL_SIZE));
     let leave = CancellationToken::new();
     let mut pool = Pool {
@@ -219,6 +220,6 @@ fn order_ref_of(message: &Message) -> (OrderRef, u64) {
     let (message_revision, deliveries) = message
         .info()
         .map_or((0, 1), |info| (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1)));
-    let customer = subjects::parse(&message.subject).map(|(_, id)| id.customer);
+    let customer = subjects::parse(&message.subject).map(|subject| subject.id.customer);
     (OrderRef { message: Revision(message_revision), customer }, deliveries)
 }

@@ -72,5 +72,6 @@ pub(crate) fn record_event(span: &Span, event: &Recorded) {
 
 /// The message's subject without the parts that differ from order to order.
 fn template(message: &Message) -> String {
-    subjects::parse(&message.subject).map_or_else(|| "ORDER.>".to_owned(), |(kind, _)| subjects::kind(kind))
+    subjects::parse(&message.subject)
+        .map_or_else(|| subjects::ALL_ORDERS.to_owned(), |subject| subjects::kind(subject.kind))
 }

@@ -1,27 +1,21 @@
 //! The seam between the runtime and a step's business.
 
 use std::future::Future;
-use std::time::Duration;
 
-use backbone::consumer::ConsumerConfig;
-use backbone::log::lifecycle;
-use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, OrderRejected, Undo};
+use proto::orders::v1::{Order, OrderRejected};
 use thiserror::Error;
 
-/// A step in the processing of an order.
+/// A step in the processing of an order. It knows its name and nothing of routes: the order's own route says when it is
+/// the step's turn, and whether the step compensates.
 ///
 /// Any call may be retried for the same order, in another process, much later or concurrently: effects are keyed by the
 /// order's id, and a retry finds the existing one.
 pub trait Step: Send + Sync + 'static {
-    /// Name of the step: its durable consumer, its log lines, the `step` of its rejections.
+    /// Name of the step in routes: 1-32 characters of a-z, 0-9 and '-'. Also the name of its durable consumer.
     const NAME: &'static str;
-    /// The event that completes the step. The lifecycle's row of this event decides which orders wait for the step, and
-    /// so which events it consumes.
-    const COMPLETES_WITH: EventKind;
-    /// The compensation that a rejected or cancelled order may owe because of this step.
-    const COMPENSATES: Option<Undo> = None;
+    /// Whether its effects expire, so that they are renewed with [`keep`](Self::keep).
+    const KEEPS: bool = false;
     /// Orders that one process works on at the same time, unless it is configured otherwise.
     const WORKER_POOL_SIZE: u16 = 10;
 
@@ -30,23 +24,29 @@ pub trait Step: Send + Sync + 'static {
         None
     }
 
-    /// Does the step's work for an order that waits for it, and returns the detail of [`COMPLETES_WITH`](Self::COMPLETES_WITH).
+    /// Does the step's work for an order whose turn it is, and returns the event that completes the step:
+    /// [`Detail::Completed`], or an event of its own such as [`Detail::Paid`].
     ///
     /// An unavailable dependency must be reported as [`StepError::Unavailable`] within half of ATTEMPT_TIMEOUT, as in
     /// [`compensate`](Self::compensate); an attempt that is cut off at its end counts against the order.
     fn act(&self, order: &Order) -> impl Future<Output = Result<Detail, StepError>> + Send;
 
-    /// Compensates [`act`](Self::act) for a rejected or cancelled order, and returns the event. There may be nothing to
-    /// compensate; an `act` in progress elsewhere must then fail. Also called for an order that owes nothing, when it
-    /// was rejected or cancelled during `act`: the result is then ignored.
+    /// Compensates [`act`](Self::act) for a rejected or cancelled order, and returns the event: [`Detail::Compensated`], or
+    /// one of its own. There may be nothing to compensate; an `act` in progress elsewhere must then fail. Called only where
+    /// the order's route says that the step compensates. Also called when it is not the step's turn, if the order was
+    /// called off during `act`: the result is then ignored, and the call is repeated in its turn.
     ///
-    /// `done`: whether the log has the event of `act`. Without the event, `act` may have been done nevertheless.
+    /// `done`: whether the log has the completion of `act`. Without it, `act` may have been done nevertheless.
     fn compensate(
         &self,
         _order: &Order,
         _done: bool,
-    ) -> impl Future<Output = Result<Option<Detail>, StepError>> + Send {
-        async { Ok(None) }
+    ) -> impl Future<Output = Result<Detail, StepError>> + Send {
+        async {
+            let reason =
+                "the step cannot compensate, but the order's route says that it does; fix the route file";
+            Err(StepError::Unexpected(reason.to_owned()))
+        }
     }
 
     /// Renews the effects of an unfinished order, because the order is carried: their expiry counts from now. A retry
@@ -54,11 +54,6 @@ pub trait Step: Send + Sync + 'static {
     fn keep(&self, _order: &Order) -> impl Future<Output = Result<(), StepError>> + Send {
         async { Ok(()) }
     }
-}
-
-/// The durable consumer that a step reads.
-pub(crate) fn consumer<S: Step>(ack_wait: Duration) -> ConsumerConfig {
-    ConsumerConfig { name: S::NAME, events: lifecycle::wakes(S::COMPLETES_WITH, S::COMPENSATES), ack_wait }
 }
 
 /// Why a step failed.
@@ -81,14 +76,12 @@ pub enum StepError {
 }
 
 impl StepError {
-    /// The change of the order by a rejection of `step`; other errors are returned.
-    pub(crate) fn into_rejection(self, step: &str) -> Result<Detail, Self> {
+    /// The change of the order by a rejection; other errors are returned.
+    pub(crate) fn into_rejection(self) -> Result<Detail, Self> {
         match self {
-            Self::Rejected { reason, message } => Ok(Detail::Rejected(OrderRejected {
-                reason: reason.to_owned(),
-                message,
-                step: step.to_owned(),
-            })),
+            Self::Rejected { reason, message } => {
+                Ok(Detail::Rejected(OrderRejected { reason: reason.to_owned(), message }))
+            }
             error @ (Self::Unavailable(_) | Self::Unexpected(_)) => Err(error),
         }
     }

@@ -7,7 +7,7 @@ use backbone::broker::direct_get::{self, ReadError, Stored};
 use backbone::broker::streams::ORDERS;
 use backbone::log::event::stored;
 use backbone::log::ids::{OrderId, Revision};
-use backbone::log::subjects::{self, EventKind};
+use backbone::log::subjects::{self, EventKind, EventSubject};
 
 use crate::records::{
     Reservation, ReservationState, STREAM, SUBJECT_PREFIX, TTL, Units, parse_count, parse_reservation,
@@ -94,7 +94,7 @@ impl Store {
         let mut scan = Scan::begin(self, Some(SCAN_WRITES_MAX)).await?;
         reserved.is_incomplete = scan.skips;
         while let Some(held) = scan.next().await? {
-            let fulfilled = self.having(&held, EventKind::Fulfilled).await?;
+            let fulfilled = self.fulfilled(&held).await?;
             let held = held.into_iter().filter(|held| !fulfilled.contains(&held.order_id.to_string()));
             // An order whose events have all expired was finished.
             let (kept, old): (Vec<_>, Vec<_>) = held.partition(|held| held.is_kept(retention));
@@ -119,8 +119,18 @@ impl Store {
         if held.is_empty() {
             return Ok(HashSet::new());
         }
-        let filters: Vec<_> = held.iter().map(|held| subjects::event(kind, &held.order_id)).collect();
-        self.orders_at(&filters).await
+        let filters: Vec<_> = held.iter().map(|held| subjects::order_kind(kind, &held.order_id)).collect();
+        self.orders_at(&filters, |_| true).await
+    }
+
+    /// Which of these orders are fulfilled, by id: a step has completed, and no step acts next.
+    async fn fulfilled(&self, held: &[HeldReservation]) -> Result<HashSet<String>, ReadError> {
+        let mut fulfilled = HashSet::new();
+        for held in held.chunks(READ_ORDERS_MAX) {
+            let filters: Vec<_> = held.iter().map(|held| subjects::order_ends(&held.order_id)).collect();
+            fulfilled.extend(self.orders_at(&filters, |event| event.kind.completes_a_step()).await?);
+        }
+        Ok(fulfilled)
     }
 
     /// Which of these orders have any event in the log, by id.
@@ -128,15 +138,21 @@ impl Store {
         let mut alive = HashSet::new();
         for held in held.chunks(READ_ORDERS_MAX) {
             let filters: Vec<_> = held.iter().map(|held| subjects::order(&held.order_id)).collect();
-            alive.extend(self.orders_at(&filters).await?);
+            alive.extend(self.orders_at(&filters, |_| true).await?);
         }
         Ok(alive)
     }
 
-    async fn orders_at(&self, filters: &[String]) -> Result<HashSet<String>, ReadError> {
+    /// The orders of the events on these subjects, of those events that `counts` accepts.
+    async fn orders_at(
+        &self,
+        filters: &[String],
+        counts: impl Fn(EventSubject<'_>) -> bool,
+    ) -> Result<HashSet<String>, ReadError> {
         let client = self.connection.jetstream().client();
         let found = direct_get::last_of_each(&client, ORDERS, filters).await?;
-        Ok(found.iter().filter_map(|event| Some(subjects::parse(&event.subject)?.1.to_string())).collect())
+        let events = found.iter().filter_map(|event| subjects::parse(&event.subject));
+        Ok(events.filter(|event| counts(*event)).map(|event| event.id.to_string()).collect())
     }
 }
 

@@ -77,6 +77,11 @@ event_kinds! {
 }
 
 impl EventKind {
+    /// Whether such an event completes a step.
+    pub fn completes_a_step(self) -> bool {
+        matches!(self, Self::Reserved | Self::Paid | Self::Fulfilled | Self::Completed)
+    }
+
     fn parse(token: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == token)
     }
@@ -107,6 +112,12 @@ pub fn order(id: &OrderId) -> String {
 /// All events of one kind of one order.
 pub fn order_kind(kind: EventKind, id: &OrderId) -> String {
     event(kind, id, "*")
+}
+
+/// The events of one order after which no step acts.
+pub fn order_ends(id: &OrderId) -> String {
+    let OrderId { customer, order } = id;
+    format!("ORDER.{}.{customer}.{order}.*.{END}", customer.partition())
 }
 
 /// All events of all orders of one customer.

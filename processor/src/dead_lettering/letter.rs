@@ -31,7 +31,7 @@ pub(super) fn undecodable(step: &str, delivery: &Delivery<'_>, reason: &Undecoda
     let error = error_text(reason);
     DeadLetter {
         order_id: subjects::parse(&delivery.message.subject)
-            .map(|(_, id)| id.to_string())
+            .map(|subject| subject.id.to_string())
             .unwrap_or_default(),
         fingerprint: fingerprint(step, DeadLetterReason::Undecodable, &error),
         trace_id: trace_of(delivery.message).unwrap_or_default(),
@@ -71,11 +71,10 @@ pub(super) fn withdrawn(letter: &DeadLetter) -> DeadLetter {
 }
 
 /// The detail of the event that makes the order FAILED.
-pub(super) fn order_failed(step: &str, kept: &StoredDeadLetter) -> OrderFailed {
+pub(super) fn order_failed(kept: &StoredDeadLetter) -> OrderFailed {
     OrderFailed {
         reason: RETRIES_EXHAUSTED.to_owned(),
         message: kept.letter.attempts.last().map_or("", |attempt| &attempt.error).to_owned(),
-        step: step.to_owned(),
         attempts: kept.letter.attempt_count,
         dead_letter_id: kept.id.to_string(),
     }
@@ -98,7 +97,7 @@ pub(super) fn is_about(letter: &DeadLetter, delivery: &Delivery<'_>) -> bool {
 
 /// Whether it is a record of attempts at this order in the status that it has had since `since`.
 pub(super) fn is_of_order(letter: &DeadLetter, about: &OrderContext, since: Revision) -> bool {
-    let order = subjects::parse(&letter.subject).map(|(_, order)| order);
+    let order = subjects::parse(&letter.subject).map(|subject| subject.id);
     order == Some(about.order_id) && letter.order_revision == since.0
 }
 

@@ -58,7 +58,7 @@ impl DeadLettering {
         }
         let attempts = parking.attempts.len();
         let deadline = Instant::now() + APPEND_TIMEOUT;
-        let detail = Detail::Failed(letter::order_failed(self.step, &kept));
+        let detail = Detail::Failed(letter::order_failed(&kept));
         let appended = loop {
             match self.log.append(&current, detail.clone(), deadline).await {
                 // It was only carried; its status is unchanged.

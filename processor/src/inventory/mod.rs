@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use backbone::broker::connection::Connection;
 use backbone::log::OrderLog;
-use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, StockLine, StockReleased, StockReserved, Undo};
+use proto::orders::v1::{Order, StockLine, StockReleased, StockReserved};
 
 use tracing::warn;
 
@@ -63,8 +62,8 @@ impl Inventory {
 
 impl Step for Inventory {
     const NAME: &'static str = "inventory";
-    const COMPLETES_WITH: EventKind = EventKind::Reserved;
-    const COMPENSATES: Option<Undo> = Some(Undo::Release);
+    /// Reservations expire.
+    const KEEPS: bool = true;
     /// A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
     const WORKER_POOL_SIZE: u16 = 128;
 
@@ -86,9 +85,9 @@ impl Step for Inventory {
         }
     }
 
-    async fn compensate(&self, order: &Order, _: bool) -> Result<Option<Detail>, StepError> {
+    async fn compensate(&self, order: &Order, _: bool) -> Result<Detail, StepError> {
         match self.reservations.ask(order, ReservationRequest::Release).await? {
-            Answer::Released(units) => Ok(Some(Detail::Released(StockReleased { lines: lines(units) }))),
+            Answer::Released(units) => Ok(Detail::Released(StockReleased { lines: lines(units) })),
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),
             Answer::Held | Answer::Kept | Answer::OutOfStock(_) => {
                 Err(StepError::Unexpected("reservation was not released".to_owned()))

@@ -5,9 +5,8 @@ mod provider;
 mod remote;
 mod sandbox;
 
-use backbone::log::subjects::EventKind;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Money, Order, PaymentCaptured, PaymentRefunded, Undo};
+use proto::orders::v1::{Money, Order, PaymentCaptured, PaymentRefunded};
 
 pub use config::{ConfiguredProvider, PaymentConfig};
 pub use provider::{Capture, CaptureError, PaymentProvider, ProviderError, Refund};
@@ -35,8 +34,6 @@ impl<P> Payment<P> {
 
 impl<P: PaymentProvider> Step for Payment<P> {
     const NAME: &'static str = "payment";
-    const COMPLETES_WITH: EventKind = EventKind::Paid;
-    const COMPENSATES: Option<Undo> = Some(Undo::Refund);
 
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let amount =
@@ -55,9 +52,9 @@ impl<P: PaymentProvider> Step for Payment<P> {
         Ok(Detail::Paid(PaymentCaptured { payment_id, amount: Some(amount) }))
     }
 
-    async fn compensate(&self, order: &Order, done: bool) -> Result<Option<Detail>, StepError> {
+    async fn compensate(&self, order: &Order, done: bool) -> Result<Detail, StepError> {
         if order.total.as_ref().is_some_and(|total| total.minor_units == 0) {
-            return Ok(Some(Detail::Refunded(PaymentRefunded::default())));
+            return Ok(Detail::Refunded(PaymentRefunded::default()));
         }
         let refund = self.provider.refund(&idempotency_key(order)?).await?;
         if refund.is_none() && done && self.provider.remembers() {
@@ -73,7 +70,7 @@ impl<P: PaymentProvider> Step for Payment<P> {
             refund_id: refund.refund_id,
             amount: Some(refund.amount),
         });
-        Ok(Some(Detail::Refunded(refunded)))
+        Ok(Detail::Refunded(refunded))
     }
 }
 
@@ -123,7 +120,7 @@ mod tests {
         let payment = Payment::new(Sandbox::default());
         payment.act(&order(1)).await.unwrap();
         let refunded = payment.compensate(&order(1), true).await.unwrap();
-        let Some(Detail::Refunded(detail)) = &refunded else { panic!("{refunded:?}") };
+        let Detail::Refunded(detail) = &refunded else { panic!("{refunded:?}") };
         assert_eq!(detail.amount, order(1).total);
         assert_eq!(
             payment.compensate(&order(1), true).await.unwrap(),
@@ -136,7 +133,7 @@ mod tests {
     async fn a_capture_overtaken_by_its_refund_is_retried_and_not_declined() {
         let payment = Payment::new(Sandbox::default());
         let refunded = payment.compensate(&order(1), false).await.unwrap();
-        assert_eq!(refunded, Some(Detail::Refunded(PaymentRefunded::default())));
+        assert_eq!(refunded, Detail::Refunded(PaymentRefunded::default()));
         let late = payment.act(&order(1)).await;
         assert!(matches!(late, Err(StepError::Unexpected(_))), "{late:?}");
     }
@@ -162,7 +159,7 @@ mod tests {
         let paid = PaymentCaptured { payment_id: String::new(), amount: total };
         assert_eq!(payment.act(&free).await.unwrap(), Detail::Paid(paid));
         for done in [true, false] {
-            let nothing = Some(Detail::Refunded(PaymentRefunded::default()));
+            let nothing = Detail::Refunded(PaymentRefunded::default());
             assert_eq!(payment.compensate(&free, done).await.unwrap(), nothing);
         }
         payment.act(&order(1)).await.unwrap_err();
@@ -205,7 +202,7 @@ mod tests {
     async fn nothing_captured_is_an_error_for_a_paid_order() {
         let refused = Payment::new(ForgetfulProvider).compensate(&order(1), true).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
-        let nothing = Some(Detail::Refunded(PaymentRefunded::default()));
+        let nothing = Detail::Refunded(PaymentRefunded::default());
         assert_eq!(Payment::new(ForgetfulProvider).compensate(&order(1), false).await.unwrap(), nothing);
         // The in-process sandbox does not know the captures before its start.
         assert_eq!(Payment::new(Sandbox::default()).compensate(&order(1), true).await.unwrap(), nothing);
