@@ -9,6 +9,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use processor::inventory::Stock;
 use program::config::parse_addr;
 use proto::orders::v1::OrderStatus;
+use routes::RoutesConfig;
 use tonic::transport::Uri;
 
 use crate::address::parse_address;
@@ -111,6 +112,8 @@ pub(crate) struct DevArgs {
     #[arg(long, env = "STOCK", value_name = "SKU=COUNT,...", value_parser = parse_stock)]
     pub(crate) stock: Option<String>,
     #[command(flatten)]
+    pub(crate) routes: RoutesConfig,
+    #[command(flatten)]
     pub(crate) credential: Credential,
 }
 
@@ -145,7 +148,7 @@ pub(crate) enum OrderCommand {
         #[arg(long, default_value = "0", value_name = "REVISION")]
         after_revision: u64,
     },
-    /// Cancel an order that has not ended; its stock is released and its payment refunded.
+    /// Cancel an order that has not ended; its steps compensate what they did.
     Cancel {
         /// The order's id, as `place` shows it.
         order_id: String,
@@ -160,7 +163,7 @@ pub(crate) enum OrderCommand {
         /// The order's id, as `place` shows it.
         order_id: String,
     },
-    /// Show an order's history as a timeline: how long each event took, and the trace that it belongs to.
+    /// Show an order's route, and its history as a timeline: how long each event took, and the trace that it belongs to.
     Trace {
         /// The order's id, as `place` shows it.
         order_id: String,
@@ -181,6 +184,9 @@ pub(crate) struct PlaceArgs {
     /// Identifies this request: a retry with the same id and items returns the same order.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "ID")]
     pub(crate) request_id: String,
+    /// The route that the order takes. Unset: the gateway's default.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
+    pub(crate) route: String,
     /// Watch the order until it is finished.
     #[arg(long)]
     pub(crate) watch: bool,

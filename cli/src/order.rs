@@ -132,7 +132,12 @@ fn request_of(args: PlaceArgs) -> CreateOrderRequest {
         quantity: item.quantity,
         unit_price: Some(Money { currency_code: args.currency.clone(), minor_units: item.price_minor }),
     });
-    CreateOrderRequest { request_id: args.request_id, customer_id: args.customer, items: items.collect() }
+    CreateOrderRequest {
+        request_id: args.request_id,
+        customer_id: args.customer,
+        items: items.collect(),
+        route: args.route,
+    }
 }
 
 fn present(order: Option<Order>) -> anyhow::Result<Order> {

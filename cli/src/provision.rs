@@ -12,10 +12,11 @@ use processor::config::ACK_WAIT;
 use processor::provision::provision;
 use program::config::duration;
 use program::telemetry::{self, TelemetryConfig};
+use routes::{Routes, RoutesConfig};
 use tokio::time::timeout;
 
 use crate::console;
-use crate::usage::parse_timeout;
+use crate::usage::{UsageError, parse_timeout};
 
 /// The name of the provisioner at the broker; also part of the inbox that this user needs.
 const NAME: &str = "provisioner";
@@ -26,6 +27,8 @@ pub(crate) struct ProvisionArgs {
     broker: BrokerConfig,
     #[command(flatten)]
     stream: StreamConfig,
+    #[command(flatten)]
+    routes: RoutesConfig,
     /// How long the broker waits for an acknowledgement or a sign of progress before it redelivers a message, as for
     /// the processors, 100ms-1d.
     #[arg(long, env = "ACK_WAIT", default_value = "10s", value_name = "TIME", value_parser = duration(ACK_WAIT))]
@@ -43,14 +46,16 @@ pub(crate) struct ProvisionArgs {
 /// Creates what is missing. Fails when an existing stream, bucket or consumer must not be changed, or when the deadline
 /// passes first.
 pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
+    let routes = Routes::read(&args.routes).map_err(|error| UsageError(format!("ROUTES_FILE: {error}")))?;
     let _telemetry = telemetry::start(&args.telemetry);
     let connection = Connection::open(&args.broker, NAME).await?;
     let why = RefCell::new("broker unreachable".to_owned());
     let waiting = |reason| *why.borrow_mut() = reason;
+    let steps = routes.steps();
     let (ack_wait, wait) = (args.ack_wait, Duration::from(args.timeout));
     let provisioned = async {
         tokio::select! {
-            provisioned = provision(&connection, &args.stream, ack_wait, waiting) => Ok(provisioned?),
+            provisioned = provision(&connection, &args.stream, &steps, ack_wait, waiting) => Ok(provisioned?),
             () = connection.died() => bail!("NATS client stopped"),
         }
     };
@@ -60,7 +65,7 @@ pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
         console::answer("loss of events acknowledged")?;
     }
     Ok(console::answer(
-        "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the steps' consumers are provisioned",
+        "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the consumers of the routes' steps are provisioned",
     )?)
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Money, Order, OrderStatus, Undo};
+use proto::orders::v1::{Money, Order, OrderStatus};
 
 use crate::console::plain;
 use crate::watch::Update;
@@ -14,7 +14,11 @@ pub(crate) fn order(order: &Order) -> String {
         format!("order     {}", plain(&order.order_id)),
         format!("customer  {}", plain(&order.customer_id)),
         format!("status    {}", status_text(order)),
+        format!("route     {}", route_text(order)),
     ];
+    if !order.current_step.is_empty() {
+        lines.push(format!("step      {}", plain(&order.current_step)));
+    }
     lines.extend(order.items.iter().map(|item| {
         let price = item.unit_price.clone().unwrap_or_default();
         format!("item      {} {} at {}", item.quantity, plain(&item.sku), price.minor_units)
@@ -47,7 +51,7 @@ pub(crate) fn update(update: &Update) -> String {
         event_name(update.detail.as_ref()),
         status_text(order),
     );
-    let details = update.detail.as_ref().map(detail).unwrap_or_default();
+    let details = details(update);
     if !details.is_empty() {
         line = format!("{line}  {details}");
     }
@@ -67,10 +71,17 @@ pub(crate) fn status_text(order: &Order) -> String {
         let (parked_as, letter) = (status_name(order.parked_status()), plain(&order.dead_letter_id));
         text = format!("{text}, parked as {parked_as}, dead letter {letter}");
     }
-    for undo in order.undo_pending() {
-        text = format!("{text}, {}", undo_text(undo));
+    if !order.compensation_pending.is_empty() {
+        text = format!("{text}, {} to compensate", plain(&order.compensation_pending.join(", ")));
     }
     text
+}
+
+/// The route's name and its steps.
+pub(crate) fn route_text(order: &Order) -> String {
+    let Some(route) = &order.route else { return "unknown".to_owned() };
+    let steps: Vec<_> = route.steps.iter().map(|step| step.name.as_str()).collect();
+    plain(&format!("{}: {}", route.name, steps.join(", ")))
 }
 
 /// The status as the contract spells it, without the enum's prefix.
@@ -93,6 +104,8 @@ pub(crate) fn event_name(detail: Option<&Detail>) -> &'static str {
         Some(Detail::Failed(_)) => "failed",
         Some(Detail::Redriven(_)) => "redriven",
         Some(Detail::Carried(_)) => "carried",
+        Some(Detail::Completed(_)) => "completed",
+        Some(Detail::Compensated(_)) => "compensated",
         None => "unknown",
     }
 }
@@ -112,17 +125,19 @@ pub(crate) fn short_duration(duration: Duration) -> String {
 }
 
 /// The event's details beyond its kind, in one line.
-pub(crate) fn detail(detail: &Detail) -> String {
-    plain(&detail_text(detail))
+pub(crate) fn details(update: &Update) -> String {
+    let text = update.detail.as_ref().map(|detail| detail_text(&update.step, detail));
+    plain(&text.unwrap_or_default())
 }
 
-fn detail_text(detail: &Detail) -> String {
+fn detail_text(step: &str, detail: &Detail) -> String {
     match detail {
+        Detail::Completed(_) | Detail::Compensated(_) => step.to_owned(),
         Detail::Created(_) | Detail::Reserved(_) | Detail::Released(_) => String::new(),
         Detail::Paid(paid) if paid.payment_id.is_empty() => "nothing to pay".to_owned(),
         Detail::Paid(paid) => format!("payment {}", paid.payment_id),
         Detail::Fulfilled(fulfilled) => format!("shipment {}", fulfilled.shipment_id),
-        Detail::Rejected(rejected) => format!("{}: {}", rejected.step, rejected.message),
+        Detail::Rejected(rejected) => format!("{step}: {}", rejected.message),
         Detail::Cancelled(cancelled) => cancelled.message.clone(),
         Detail::Refunded(refunded) if refunded.refund_id.is_empty() => "nothing to refund".to_owned(),
         Detail::Refunded(refunded) => match &refunded.amount {
@@ -132,18 +147,10 @@ fn detail_text(detail: &Detail) -> String {
             None => format!("refund {}", refunded.refund_id),
         },
         Detail::Failed(failed) => {
-            format!("{} after {} attempts: {}", failed.step, failed.attempts, failed.message)
+            format!("{step} after {} attempts: {}", failed.attempts, failed.message)
         }
         Detail::Redriven(redriven) => format!("by {}", redriven.operator),
         Detail::Carried(_) => "unfinished, appended again before its events expire".to_owned(),
-    }
-}
-
-fn undo_text(undo: Undo) -> &'static str {
-    match undo {
-        Undo::Unspecified => "compensation owed",
-        Undo::Release => "stock to release",
-        Undo::Refund => "payment to refund",
     }
 }
 
@@ -166,18 +173,18 @@ mod tests {
         let order = Order {
             status: OrderStatus::Rejected.into(),
             reason: "CARD_DECLINED".to_owned(),
-            undo_pending: vec![Undo::Release.into()],
+            compensation_pending: vec!["inventory".to_owned()],
             ..Order::default()
         };
-        assert_eq!(status_text(&order), "REJECTED (CARD_DECLINED), stock to release");
+        assert_eq!(status_text(&order), "REJECTED (CARD_DECLINED), inventory to compensate");
     }
 
     #[test]
     fn a_refund_says_how_much_it_was() {
         let amount = Some(Money { currency_code: "EUR".to_owned(), minor_units: 700 });
         let refunded = PaymentRefunded { refund_id: "r-1".to_owned(), amount };
-        assert_eq!(detail(&Detail::Refunded(refunded)), "refund r-1 of 700 EUR (minor units)");
-        assert_eq!(detail(&Detail::Refunded(PaymentRefunded::default())), "nothing to refund");
+        assert_eq!(detail_text("payment", &Detail::Refunded(refunded)), "refund r-1 of 700 EUR (minor units)");
+        assert_eq!(detail_text("payment", &Detail::Refunded(PaymentRefunded::default())), "nothing to refund");
     }
 
     #[test]

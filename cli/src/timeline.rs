@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::console::plain;
-use crate::render::{detail, event_name, short_duration, status_text, time_text, update_time};
+use crate::render::{details, event_name, route_text, short_duration, status_text, time_text, update_time};
 use crate::watch::Update;
 
 /// Width of the bars, in characters.
@@ -18,6 +18,7 @@ pub(crate) fn timeline(events: &[Update]) -> String {
     let mut lines = Vec::new();
     if let (Some(first), Some(last)) = (events.first(), events.last()) {
         lines.push(format!("order   {}", plain(&first.order.order_id)));
+        lines.push(format!("route   {}", route_text(&last.order)));
         lines.push(format!("placed  {}", time_text(begun)));
         lines.push(format!("now     {}, {} later", status_text(&last.order), short_duration(whole)));
     }
@@ -35,7 +36,7 @@ pub(crate) fn timeline(events: &[Update]) -> String {
             short_duration(took),
             bar(at.saturating_sub(took), at, whole),
             event_name(event.detail.as_ref()),
-            event.detail.as_ref().map(detail).unwrap_or_default(),
+            details(event),
         );
         lines.push(line.trim_end().to_owned());
         before = time;
@@ -64,23 +65,27 @@ fn bar(from: Duration, to: Duration, whole: Duration) -> String {
 mod tests {
     use super::*;
     use proto::orders::v1::order_event::Detail;
-    use proto::orders::v1::{Order, OrderCreated, OrderFailed, OrderRedriven, OrderStatus, StockReserved};
+    use proto::orders::v1::{
+        Order, OrderCreated, OrderFailed, OrderRedriven, OrderStatus, Route, RouteStep, StockReserved,
+    };
     use std::time::UNIX_EPOCH;
 
     fn event(at_ms: u64, status: OrderStatus, trace_id: &str, detail: Detail) -> Update {
+        let step = |name: &str| RouteStep { name: name.to_owned(), ..RouteStep::default() };
+        let steps = ["inventory", "payment"].map(step).into();
         let order = Order {
+            route: Some(Route { name: "short".to_owned(), steps }),
             order_id: "an-order".to_owned(),
             status: status.into(),
             update_time: Some((UNIX_EPOCH + Duration::from_millis(at_ms)).into()),
             ..Order::default()
         };
-        Update { order, detail: Some(detail), trace_id: trace_id.to_owned() }
+        Update { order, detail: Some(detail), step: "inventory".to_owned(), trace_id: trace_id.to_owned() }
     }
 
     #[test]
     fn gaps_attempts_and_traces_are_seen_at_a_glance() {
         let failed = OrderFailed {
-            step: "inventory".to_owned(),
             attempts: 3,
             message: "no stock record".to_owned(),
             ..OrderFailed::default()
@@ -94,6 +99,7 @@ mod tests {
         ];
         let expected = "\
 order   an-order
+route   short: inventory, payment
 placed  1970-01-01T00:00:01.000Z
 now     RESERVED, 4.00 s later
 

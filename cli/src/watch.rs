@@ -17,6 +17,8 @@ pub(crate) struct Update {
     pub(crate) order: Order,
     /// What happened; `None` for a kind of event that is newer than this program.
     pub(crate) detail: Option<Detail>,
+    /// The step that wrote the event; empty for other writers.
+    pub(crate) step: String,
     /// Of the call or step that wrote the event; may be empty.
     pub(crate) trace_id: String,
 }
@@ -25,7 +27,9 @@ impl Update {
     /// The event as the gateway sent it.
     pub(crate) fn of(event: OrderEvent) -> Result<Self, Status> {
         match event.order {
-            Some(order) => Ok(Self { order, detail: event.detail, trace_id: event.trace_id }),
+            Some(order) => {
+                Ok(Self { order, detail: event.detail, step: event.step, trace_id: event.trace_id })
+            }
             None => Err(Status::data_loss("the gateway sent an event without its order")),
         }
     }

@@ -12,6 +12,7 @@ use governor::Quota;
 use http::HeaderValue;
 use program::config::{DAY, duration, parse_addr};
 use program::telemetry::TelemetryConfig;
+use routes::RoutesConfig;
 
 use crate::admission::{COST_MAX, RateLimits};
 use crate::auth::{Authentication, Directory, TokenConfig, Tokens};
@@ -110,6 +111,8 @@ pub(crate) struct Config {
     /// docs/operations.md.
     #[arg(long, env = "CARRY_AFTER", value_parser = duration(RETENTION_MIN..=RETENTION_MAX))]
     pub(crate) carry_after: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) routes: RoutesConfig,
     #[command(flatten)]
     pub(crate) broker: BrokerConfig,
     #[command(flatten)]

@@ -14,6 +14,7 @@ use proto::orders::v1::{
     CancelOrderRequest, CreateOrderRequest, GetOrderRequest, ListOrderEventsRequest, ListOrdersRequest,
     OrderItem, OrderStatus, WatchOrderRequest, WatchOrdersRequest,
 };
+use routes::Routes;
 use sha2::{Digest, Sha256};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -32,7 +33,7 @@ const HEADERS_BYTES_MAX: usize = 8 * 1024;
 /// A CreateOrderRequest is accepted if it keeps every rule, and its total is the sum of its items.
 pub fn create_order(bytes: &[u8]) {
     let Ok(request) = CreateOrderRequest::decode(bytes) else { return };
-    let CreateOrderRequest { request_id, customer_id, items } = &request;
+    let CreateOrderRequest { request_id, customer_id, items, route } = &request;
     let sum: i128 = items.iter().map(|item| i128::from(item.quantity) * i128::from(price(item))).sum();
     if let Ok(total) = lifecycle::total(items) {
         assert_eq!(i128::from(total.minor_units), sum);
@@ -42,15 +43,16 @@ pub fn create_order(bytes: &[u8]) {
         && (1..=100).contains(&items.len())
         && items.iter().all(is_item)
         && items.windows(2).all(|pair| code(&pair[0]) == code(&pair[1]))
-        && sum <= i128::from(i64::MAX);
-    match validation::new_order(TENANT, request.clone()) {
+        && sum <= i128::from(i64::MAX)
+        && ["", "standard"].contains(&route.as_str());
+    match validation::new_order(TENANT, &Routes::default(), request.clone()) {
         Ok(new) => {
             assert!(keeps_the_rules, "accepted: {request:?}");
             assert_eq!(new.id.customer, CustomerKey::of(TENANT, customer_id));
             let of_request = OrderKey::of_request(TENANT, customer_id, request_id);
             assert_eq!(new.id.order == of_request, !request_id.is_empty());
             assert_eq!(new.created.order_id, new.id.to_string());
-            let order = lifecycle::create(&new.created, Default::default()).unwrap();
+            let order = lifecycle::create(&new.created, new.route, Default::default()).unwrap();
             assert_eq!(i128::from(order.total.unwrap().minor_units), sum);
             assert_eq!((&order.items, &order.customer_id), (items, customer_id));
         }
@@ -65,6 +67,7 @@ pub fn create_order(bytes: &[u8]) {
                 "items[].unit_price",
                 "items[].unit_price.currency_code",
                 "items[].unit_price.minor_units",
+                "route",
             ];
             check_rejection(&rejection, &fields, items.len());
         }

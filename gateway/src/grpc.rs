@@ -1,12 +1,15 @@
 //! The gRPC server: the services on the port, the layers before them, and the limits.
 
+use std::sync::Arc;
+
 use backbone::log::OrderLog;
 use proto::orders::v1::order_service_server::OrderServiceServer;
+use routes::Routes;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::server::NamedService;
-use tonic::service::Routes;
+use tonic::service::Routes as Services;
 use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
@@ -35,6 +38,7 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 pub(crate) async fn serve(
     listener: TcpListener,
     log: OrderLog,
+    routes: Arc<Routes>,
     readiness: Readiness,
     authentication: Authentication,
     tls: Option<Tls>,
@@ -43,7 +47,7 @@ pub(crate) async fn serve(
     let draining = readiness.draining();
     let streams =
         ConcurrencyLimit::new(config.max_streams, config.max_streams_per_caller, errors::too_many_streams);
-    let orders = Orders::new(log, config.request_timeout, readiness.clone(), streams);
+    let orders = Orders::new(log, routes, config.request_timeout, readiness.clone(), streams);
     let orders = OrderServiceServer::new(orders).max_decoding_message_size(REQUEST_BYTES_MAX);
     let rate_limit = RateLimit::new(config.rate_limits());
     let _following = AbortOnDropHandle::new(tokio::spawn(authentication.clone().follow()));
@@ -74,10 +78,10 @@ pub(crate) async fn serve(
 
     let (health, _reporting) =
         health::service(readiness, notified, [OrderServiceServer::<Orders>::NAME]).await;
-    let mut routes = Routes::new(probes.service(health)).add_service(orders);
+    let mut services = Services::new(probes.service(health)).add_service(orders);
     if config.reflection {
         let (v1, v1alpha) = reflection::services(proto::DESCRIPTOR_SET)?;
-        routes = routes.add_service(probes.service(v1)).add_service(probes.service(v1alpha));
+        services = services.add_service(probes.service(v1)).add_service(probes.service(v1alpha));
     }
     let service = ServiceBuilder::new()
         .layer(option_layer(browser::cors(&config.cors_allowed_origins)))
@@ -93,7 +97,7 @@ pub(crate) async fn serve(
         .layer(Gate(Metadata))
         .layer(Gate(browser::OnlyPost))
         .map_response(malformed::answer)
-        .service(routes.prepare());
+        .service(services.prepare());
     let limits = server::Limits {
         streams_per_connection_max: STREAMS_PER_CONNECTION_MAX,
         allows_http1: true,

@@ -27,6 +27,7 @@ mod page_token;
 mod panics;
 mod readiness;
 mod reflection;
+mod route_steps;
 mod spans;
 mod streams;
 mod transport;
@@ -40,6 +41,7 @@ use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use program::shutdown::{self, Shutdown};
 use program::{Prepared, ops};
+use routes::Routes;
 use stock::Presence;
 use tokio::net::TcpListener;
 use tokio::select;
@@ -52,6 +54,7 @@ use crate::config::Config;
 use crate::durability::Monitors;
 use crate::operations::{Operations, StockKeeping};
 use crate::readiness::Readiness;
+use crate::route_steps::RouteSteps;
 use crate::streams::Streams;
 use crate::transport::open_files;
 use crate::transport::tls::Tls;
@@ -62,14 +65,15 @@ pub async fn main() -> ExitCode {
     let prepare = |config: Config| {
         let tls = Tls::read(&config.tls)?;
         let authentication = config.authentication()?;
+        let routes = Routes::read(&config.routes).map_err(|error| format!("ROUTES_FILE: {error}"))?;
         let telemetry = config.telemetry.clone();
-        Ok(Prepared { telemetry, has_metrics: true, settings: (config, tls, authentication) })
+        Ok(Prepared { telemetry, has_metrics: true, settings: (config, tls, authentication, routes) })
     };
     program::run(prepare, serve).await
 }
 
 async fn serve(
-    (config, tls, authentication): (Config, Option<Tls>, Authentication),
+    (config, tls, authentication, routes): (Config, Option<Tls>, Authentication, Routes),
     mut shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     open_files::allow(config.max_connections);
@@ -101,7 +105,9 @@ async fn serve(
 
     let monitors = Monitors::new(&config.durability).context("cannot read the system's certificates")?;
     let streams = Streams::new(connection.clone(), config.durability.durability, &config.stream);
-    let readiness = Readiness::new(streams, Presence::new(connection.clone()));
+    let routes = Arc::new(routes);
+    let steps = RouteSteps::of(&routes);
+    let readiness = Readiness::new(streams, Presence::new(connection.clone()), steps);
     metrics::start(&readiness);
     let drain = readiness.draining();
     let operations = operations_listener.map(|listener| {
@@ -130,6 +136,7 @@ async fn serve(
     let mut serving = tokio::spawn(grpc::serve(
         grpc_listener,
         log.clone(),
+        routes,
         readiness.clone(),
         authentication,
         tls,

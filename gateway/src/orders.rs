@@ -18,8 +18,9 @@ use proto::orders::v1::order_service_server::OrderService;
 use proto::orders::v1::{
     CancelOrderRequest, CancelOrderResponse, CreateOrderRequest, CreateOrderResponse, GetOrderRequest,
     GetOrderResponse, ListOrderEventsRequest, ListOrderEventsResponse, ListOrdersRequest, ListOrdersResponse,
-    Order, OrderStatus, WatchOrderRequest, WatchOrderResponse, WatchOrdersRequest, WatchOrdersResponse,
+    Order, OrderCreated, OrderStatus, WatchOrderRequest, WatchOrderResponse, WatchOrdersRequest, WatchOrdersResponse,
 };
+use routes::Routes;
 use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -44,6 +45,7 @@ const PAGE_BYTES_MAX: usize = 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Orders {
     log: OrderLog,
+    routes: Arc<Routes>,
     request_timeout: Duration,
     readiness: Readiness,
     streams: ConcurrencyLimit,
@@ -52,11 +54,12 @@ pub(crate) struct Orders {
 impl Orders {
     pub(crate) fn new(
         log: OrderLog,
+        routes: Arc<Routes>,
         request_timeout: Duration,
         readiness: Readiness,
         streams: ConcurrencyLimit,
     ) -> Self {
-        Self { log, request_timeout, readiness, streams }
+        Self { log, routes, request_timeout, readiness, streams }
     }
 
     fn deadline<T>(&self, request: &Request<T>) -> Instant {
@@ -91,18 +94,18 @@ impl OrderService for Orders {
         request: Request<CreateOrderRequest>,
     ) -> Result<Response<CreateOrderResponse>, Status> {
         let deadline = self.deadline(&request);
-        let new = validation::new_order(&tenant_of(&request)?, request.into_inner())?;
+        let new = validation::new_order(&tenant_of(&request)?, &self.routes, request.into_inner())?;
         spans::record_order(&new.id);
         self.readiness.check_durability()?;
-        let items = new.created.items.clone();
+        let asked = new.created.clone();
 
-        let appended = self.log.create(new.id, new.created, deadline).await;
+        let appended = self.log.create(new.id, new.created, new.route, deadline).await;
         let appended =
             appended.and_then(|appended| self.readiness.check_durability_after_append().map(|()| appended));
         let order = match appended.map_err(|error| broker_errors::append(&new.id, &error))? {
             Appended::Stored(created) => created.order,
-            // A retry: the equal id implies the same customer and request_id, so only the items can differ.
-            Appended::Overtaken(existing) if existing.order.items == items => existing.order,
+            // A retry: the equal id implies the same customer and request_id.
+            Appended::Overtaken(existing) if is_same(&asked, &existing.order) => existing.order,
             Appended::Overtaken(_) => return Err(errors::request_id_reused(&new.id)),
         };
         debug!(order_id = %new.id, revision = order.revision, "order accepted");
@@ -227,6 +230,12 @@ impl OrderService for Orders {
         });
         Ok(Response::new(Box::pin(ending.of(updates))))
     }
+}
+
+/// Whether this request has created the order. The default route may have changed since.
+fn is_same(asked: &OrderCreated, order: &Order) -> bool {
+    let route = order.route.as_ref().map_or("", |route| &route.name);
+    asked.items == order.items && (asked.route.is_empty() || asked.route == route)
 }
 
 /// The page of an order's history that begins behind `after`.

@@ -16,6 +16,7 @@ use tonic::Status;
 use tracing::{info, warn};
 
 use crate::durability::Monitors;
+use crate::route_steps::RouteSteps;
 use crate::streams::Streams;
 use crate::{errors, losses};
 
@@ -45,15 +46,16 @@ pub(crate) struct Readiness {
     state: watch::Sender<State>,
     streams: Streams,
     stock: Presence,
+    steps: RouteSteps,
     leaving: CancellationToken,
     draining: CancellationToken,
 }
 
 impl Readiness {
-    pub(crate) fn new(streams: Streams, stock: Presence) -> Self {
+    pub(crate) fn new(streams: Streams, stock: Presence, steps: RouteSteps) -> Self {
         let (state, _) = watch::channel(State::BrokerUnavailable("not connected yet".to_owned()));
         let (leaving, draining) = (CancellationToken::new(), CancellationToken::new());
-        Self { state, streams, stock, leaving, draining }
+        Self { state, streams, stock, steps, leaving, draining }
     }
 
     /// Reports that this gateway is about to stop. It still answers all calls.
@@ -131,6 +133,7 @@ impl Readiness {
             () = self.follow_quorum(&log) => Ok(()),
             never = log.watch_for_losses() => match never {},
             never = self.stock.keep() => match never {},
+            never = self.steps.keep(&log) => match never {},
             () = self.leaving.cancelled() => {
                 self.streams.clear();
                 std::future::pending().await
@@ -212,7 +215,8 @@ impl Health for Readiness {
         match self.now() {
             State::Ready => {
                 let level = self.streams.level().map(|level| format!("durability: {level}"));
-                Ok(level.into_iter().chain(refused).map(|line| line + "\n").collect())
+                let waiting = self.steps.without_consumer();
+                Ok(level.into_iter().chain(waiting).chain(refused).map(|line| line + "\n").collect())
             }
             State::BrokerUnavailable(reason) | State::NotDurable(reason) | State::StorageFull(reason) => {
                 // The connection may know a more specific reason than the last probe.

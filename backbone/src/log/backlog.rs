@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use async_nats::jetstream::consumer::Info;
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
 
 use super::OrderLog;
 use crate::broker::direct_get::{self, ReadError};
@@ -50,6 +51,16 @@ impl OrderLog {
             Some(_) => Ok(backlog),
             // The replica lags, or the message has just expired or been deleted.
             None => Err(ReadError::NoAnswer("the consumer's oldest message was not found".to_owned())),
+        }
+    }
+
+    /// Whether the log has a consumer of this name.
+    pub async fn has_consumer(&self, consumer: &str) -> Result<bool, ReadError> {
+        direct_get::reachable(&self.connection.client)?;
+        match self.stream.consumer_info(consumer).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(false),
+            Err(error) => Err(ReadError::NoAnswer(error.to_string())),
         }
     }
 

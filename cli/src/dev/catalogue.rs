@@ -44,7 +44,8 @@ pub(super) fn sample_order(run: &str, index: usize) -> CreateOrderRequest {
         6 | 8 => vec![item(&SCARCE, SCARCE_QUANTITY)],
         _ => plentiful_items(index),
     };
-    CreateOrderRequest { request_id: format!("{run}-{index}"), customer_id: customer_id.to_owned(), items }
+    let (request_id, customer_id) = (format!("{run}-{index}"), customer_id.to_owned());
+    CreateOrderRequest { request_id, customer_id, items, ..CreateOrderRequest::default() }
 }
 
 /// An order for grpcurl.

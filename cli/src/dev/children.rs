@@ -36,7 +36,7 @@ pub(super) struct Children {
 
 #[derive(Debug)]
 struct Running {
-    name: &'static str,
+    name: String,
     log: PathBuf,
     process: Child,
 }
@@ -53,7 +53,7 @@ impl Children {
     }
 
     /// Starts a child that the others need to finish what they are at. All of these are started before the others.
-    pub(super) fn start_shared(&mut self, name: &'static str, command: Command) -> anyhow::Result<()> {
+    pub(super) fn start_shared(&mut self, name: &str, command: Command) -> anyhow::Result<()> {
         self.start(name, command)?;
         self.shared = self.running.len();
         Ok(())
@@ -61,7 +61,7 @@ impl Children {
 
     /// Starts a child with a fresh log. It leads its own process group: Ctrl-C in a terminal reaches this process
     /// alone, which then stops the children in order.
-    pub(super) fn start(&mut self, name: &'static str, mut command: Command) -> anyhow::Result<()> {
+    pub(super) fn start(&mut self, name: &str, mut command: Command) -> anyhow::Result<()> {
         let log = self.log_of(name);
         let logs_here = || format!("cannot log to {}", log.display());
         let stdout = File::create(&log).with_context(logs_here)?;

@@ -56,7 +56,8 @@ pub(super) async fn start(
     command
         .env("GRPC_ADDR", args.grpc_addr.to_string())
         .env("OPS_ADDR", args.ops_addr.to_string())
-        .env("OPERATIONS_ADDR", args.operations_addr.to_string());
+        .env("OPERATIONS_ADDR", args.operations_addr.to_string())
+        .envs(args.routes.routes_file.as_ref().map(|file| ("ROUTES_FILE", file)));
     for variable in TLS_VARIABLES {
         command.env_remove(variable);
     }

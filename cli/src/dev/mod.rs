@@ -76,7 +76,7 @@ async fn run_programs(
     let prometheus = match &programs.observers {
         Some(observers) => {
             let mut targets = processors::ops_addrs(programs, children).await;
-            targets.insert(0, ("gateway", gateway.ops_addr));
+            targets.insert(0, ("gateway".to_owned(), gateway.ops_addr));
             Some(observe::start_prometheus(args, data, observers, &targets, children).await?)
         }
         None => None,

@@ -93,7 +93,7 @@ pub(super) async fn start_prometheus(
     args: &DevArgs,
     data: &DataDir,
     observers: &Observers,
-    targets: &[(&str, SocketAddr)],
+    targets: &[(String, SocketAddr)],
     children: &mut Children,
 ) -> anyhow::Result<String> {
     let addr = at(args.prometheus_port)?;
@@ -166,7 +166,7 @@ exporters:
     )
 }
 
-fn prometheus_config(targets: &[(&str, SocketAddr)]) -> String {
+fn prometheus_config(targets: &[(String, SocketAddr)]) -> String {
     let jobs = targets.iter().map(|(job, addr)| {
         format!("  - {{ job_name: {job}, static_configs: [{{ targets: ['{addr}'] }}] }}\n")
     });

@@ -11,6 +11,7 @@ use super::children::Children;
 use super::log;
 use super::programs::Programs;
 use crate::args::DevArgs;
+use crate::console;
 
 /// Orders may be placed before the processors work: they wait in the log. Waiting a little for the processors only
 /// keeps their start out of the times that are shown, so it is no error if one does not say that it works.
@@ -33,6 +34,9 @@ pub(super) async fn start(
         command.env("OPS_ADDR", "127.0.0.1:0");
         children.start(name, command)?;
     }
+    for step in &programs.elsewhere {
+        console::tell(&format!("step {step}: no program waybill-{step} here; its orders wait until one runs on this broker"));
+    }
     let logs: Vec<_> = processors.iter().map(|(name, _)| children.log_of(name)).collect();
     let working = async {
         for log in &logs {
@@ -49,13 +53,13 @@ pub(super) async fn start(
 }
 
 /// Where the processors serve their metrics, by step: those that say so.
-pub(super) async fn ops_addrs(programs: &Programs, children: &Children) -> Vec<(&'static str, SocketAddr)> {
+pub(super) async fn ops_addrs(programs: &Programs, children: &Children) -> Vec<(String, SocketAddr)> {
     let mut addrs = Vec::new();
     for (name, _) in &programs.processors {
         let log = children.log_of(name);
         let Ok(listening) = timeout(START_PATIENCE, log::wait_for(&log, "listening")).await else { continue };
         if let Ok(addr) = listening["ops_addr"].as_str().unwrap_or_default().parse() {
-            addrs.push((*name, addr));
+            addrs.push((name.clone(), addr));
         }
     }
     addrs

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use routes::Routes;
 use tokio::process::Command;
 
 use super::children::STOP_TIMEOUT;
@@ -26,17 +27,16 @@ const START_LINES: &str = "gateway[{grpc_addr}]=info,waybill_payment_sandbox[{gr
                            processor::run[{ops_addr}]=info,\
                            processor::runtime[{workers}]=info";
 
-/// The steps, in their order. Their programs are named after them.
-const STEPS: &[&str] = &["inventory", "payment", "fulfilment"];
-
 /// Every program, found before the first is started.
 #[derive(Debug)]
 pub(super) struct Programs {
     pub(super) nats_server: PathBuf,
     pub(super) gateway: PathBuf,
     pub(super) payment_sandbox: PathBuf,
-    /// By step, in the order of the steps.
-    pub(super) processors: Vec<(&'static str, PathBuf)>,
+    /// By step of any route, for each step that has a program here.
+    pub(super) processors: Vec<(String, PathBuf)>,
+    /// Steps of routes that have none: their orders wait until the user runs one.
+    pub(super) elsewhere: Vec<String>,
     /// With `--observe`.
     pub(super) observers: Option<Observers>,
     /// Variables that our own programs get, or get rid of.
@@ -55,12 +55,21 @@ impl Programs {
         })?;
         let this_program = env::current_exe().context("cannot find the path of this program")?;
         let here = this_program.parent().unwrap_or(Path::new("."));
-        let processor = |step: &'static str| Ok((step, find_program(&format!("waybill-{step}"), here)?));
+        let routes = Routes::read(&args.routes).map_err(|error| UsageError(format!("ROUTES_FILE: {error}")))?;
+        let (mut processors, mut elsewhere) = (Vec::new(), Vec::new());
+        for step in routes.steps() {
+            match find_program(&format!("waybill-{step}"), here) {
+                Ok(program) => processors.push((step.to_owned(), program)),
+                Err(error) if Routes::default().steps().contains(&step) => return Err(error),
+                Err(_) => elsewhere.push(step.to_owned()),
+            }
+        }
         Ok(Self {
             nats_server,
             gateway: find_program("waybill-gateway", here)?,
             payment_sandbox: find_program("waybill-payment-sandbox", here)?,
-            processors: STEPS.iter().copied().map(processor).collect::<anyhow::Result<_>>()?,
+            processors,
+            elsewhere,
             observers: args.observe.then(|| observers(args)).transpose()?,
             variables: Vec::new(),
         })

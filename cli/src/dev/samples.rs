@@ -110,7 +110,7 @@ async fn follow(orders: Orders, order: &mut Order, board: &ProgressBoard) -> Res
 fn is_finished(order: &Order) -> bool {
     let is_terminal =
         matches!(order.status(), OrderStatus::Fulfilled | OrderStatus::Rejected | OrderStatus::Cancelled);
-    is_terminal && order.undo_pending.is_empty()
+    is_terminal && order.compensation_pending.is_empty()
 }
 
 /// Distinguishes the requests of this run from those of earlier runs, which the order log still contains.

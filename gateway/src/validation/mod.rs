@@ -8,8 +8,9 @@ pub(crate) use violations::Violations;
 use backbone::log::ids::{CustomerKey, OrderId, OrderKey, Revision};
 use proto::orders::v1::{
     CancelOrderRequest, CreateOrderRequest, ListOrderEventsRequest, ListOrdersRequest, OrderCancelled,
-    OrderCreated, OrderStatus,
+    OrderCreated, OrderStatus, Route,
 };
+use routes::Routes;
 use tonic::Status;
 
 use crate::errors;
@@ -34,18 +35,30 @@ const CUSTOMER_ID_PUNCTUATION: &str = "-_.:@";
 pub(crate) struct NewOrder {
     pub(crate) id: OrderId,
     pub(crate) created: OrderCreated,
+    pub(crate) route: Route,
 }
 
-/// Checks a CreateOrderRequest of `tenant` and names the order.
-pub(crate) fn new_order(tenant: &str, request: CreateOrderRequest) -> Result<NewOrder, Status> {
-    let CreateOrderRequest { request_id, customer_id, items } = request;
+/// Checks a CreateOrderRequest of `tenant`, names the order, and finds its route.
+pub(crate) fn new_order(
+    tenant: &str,
+    routes: &Routes,
+    request: CreateOrderRequest,
+) -> Result<NewOrder, Status> {
+    let CreateOrderRequest { request_id, customer_id, items, route: route_name } = request;
     let mut violations = Violations::default();
     if !request_id.is_empty() {
         violations.check_text("request_id", &request_id, ID_CHARS_MAX, "-_.:");
     }
     violations.check_text("customer_id", &customer_id, ID_CHARS_MAX, CUSTOMER_ID_PUNCTUATION);
     violations.check_items(&items);
+    let route = routes.route(&route_name);
+    if route.is_none() {
+        let known = routes.names().collect::<Vec<_>>().join(", ");
+        violations.add("route", format_args!("must be one of {known}, or empty for {}", routes.default_name()));
+    }
     violations.into_result()?;
+    // Unreachable: a missing route is a violation.
+    let route = route.ok_or_else(|| errors::invalid(Vec::new(), 0))?;
 
     let order = if request_id.is_empty() {
         OrderKey::unique()
@@ -53,8 +66,9 @@ pub(crate) fn new_order(tenant: &str, request: CreateOrderRequest) -> Result<New
         OrderKey::of_request(tenant, &customer_id, &request_id)
     };
     let id = OrderId { customer: CustomerKey::of(tenant, &customer_id), order };
-    let created = OrderCreated { order_id: id.to_string(), customer_id, items, request_id };
-    Ok(NewOrder { id, created })
+    let created =
+        OrderCreated { order_id: id.to_string(), customer_id, items, request_id, route: route_name };
+    Ok(NewOrder { id, created, route })
 }
 
 /// Checks an order_id.
@@ -184,12 +198,13 @@ mod tests {
     }
 
     fn request(items: Vec<OrderItem>) -> CreateOrderRequest {
-        CreateOrderRequest { request_id: "r-1".into(), customer_id: "c@example.org".into(), items }
+        let (request_id, customer_id) = ("r-1".into(), "c@example.org".into());
+        CreateOrderRequest { request_id, customer_id, items, ..CreateOrderRequest::default() }
     }
 
     /// The fields that a request is refused for.
     fn refused(request: CreateOrderRequest) -> Vec<String> {
-        let status = new_order("", request).unwrap_err();
+        let status = new_order("", &Routes::default(), request).unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
         let details = status.get_details_bad_request().unwrap();
         details.field_violations.into_iter().map(|violation| violation.field).collect()
@@ -221,7 +236,7 @@ mod tests {
     #[test]
     fn limits_are_where_the_contract_says() {
         let good = || item(&"s".repeat(64), 1_000_000, "EUR", 0);
-        assert!(new_order("", request(vec![good(); 100])).is_ok());
+        assert!(new_order("", &Routes::default(), request(vec![good(); 100])).is_ok());
         assert_eq!(refused(request(vec![good(); 101])), ["items"]);
         assert_eq!(refused(request(vec![item("", 1, "EUR", 1); 101])).len(), 32);
         assert_eq!(refused(request(vec![])), ["items"]);
@@ -263,7 +278,7 @@ mod tests {
 
     #[test]
     fn many_violations_fit_in_a_header() {
-        let status = new_order("", request(vec![item(&"ü".repeat(500), -5, "EURO", -7); 100])).unwrap_err();
+        let status = new_order("", &Routes::default(), request(vec![item(&"ü".repeat(500), -5, "EURO", -7); 100])).unwrap_err();
         assert_eq!(status.get_details_bad_request().unwrap().field_violations.len(), 32);
         assert!(status.details().len() < 5 * 1024, "{} bytes", status.details().len());
         assert!(status.message().contains("left out"), "{}", status.message());
@@ -285,7 +300,7 @@ mod tests {
             lines in proptest::collection::vec(("[a-z]{0,3}", -1..3i32, "[A-Z]{3}|EUR", -1..i64::MAX), 0..4),
         ) {
             let items = lines.iter().map(|(sku, quantity, currency, price)| item(sku, *quantity, currency, *price)).collect();
-            if let Ok(order) = new_order("", CreateOrderRequest { request_id: String::new(), customer_id, items }) {
+            if let Ok(order) = new_order("", &Routes::default(), CreateOrderRequest { request_id: String::new(), customer_id, items }) {
                 prop_assert!(lifecycle::total(&order.created.items).is_ok());
                 prop_assert_eq!(order.created.order_id, order.id.to_string());
             }
