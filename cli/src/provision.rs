@@ -46,7 +46,7 @@ pub(crate) struct ProvisionArgs {
 /// Creates what is missing. Fails when an existing stream, bucket or consumer must not be changed, or when the deadline
 /// passes first.
 pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
-    let routes = Routes::read(&args.routes).map_err(|error| UsageError(format!("ROUTES_FILE: {error}")))?;
+    let routes = Routes::read(&args.routes).map_err(|error| UsageError(error.to_string()))?;
     let _telemetry = telemetry::start(&args.telemetry);
     let connection = Connection::open(&args.broker, NAME).await?;
     let why = RefCell::new("broker unreachable".to_owned());

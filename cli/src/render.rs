@@ -183,8 +183,14 @@ mod tests {
     fn a_refund_says_how_much_it_was() {
         let amount = Some(Money { currency_code: "EUR".to_owned(), minor_units: 700 });
         let refunded = PaymentRefunded { refund_id: "r-1".to_owned(), amount };
-        assert_eq!(detail_text("payment", &Detail::Refunded(refunded)), "refund r-1 of 700 EUR (minor units)");
-        assert_eq!(detail_text("payment", &Detail::Refunded(PaymentRefunded::default())), "nothing to refund");
+        assert_eq!(
+            detail_text("payment", &Detail::Refunded(refunded)),
+            "refund r-1 of 700 EUR (minor units)"
+        );
+        assert_eq!(
+            detail_text("payment", &Detail::Refunded(PaymentRefunded::default())),
+            "nothing to refund"
+        );
     }
 
     #[test]

@@ -85,11 +85,8 @@ mod tests {
 
     #[test]
     fn gaps_attempts_and_traces_are_seen_at_a_glance() {
-        let failed = OrderFailed {
-            attempts: 3,
-            message: "no stock record".to_owned(),
-            ..OrderFailed::default()
-        };
+        let failed =
+            OrderFailed { attempts: 3, message: "no stock record".to_owned(), ..OrderFailed::default() };
         let redriven = OrderRedriven { operator: "ops".to_owned(), ..OrderRedriven::default() };
         let events = [
             event(1_000, OrderStatus::Accepted, "t1", Detail::Created(OrderCreated::default())),

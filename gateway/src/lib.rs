@@ -34,6 +34,7 @@ mod transport;
 mod validation;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use backbone::broker::connection::Connection;
@@ -65,7 +66,7 @@ pub async fn main() -> ExitCode {
     let prepare = |config: Config| {
         let tls = Tls::read(&config.tls)?;
         let authentication = config.authentication()?;
-        let routes = Routes::read(&config.routes).map_err(|error| format!("ROUTES_FILE: {error}"))?;
+        let routes = Routes::read(&config.routes).map_err(|error| error.to_string())?;
         let telemetry = config.telemetry.clone();
         Ok(Prepared { telemetry, has_metrics: true, settings: (config, tls, authentication, routes) })
     };

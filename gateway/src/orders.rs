@@ -18,7 +18,8 @@ use proto::orders::v1::order_service_server::OrderService;
 use proto::orders::v1::{
     CancelOrderRequest, CancelOrderResponse, CreateOrderRequest, CreateOrderResponse, GetOrderRequest,
     GetOrderResponse, ListOrderEventsRequest, ListOrderEventsResponse, ListOrdersRequest, ListOrdersResponse,
-    Order, OrderCreated, OrderStatus, WatchOrderRequest, WatchOrderResponse, WatchOrdersRequest, WatchOrdersResponse,
+    Order, OrderCreated, OrderStatus, WatchOrderRequest, WatchOrderResponse, WatchOrdersRequest,
+    WatchOrdersResponse,
 };
 use routes::Routes;
 use tokio::select;

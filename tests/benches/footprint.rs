@@ -68,7 +68,7 @@ async fn backlog() {
         let created = OrderCreated { order_id, customer_id, items, ..OrderCreated::default() };
         let deadline = tokio::time::Instant::now() + APPEND_TIMEOUT;
         let log = &log;
-        async move { log.create(id, created, deadline).await.map(|_| ()).expect("stored") }
+        async move { log.create(id, created, default_route(), deadline).await.map(|_| ()).expect("stored") }
     });
     appends.buffer_unordered(APPENDS_AT_ONCE).collect::<()>().await;
     for step in STEPS {

@@ -161,8 +161,8 @@ async fn paced(
     let mut ended = HashMap::new();
     while ended.len() < PACED_ORDERS as usize {
         let message = timeout(SILENCE_MAX, fulfilled.next()).await.expect("orders end").expect("connection");
-        let (_, id) =
-            backbone::log::subjects::parse(message.subject.trim_start_matches("live.")).expect("subject");
+        let subject = message.subject.trim_start_matches("live.");
+        let id = backbone::log::subjects::parse(subject).expect("subject").id;
         ended.insert(id.to_string(), Instant::now());
     }
     placing.await.expect("client");

@@ -7,7 +7,7 @@ use futures::{StreamExt, stream};
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use proto::orders::v1::{
     CancelOrderRequest, CreateOrderRequest, GetOrderRequest, Money, Order, OrderEvent, OrderItem,
-    OrderStatus, WatchOrderRequest, WatchOrderResponse,
+    OrderStatus, Route, WatchOrderRequest, WatchOrderResponse,
 };
 use tokio::time::timeout;
 use tonic::service::Interceptor;
@@ -218,5 +218,11 @@ pub fn item(sku: &str, quantity: i32) -> OrderItem {
 
 /// A request for `items`, safe to retry under `request_id`.
 pub fn order_of(customer_id: &str, request_id: &str, items: Vec<OrderItem>) -> CreateOrderRequest {
-    CreateOrderRequest { request_id: request_id.to_owned(), customer_id: customer_id.to_owned(), items }
+    let (request_id, customer_id) = (request_id.to_owned(), customer_id.to_owned());
+    CreateOrderRequest { request_id, customer_id, items, ..CreateOrderRequest::default() }
+}
+
+/// The route of orders that name none, at a gateway without a route file.
+pub fn default_route() -> Route {
+    routes::Routes::default().route("").expect("a default route")
 }

@@ -25,6 +25,15 @@ impl Deployment {
 
     /// The order log as a Waybill program opens it, for a test that plays one.
     pub async fn order_log(&self) -> OrderLog {
+        OrderLog::new(self.connection().await, "test").await.expect("order log")
+    }
+
+    /// The order log as the program of a step opens it.
+    pub async fn step_log(&self, step: &'static str) -> OrderLog {
+        OrderLog::of_step(self.connection().await, step).await.expect("order log")
+    }
+
+    async fn connection(&self) -> Connection {
         let config = BrokerConfig {
             nats_url: vec![self.broker.url().parse().expect("address")],
             nats_creds: None,
@@ -34,7 +43,7 @@ impl Deployment {
         };
         let connection = Connection::open(&config, "test").await.expect("connection");
         connection.up().await;
-        OrderLog::new(connection, "test").await.expect("order log")
+        connection
     }
 
     /// Every message in the log, in order.

@@ -74,7 +74,7 @@ impl Children {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
-        self.running.push(Running { name, log, process });
+        self.running.push(Running { name: name.to_owned(), log, process });
         Ok(())
     }
 
@@ -148,7 +148,7 @@ async fn stop_together(children: &mut [Running]) {
         child.signal(Signal::SIGTERM);
     }
     if timeout(STOP_TIMEOUT, reap(children)).await.is_err() {
-        let names: Vec<_> = still_running(children).map(|child| child.name).collect();
+        let names: Vec<_> = still_running(children).map(|child| child.name.clone()).collect();
         console::warn(&format!("killing {}: did not stop within {STOP_TIMEOUT:?}", names.join(", ")));
         kill(children).await;
     }

@@ -185,8 +185,8 @@ mod tests {
 
     #[test]
     fn every_process_is_a_target_under_the_name_of_its_job() {
-        let targets =
-            [("gateway", "127.0.0.1:1".parse().unwrap()), ("payment", "127.0.0.1:2".parse().unwrap())];
+        let targets = [("gateway", 1), ("payment", 2)]
+            .map(|(job, port)| (job.to_owned(), ([127, 0, 0, 1], port).into()));
         let config = prometheus_config(&targets);
         assert!(
             config.contains("{ job_name: payment, static_configs: [{ targets: ['127.0.0.1:2'] }] }"),

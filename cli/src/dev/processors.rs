@@ -35,7 +35,9 @@ pub(super) async fn start(
         children.start(name, command)?;
     }
     for step in &programs.elsewhere {
-        console::tell(&format!("step {step}: no program waybill-{step} here; its orders wait until one runs on this broker"));
+        console::tell(&format!(
+            "step {step}: no program waybill-{step} here; its orders wait until one runs on this broker"
+        ));
     }
     let logs: Vec<_> = processors.iter().map(|(name, _)| children.log_of(name)).collect();
     let working = async {

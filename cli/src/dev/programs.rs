@@ -55,7 +55,7 @@ impl Programs {
         })?;
         let this_program = env::current_exe().context("cannot find the path of this program")?;
         let here = this_program.parent().unwrap_or(Path::new("."));
-        let routes = Routes::read(&args.routes).map_err(|error| UsageError(format!("ROUTES_FILE: {error}")))?;
+        let routes = Routes::read(&args.routes).map_err(|error| UsageError(error.to_string()))?;
         let (mut processors, mut elsewhere) = (Vec::new(), Vec::new());
         for step in routes.steps() {
             match find_program(&format!("waybill-{step}"), here) {

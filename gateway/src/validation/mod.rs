@@ -54,7 +54,8 @@ pub(crate) fn new_order(
     let route = routes.route(&route_name);
     if route.is_none() {
         let known = routes.names().collect::<Vec<_>>().join(", ");
-        violations.add("route", format_args!("must be one of {known}, or empty for {}", routes.default_name()));
+        violations
+            .add("route", format_args!("must be one of {known}, or empty for {}", routes.default_name()));
     }
     violations.into_result()?;
     // Unreachable: a missing route is a violation.
@@ -216,7 +217,8 @@ mod tests {
             item("", 0, "eur", -1),
             OrderItem { sku: "a b".into(), quantity: 1_000_001, unit_price: None },
         ];
-        let request = CreateOrderRequest { request_id: "r 1".into(), customer_id: String::new(), items };
+        let (request_id, route) = ("r 1".into(), "nowhere".into());
+        let request = CreateOrderRequest { request_id, customer_id: String::new(), items, route };
         assert_eq!(
             refused(request),
             [
@@ -229,6 +231,7 @@ mod tests {
                 "items[1].sku",
                 "items[1].quantity",
                 "items[1].unit_price",
+                "route",
             ]
         );
     }
@@ -278,7 +281,9 @@ mod tests {
 
     #[test]
     fn many_violations_fit_in_a_header() {
-        let status = new_order("", &Routes::default(), request(vec![item(&"ü".repeat(500), -5, "EURO", -7); 100])).unwrap_err();
+        let status =
+            new_order("", &Routes::default(), request(vec![item(&"ü".repeat(500), -5, "EURO", -7); 100]))
+                .unwrap_err();
         assert_eq!(status.get_details_bad_request().unwrap().field_violations.len(), 32);
         assert!(status.details().len() < 5 * 1024, "{} bytes", status.details().len());
         assert!(status.message().contains("left out"), "{}", status.message());
@@ -300,7 +305,7 @@ mod tests {
             lines in proptest::collection::vec(("[a-z]{0,3}", -1..3i32, "[A-Z]{3}|EUR", -1..i64::MAX), 0..4),
         ) {
             let items = lines.iter().map(|(sku, quantity, currency, price)| item(sku, *quantity, currency, *price)).collect();
-            if let Ok(order) = new_order("", &Routes::default(), CreateOrderRequest { request_id: String::new(), customer_id, items }) {
+            if let Ok(order) = new_order("", &Routes::default(), CreateOrderRequest { customer_id, items, ..CreateOrderRequest::default() }) {
                 prop_assert!(lifecycle::total(&order.created.items).is_ok());
                 prop_assert_eq!(order.created.order_id, order.id.to_string());
             }

@@ -7,8 +7,10 @@ use crate::check::keys::{is_name, keys, unknown_key};
 use crate::faults::{Faults, quoted, within};
 use crate::yaml::Node;
 
-/// Stands for "no step" in the subjects of events.
-const RESERVED_NAME: &str = "end";
+/// Names that mean something else: no step in the subjects of events, and programs (`waybill-gateway`) that are no steps.
+const RESERVED_NAMES: [&str; 4] = ["end", "gateway", "payment-sandbox", "step"];
+/// The end of the name of a step's second consumer.
+const RESERVED_SUFFIX: &str = "-carried";
 
 /// The statuses that a step can lead to.
 const STATUSES: [(&str, OrderStatus); 3] =
@@ -103,8 +105,8 @@ impl<'a> Draft<'a> {
 }
 
 fn step_name<'a>(name: &'a str, place: &str, faults: &mut Faults) -> Option<&'a str> {
-    if name == RESERVED_NAME {
-        faults.add(place, format!("`{RESERVED_NAME}` is reserved; choose another name"));
+    if RESERVED_NAMES.contains(&name) || name.ends_with(RESERVED_SUFFIX) {
+        faults.add(place, format!("`{name}` is reserved; choose another name"));
         return None;
     }
     is_name(name, place, faults).then_some(name)

@@ -77,9 +77,9 @@ pub(crate) fn check_history(events: &[OrderEvent]) -> Result<(), String> {
         let stored = after(event);
         let (detail, time) = (event.detail.as_ref().expect("detail"), stored.update_time.expect("time"));
         let expected = match (before, detail) {
-            (None, Detail::Created(created)) => create(created, time),
+            (None, Detail::Created(created)) => create(created, stored.route.clone().expect("route"), time),
             (None, _) => return Err(format!("begins with {:?}", kinds(events))),
-            (Some(order), detail) => apply(order, detail, time),
+            (Some(order), detail) => apply(order, &event.step, detail, time),
         };
         let expected = expected.map_err(|refused| format!("{:?}: {refused}", kinds(events)))?;
         let expected = Order { revision: stored.revision, ..expected };

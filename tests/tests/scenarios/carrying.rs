@@ -148,7 +148,7 @@ async fn orders_that_failed_longer_ago_than_the_retention_are_redriven_and_cance
 
     assert_eq!(waybill.cancel(&cancelled.order_id).await.unwrap().status(), OrderStatus::Cancelled);
     let end = waybill.finished(&cancelled.order_id).await;
-    assert_eq!((end.status(), end.undo_pending.len()), (OrderStatus::Cancelled, 0));
+    assert_eq!((end.status(), end.compensation_pending.len()), (OrderStatus::Cancelled, 0));
     assert_eq!(waybill.available("widget").await, STOCK - UNITS);
     let reservation = waybill.reservation(&cancelled.order_id).await.unwrap();
     assert_eq!(reservation.state, ReservationState::Released);

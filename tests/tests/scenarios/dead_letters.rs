@@ -77,7 +77,7 @@ async fn a_poison_order_is_parked_with_all_that_was_tried_while_others_pass() {
     assert_eq!(order.reason, "RETRIES_EXHAUSTED");
     let Some(Detail::Failed(detail)) = &failed.detail else { panic!("{failed:?}") };
     assert_eq!(
-        (detail.step.as_str(), detail.attempts, &detail.dead_letter_id),
+        (failed.step.as_str(), detail.attempts, &detail.dead_letter_id),
         ("inventory", 3, &order.dead_letter_id)
     );
     assert!(detail.message.contains("stock.gadget"), "{}", detail.message);

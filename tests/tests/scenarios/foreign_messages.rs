@@ -56,12 +56,12 @@ async fn processors_set_foreign_messages_aside_and_go_on() {
     let jetstream = waybill.jetstream().await;
     let elsewhere = OrderId { order: OrderKey::unique(), ..id() };
     let foreign = [
-        ("ORDER.created.x".to_owned(), GARBAGE.into()),
-        (subjects::event(EventKind::Created, &elsewhere), GARBAGE.into()),
-        (subjects::event(EventKind::Created, &elsewhere), Vec::new()),
+        ("ORDER.1.2.3.4.inventory".to_owned(), GARBAGE.into()),
+        (subjects::event(EventKind::Created, &elsewhere, "inventory"), GARBAGE.into()),
+        (subjects::event(EventKind::Created, &elsewhere, "inventory"), Vec::new()),
         // An event of one order among those of another, and under the name of another event.
-        (subjects::event(EventKind::Created, &elsewhere), created.to_vec()),
-        (subjects::event(EventKind::Rejected, &id()), created.to_vec()),
+        (subjects::event(EventKind::Created, &elsewhere, "inventory"), created.to_vec()),
+        (subjects::event(EventKind::Rejected, &id(), "inventory"), created.to_vec()),
     ];
     publish(&jetstream, "ORDER.junk".to_owned(), GARBAGE).await;
     for (subject, payload) in foreign {
@@ -95,7 +95,7 @@ async fn an_order_is_finished_although_garbage_lies_between_its_events() {
     for (i, step) in steps.into_iter().enumerate() {
         // On the subject of the last event, of the next one, and of one that never comes.
         for garbage in [WHOLE_WAY[i], WHOLE_WAY[i + 1], EventKind::Cancelled] {
-            publish(&jetstream, subjects::event(garbage, &id()), GARBAGE).await;
+            publish(&jetstream, subjects::event(garbage, &id(), step), GARBAGE).await;
         }
         waybill.start_processor(step);
         assert_eq!(kind(&watcher.event().await), WHOLE_WAY[i + 1], "{step}");
@@ -108,7 +108,7 @@ async fn an_order_is_finished_although_garbage_lies_between_its_events() {
 async fn an_order_is_accepted_although_garbage_lies_on_its_subject() {
     let waybill = Deployment::start().await;
     let jetstream = waybill.jetstream().await;
-    publish(&jetstream, subjects::event(EventKind::Created, &id()), GARBAGE).await;
+    publish(&jetstream, subjects::event(EventKind::Created, &id(), "inventory"), GARBAGE).await;
     let order = place(&waybill).await;
     assert_eq!(waybill.place(request()).await.unwrap().order_id, order.order_id);
     let events = waybill.watch(&order.order_id, 0).await.unwrap().rest().await;
@@ -123,7 +123,8 @@ async fn garbage_on_a_finished_orders_subjects_hides_none_of_its_events() {
         let request = order_of("customer", garbage.as_str(), vec![item("widget", 1)]);
         let order = waybill.place(request.clone()).await.unwrap();
         let order = waybill.finished(&order.order_id).await;
-        publish(&jetstream, subjects::event(garbage, &order.order_id.parse().unwrap()), GARBAGE).await;
+        let id = order.order_id.parse().unwrap();
+        publish(&jetstream, subjects::event(garbage, &id, subjects::END), GARBAGE).await;
 
         assert_eq!(waybill.get(&order.order_id).await.unwrap(), order, "garbage on {garbage:?}");
         assert_eq!(waybill.place(request).await.unwrap(), order, "garbage on {garbage:?}");
@@ -139,7 +140,7 @@ async fn forge(waybill: &Deployment, skus: &[String]) -> String {
     let (order_id, customer_id) = (id.to_string(), "customer".to_owned());
     let created = OrderCreated { order_id, customer_id, items, ..OrderCreated::default() };
     let deadline = Instant::now() + PATIENCE;
-    waybill.order_log().await.create(id, created, deadline).await.unwrap();
+    waybill.order_log().await.create(id, created, default_route(), deadline).await.unwrap();
     id.to_string()
 }
 
@@ -188,7 +189,7 @@ async fn a_watcher_passes_over_what_others_publish_on_live_subjects() {
         assert_eq!(kind(&watcher.event().await), *expected);
     }
     let client = waybill.jetstream().await.client();
-    let live = format!("{LIVE_PREFIX}{}", subjects::event(EventKind::Fulfilled, &id()));
+    let live = format!("{LIVE_PREFIX}{}", subjects::event(EventKind::Fulfilled, &id(), subjects::END));
     client.publish(live, GARBAGE.into()).await.unwrap();
     client.flush().await.unwrap();
     waybill.start_processor("fulfilment");
@@ -200,7 +201,8 @@ async fn a_program_whose_client_of_the_broker_dies_ends_and_says_so() {
     let mut waybill = Deployment::start().await;
     let mut broker = TcpStream::connect(waybill.broker.address()).await.unwrap();
     // async-nats 0.51 takes no lone carriage return in a header.
-    let (headers, subject) = ("NATS/1.0\r\nname: a\rb\r\n\r\n", subjects::event(EventKind::Created, &id()));
+    let headers = "NATS/1.0\r\nname: a\rb\r\n\r\n";
+    let subject = subjects::event(EventKind::Created, &id(), "inventory");
     let (length, login) = (headers.len(), waybill.broker.words_of("waybill"));
     let message = format!(
         "CONNECT {{\"headers\":true,{login}}}\r\nHPUB {subject} {length} {length}\r\n{headers}\r\nPING\r\n"

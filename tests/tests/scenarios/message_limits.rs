@@ -76,6 +76,7 @@ async fn the_largest_order_of_the_contract_passes_where_nothing_is_warned_of() {
     let request = CreateOrderRequest {
         customer_id: "c".repeat(128),
         request_id: "r".repeat(128),
+        route: String::new(),
         items: of_items("", 100)
             .items
             .into_iter()

@@ -14,7 +14,7 @@ use harness::certificates::{Authority, replace};
 use harness::{Deployment, Load, Options, PATIENCE, PaymentSandbox, Process, eventually, item, order_of};
 use nix::sys::signal::Signal;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, OrderStatus, PaymentRefunded, Undo};
+use proto::orders::v1::{Order, OrderStatus, PaymentRefunded};
 use proto::payments::v1::payment_service_server::{PaymentService, PaymentServiceServer};
 use proto::payments::v1::{
     Behaviour, CaptureRequest, CaptureResponse, Captured, Fault, Money, Payment, PaymentState, RefundRequest,
@@ -307,10 +307,10 @@ async fn a_refund_that_is_in_the_log_is_not_asked_for_again() {
     take_and_die(&waybill.consumer("payment").await).await;
     let current = eventually("the release", async || {
         let order = waybill.get(&order.order_id).await.ok()?;
-        (order.undo_pending == [i32::from(Undo::Refund)]).then_some(order)
+        (order.compensation_pending == ["payment"]).then_some(order)
     })
     .await;
-    let log = waybill.order_log().await;
+    let log = waybill.step_log("payment").await;
     let current = log.load(&current.order_id.parse().unwrap()).await.unwrap().unwrap();
     let (refunded, deadline) = (Detail::Refunded(PaymentRefunded::default()), Instant::now() + PATIENCE);
     log.append(&current, refunded, deadline).await.unwrap();
@@ -535,7 +535,7 @@ async fn a_service_that_denies_a_payment_closes_no_books() {
     waybill.cancel(&order.order_id).await.unwrap();
     let parked = waybill.reached(&order.order_id, OrderStatus::Failed).await;
     assert_eq!(parked.parked_status(), OrderStatus::Cancelled);
-    assert!(parked.undo_pending.contains(&i32::from(Undo::Refund)), "{parked:?}");
+    assert!(parked.current_step == "payment", "{parked:?}");
     let letter = waybill.letter(&parked.dead_letter_id).await.unwrap();
     assert!(letter.attempts.iter().all(|attempt| attempt.error.contains("reports no capture")), "{letter:?}");
 }

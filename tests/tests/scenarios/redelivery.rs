@@ -46,13 +46,10 @@ async fn reserve(waybill: &Deployment, order: &Order) {
 
 /// Rejects an order, as another replica of inventory could.
 async fn reject(waybill: &Deployment, order_id: &str) {
-    let log = waybill.order_log().await;
+    let log = waybill.step_log("inventory").await;
     let order = log.load(&order_id.parse().unwrap()).await.unwrap().unwrap();
-    let rejected = Detail::Rejected(OrderRejected {
-        reason: "OUT_OF_STOCK".to_owned(),
-        message: String::new(),
-        step: "inventory".to_owned(),
-    });
+    let rejected =
+        Detail::Rejected(OrderRejected { reason: "OUT_OF_STOCK".to_owned(), message: String::new() });
     let deadline = Instant::now() + PATIENCE;
     let appended = log.append(&order, rejected, deadline).await.unwrap();
     assert!(matches!(appended, Appended::Stored(_)), "{appended:?}");

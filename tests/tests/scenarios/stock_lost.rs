@@ -185,7 +185,7 @@ async fn what_lost_orders_hold_is_found_and_released_once() {
     let kept = waybill.place(order_of("customer", "", vec![item("widget", 1)])).await.unwrap();
     waybill.reached(&kept.order_id, OrderStatus::Reserved).await;
     // An order may outlive its first event, and what it holds with it.
-    let created = backbone::log::subjects::event(EventKind::Created, &kept.order_id.parse().unwrap());
+    let created = backbone::log::subjects::order_kind(EventKind::Created, &kept.order_id.parse().unwrap());
     waybill.jetstream().await.get_stream(ORDERS).await.unwrap().purge().filter(created).await.unwrap();
     shows_orphans(&mut waybill, 10.0).await;
 

@@ -133,9 +133,10 @@ impl Clients {
             if let Kind::Undecodable(event) = kind {
                 // Some look like an order's event, and some do not.
                 let customer = CustomerKey::of("", "junk");
+                let (step, _) = kind.poison().expect("a step gives it up");
                 let subject = match n % 2 {
-                    0 => subjects::event(*event, &OrderId { customer, order: OrderKey::unique() }),
-                    _ => format!("ORDER.{}.junk", event.as_str()),
+                    0 => subjects::event(*event, &OrderId { customer, order: OrderKey::unique() }, step),
+                    _ => format!("ORDER.junk.junk.junk.{}.{step}", event.as_str()),
                 };
                 let ack = jetstream.publish(subject, format!("junk {n}").into()).await.unwrap();
                 self.undecodable.insert(ack.await.unwrap().sequence, *kind);
