@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use backbone::log::ids::{CustomerKey, OrderId, OrderKey};
 use futures::{StreamExt, stream};
 use harness::measure::{cpu_time, resident_kib, spread};
-use harness::{Broker, Deployment, Options, Process, binary, item};
+use harness::{Broker, Deployment, Options, Process, binary, default_route, item};
 use proto::orders::v1::OrderCreated;
 use tokio::net::TcpStream;
 use tokio::time::sleep;

@@ -3,7 +3,7 @@
 use async_nats::jetstream;
 use backbone::log::ids::{CustomerKey, OrderId, OrderKey};
 use backbone::log::subjects::{self, EventKind, LIVE_PREFIX};
-use harness::{Deployment, Load, Options, PATIENCE, item, order_of};
+use harness::{Deployment, Load, Options, PATIENCE, default_route, item, order_of};
 use proto::orders::v1::{CreateOrderRequest, Order, OrderCreated, OrderStatus};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
