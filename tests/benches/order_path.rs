@@ -177,7 +177,7 @@ async fn paced(
 /// Every `fulfilled` event from now on.
 async fn fulfilled(waybill: &Deployment) -> async_nats::Subscriber {
     let client = waybill.jetstream().await.client();
-    let subscriber = client.subscribe("live.ORDER.fulfilled.>").await.expect("subscription");
+    let subscriber = client.subscribe("live.ORDER.*.*.*.fulfilled.*").await.expect("subscription");
     client.flush().await.expect("broker");
     subscriber
 }

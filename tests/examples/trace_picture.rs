@@ -40,7 +40,7 @@ async fn main() {
         let order_id = order.expect("order").order_id;
         waybill.finished(&order_id).await;
         let is_last = |span: &Span| {
-            span.name == "process ORDER.paid.>" && span.attribute("waybill.order.id") == order_id
+            span.name == "process ORDER.*.*.*.paid.*" && span.attribute("waybill.order.id") == order_id
         };
         let last = collector.span("the last span", is_last).await;
         // Each process sends its own, in any order.

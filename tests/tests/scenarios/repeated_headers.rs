@@ -105,7 +105,7 @@ async fn what_the_broker_says_of_a_message_counts_and_not_what_its_writer_says()
     let mut forged = HeaderMap::new();
     for (name, value) in [
         ("Nats-Sequence", "7777"),
-        ("Nats-Subject", "ORDER.created.p00.x.y"),
+        ("Nats-Subject", "ORDER.00.x.y.created.inventory"),
         ("Nats-Time-Stamp", "2001-01-01T00:00:00Z"),
         ("Nats-Num-Pending", "7777"),
     ] {

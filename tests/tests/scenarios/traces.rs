@@ -73,12 +73,8 @@ async fn one_trace_shows_an_order_through_retry_death_dead_letter_and_redrive() 
     waybill.sandbox().fail("customer", Fault::LostReply, 1).await;
     waybill.redrive(these(&[&failed.dead_letter_id])).await.unwrap();
     let is_payments =
-        |span: &Span| span.service == "waybill-payment" && span.name == "receive ORDER.reserved.>";
+        |span: &Span| span.service == "waybill-payment" && span.name == "receive ORDER.*.*.*.reserved.*";
     let first = collector.span("payment's first delivery", is_payments).await;
-    // It had looked at the redrive before, and says so while it lives.
-    let is_idle =
-        |span: &Span| span.attribute("waybill.step") == "payment" && span.name == "process ORDER.redriven.>";
-    collector.span("payment's look at the redriven order", is_idle).await;
     eventually("the call", async || {
         (waybill.sandbox().ledger(&order_id).await.capture_calls > 0).then_some(())
     })
@@ -109,7 +105,7 @@ async fn one_trace_shows_an_order_through_retry_death_dead_letter_and_redrive() 
     assert_eq!(server.attribute("rpc.system.name"), "grpc");
     assert_eq!(server.attribute("rpc.method"), "orders.v1.OrderService/CreateOrder");
     assert_eq!(server.attribute("rpc.response.status_code"), "OK");
-    let created = tree.child(&server, "waybill-gateway", "publish ORDER.created.>");
+    let created = tree.child(&server, "waybill-gateway", "publish ORDER.*.*.*.created.*");
     assert_eq!(created.kind, SpanKind::Producer);
     assert_eq!(created.attribute("messaging.system"), "nats");
     assert_eq!(created.attribute("messaging.operation.type"), "send");
@@ -125,12 +121,12 @@ async fn one_trace_shows_an_order_through_retry_death_dead_letter_and_redrive() 
     );
 
     // Two attempts of inventory, the second of which is the last.
-    let received = tree.children(created, "waybill-inventory", "receive ORDER.created.>");
+    let received = tree.children(created, "waybill-inventory", "receive ORDER.*.*.*.created.*");
     let [one, two] = received[..] else { panic!("{received:#?}") };
     assert_eq!((one.kind, one.attribute("messaging.consumer.group.name")), (SpanKind::Client, "inventory"));
     assert_eq!((one.attribute("waybill.deliveries"), two.attribute("waybill.deliveries")), ("1", "2"));
     for received in [one, two] {
-        let process = tree.child(received, "waybill-inventory", "process ORDER.created.>");
+        let process = tree.child(received, "waybill-inventory", "process ORDER.*.*.*.created.*");
         assert_eq!((process.kind, process.is_error), (SpanKind::Consumer, true));
         let events: Vec<_> = process.events.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(events, ["attempt", "attempt failed"]);
@@ -138,45 +134,45 @@ async fn one_trace_shows_an_order_through_retry_death_dead_letter_and_redrive() 
         assert_eq!(process.events[1].1["waybill.attempt.counts"], "true");
         assert!(tree.child(process, "waybill-inventory", "reserve INVENTORY").is_error);
     }
-    let last = tree.child(two, "waybill-inventory", "process ORDER.created.>");
+    let last = tree.child(two, "waybill-inventory", "process ORDER.*.*.*.created.*");
     let letter = tree.child(last, "waybill-inventory", "publish DEAD_LETTER.open.>");
     assert_eq!(letter.attribute("waybill.dead_letter.id"), failed.dead_letter_id);
-    tree.child(last, "waybill-inventory", "publish ORDER.failed.>");
+    tree.child(last, "waybill-inventory", "publish ORDER.*.*.*.failed.*");
 
     // The redrive goes on from the letter.
     let redrive = tree.child(letter, "waybill-gateway", "redrive");
     assert_eq!(redrive.links, [letter.place(), operators.place()]);
     assert_eq!((operators.links.len(), &operators.links[0]), (1, &redrive.place()));
     tree.child(redrive, "waybill-gateway", "publish DEAD_LETTER.redriven.>");
-    let redriven = tree.child(redrive, "waybill-gateway", "publish ORDER.redriven.>");
-    let received = tree.child(redriven, "waybill-inventory", "receive ORDER.redriven.>");
-    let process = tree.child(received, "waybill-inventory", "process ORDER.redriven.>");
+    let redriven = tree.child(redrive, "waybill-gateway", "publish ORDER.*.*.*.redriven.*");
+    let received = tree.child(redriven, "waybill-inventory", "receive ORDER.*.*.*.redriven.*");
+    let process = tree.child(received, "waybill-inventory", "process ORDER.*.*.*.redriven.*");
     assert!(!process.is_error);
     let reserve = tree.child(process, "waybill-inventory", "reserve INVENTORY");
     assert_eq!((reserve.kind, reserve.attribute("db.collection.name")), (SpanKind::Client, "INVENTORY"));
-    let reserved = tree.child(process, "waybill-inventory", "publish ORDER.reserved.>");
+    let reserved = tree.child(process, "waybill-inventory", "publish ORDER.*.*.*.reserved.*");
 
     // What was delivered to the payment process that died, and again to the next.
-    let received = tree.children(reserved, "waybill-payment", "receive ORDER.reserved.>");
+    let received = tree.children(reserved, "waybill-payment", "receive ORDER.*.*.*.reserved.*");
     let [one, two] = received[..] else { panic!("{received:#?}") };
     assert_eq!((one.place(), one.parent.as_str()), (first.place(), reserved.span_id.as_str()));
     assert_ne!(one.instance, two.instance);
     assert_eq!((one.attribute("waybill.deliveries"), two.attribute("waybill.deliveries")), ("1", "2"));
-    let process = tree.child(two, "waybill-payment", "process ORDER.reserved.>");
+    let process = tree.child(two, "waybill-payment", "process ORDER.*.*.*.reserved.*");
     let call = tree.child(process, "waybill-payment", "payments.v1.PaymentService/Capture");
     assert_eq!((call.kind, call.attribute("rpc.response.status_code")), (SpanKind::Client, "OK"));
     assert_eq!(call.attribute("server.port"), waybill.sandbox().grpc_addr.rsplit_once(':').unwrap().1);
     let served = tree.child(call, "waybill-payment-sandbox", "payments.v1.PaymentService/Capture");
     assert_eq!((served.kind, served.attribute("rpc.system.name")), (SpanKind::Server, "grpc"));
-    let paid = tree.child(process, "waybill-payment", "publish ORDER.paid.>");
+    let paid = tree.child(process, "waybill-payment", "publish ORDER.*.*.*.paid.*");
 
-    let received = tree.child(paid, "waybill-fulfilment", "receive ORDER.paid.>");
-    let process = tree.child(received, "waybill-fulfilment", "process ORDER.paid.>");
-    let fulfilled = tree.child(process, "waybill-fulfilment", "publish ORDER.fulfilled.>");
+    let received = tree.child(paid, "waybill-fulfilment", "receive ORDER.*.*.*.paid.*");
+    let process = tree.child(received, "waybill-fulfilment", "process ORDER.*.*.*.paid.*");
+    let fulfilled = tree.child(process, "waybill-fulfilment", "publish ORDER.*.*.*.fulfilled.*");
 
     // Every update that the watcher got links to its append, from a trace of its own.
     assert_ne!(watch.trace_id, TRACE_ID);
-    let failed = tree.child(last, "waybill-inventory", "publish ORDER.failed.>");
+    let failed = tree.child(last, "waybill-inventory", "publish ORDER.*.*.*.failed.*");
     let appends = [created, failed, redriven, reserved, paid, fulfilled];
     assert_eq!(watch.links, appends.map(Span::place));
 
@@ -205,7 +201,7 @@ async fn a_trace_begun_by_grpcurl_goes_on() {
     let output = grpcurl.run_with(&["-H", &header], Some(request), &method).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
-    let is_last = |span: &Span| span.name == "publish ORDER.fulfilled.>";
+    let is_last = |span: &Span| span.name == "publish ORDER.*.*.*.fulfilled.*";
     assert_eq!(collector.span("the last append", is_last).await.trace_id, TRACE_ID);
     let is_server = |span: &Span| span.name == method[0];
     let server = collector.span("the server span", is_server).await;
@@ -218,10 +214,11 @@ async fn spans_travel_by_http_as_well() {
     let waybill = Deployment::start_with(options(&collector)).await;
     let order = waybill.place(order_of("customer", "request", vec![item("widget", 1)])).await.unwrap();
     waybill.finished(&order.order_id).await;
-    let is_last = |span: &Span| span.name == "publish ORDER.fulfilled.>";
+    let is_last = |span: &Span| span.name == "publish ORDER.*.*.*.fulfilled.*";
     let last = collector.span("the last append", is_last).await;
     assert_eq!(last.attribute("waybill.order.id"), order.order_id);
-    let is_first = |span: &Span| span.name == "publish ORDER.created.>" && span.trace_id == last.trace_id;
+    let is_first =
+        |span: &Span| span.name == "publish ORDER.*.*.*.created.*" && span.trace_id == last.trace_id;
     assert_eq!(collector.span("the first append", is_first).await.service, "waybill-gateway");
 }
 
@@ -242,7 +239,7 @@ async fn of_traces_that_are_not_sampled_errors_and_dead_letters_are_kept() {
 
     let letter = collector.span("the letter", |span| span.name == "publish DEAD_LETTER.open.>").await;
     let redrive = collector.span("the redrive", |span| span.name == "redrive").await;
-    let is_process = |span: &Span| span.name == "process ORDER.created.>";
+    let is_process = |span: &Span| span.name == "process ORDER.*.*.*.created.*";
     eventually("both attempts", async || {
         (collector.spans().iter().filter(|span| is_process(span)).count() == 2).then_some(())
     })
