@@ -9,8 +9,8 @@
 //! | rejected by a step  | it is the step's turn                 | REJECTED; owed by the completed steps that compensate |
 //! | cancelled           | it is a step's turn, or parked so     | CANCELLED; owed by the same, and by the step whose    |
 //! |                     |                                       | turn it was, which may be at work                     |
-//! | compensated by a    | it is called off and it is the step's | no longer owed by it; the turn of the next that owes  |
-//! | step                | turn                                  |                                                       |
+//! | compensated by a    | it is REJECTED or CANCELLED, and it   | no longer owed by it; the turn of the next that owes  |
+//! | step                | is the step's turn                    |                                                       |
 //! | failed              | not finished                          | FAILED, parked with its status                        |
 //! | redriven            | FAILED                                | the status it was parked with                         |
 //! | carried             | not finished                          | as it was, with a younger event                       |
