@@ -115,7 +115,7 @@ rules: ## check Prometheus' configuration, and test its rules
 bench: ## measure; the release build comes first
 	@$(NATS) && \
 	cargo build --workspace --release --locked && \
-	cargo bench --workspace --locked --bench create_order --bench order_path --bench edge --bench footprint --bench storage --bench traces
+	cargo bench --workspace --locked --bench create_order --bench order_path --bench edge --bench footprint --bench storage --bench traces --bench growth
 
 release: ## build what a release consists of, into target/packages
 	@tools/release

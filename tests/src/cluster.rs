@@ -93,7 +93,8 @@ impl Cluster {
             // Random bytes, so that compression does not shrink them.
             let mut payload = vec![0; LARGE_BYTES];
             rand::fill(&mut payload[..]);
-            let stored = jetstream.publish("ORDER.filler.00.c.o", payload.into()).await.expect("connection");
+            let stored =
+                jetstream.publish("ORDER.00.c.o.filler.end", payload.into()).await.expect("connection");
             stored.await.expect("large message");
         }
     }

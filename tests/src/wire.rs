@@ -349,7 +349,7 @@ fn nats(from: End, buffer: &mut Vec<u8>) -> Option<Frame> {
 /// What a message to the broker changes, if anything.
 fn write_name(subject: &str, payload: &[u8]) -> Option<String> {
     let name = match subject.split('.').collect::<Vec<_>>()[..] {
-        ["ORDER", _, _, _, event, _] => format!("append {event}"),
+        ["ORDER", _, _, _, event, _] | ["ORDER", event] => format!("append {event}"),
         ["$KV", "INVENTORY", record, ..] => format!("write {record}"),
         // The carry position is only progress: with an older record more is read again.
         ["DEAD_LETTER", "carrier"] => return None,

@@ -24,7 +24,7 @@ use tracing::field::Empty;
 use tracing::{Span, info_span, warn};
 
 pub use fingerprint::fingerprint;
-pub use id::{ALL_DEAD_LETTERS, LetterId, MalformedLetterId, is_step};
+pub use id::{ALL_DEAD_LETTERS, LetterId, MalformedLetterId};
 
 use crate::broker::barrier::Barrier;
 use crate::broker::connection::Connection;
@@ -34,7 +34,7 @@ use crate::broker::publish::{Outcome, publish};
 use crate::broker::streams::{DEAD_LETTERS, StreamState, restore_dead_letters};
 use crate::broker::trace_headers;
 use crate::log::ids::Revision;
-use crate::log::subjects;
+use crate::log::subjects::{self, is_step_name};
 use fit::Cut;
 
 /// How long the attempts at a message are remembered after the latest of them.
@@ -242,7 +242,7 @@ impl DeadLetters {
         let mut subjects = subjects.map_err(|error| no_answer(&error))?;
         // The stream keeps one message per subject, so each subject is one dead letter.
         while let Some((subject, letters)) = subjects.try_next().await.map_err(|error| no_answer(&error))? {
-            let step = subject.split('.').nth(2).filter(|step| is_step(step)).unwrap_or_default();
+            let step = subject.split('.').nth(2).filter(|step| is_step_name(step)).unwrap_or_default();
             *open.entry(step.to_owned()).or_default() += letters as u64;
         }
         // The stream also holds other records.

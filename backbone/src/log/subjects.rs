@@ -164,8 +164,8 @@ pub fn parse(subject: &str) -> Option<EventSubject<'_>> {
     right_place.then_some(EventSubject { kind, id, next })
 }
 
-/// Whether the text can be the last token of a subject.
-fn is_step_name(text: &str) -> bool {
+/// Whether the text can be a step's name, and so a token of a subject.
+pub fn is_step_name(text: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     !text.is_empty() && text.len() <= STEP_NAME_BYTES_MAX && text.bytes().all(is_plain)
 }

@@ -3,8 +3,9 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use backbone::dead_letters::{LetterId, is_step};
+use backbone::dead_letters::LetterId;
 use backbone::log::ids::Revision;
+use backbone::log::subjects::is_step_name;
 use proto::operations::v1::{
     DeadLetterFilter, DiscardDeadLetterRequest, ListDeadLettersRequest, RedriveDeadLettersRequest,
 };
@@ -149,7 +150,7 @@ fn check_id(violations: &mut Violations, field: &str, text: &str) -> Option<Lett
 
 fn check_filter(violations: &mut Violations, filter: DeadLetterFilter) -> Filter {
     let DeadLetterFilter { step, fingerprint, older_than } = filter;
-    if !step.is_empty() && !is_step(&step) {
+    if !step.is_empty() && !is_step_name(&step) {
         violations.add("filter.step", "must be the name of a step, such as inventory, or empty");
     }
     let is_hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);

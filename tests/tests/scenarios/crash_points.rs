@@ -619,7 +619,7 @@ async fn a_step_killed_at_any_point_of_setting_a_message_aside_keeps_it_once() {
 /// Publishes what no step can decode; gives the id of the letter that it becomes.
 async fn publish_junk(waybill: &Deployment) -> String {
     let jetstream = waybill.jetstream().await;
-    let ack = jetstream.publish("ORDER.1.2.3.4.inventory", "junk".into()).await.unwrap();
+    let ack = jetstream.publish("ORDER.0.junk.junk.junk.inventory", "junk".into()).await.unwrap();
     format!("inventory-{}", ack.await.unwrap().sequence)
 }
 

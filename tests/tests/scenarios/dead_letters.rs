@@ -232,7 +232,7 @@ async fn a_message_that_cannot_be_decoded_is_kept_byte_for_byte() {
     headers.append("who", "somebody");
     headers.append("who", "else");
     let ack = jetstream
-        .publish_with_headers("ORDER.1.2.3.4.inventory", headers, bytes.clone().into())
+        .publish_with_headers("ORDER.0.junk.junk.junk.inventory", headers, bytes.clone().into())
         .await
         .unwrap();
     let sequence = ack.await.unwrap().sequence;
@@ -240,7 +240,7 @@ async fn a_message_that_cannot_be_decoded_is_kept_byte_for_byte() {
     let id = format!("inventory-{sequence}");
     let letter = eventually("the letter", async || waybill.letter(&id).await.ok()).await;
     assert_eq!((letter.state(), letter.reason()), (DeadLetterState::Open, DeadLetterReason::Undecodable));
-    assert_eq!((letter.subject.as_str(), letter.sequence), ("ORDER.1.2.3.4.inventory", sequence));
+    assert_eq!((letter.subject.as_str(), letter.sequence), ("ORDER.0.junk.junk.junk.inventory", sequence));
     assert_eq!(letter.payload, bytes);
     let values: Vec<_> = letter.headers.iter().map(|header| header.value.as_str()).collect();
     assert_eq!(values, ["somebody", "else"]);
@@ -254,7 +254,7 @@ async fn a_message_too_large_for_a_letter_is_named_and_stays_in_the_log() {
     let waybill = Deployment::start().await;
     let jetstream = waybill.jetstream().await;
     let payload = vec![7; jetstream.client().server_info().max_payload];
-    let ack = jetstream.publish("ORDER.1.2.3.4.inventory", payload.into()).await.unwrap();
+    let ack = jetstream.publish("ORDER.0.junk.junk.junk.inventory", payload.into()).await.unwrap();
     let id = format!("inventory-{}", ack.await.unwrap().sequence);
     let letter = eventually("the letter", async || waybill.letter(&id).await.ok()).await;
     assert!(letter.content_omitted && letter.payload.is_empty(), "{letter:?}");

@@ -33,7 +33,7 @@ async fn letters_are_listed_by_pages_and_counted_by_their_cause() {
         parked_by.push(parked(&waybill, request_id).await.dead_letter_id);
     }
     let jetstream = waybill.jetstream().await;
-    jetstream.publish("ORDER.1.2.3.4.inventory", "junk".into()).await.unwrap().await.unwrap();
+    jetstream.publish("ORDER.0.junk.junk.junk.inventory", "junk".into()).await.unwrap().await.unwrap();
     waybill.idle("inventory").await;
 
     let first = list(&waybill, ListDeadLettersRequest { page_size: 2, ..Default::default() }).await;
@@ -129,7 +129,8 @@ async fn an_operator_needs_nothing_but_the_command_line() {
     let waybill = with_damage(1).await;
     let (one, two) = (parked(&waybill, "one").await, parked(&waybill, "two").await);
     let (jetstream, dir) = (waybill.jetstream().await, tempfile::tempdir().unwrap());
-    let junk = jetstream.publish("ORDER.1.2.3.4.inventory", "junk".into()).await.unwrap().await.unwrap();
+    let junk =
+        jetstream.publish("ORDER.0.junk.junk.junk.inventory", "junk".into()).await.unwrap().await.unwrap();
     let junk = format!("inventory-{}", junk.sequence);
     waybill.idle("inventory").await;
     let run = async |args: &[&str]| waybill_dead_letter(&waybill, args).await;

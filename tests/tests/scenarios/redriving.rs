@@ -306,7 +306,7 @@ async fn a_withdrawn_letter_whose_step_died_before_it_was_off_the_list_leaves_th
 /// Publishes what no step can decode; gives the letter's id.
 async fn undecodable(waybill: &Deployment) -> String {
     let jetstream = waybill.jetstream().await;
-    let ack = jetstream.publish("ORDER.1.2.3.4.inventory", "junk".into()).await.unwrap();
+    let ack = jetstream.publish("ORDER.0.junk.junk.junk.inventory", "junk".into()).await.unwrap();
     let id = format!("inventory-{}", ack.await.unwrap().sequence);
     harness::eventually("the letter", async || waybill.letter(&id).await.ok()).await;
     id

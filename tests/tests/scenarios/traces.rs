@@ -145,6 +145,10 @@ async fn one_trace_shows_an_order_through_retry_death_dead_letter_and_redrive() 
     assert_eq!((operators.links.len(), &operators.links[0]), (1, &redrive.place()));
     tree.child(redrive, "waybill-gateway", "publish DEAD_LETTER.redriven.>");
     let redriven = tree.child(redrive, "waybill-gateway", "publish ORDER.*.*.*.redriven.*");
+    assert!(
+        tree.children(redriven, "waybill-payment", "receive ORDER.*.*.*.redriven.*").is_empty(),
+        "a redrive wakes the one step concerned"
+    );
     let received = tree.child(redriven, "waybill-inventory", "receive ORDER.*.*.*.redriven.*");
     let process = tree.child(received, "waybill-inventory", "process ORDER.*.*.*.redriven.*");
     assert!(!process.is_error);

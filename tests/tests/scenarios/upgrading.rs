@@ -306,7 +306,7 @@ fn watch_customer(mut client: Client) -> impl AsyncFnOnce(&Deployment) -> Vec<u6
         }
         let key = backbone::log::ids::CustomerKey::of("", WATCHED_CUSTOMER).to_string();
         let messages = waybill.messages().await.into_iter();
-        let of_customer = messages.filter(|message| message.subject.split('.').nth(3) == Some(&key));
+        let of_customer = messages.filter(|message| message.subject.split('.').nth(2) == Some(&key));
         let last = of_customer.last().expect("orders of the customer").sequence.0;
         eventually("the last event of the customer", async || {
             (seen.borrow().last() == Some(&last)).then_some(())

@@ -137,16 +137,18 @@ async fn a_watcher_that_missed_live_messages_is_filled_from_the_log() {
     let log = waybill.order_log().await;
     let order = log.load(&order.order_id.parse().unwrap()).await.unwrap().unwrap();
     republish(&waybill, false).await;
-    let order = append(&log, order, Detail::Reserved(StockReserved::default())).await;
+    let order =
+        append(&waybill.step_log("inventory").await, order, Detail::Reserved(StockReserved::default())).await;
     republish(&waybill, true).await;
-    let order = append(&log, order, Detail::Paid(PaymentCaptured::default())).await;
+    let order =
+        append(&waybill.step_log("payment").await, order, Detail::Paid(PaymentCaptured::default())).await;
     // The next live message shows the gap.
     assert_eq!(kind(&watcher.event().await), EventKind::Reserved);
     assert_eq!(kind(&watcher.event().await), EventKind::Paid);
 
     // With no further message, the regular look into the log finds what is missing.
     republish(&waybill, false).await;
-    append(&log, order, Detail::Fulfilled(OrderFulfilled::default())).await;
+    append(&waybill.step_log("fulfilment").await, order, Detail::Fulfilled(OrderFulfilled::default())).await;
     let last = watcher.event().await;
     assert_eq!(after(&last).status(), OrderStatus::Fulfilled);
     assert_eq!(watcher.rest().await, []);

@@ -116,7 +116,7 @@ async fn letters(waybill: &mut Deployment) {
 
     let jetstream = waybill.jetstream().await;
     for _ in 0..2 {
-        jetstream.publish("ORDER.1.2.3.4.inventory", "junk".into()).await.unwrap().await.unwrap();
+        jetstream.publish("ORDER.0.junk.junk.junk.inventory", "junk".into()).await.unwrap().await.unwrap();
     }
     let open = eventually("letters about junk", async || {
         let open = waybill.open_letters().await;

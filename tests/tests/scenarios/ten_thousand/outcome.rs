@@ -99,7 +99,7 @@ async fn check_attempts(waybill: &Deployment, placed: &[Placed], problems: &mut 
     }
     for (subject, letter) in waybill.letters_kept().await {
         let recorded = letter.state() == DeadLetterState::Unspecified && !letter.attempts.is_empty();
-        let order_key = letter.subject.rsplit('.').next().unwrap_or_default();
+        let order_key = letter.subject.split('.').nth(3).unwrap_or_default();
         if recorded && unharmed.iter().any(|order_id| order_id.ends_with(order_key)) {
             problems.add("", format!("attempts on record for a good order: {subject}"));
         }
