@@ -237,7 +237,8 @@ fn complete(order: &mut Order) {
     let at = completed(order).len();
     let leads_to = steps(order).get(at).map_or(OrderStatus::Unspecified, RouteStep::leads_to);
     let next = steps(order).get(at + 1).map(|next| next.name.clone());
-    order.completed_steps += 1;
+    // A foreign event may have any count.
+    order.completed_steps = order.completed_steps.saturating_add(1);
     match next {
         None => order.set_status(OrderStatus::Fulfilled),
         // Only the last step fulfils the order.
