@@ -215,7 +215,7 @@ async fn every_documented_reason_is_given_with_its_code_and_details() {
     let id: OrderId = of_two.parse().unwrap();
     let jetstream = waybill.jetstream().await;
     for i in 0..=SUBJECTS_READ_MAX {
-        let subject = subjects::order(&id).replacen('*', &format!("foreign-{i}"), 1);
+        let subject = subjects::order(&id).replace('>', &format!("foreign-{i}.end"));
         drop(jetstream.publish(subject, "".into()).await.unwrap());
     }
     eventually("all of them", async || {
