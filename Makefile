@@ -71,7 +71,6 @@ golden: ## write what this version stores into tests/golden, once for each versi
 lint: version prose rules breaking ## check format, prose, code, contract, dependencies, version, rules and all of lint-deploy
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
-	rustfmt --check --edition 2024 tests/fourth-step/fraud/src/main.rs
 	@tools/check-imports
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@buf=$$(tools/install buf) && set -x && "$$buf" lint

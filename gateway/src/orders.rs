@@ -99,8 +99,12 @@ impl OrderService for Orders {
         spans::record_order(&new.id);
         self.readiness.check_durability()?;
         let asked = new.created.clone();
+        let Some(route) = new.route else {
+            let order = self.retried(&new.id, &asked, deadline).await?;
+            return Ok(Response::new(CreateOrderResponse { order: Some(order) }));
+        };
 
-        let appended = self.log.create(new.id, new.created, new.route, deadline).await;
+        let appended = self.log.create(new.id, new.created, route, deadline).await;
         let appended =
             appended.and_then(|appended| self.readiness.check_durability_after_append().map(|()| appended));
         let order = match appended.map_err(|error| broker_errors::append(&new.id, &error))? {
@@ -230,6 +234,17 @@ impl OrderService for Orders {
             Ok(WatchOrdersResponse { event: Some(update.event.into_proto()) })
         });
         Ok(Response::new(Box::pin(ending.of(updates))))
+    }
+}
+
+impl Orders {
+    /// The order that this request has created when its route existed.
+    async fn retried(&self, id: &OrderId, asked: &OrderCreated, deadline: Instant) -> Result<Order, Status> {
+        match read_by(deadline, self.log.load(id)).await? {
+            Some(existing) if is_same(asked, &existing.order) => Ok(existing.order),
+            Some(_) => Err(errors::request_id_reused(id)),
+            None => Err(validation::unknown_route(&self.routes)),
+        }
     }
 }
 

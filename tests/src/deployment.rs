@@ -14,10 +14,13 @@ use crate::http::http_get;
 use crate::namespaces::{Host, Network, command_on};
 use crate::payments::{PAYMENTS, PaymentSandbox};
 use crate::process::{Process, binary};
+use crate::test_steps::{TEST_STEP, TEST_STEP_PROGRAM, TEST_STEPS};
 use crate::wire::Wire;
 
-/// The three steps, by the names of their binaries.
+/// The steps that are built in.
 const STEPS: [&str; 3] = ["inventory", "payment", "fulfilment"];
+/// The route file of a deployment, in its folder.
+const ROUTES: &str = "routes.yaml";
 const FREE_PORT: &str = "127.0.0.1:0";
 
 /// What a deployment begins with.
@@ -27,6 +30,10 @@ pub struct Options {
     pub stock: Vec<(&'static str, u64)>,
     /// Where the programs are, if not those of this workspace are meant.
     pub programs: Option<PathBuf>,
+    /// The route file of the gateway, if it has one.
+    pub routes: Option<String>,
+    /// The steps that run.
+    pub steps: Vec<&'static str>,
     /// Processes of each step.
     pub replicas: usize,
     /// Payments by a payment sandbox of its own; else by the one inside of each payment process.
@@ -61,6 +68,8 @@ impl Default for Options {
         Self {
             stock: vec![("widget", 1_000_000), ("gadget", 1_000_000)],
             programs: None,
+            routes: None,
+            steps: STEPS.to_vec(),
             replicas: 1,
             payment_sandbox: false,
             payments: None,
@@ -81,8 +90,9 @@ impl Default for Options {
 
 impl Options {
     /// The broker's users, if each program is one.
-    fn users(&self) -> Option<Users> {
-        let environment = [&self.environment[..], &self.gateway, &self.processors].concat();
+    fn users(&self, dir: &TempDir) -> Option<Users> {
+        let mut environment = [&self.environment[..], &self.gateway, &self.processors].concat();
+        environment.extend(self.routes_file(dir));
         let (provisioned, withheld) = (self.provisioned, self.withheld);
         self.least_privilege.then_some(Users { provisioned, withheld, environment })
     }
@@ -90,7 +100,13 @@ impl Options {
     fn broker(&self, dir: &TempDir) -> Broker {
         let broker = Broker::reserve(dir.path()).with_peers(self.servers);
         let broker = broker.on_network(self.network.as_deref());
-        broker.with_password(self.password).with_users(self.users())
+        broker.with_password(self.password).with_users(self.users(dir))
+    }
+
+    /// The variable with the route file, if there is one.
+    fn routes_file(&self, dir: &TempDir) -> Option<(&'static str, String)> {
+        let file = dir.path().join(ROUTES);
+        self.routes.as_ref().map(|_| ("ROUTES_FILE", file.to_str().expect("UTF-8").to_owned()))
     }
 
     /// Where programs run.
@@ -142,6 +158,7 @@ impl Deployment {
     /// Starts everything and waits until the gateway is ready.
     pub async fn start_with(options: Options) -> Self {
         let dir = folder();
+        write_routes(&dir, &options);
         let mut broker = options.broker(&dir);
         broker.start().await;
         let mut deployment = Self::start_around(broker, options, dir).await;
@@ -159,6 +176,7 @@ impl Deployment {
     }
 
     async fn start_around(broker: Broker, options: Options, dir: TempDir) -> Self {
+        write_routes(&dir, &options);
         let payment_sandbox = if options.payment_sandbox {
             let program = options.program("waybill-payment-sandbox");
             if let Some(payments) = &options.payments {
@@ -183,7 +201,7 @@ impl Deployment {
         let gateway = start_gateway(&dir, &broker_url, &options, options.host(), "gateway", &at).await;
         let mut deployment =
             Self { gateway, processors: HashMap::new(), payment_sandbox, wire, broker, options, dir };
-        for step in STEPS {
+        for step in deployment.options.steps.clone() {
             for _ in 0..deployment.options.replicas {
                 deployment.start_processor(step);
             }
@@ -198,6 +216,12 @@ impl Deployment {
         if let Some(sandbox) = &mut self.payment_sandbox {
             sandbox.use_program(program);
         }
+    }
+
+    /// From now on, gateways that are started read this route file.
+    pub fn define_routes(&mut self, routes: &str) {
+        self.options.routes = Some(routes.to_owned());
+        write_routes(&self.dir, &self.options);
     }
 
     /// Starts one more process of `step`.
@@ -233,9 +257,11 @@ impl Deployment {
     fn processor_process(&self, step: &'static str, nats_url: String, name: &str) -> Process {
         let wire = self.wire.as_ref().filter(|_| self.options.wired == Some(step));
         let host = self.options.host();
-        let mut command = command_on(host, &self.options.program(&format!("waybill-{step}")));
+        let program = if TEST_STEPS.contains(&step) { TEST_STEP_PROGRAM } else { &format!("waybill-{step}") };
+        let mut command = command_on(host, &self.options.program(program));
         command
             .env_clear()
+            .env(TEST_STEP, step)
             .env("NATS_URL", nats_url)
             .env("OPS_ADDR", any_port(host))
             .env("LOG_FORMAT", "json")
@@ -387,6 +413,12 @@ pub(crate) fn folder() -> TempDir {
     folder
 }
 
+fn write_routes(dir: &TempDir, options: &Options) {
+    if let Some(routes) = &options.routes {
+        std::fs::write(dir.path().join(ROUTES), routes).expect("route file");
+    }
+}
+
 /// An address on the host with a port that the system chooses.
 fn any_port(host: Option<&Host>) -> String {
     host.map_or_else(|| FREE_PORT.to_owned(), |host| SocketAddr::new(host.address(), 0).to_string())
@@ -416,6 +448,7 @@ async fn start_gateway(
         .env("LOG_FORMAT", "json")
         // An address that other hosts can reach requires disabling authentication explicitly.
         .envs(host.map(|_| ("ALLOW_ANONYMOUS", "true")))
+        .envs(options.routes_file(dir))
         .envs(options.environment.iter().cloned())
         .envs(options.gateway.iter().cloned());
     let mut process = Process::start(name, command, dir.path());

@@ -24,6 +24,7 @@ mod records;
 mod relay;
 mod scrape;
 mod skip;
+pub mod test_steps;
 mod tmpfs;
 mod wire;
 

@@ -351,6 +351,7 @@ fn write_name(subject: &str, payload: &[u8]) -> Option<String> {
     let name = match subject.split('.').collect::<Vec<_>>()[..] {
         ["ORDER", _, _, _, event, _] | ["ORDER", event] => format!("append {event}"),
         ["$KV", "INVENTORY", record, ..] => format!("write {record}"),
+        ["$KV", "EFFECTS", ..] => "write effect".to_owned(),
         // The carry position is only progress: with an older record more is read again.
         ["DEAD_LETTER", "carrier"] => return None,
         ["DEAD_LETTER", state, ..] => format!("dead letter {state}"),

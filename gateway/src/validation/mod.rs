@@ -35,7 +35,8 @@ const CUSTOMER_ID_PUNCTUATION: &str = "-_.:@";
 pub(crate) struct NewOrder {
     pub(crate) id: OrderId,
     pub(crate) created: OrderCreated,
-    pub(crate) route: Route,
+    /// `None`: there is no such route now. A retry of a request from before the route file changed may name it.
+    pub(crate) route: Option<Route>,
 }
 
 /// Checks a CreateOrderRequest of `tenant`, names the order, and finds its route.
@@ -52,14 +53,11 @@ pub(crate) fn new_order(
     violations.check_text("customer_id", &customer_id, ID_CHARS_MAX, CUSTOMER_ID_PUNCTUATION);
     violations.check_items(&items);
     let route = routes.route(&route_name);
-    if route.is_none() {
-        let known = routes.names().collect::<Vec<_>>().join(", ");
-        violations
-            .add("route", format_args!("must be one of {known}, or empty for {}", routes.default_name()));
+    let is_retriable = !request_id.is_empty() && violations.is_empty();
+    if route.is_none() && !is_retriable {
+        add_unknown_route(routes, &mut violations);
     }
     violations.into_result()?;
-    // Unreachable: a missing route is a violation.
-    let route = route.ok_or_else(|| errors::invalid(Vec::new(), 0))?;
 
     let order = if request_id.is_empty() {
         OrderKey::unique()
@@ -70,6 +68,18 @@ pub(crate) fn new_order(
     let created =
         OrderCreated { order_id: id.to_string(), customer_id, items, request_id, route: route_name };
     Ok(NewOrder { id, created, route })
+}
+
+/// The rejection of a request whose route does not exist.
+pub(crate) fn unknown_route(routes: &Routes) -> Status {
+    let mut violations = Violations::default();
+    add_unknown_route(routes, &mut violations);
+    violations.into_status()
+}
+
+fn add_unknown_route(routes: &Routes, violations: &mut Violations) {
+    let known = routes.names().collect::<Vec<_>>().join(", ");
+    violations.add("route", format_args!("must be one of {known}, or empty for {}", routes.default_name()));
 }
 
 /// Checks an order_id.

@@ -43,7 +43,11 @@ impl Violations {
     }
 
     pub(crate) fn into_result(self) -> Result<(), Status> {
-        if self.reported.is_empty() { Ok(()) } else { Err(errors::invalid(self.reported, self.left_out)) }
+        if self.reported.is_empty() { Ok(()) } else { Err(self.into_status()) }
+    }
+
+    pub(super) fn into_status(self) -> Status {
+        errors::invalid(self.reported, self.left_out)
     }
 
     pub(super) fn check_order_id(&mut self, text: &str) -> Option<OrderId> {

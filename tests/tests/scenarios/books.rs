@@ -3,8 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use backbone::log::lifecycle::{apply, create};
+use backbone::log::lifecycle::{apply, create, has_completed, is_called_off};
 use futures::{StreamExt, TryStreamExt, stream};
+use harness::test_steps::{Effect, EffectState, TEST_STEPS};
 use harness::{Account, Deployment};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{ListOrderEventsRequest, Order, OrderEvent, OrderStatus};
@@ -108,7 +109,12 @@ pub(crate) struct Totals {
     pub(crate) parked: HashMap<String, u64>,
 }
 
-/// Money was kept for each FULFILLED order, once and as much as it costs, and for no other.
+/// Whether the order's route has the step.
+fn goes_through(order: &Order, step: &str) -> bool {
+    order.route.iter().flat_map(|route| &route.steps).any(|other| other.name == step)
+}
+
+/// Money was kept for each FULFILLED order with payment on its route, once and as much as it costs, and for no other.
 pub(crate) fn check_money(
     orders: &[Order],
     accounts: &HashMap<String, Account>,
@@ -118,7 +124,8 @@ pub(crate) fn check_money(
     for order in orders {
         let account = accounts.get(&order.order_id).copied().unwrap_or_default();
         let fulfilled = order.status() == OrderStatus::Fulfilled;
-        let (kept, owed) = if fulfilled { (1, total(order)) } else { (0, 0) };
+        let (kept, owed) =
+            if fulfilled && goes_through(order, "payment") { (1, total(order)) } else { (0, 0) };
         let taken_once = account.captures <= 1 && account.captures == account.refunds + kept;
         if !taken_once || account.balance != owed {
             problems.add(&order.order_id, format!("{:?} with {account:?}", order.status()));
@@ -126,10 +133,10 @@ pub(crate) fn check_money(
         totals.captures += account.captures;
         totals.refunds += account.refunds;
         totals.kept += account.balance;
-        let parked = matches!(order.parked_status(), OrderStatus::Reserved | OrderStatus::Paid);
-        for (_, units) in
-            [(fulfilled, &mut totals.shipped), (parked, &mut totals.parked)].into_iter().filter(|it| it.0)
-        {
+        let reserved = has_completed(order, "inventory");
+        let parked = order.status() == OrderStatus::Failed;
+        let holding = [(fulfilled, &mut totals.shipped), (parked, &mut totals.parked)];
+        for (_, units) in holding.into_iter().filter(|(holds, _)| *holds && reserved) {
             for item in &order.items {
                 *units.entry(item.sku.clone()).or_default() += u64::try_from(item.quantity).unwrap();
             }
@@ -157,6 +164,58 @@ pub(crate) async fn check_stock(
             let ordered = format!("{shipped} shipped and {parked} parked");
             problems.add("", format!("{sku}: {ordered}, {held} held and {available} left of {units}"));
         }
+    }
+}
+
+/// The test steps on an order's route did what its end says, once, and nothing for other orders.
+pub(crate) async fn check_effects(waybill: &Deployment, orders: &[Order], problems: &mut Problems) {
+    for step in TEST_STEPS {
+        let mut effects = waybill.effects(step).await;
+        for order in orders {
+            let effect = effects.remove(&order.order_id).unwrap_or_default();
+            if let Err(problem) = check_effect(order, step, effect) {
+                problems.add(&order.order_id, format!("{step}: {problem}, but has {effect:?}"));
+            }
+        }
+        for (order_id, effect) in effects {
+            problems.add(&order_id, format!("{step}: no order, and {effect:?}"));
+        }
+    }
+}
+
+fn check_effect(order: &Order, step: &str, effect: Effect) -> Result<(), &'static str> {
+    let steps = order.route.as_ref().map_or(&[][..], |route| &route.steps);
+    let Some(place) = steps.iter().position(|other| other.name == step) else {
+        return if effect == Effect::default() { Ok(()) } else { Err("is not on the route") };
+    };
+    let completed = usize::try_from(order.completed_steps).unwrap();
+    let called_off = is_called_off(order);
+    // The step whose turn it was when the order was cancelled may have done its work, and may not.
+    let may_have_begun = order.status() == OrderStatus::Cancelled && place == completed;
+    let compensates = steps[place].compensates;
+    let (is, problem) = match effect.state {
+        EffectState::None => {
+            (place >= completed && !(may_have_begun && compensates), "was completed or owed")
+        }
+        EffectState::Done => (
+            place < completed && !(called_off && compensates) || may_have_begun && !compensates,
+            "should have nothing done",
+        ),
+        EffectState::Undone => {
+            (called_off && compensates && (place < completed || may_have_begun), "should have nothing undone")
+        }
+        EffectState::Forbidden => (may_have_begun && compensates, "should have nothing forbidden"),
+    };
+    let undone = effect.state == EffectState::Undone;
+    let done = undone || effect.state == EffectState::Done;
+    if !is {
+        Err(problem)
+    } else if effect.compensations > 0 && !(called_off && compensates) {
+        Err("was called to compensate")
+    } else if (effect.done, effect.undone) != (u32::from(done), u32::from(undone)) {
+        Err("should be done and undone once")
+    } else {
+        Ok(())
     }
 }
 

@@ -7,14 +7,18 @@
 //! exactly the messages of its list. A program that comes to write something else needs a longer list.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use async_nats::jetstream::consumer::PriorityPolicy;
+use backbone::log::event::stored;
 use backbone::log::subjects::EventKind::{
-    Cancelled, Carried, Created, Failed, Fulfilled, Paid, Redriven, Refunded, Rejected, Released, Reserved,
+    Cancelled, Carried, Compensated, Completed, Created, Failed, Fulfilled, Paid, Redriven, Refunded,
+    Rejected, Released, Reserved,
 };
 use backbone::log::subjects::{self, EventKind};
+use harness::test_steps::EffectState;
 use harness::{DELIVERY, Deployment, Moment, Options, eventually, every_one, item, order_of, these};
-use processor::inventory::ReservationState;
+use processor::inventory::{ReservationState, reservation_key};
 use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest, RedriveOutcome};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{CreateOrderRequest, Order, OrderEvent, OrderStatus};
@@ -42,6 +46,10 @@ const CAPTURE_TOO_LATE: &[&str] = &["append paid", "call refund", "append refund
 // Fulfilment.
 const SHIP: &[&str] = &[DELIVERY, "append fulfilled", "ack"];
 const SHIP_TOO_LATE: &[&str] = &["append fulfilled", "ack"];
+// A step of one's own.
+const COMPLETE: &[&str] = &[DELIVERY, "write effect", "append completed", "ack"];
+const COMPENSATE: &[&str] = &[DELIVERY, "write effect", "append compensated", "ack"];
+const COMPLETE_TOO_LATE: &[&str] = &["append completed", "write effect", "append compensated", "ack"];
 // Any step that gives up.
 const PARK: &[&str] = &[DELIVERY, "dead letter attempts", "nak", "dead letter open", "append failed", "term"];
 const SET_ASIDE: &[&str] = &[DELIVERY, "dead letter open", "term"];
@@ -65,7 +73,7 @@ const DISCARD: &[&str] = &["dead letter discarded", "unlist dead letter"];
 
 const CHANGE_STOCK: &[&str] = &["write stock", "write change"];
 
-const LISTS: [&[&str]; 21] = [
+const LISTS: [&[&str]; 24] = [
     RESERVE,
     REFUSE,
     RELEASE,
@@ -77,6 +85,9 @@ const LISTS: [&[&str]; 21] = [
     CAPTURE_TOO_LATE,
     SHIP,
     SHIP_TOO_LATE,
+    COMPLETE,
+    COMPENSATE,
+    COMPLETE_TOO_LATE,
     PARK,
     WITHDRAW,
     SET_ASIDE,
@@ -94,6 +105,9 @@ const ATTEMPTS_MAX: usize = 2;
 const UNITS: u64 = 2;
 const CUSTOMER: &str = "customer";
 const GATEWAY: &str = "gateway";
+const PACKING: &str = "packing";
+/// The second consumer of inventory.
+const KEEPING: &str = "inventory-carried";
 
 /// Where the program is killed; nowhere, when the scene is played to its end.
 struct Point {
@@ -187,13 +201,27 @@ async fn carrying(program: &'static str) -> Deployment {
 }
 
 async fn deployment_with(program: &'static str, options: Options) -> Deployment {
-    let mut options = Options { wired: Some(program), payment_sandbox: program == "payment", ..options };
+    let payment_sandbox = options.payment_sandbox || program == "payment";
+    let mut options = Options { wired: Some(program), payment_sandbox, ..options };
     options.processors = vec![("ACK_WAIT", "500ms".to_owned()), ("MAX_ATTEMPTS", ATTEMPTS_MAX.to_string())];
+    let steps = options.steps.clone();
     let waybill = Deployment::start_with(options).await;
-    for step in ["inventory", "payment", "fulfilment"] {
+    for step in steps {
         waybill.idle(step).await;
     }
     waybill
+}
+
+/// The same with a step of one's own between two that are built in, all of which compensate.
+async fn with_packing(program: &'static str) -> Deployment {
+    let routes = "routes: {packed: [inventory, {name: packing, compensates: true}, payment, fulfilment]}";
+    let options = Options {
+        routes: Some(routes.to_owned()),
+        steps: vec!["inventory", PACKING, "payment", "fulfilment"],
+        payment_sandbox: true,
+        ..Options::default()
+    };
+    deployment_with(program, options).await
 }
 
 async fn place(waybill: &Deployment, customer_id: &str, point: &Point) -> Order {
@@ -435,6 +463,91 @@ async fn fulfilment_killed_at_any_point_after_a_cancel_has_overtaken_it_ships_no
     .await;
 }
 
+/// The effect of [`PACKING`] for an order was done once, or not at all, and undone if so.
+async fn check_packed(waybill: &Deployment, order: &Order, states: &[EffectState]) {
+    let effect = waybill.effects(PACKING).await.remove(&order.order_id).unwrap_or_default();
+    assert!(states.contains(&effect.state), "{effect:?}");
+    let counts = match effect.state {
+        EffectState::None | EffectState::Forbidden => (0, 0),
+        EffectState::Done => (1, 0),
+        EffectState::Undone => (1, 1),
+    };
+    assert_eq!((effect.done, effect.undone), counts);
+}
+
+#[tokio::test]
+async fn a_step_of_ones_own_killed_at_any_point_completes_once() {
+    let mut waybill = with_packing(PACKING).await;
+    at_each_point(&mut waybill, PACKING, COMPLETE, async |waybill, point| {
+        point.arm(waybill);
+        let order = place(waybill, CUSTOMER, point).await;
+        point.die(waybill).await;
+        let way = [Created, Reserved, Completed, Paid, Fulfilled];
+        assert_eq!(end_of(waybill, PACKING, &order).await, ended(OrderStatus::Fulfilled, way));
+        check_packed(waybill, &order, &[EffectState::Done]).await;
+    })
+    .await;
+}
+
+/// Before its first message the step before it has compensated, behind its append it is the turn of the step after it.
+#[tokio::test]
+async fn a_step_of_ones_own_killed_at_any_point_between_two_that_compensate_compensates_once() {
+    let mut waybill = with_packing(PACKING).await;
+    waybill.kill_processors("fulfilment");
+    at_each_point(&mut waybill, PACKING, COMPENSATE, async |waybill, point| {
+        let order = place(waybill, CUSTOMER, point).await;
+        waybill.reached(&order.order_id, OrderStatus::Paid).await;
+        waybill.idle(PACKING).await;
+        point.arm(waybill);
+        waybill.cancel(&order.order_id).await.unwrap();
+        point.die(waybill).await;
+        let way = [Created, Reserved, Completed, Paid, Cancelled, Released, Compensated, Refunded];
+        assert_eq!(end_of(waybill, PACKING, &order).await, ended(OrderStatus::Cancelled, way));
+        check_stock(waybill, &order, false).await;
+        check_packed(waybill, &order, &[EffectState::Undone]).await;
+        check_money(waybill, &order, PaymentState::Refunded).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_step_of_ones_own_killed_at_any_point_after_a_cancel_has_overtaken_it_keeps_nothing() {
+    let mut waybill = with_packing(PACKING).await;
+    at_each_point(&mut waybill, PACKING, COMPLETE_TOO_LATE, async |waybill, point| {
+        let request = order_of(CUSTOMER, &point.request_id(), vec![item("widget", UNITS as i32)]);
+        let order = overtaken(waybill, point, "append completed", request).await;
+        let way = [Created, Reserved, Cancelled, Released, Compensated];
+        assert_eq!(end_of(waybill, PACKING, &order).await, ended(OrderStatus::Cancelled, way));
+        check_stock(waybill, &order, false).await;
+        check_packed(waybill, &order, &[EffectState::Undone]).await;
+    })
+    .await;
+}
+
+/// The gateway has no part in compensation; its watchers see all of it.
+#[tokio::test]
+async fn a_gateway_killed_between_two_compensations_shows_both() {
+    let mut waybill = deployment(GATEWAY).await;
+    waybill.kill_processors("fulfilment");
+    let request = order_of(CUSTOMER, "request", vec![item("widget", UNITS as i32)]);
+    let order = waybill.place(request).await.unwrap();
+    let paid = waybill.reached(&order.order_id, OrderStatus::Paid).await;
+    waybill.processor("payment").pause();
+    waybill.cancel(&order.order_id).await.unwrap();
+    eventually("the turn of payment", async || {
+        let order = waybill.get(&order.order_id).await.ok()?;
+        (order.compensation_pending == ["payment"]).then_some(())
+    })
+    .await;
+    waybill.restart_gateway().await;
+    let watcher = waybill.watch(&order.order_id, paid.revision).await.unwrap();
+    waybill.processor("payment").resume();
+    assert_eq!(kinds(&watcher.rest().await), [Cancelled, Released, Refunded]);
+    let way = [Created, Reserved, Paid, Cancelled, Released, Refunded];
+    assert_eq!(end_of(&waybill, GATEWAY, &order).await, ended(OrderStatus::Cancelled, way));
+    check_stock(&waybill, &order, false).await;
+}
+
 #[tokio::test]
 async fn a_step_killed_at_any_point_of_giving_up_parks_an_order_once() {
     let mut waybill = deployment("inventory").await;
@@ -490,6 +603,7 @@ async fn is_carried(waybill: &mut Deployment, program: &'static str, point: &Poi
     waybill.reached(&order.order_id, OrderStatus::Reserved).await;
     if program == "inventory" {
         waybill.idle("inventory").await;
+        waybill.idle(KEEPING).await;
     }
     point.arm(waybill);
     point.die(waybill).await;
@@ -502,6 +616,24 @@ async fn is_carried(waybill: &mut Deployment, program: &'static str, point: &Poi
     kinds.dedup();
     assert_eq!((status, kinds), ended(OrderStatus::Fulfilled, [Created, Reserved, Carried, Paid, Fulfilled]));
     check_stock(waybill, &order, true).await;
+    // Renewed, by whichever process got the message in the end.
+    waybill.idle(KEEPING).await;
+    assert!(renewed(waybill, &order).await >= first_carried(waybill, &order).await);
+}
+
+/// When the order's reservation was written last.
+async fn renewed(waybill: &Deployment, order: &Order) -> SystemTime {
+    let bucket = waybill.inventory().await;
+    bucket.entry(reservation_key(&order.order_id)).await.unwrap().expect("a reservation").created.into()
+}
+
+/// When the order was carried for the first time.
+async fn first_carried(waybill: &Deployment, order: &Order) -> SystemTime {
+    let (_, order_key) = order.order_id.split_once('-').unwrap();
+    let subject = format!(".{order_key}.{}.", Carried.as_str());
+    let messages = waybill.messages().await;
+    let carried = messages.iter().find(|message| message.subject.contains(&subject)).expect("carried");
+    stored(&carried.headers).expect("a time")
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! Hundreds of small orders while everything dies, stands still or answers wrongly at random. Afterwards each order
-//! has to have gone a way that the lifecycle allows, to the end that its client may expect, and money and stock add up.
+//! has to have gone a way that the lifecycle allows, along its own route, to the end that its client may expect; money, stock
+//! and the effects of test steps add up. The routes are random too.
 //!
 //! SEED repeats a schedule, as far as processes repeat what they do; SCHEDULES=n runs n of them.
 
+mod random_routes;
 mod trouble;
 mod wishes;
 
@@ -20,14 +22,14 @@ use rand::rngs::StdRng;
 use tokio::time::Instant;
 use tonic::Code;
 
+use self::random_routes::draw_routes;
 use self::trouble::Trouble;
 use self::wishes::{Placed, Wish};
-use crate::books::{Problems, check_history, check_money, check_stock, histories};
+use crate::books::{Problems, check_effects, check_history, check_money, check_stock, histories};
 
 /// In which all orders are placed and all faults begin.
 const TROUBLE: Duration = Duration::from_secs(15);
 const READS_AT_ONCE: usize = 16;
-const STEPS: [&str; 3] = ["inventory", "payment", "fulfilment"];
 const REPLICAS: usize = 2;
 /// Redrives after which every cause has to be mended.
 const REDRIVES_MAX: usize = 10;
@@ -56,21 +58,26 @@ async fn survive(mut random: StdRng) {
         ("DRAIN_TIMEOUT", "1s"),
         ("RUST_LOG", "info,async_nats=warn,processor=debug"),
     ];
+    let routes = draw_routes(&mut random);
+    let steps = routes.running();
+    eprintln!("{}", routes.file);
     let options = Options {
         stock: STOCK.to_vec(),
+        routes: Some(routes.file.clone()),
+        steps: steps.clone(),
         replicas: REPLICAS,
         payment_sandbox: true,
         processors: processors.map(|(name, value)| (name, value.to_owned())).to_vec(),
         ..Options::default()
     };
     let mut waybill = Deployment::start_with(options).await;
-    for step in STEPS {
+    for step in &steps {
         waybill.idle(step).await;
     }
     let behaviours = trouble::draw_behaviours(&mut random);
     trouble::behave(waybill.sandbox(), &behaviours).await;
-    let wishes = wishes::draw_wishes(&mut random);
-    let faults = trouble::draw_faults(&mut random);
+    let wishes = wishes::draw_wishes(&mut random, &routes);
+    let faults = trouble::draw_faults(&mut random, &steps);
 
     let (start, client) = (Instant::now(), OrderServiceClient::new(waybill.channel()));
     let clients = join_all(wishes.iter().map(|wish| wish.carry_out(client.clone(), start)));
@@ -79,7 +86,7 @@ async fn survive(mut random: StdRng) {
 
     let order_ids: Vec<_> = placed.iter().map(|placed| placed.order.order_id.clone()).collect();
     let redriven = redrive_until_finished(&waybill, &order_ids).await;
-    come_to_rest(&mut waybill).await;
+    come_to_rest(&mut waybill, &steps).await;
     let statuses = check(&mut waybill, &wishes, &placed, &order_ids).await;
     eprintln!("{:?}: {statuses:?}, {redriven} redriven", start.elapsed());
 }
@@ -127,8 +134,8 @@ async fn discard_if_finished(waybill: &Deployment, dead_letter_id: String) {
 }
 
 /// Nobody works on anything any more, not even one who had stood still while others did the work.
-async fn come_to_rest(waybill: &mut Deployment) {
-    for step in STEPS {
+async fn come_to_rest(waybill: &mut Deployment, steps: &[&'static str]) {
+    for step in steps {
         waybill.idle(step).await;
         for process in waybill.processors.get_mut(step).unwrap() {
             let status = process.stop().await;
@@ -136,7 +143,7 @@ async fn come_to_rest(waybill: &mut Deployment) {
         }
     }
     waybill.processors.clear();
-    for step in STEPS {
+    for step in steps {
         waybill.start_processor(step);
         waybill.idle(step).await;
     }
@@ -165,6 +172,9 @@ async fn check(
             Some(Err(status)) => status.code() == Code::FailedPrecondition && wish.may_end(&end),
             None => wish.may_end(&end),
         };
+        if end.route.as_ref() != Some(&wish.route) {
+            problems.add(order_id, format!("asked for {:?}, took {:?}", wish.route, end.route));
+        }
         if !as_expected || !is_finished(&end) {
             problems.add(order_id, format!("{cancelled:?} of {wish:?} became {end:?}"));
         }
@@ -178,6 +188,7 @@ async fn check(
     let accounts = waybill.sandbox().accounts();
     let totals = check_money(&orders, &accounts, &mut problems);
     check_stock(waybill, &STOCK, &totals, &mut problems).await;
+    check_effects(waybill, &orders, &mut problems).await;
     problems.none(waybill, &histories);
     statuses
 }

@@ -16,7 +16,7 @@ use rand::seq::IndexedRandom;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::{DAMAGED, REPLICAS, STEPS, TROUBLE};
+use super::{DAMAGED, REPLICAS, TROUBLE};
 
 const FAULTS: usize = 30;
 const FAULT_MAX: Duration = Duration::from_millis(3500);
@@ -59,10 +59,10 @@ pub(super) struct Scheduled {
 }
 
 /// Faults of which any may fall together, but no two of the same target.
-pub(super) fn draw_faults(random: &mut StdRng) -> Vec<Scheduled> {
+pub(super) fn draw_faults(random: &mut StdRng, steps: &[&'static str]) -> Vec<Scheduled> {
     let mut faults = Vec::<Scheduled>::new();
     while faults.len() < FAULTS {
-        let step = STEPS.choose(random).unwrap();
+        let step = *steps.choose(random).unwrap();
         let (target, kinds) = match random.random_range(0..12) {
             0..6 => {
                 let kinds = [Fault::Killed, Fault::Stopped, Fault::Paused];

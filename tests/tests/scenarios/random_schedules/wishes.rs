@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use harness::test_steps::{REFUSED, REFUSED_REASON, TEST_STEPS};
 use harness::{cancel, create, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;
-use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus};
+use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus, Route};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -12,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::random_routes::RandomRoutes;
 use super::{DAMAGED, SCARCE, TROUBLE, UNKNOWN};
 
 const ORDERS: usize = 400;
@@ -22,6 +24,8 @@ pub(super) struct Wish {
     /// When it orders.
     at: Duration,
     request: CreateOrderRequest,
+    /// The route that its order has to take.
+    pub(super) route: Route,
     /// How long after the answer it cancels.
     cancel: Option<Duration>,
     /// How long after that it repeats its first request.
@@ -55,20 +59,27 @@ impl Wish {
         self.request.items.iter().any(|item| item.sku == sku)
     }
 
-    /// Whether an order may end so that nobody has cancelled.
+    /// Whether an order may end so that nobody has cancelled. The first step of its route that rejects it decides.
     pub(super) fn may_end(&self, end: &Order) -> bool {
-        let declined = self.request.customer_id.starts_with("declined");
-        match (end.status(), end.reason.as_str()) {
-            (OrderStatus::Fulfilled, "") => !declined && !self.wants(UNKNOWN),
-            (OrderStatus::Rejected, "CARD_DECLINED") => declined && !self.wants(UNKNOWN),
-            (OrderStatus::Rejected, "OUT_OF_STOCK") => self.wants(UNKNOWN) || self.wants(SCARCE),
-            _ => false,
+        let is_rejected = |reason| end.status() == OrderStatus::Rejected && end.reason == reason;
+        let customer = &self.request.customer_id;
+        for step in &self.route.steps {
+            match step.name.as_str() {
+                "inventory" if self.wants(UNKNOWN) => return is_rejected("OUT_OF_STOCK"),
+                "inventory" if self.wants(SCARCE) && is_rejected("OUT_OF_STOCK") => return true,
+                "payment" if customer.starts_with("declined") => return is_rejected("CARD_DECLINED"),
+                name if TEST_STEPS.contains(&name) && customer.starts_with(REFUSED) => {
+                    return is_rejected(REFUSED_REASON);
+                }
+                _ => {}
+            }
         }
+        end.status() == OrderStatus::Fulfilled && end.reason.is_empty()
     }
 }
 
-pub(super) fn draw_wishes(random: &mut StdRng) -> Vec<Wish> {
-    let customers = ["good", "good", "good", "good", "declined", "slow", "lost", "away", "confused"];
+pub(super) fn draw_wishes(random: &mut StdRng, routes: &RandomRoutes) -> Vec<Wish> {
+    let customers = ["good", "good", "good", "good", "declined", REFUSED, "slow", "lost", "away", "confused"];
     let skus = ["widget", "widget", "widget", "widget", DAMAGED, DAMAGED, SCARCE];
     let mut wishes: Vec<_> = (0..ORDERS)
         .map(|n| {
@@ -77,10 +88,12 @@ pub(super) fn draw_wishes(random: &mut StdRng) -> Vec<Wish> {
             let items = (0..lines).map(|_| item(skus.choose(random).unwrap(), random.random_range(1..=3)));
             let mut items: Vec<_> = items.collect();
             items.extend(random.random_bool(0.04).then(|| item(UNKNOWN, 1)));
+            let (name, route) = routes.choose(random);
             let request = order_of(&customer, &format!("r-{n}"), items);
+            let request = CreateOrderRequest { route: name, ..request };
             let cancel = random.random_bool(0.4).then(|| pause(random, Duration::from_secs(5)));
             let repeat = random.random_bool(0.2).then(|| pause(random, Duration::from_secs(1)));
-            Wish { at: random.random_range(Duration::ZERO..TROUBLE), request, cancel, repeat }
+            Wish { at: random.random_range(Duration::ZERO..TROUBLE), request, route, cancel, repeat }
         })
         .collect();
     wishes.sort_by_key(|wish| wish.at);

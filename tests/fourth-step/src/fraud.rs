@@ -3,10 +3,9 @@
 
 use async_nats::jetstream::kv;
 use backbone::broker::connection::Connection;
-use backbone::log::subjects::EventKind;
 use processor::step::{Step, StepError};
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Order, OrderScreened};
+use proto::orders::v1::{Order, StepCompleted};
 
 /// The fraud check.
 #[derive(Debug)]
@@ -25,7 +24,6 @@ impl Fraud {
 
 impl Step for Fraud {
     const NAME: &'static str = "fraud";
-    const COMPLETES_WITH: EventKind = EventKind::Screened;
 
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let (customer, _) = order
@@ -34,7 +32,7 @@ impl Step for Fraud {
             .ok_or_else(|| StepError::Unexpected("malformed order_id".to_owned()))?;
         let suspect =
             self.suspects.get(customer).await.map_err(|error| StepError::Unavailable(error.to_string()))?;
-        let Some(reason) = suspect else { return Ok(Detail::Screened(OrderScreened {})) };
+        let Some(reason) = suspect else { return Ok(Detail::Completed(StepCompleted {})) };
         let message = String::from_utf8(reason.into()).map_err(|_| {
             StepError::Unexpected(format!("the entry of {customer} in bucket SUSPECTS is not text"))
         })?;
