@@ -18,6 +18,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ACCOUNTS = ROOT / "deploy/nats/accounts.conf"
+PROGRAMS = {"gateway", "inventory", "payment", "fulfilment", "payment-sandbox"}
 
 
 def strict(schema):
@@ -62,7 +63,7 @@ def against_schema(thing, kubernetes, customs):
 
 def known_variables():
     """Every environment variable that a program of the workspace reads."""
-    sources = [path for room in ("program", "backbone", "stock", "gateway", "processor", "payment-sandbox", "cli") for path in ROOT.glob(f"{room}/src/**/*.rs")]
+    sources = [path for room in ("program", "backbone", "stock", "routes", "gateway", "processor", "payment-sandbox", "cli") for path in ROOT.glob(f"{room}/src/**/*.rs")]
     return {name for path in sources for name in re.findall(r'env = "([A-Z0-9_]+)"', path.read_text())}
 
 
@@ -70,6 +71,19 @@ def rules():
     """Prometheus' rules, as they are tested."""
     files = [ROOT / "deploy/observability/prometheus" / name for name in ("rules.yml", "alerts.yml")]
     return [group for file in files for group in yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["groups"]]
+
+
+def accounts(things):
+    """The users at the broker: those that are tested, and one for each step of one's own, made as docs/security.md says."""
+    text = ACCOUNTS.read_text().strip()
+    payment = re.search(r"^  PAYMENT \{\n.*?^  \}\n", text, re.MULTILINE | re.DOTALL).group()
+    components = {thing["metadata"]["labels"]["app.kubernetes.io/component"] for thing in things if thing["kind"] == "Deployment"}
+    for step in sorted(components - PROGRAMS):
+        name = step.upper().replace("-", "_")
+        own = payment.replace("PAYMENT", name).replace("payment", step)
+        own = own.replace(".paid.", ".completed.").replace(".refunded.", ".compensated.")
+        text = text.replace("PROGRAMS: [", f"PROGRAMS: [{name}, ").replace("  PAYMENT {\n", f"{own}  PAYMENT {{\n")
+    return text
 
 
 def pod_of(thing):
@@ -90,7 +104,7 @@ def together(things, variables):
         labels = None
         if kind == "PrometheusRule" and spec["groups"] != rules():
             yield f"{where}: other rules than those of deploy/observability/prometheus"
-        if kind == "ConfigMap" and thing["data"].get("accounts.conf", "").strip() != ACCOUNTS.read_text().strip():
+        if kind == "ConfigMap" and thing["data"].get("accounts.conf", accounts(things)).strip() != accounts(things):
             yield f"{where}: other users than those of deploy/nats/accounts.conf"
         if kind == "Service":
             labels = spec["selector"]

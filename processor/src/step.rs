@@ -34,7 +34,7 @@ pub trait Step: Send + Sync + 'static {
     /// Compensates [`act`](Self::act) for a rejected or cancelled order, and returns the event: [`Detail::Compensated`], or
     /// one of its own. There may be nothing to compensate; an `act` in progress elsewhere must then fail. Called only where
     /// the order's route says that the step compensates. Also called when it is not the step's turn, if the order was
-    /// called off during `act`: the result is then ignored, and the call is repeated in its turn.
+    /// rejected or cancelled during `act`: the result is then ignored, and the call is retried in its turn.
     ///
     /// `done`: whether the log has the completion of `act`. Without it, `act` may have been done nevertheless.
     fn compensate(

@@ -23,7 +23,7 @@ impl ConsumerConfig {
         Self { name: step.to_owned(), filter: subjects::for_step(step), ack_wait }
     }
 
-    /// A second consumer of a step: all events by which orders are carried, whoever acts on them next.
+    /// A second consumer of a step: all events by which orders are carried, for every next step.
     pub fn of_carried(step: &str, ack_wait: Duration) -> Self {
         Self { name: format!("{step}-carried"), filter: subjects::kind(EventKind::Carried), ack_wait }
     }

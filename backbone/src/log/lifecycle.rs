@@ -9,8 +9,8 @@
 //! | rejected by a step  | it is the step's turn                 | REJECTED; owed by the completed steps that compensate |
 //! | cancelled           | it is a step's turn, or parked so     | CANCELLED; owed by the same, and by the step whose    |
 //! |                     |                                       | turn it was, which may be at work                     |
-//! | compensated by a    | it is called off and it is the step's | no longer owed by it; the turn of the next that owes  |
-//! | step                | turn                                  |                                                       |
+//! | compensated by a    | it is REJECTED or CANCELLED, and it   | no longer owed by it; the turn of the next that owes  |
+//! | step                | is the step's turn                    |                                                       |
 //! | failed              | not finished                          | FAILED, parked with its status                        |
 //! | redriven            | FAILED                                | the status it was parked with                         |
 //! | carried             | not finished                          | as it was, with a younger event                       |
@@ -237,7 +237,8 @@ fn complete(order: &mut Order) {
     let at = completed(order).len();
     let leads_to = steps(order).get(at).map_or(OrderStatus::Unspecified, RouteStep::leads_to);
     let next = steps(order).get(at + 1).map(|next| next.name.clone());
-    order.completed_steps += 1;
+    // A foreign event may have any count.
+    order.completed_steps = order.completed_steps.saturating_add(1);
     match next {
         None => order.set_status(OrderStatus::Fulfilled),
         // Only the last step fulfils the order.

@@ -251,6 +251,34 @@ async fn a_step_that_is_killed() {
 }
 
 #[tokio::test]
+async fn a_route_through_a_step_that_nobody_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("routes.yaml");
+    let routes = "{default: standard, routes: {standard: [inventory, payment, fulfilment], \
+                  reviewed: [inventory, fraud, payment, fulfilment]}}";
+    std::fs::write(&file, routes).unwrap();
+    let gateway = vec![("ROUTES_FILE", file.display().to_string())];
+    // Not the provisioner's, who would make the consumer.
+    let options = Options { least_privilege: false, gateway, ..Options::default() };
+    let (mut waybill, wrong) = at_work(options).await;
+    fires(None, [&wrong, &wrong], &["WaybillRouteStepWithoutConsumer"]);
+
+    // With a consumer, and still without a process.
+    let jetstream = waybill.jetstream().await;
+    let stream = jetstream.get_stream(ORDERS).await.unwrap();
+    let fraud = pull::Config { durable_name: Some("fraud".to_owned()), ..pull::Config::default() };
+    stream.create_consumer(fraud).await.unwrap();
+    let wrong = eventually("a consumer that is found", async || {
+        let picture = picture(&mut waybill).await;
+        let of_steps = picture.iter().filter(|(series, _)| series.starts_with("waybill_route_step_without"));
+        let without: Vec<_> = of_steps.map(|(_, without)| *without).collect();
+        (without == [0.0; 4]).then_some(picture)
+    })
+    .await;
+    fires(None, [&wrong, &wrong], &["WaybillStepDown"]);
+}
+
+#[tokio::test]
 async fn orders_that_are_given_up() {
     let mut options = Options::default();
     options.processors.push(("MAX_ATTEMPTS", "1".to_owned()));
@@ -278,7 +306,7 @@ async fn orders_that_are_given_up() {
 #[tokio::test]
 async fn unfinished_orders_that_the_gateway_may_not_carry() {
     let mut options =
-        Options { least_privilege: true, withheld: Some("ORDER.carried"), ..Options::default() };
+        Options { least_privilege: true, withheld: Some("ORDER.*.*.*.carried"), ..Options::default() };
     options.environment.push(("ORDERS_RETENTION", "20s".to_owned()));
     options.processors.push(("MAX_ATTEMPTS", "1".to_owned()));
     let (mut waybill, well) = at_work(options).await;

@@ -203,18 +203,18 @@ fn check_effect(order: &Order, step: &str, effect: Effect) -> Result<(), &'stati
             place < completed && !(called_off && compensates) || may_have_begun && !compensates,
             "should have nothing done",
         ),
-        EffectState::Undone => {
+        EffectState::Compensated => {
             (called_off && compensates && (place < completed || may_have_begun), "should have nothing undone")
         }
         EffectState::Forbidden => (was_its_turn && compensates, "should have nothing forbidden"),
     };
-    let undone = effect.state == EffectState::Undone;
+    let undone = effect.state == EffectState::Compensated;
     let done = undone || effect.state == EffectState::Done;
     if !is {
         Err(problem)
     } else if effect.compensations > 0 && !(called_off && compensates) {
         Err("was called to compensate")
-    } else if (effect.done, effect.undone) != (u32::from(done), u32::from(undone)) {
+    } else if (effect.done, effect.compensated) != (u32::from(done), u32::from(undone)) {
         Err("should be done and undone once")
     } else {
         Ok(())

@@ -2,6 +2,7 @@
 //! does, and for nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{FromConsumer, pull};
@@ -15,6 +16,7 @@ use harness::{Broker, Deployment, Options, Scrape, eventually, http_get, inbox_o
 use proto::operations::v1::{DiscardDeadLetterRequest, RedriveOutcome};
 use proto::orders::v1::{ListOrdersRequest, OrderStatus};
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -22,6 +24,13 @@ const USERS: [&str; 5] = ["gateway", "inventory", "payment", "fulfilment", "prov
 /// Those that an attacker may have taken over. The provisioner has the account of the streams.
 const PROGRAMS: [&str; 4] = ["gateway", "inventory", "payment", "fulfilment"];
 const STEPS: [&str; 3] = ["inventory", "payment", "fulfilment"];
+/// The consumers, and the program of each.
+const CONSUMERS: [(&str, &str); 4] = [
+    ("inventory", "inventory"),
+    ("inventory-carried", "inventory"),
+    ("payment", "payment"),
+    ("fulfilment", "fulfilment"),
+];
 const STREAMS: [&str; 3] = ["ORDERS", "DEAD_LETTERS", "KV_INVENTORY"];
 const NOBODY: [&str; 0] = [];
 
@@ -77,7 +86,7 @@ async fn each_user_may_do_all_that_its_program_does() {
     assert_eq!(waybill.finished(&parked).await.status(), OrderStatus::Fulfilled);
 
     let gateway = waybill.broker.client_of("gateway").await.unwrap();
-    gateway.publish("ORDER.created.oops", "hello".into()).await.unwrap();
+    gateway.publish(STORED, "hello".into()).await.unwrap();
     gateway.flush().await.unwrap();
     let letter = eventually("letter", async || waybill.open_letters().await.pop()).await;
     assert!(letter.parse::<LetterId>().is_ok());
@@ -142,7 +151,7 @@ async fn an_edited_consumer_is_reported_and_used_as_it_is_until_an_operator_mend
     };
     eventually("what is wrong", async || {
         let (status, said) = readyz().await?;
-        let all = ["filter_subjects is ORDER.cancelled.>", "waybill provision"];
+        let all = ["filter_subjects is ORDER.*.*.*.cancelled.*", "waybill provision"];
         (status == 200 && all.iter().all(|part| said.contains(part))).then_some(())
     })
     .await;
@@ -217,7 +226,7 @@ impl Wire {
 }
 
 /// An event that is there, and has no payload, as a request to delete a stream must have none.
-const STORED: &str = "ORDER.created.00.c.o";
+const STORED: &str = "ORDER.00.c.o.created.inventory";
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A message that is not there.
 const FAR_AWAY: &str = r#"{"seq":999999999}"#;
@@ -225,22 +234,25 @@ const FAR_AWAY: &str = r#"{"seq":999999999}"#;
 /// What is tried, and who may.
 fn rights() -> Vec<(String, Vec<&'static str>)> {
     let mut rights = vec![
-        ("PUB ORDER.created.00.c.o".to_owned(), vec!["gateway"]),
-        ("PUB ORDER.cancelled.00.c.o".to_owned(), vec!["gateway"]),
-        ("PUB ORDER.redriven.00.c.o".to_owned(), vec!["gateway"]),
-        ("PUB ORDER.carried.00.c.o".to_owned(), vec!["gateway"]),
+        ("PUB ORDER.00.c.o.created.payment".to_owned(), vec!["gateway"]),
+        ("PUB ORDER.00.c.o.cancelled.payment".to_owned(), vec!["gateway"]),
+        ("PUB ORDER.00.c.o.redriven.payment".to_owned(), vec!["gateway"]),
+        ("PUB ORDER.00.c.o.carried.payment".to_owned(), vec!["gateway"]),
         ("PUB DEAD_LETTER.carrier".to_owned(), vec!["gateway"]),
         ("PUB ORDER.probe".to_owned(), vec!["gateway"]),
-        ("PUB ORDER.reserved.00.c.o".to_owned(), vec!["inventory"]),
-        ("PUB ORDER.released.00.c.o".to_owned(), vec!["inventory"]),
-        ("PUB ORDER.paid.00.c.o".to_owned(), vec!["payment"]),
-        ("PUB ORDER.refunded.00.c.o".to_owned(), vec!["payment"]),
-        ("PUB ORDER.rejected.00.c.o".to_owned(), vec!["inventory", "payment"]),
-        ("PUB ORDER.fulfilled.00.c.o".to_owned(), vec!["fulfilment"]),
-        ("PUB ORDER.failed.00.c.o".to_owned(), STEPS.to_vec()),
+        ("PUB ORDER.00.c.o.reserved.payment".to_owned(), vec!["inventory"]),
+        ("PUB ORDER.00.c.o.released.payment".to_owned(), vec!["inventory"]),
+        ("PUB ORDER.00.c.o.paid.payment".to_owned(), vec!["payment"]),
+        ("PUB ORDER.00.c.o.refunded.payment".to_owned(), vec!["payment"]),
+        ("PUB ORDER.00.c.o.rejected.payment".to_owned(), STEPS.to_vec()),
+        ("PUB ORDER.00.c.o.fulfilled.payment".to_owned(), vec!["fulfilment"]),
+        ("PUB ORDER.00.c.o.failed.payment".to_owned(), STEPS.to_vec()),
+        // For steps that are not shipped.
+        ("PUB ORDER.00.c.o.completed.payment".to_owned(), NOBODY.to_vec()),
+        ("PUB ORDER.00.c.o.compensated.payment".to_owned(), NOBODY.to_vec()),
         ("PUB ORDER.barrier".to_owned(), PROGRAMS.to_vec()),
         ("PUB DEAD_LETTER.barrier".to_owned(), vec!["gateway"]),
-        ("PUB live.ORDER.created.00.c.o".to_owned(), NOBODY.to_vec()),
+        ("PUB live.ORDER.00.c.o.created.payment".to_owned(), NOBODY.to_vec()),
         ("PUB $KV.INVENTORY.stock.widget".to_owned(), vec!["gateway", "inventory"]),
         ("PUB $KV.INVENTORY.reservation.o".to_owned(), vec!["gateway", "inventory"]),
         ("PUB $KV.INVENTORY.change.r".to_owned(), vec!["gateway", "inventory"]),
@@ -277,17 +289,22 @@ fn rights() -> Vec<(String, Vec<&'static str>)> {
             rights.push((format!("PUB $JS.API.STREAM.{change}.{stream}"), NOBODY.to_vec()));
         }
     }
+    for (consumer, of) in CONSUMERS {
+        rights.push((
+            format!("PUB $JS.API.CONSUMER.INFO.ORDERS.{consumer}"),
+            vec!["gateway", of, "provisioner"],
+        ));
+        rights.push((format!("PUB $JS.API.CONSUMER.MSG.NEXT.ORDERS.{consumer}"), vec![of]));
+        rights.push((format!("PUB $JS.API.CONSUMER.RESET.ORDERS.{consumer}"), vec![of]));
+        rights.push((format!("PUB $JS.API.CONSUMER.LEADER.STEPDOWN.ORDERS.{consumer}"), vec![of]));
+        rights.push((format!("PUB $JS.ACK.ORDERS.{consumer}.1.1.1.1.0"), vec![of]));
+        rights.push((format!("PUB $JS.API.CONSUMER.CREATE.ORDERS.{consumer}"), vec!["provisioner"]));
+        rights.push((format!("PUB $JS.API.CONSUMER.DELETE.ORDERS.{consumer}"), vec!["provisioner"]));
+        rights.push((format!("PUB DEAD_LETTER.floor.{consumer}"), vec![of]));
+    }
     for step in STEPS {
-        rights.push((format!("PUB $JS.API.CONSUMER.INFO.ORDERS.{step}"), vec![step, "provisioner"]));
-        rights.push((format!("PUB $JS.API.CONSUMER.MSG.NEXT.ORDERS.{step}"), vec![step]));
-        rights.push((format!("PUB $JS.API.CONSUMER.RESET.ORDERS.{step}"), vec![step]));
-        rights.push((format!("PUB $JS.API.CONSUMER.LEADER.STEPDOWN.ORDERS.{step}"), vec![step]));
-        rights.push((format!("PUB $JS.ACK.ORDERS.{step}.1.1.1.1.0"), vec![step]));
-        rights.push((format!("PUB $JS.API.CONSUMER.CREATE.ORDERS.{step}"), vec!["provisioner"]));
-        rights.push((format!("PUB $JS.API.CONSUMER.DELETE.ORDERS.{step}"), vec!["provisioner"]));
         rights.push((format!("PUB DEAD_LETTER.attempts.{step}.1"), vec![step]));
         rights.push((format!("PUB DEAD_LETTER.open.{step}.1"), vec![step]));
-        rights.push((format!("PUB DEAD_LETTER.floor.{step}"), vec![step]));
     }
     for user in USERS {
         rights.push((format!("PUB {}.x", inbox_of(user)), NOBODY.to_vec()));
@@ -345,25 +362,89 @@ fn an_account_imports_what_its_user_may_publish_on() {
     }
 }
 
+/// The account of a step that is not shipped, as docs/security.md has it made.
+fn account_of_fraud() -> String {
+    let page = include_str!("../../../docs/security.md");
+    let (_, section) = page.split_once("### A step of your own\n").unwrap();
+    let command = section.split("```").nth(1).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", command]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let output = shell.output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_step_of_your_own_may_do_what_it_has_to_and_no_more() {
+    let accounts = include_str!("../../../deploy/nats/accounts.conf");
+    let before = "\n  # For people who look after the broker";
+    assert!(accounts.contains(before));
+    let mut accounts = accounts
+        .replace("FULFILMENT]", "FULFILMENT, FRAUD]")
+        .replace(before, &format!("\n{}{before}", account_of_fraud()));
+    for user in [&USERS[..], &["fraud", "sys"]].concat() {
+        let variable = format!("$NATS_{}_PASSWORD", user.to_uppercase());
+        assert!(accounts.contains(&variable), "{user}");
+        accounts = accounts.replace(&variable, &format!("password-of-{user}"));
+    }
+    let dir = TempDir::new().unwrap();
+    let mut broker = Broker::reserve(dir.path());
+    broker.start_configured("", &accounts);
+    let client = eventually("the broker", async || broker.client_of("fraud").await.ok()).await;
+    // What it imports answers, if only that there is no such stream yet.
+    let answer = client.request("$JS.API.STREAM.INFO.ORDERS", "".into()).await.unwrap();
+    let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+    assert_eq!(answer["error"]["code"], 404, "{answer}");
+
+    let mut fraud = Wire::open(&broker, "fraud").await;
+    let may = [
+        "ORDER.00.c.o.completed.payment",
+        "ORDER.00.c.o.compensated.end",
+        "ORDER.00.c.o.rejected.inventory",
+        "ORDER.00.c.o.failed.end",
+        "DEAD_LETTER.open.fraud.1",
+        "DEAD_LETTER.floor.fraud",
+        "$JS.API.CONSUMER.MSG.NEXT.ORDERS.fraud",
+        "$JS.ACK.ORDERS.fraud.1.1.1.1.0",
+    ];
+    for subject in may {
+        assert!(fraud.may(&format!("PUB {subject} 0\r\n")).await, "{subject}");
+    }
+    let may_not = [
+        "ORDER.00.c.o.created.inventory",
+        "ORDER.00.c.o.paid.fulfilment",
+        "ORDER.00.c.o.carried.payment",
+        "DEAD_LETTER.open.payment.1",
+        "$JS.API.CONSUMER.MSG.NEXT.ORDERS.payment",
+        "$JS.API.CONSUMER.CREATE.ORDERS.fraud",
+        "$KV.INVENTORY.stock.widget",
+        "live.ORDER.00.c.o.completed.payment",
+    ];
+    for subject in may_not {
+        assert!(!fraud.may(&format!("PUB {subject} 0\r\n")).await, "{subject}");
+    }
+}
+
 /// Where answers are sent to that are not for whoever asks.
 fn elsewhere() -> Vec<String> {
     let mut replies = vec![
-        "ORDER.created.00.c.forged".to_owned(),
-        "ORDER.paid.00.c.forged".to_owned(),
-        "ORDER.fulfilled.00.c.forged".to_owned(),
-        "live.ORDER.fulfilled.00.c.forged".to_owned(),
+        "ORDER.00.c.forged.created.inventory".to_owned(),
+        "ORDER.00.c.forged.paid.fulfilment".to_owned(),
+        "ORDER.00.c.forged.fulfilled.end".to_owned(),
+        "ORDER.00.c.forged.completed.payment".to_owned(),
+        "live.ORDER.00.c.forged.fulfilled.end".to_owned(),
         "DEAD_LETTER.redriven.payment.forged".to_owned(),
         "DEAD_LETTER.open.payment.forged".to_owned(),
         "$KV.INVENTORY.stock.widget".to_owned(),
     ];
     replies.extend(STREAMS.iter().map(|stream| format!("$JS.API.STREAM.PURGE.{stream}")));
-    for step in STEPS {
+    for (consumer, _) in CONSUMERS {
         // As the broker writes it of the first message that it has delivered.
-        replies.push(format!("$JS.ACK.ORDERS.{step}.1.1.1.1.0"));
-        replies.push(format!("$JS.API.CONSUMER.MSG.NEXT.ORDERS.{step}"));
-        replies.push(format!("$JS.API.CONSUMER.RESET.ORDERS.{step}"));
-        replies.push(format!("$JS.API.CONSUMER.LEADER.STEPDOWN.ORDERS.{step}"));
-        replies.push(format!("$JS.API.CONSUMER.DELETE.ORDERS.{step}"));
+        replies.push(format!("$JS.ACK.ORDERS.{consumer}.1.1.1.1.0"));
+        replies.push(format!("$JS.API.CONSUMER.MSG.NEXT.ORDERS.{consumer}"));
+        replies.push(format!("$JS.API.CONSUMER.RESET.ORDERS.{consumer}"));
+        replies.push(format!("$JS.API.CONSUMER.LEADER.STEPDOWN.ORDERS.{consumer}"));
+        replies.push(format!("$JS.API.CONSUMER.DELETE.ORDERS.{consumer}"));
     }
     replies.extend(USERS.map(|user| format!("{}.forged", inbox_of(user))));
     replies.extend(STREAMS.iter().map(|stream| format!("$JS.API.STREAM.DELETE.{stream}")));
@@ -385,13 +466,16 @@ fn bodies_of(request: &str) -> &'static [&'static str] {
     }
 }
 
-/// What a user may change: the subjects of what it publishes, up to where they begin to name orders.
+/// What a user may change: the subjects of what it publishes, without what names an order.
 fn changes_of(user: &str) -> BTreeSet<String> {
     let rights = rights().into_iter().filter(|(_, who)| who.contains(&user));
     rights.filter_map(|(tried, _)| Some(family(tried.strip_prefix("PUB ")?))).collect()
 }
 
 fn family(subject: &str) -> String {
+    if let ["ORDER", _, _, _, event, _] = subject.split('.').collect::<Vec<_>>()[..] {
+        return format!("ORDER.{event}");
+    }
     let tokens = if subject.starts_with("DEAD_LETTER.") { 3 } else { 2 };
     subject.split('.').take(tokens).collect::<Vec<_>>().join(".")
 }
@@ -448,14 +532,17 @@ async fn state(admin: &Client) -> BTreeMap<String, String> {
             state.insert(subject.clone(), count.to_string());
         }
     }
-    for step in STEPS {
-        let info = ask(format!("$JS.API.CONSUMER.INFO.ORDERS.{step}"), "").await;
+    for (consumer, of) in CONSUMERS {
+        let info = ask(format!("$JS.API.CONSUMER.INFO.ORDERS.{consumer}"), "").await;
         state.insert(
-            format!("consumer {step}"),
+            format!("consumer {consumer}"),
             format!("{} {} {}", info["error"], info["created"], info["config"]),
         );
         let stands = ["delivered", "ack_floor", "num_ack_pending", "num_waiting"];
-        state.insert(format!("what {step} has read"), stands.map(|field| info[field].to_string()).join(" "));
+        state.insert(
+            format!("what {of} has read as {consumer}"),
+            stands.map(|field| info[field].to_string()).join(" "),
+        );
     }
     let stock = ask("$JS.API.STREAM.MSG.GET.KV_INVENTORY".to_owned(), STOCK_OF_WIDGET).await;
     state.insert("$KV.INVENTORY.stock.widget".to_owned(), stock["message"].to_string());
@@ -472,15 +559,17 @@ async fn no_user_may_have_the_broker_do_by_an_answer_what_it_may_not_do_itself()
         Deployment::start_with(Options { least_privilege: true, replicas: 0, ..Options::default() }).await;
     let jetstream = waybill.broker.jetstream().await;
     let admin = jetstream.client();
-    for event in ["created", "reserved", "paid", "cancelled"] {
-        let subject = format!("ORDER.{event}.00.c.o");
+    for event in ["created.inventory", "reserved.payment", "paid.fulfilment", "carried.fulfilment"] {
+        let subject = format!("ORDER.00.c.o.{event}");
         jetstream.publish(subject, "".into()).await.unwrap().await.unwrap();
     }
     for step in STEPS {
         let subject = format!("DEAD_LETTER.open.{step}.1");
         jetstream.publish(subject, "".into()).await.unwrap().await.unwrap();
+    }
+    for (consumer, _) in CONSUMERS {
         // Read, and not acknowledged.
-        let next = format!("$JS.API.CONSUMER.MSG.NEXT.ORDERS.{step}");
+        let next = format!("$JS.API.CONSUMER.MSG.NEXT.ORDERS.{consumer}");
         first_answer(&admin, next, bodies_of(".MSG.NEXT.")[0]).await;
     }
     jetstream.publish("$KV.INVENTORY.stock.widget", "100".into()).await.unwrap().await.unwrap();
@@ -506,7 +595,9 @@ async fn no_user_may_have_the_broker_do_by_an_answer_what_it_may_not_do_itself()
                 changed.extend(heard.into_iter().filter(|_| listener.user != user));
             }
             let own = changes_of(user);
-            changed.retain(|key| !own.contains(&family(key)) && *key != format!("what {user} has read"));
+            changed.retain(|key| {
+                !own.contains(&family(key)) && !key.starts_with(&format!("what {user} has read"))
+            });
             table += &format!("{:<13}", if changed.is_empty() { "-" } else { "DONE" });
             wrong.extend(changed.iter().map(|key| format!("{user}: {key}, by an answer to {reply}")));
         }

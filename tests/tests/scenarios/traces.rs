@@ -19,7 +19,7 @@ use crate::grpcurl::Grpcurl;
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
 /// What the trace of an order consists of that is tried twice, parked, redriven, and paid for by the second of two processes.
-const SPANS: usize = 33;
+const SPANS: usize = 29;
 
 /// Deployment options under which everything is told to the collector.
 fn options(collector: &Collector) -> Options {

@@ -196,6 +196,33 @@ readinessProbe:
     defaultMode: 0440
 {{- end -}}
 
+{{- /* The file of the routes, if there are some. Takes (dict "name" CONFIGMAP). */ -}}
+{{- define "waybill.routesVolume" -}}
+- name: routes
+  configMap:
+    name: {{ .name }}
+{{- end -}}
+
+{{- define "waybill.routesMount" -}}
+- name: routes
+  mountPath: /etc/waybill/routes
+  readOnly: true
+{{- end -}}
+
+{{- define "waybill.routesEnv" -}}
+- {name: ROUTES_FILE, value: /etc/waybill/routes/routes.yaml}
+{{- end -}}
+
+{{- /* The steps: those of the chart, then those of `steps`, as a list in YAML. */ -}}
+{{- define "waybill.steps" -}}
+{{- range list "inventory" "payment" "fulfilment" }}
+- {{ . }}
+{{- end }}
+{{- range $step, $values := .Values.steps }}
+- {{ $step }}
+{{- end }}
+{{- end -}}
+
 {{- /* Where pods go. Takes (dict "root" $ "component" "gateway" "values" .Values.gateway). */ -}}
 {{- define "waybill.scheduling" -}}
 {{- with .root.Values.image.pullSecrets }}

@@ -27,16 +27,16 @@ async fn deployment() -> Deployment {
     deployment_with(PACKING, options).await
 }
 
-/// The effect of [`PACKING`] for an order was done once, or not at all, and undone if so.
+/// The effect of [`PACKING`] for an order was done once, or not at all, and compensated if so.
 async fn check_packed(waybill: &Deployment, order: &Order, states: &[EffectState]) {
     let effect = waybill.effects(PACKING).await.remove(&order.order_id).unwrap_or_default();
     assert!(states.contains(&effect.state), "{effect:?}");
     let counts = match effect.state {
         EffectState::None | EffectState::Forbidden => (0, 0),
         EffectState::Done => (1, 0),
-        EffectState::Undone => (1, 1),
+        EffectState::Compensated => (1, 1),
     };
-    assert_eq!((effect.done, effect.undone), counts);
+    assert_eq!((effect.done, effect.compensated), counts);
 }
 
 #[tokio::test]
@@ -68,7 +68,7 @@ async fn a_step_of_ones_own_killed_at_any_point_between_two_that_compensate_comp
         let way = [Created, Reserved, Completed, Paid, Cancelled, Released, Compensated, Refunded];
         assert_eq!(end_of(waybill, PACKING, &order).await, ended(OrderStatus::Cancelled, way));
         check_stock(waybill, &order, false).await;
-        check_packed(waybill, &order, &[EffectState::Undone]).await;
+        check_packed(waybill, &order, &[EffectState::Compensated]).await;
         check_money(waybill, &order, PaymentState::Refunded).await;
     })
     .await;
@@ -83,7 +83,7 @@ async fn a_step_of_ones_own_killed_at_any_point_after_a_cancel_has_overtaken_it_
         let way = [Created, Reserved, Cancelled, Released, Compensated];
         assert_eq!(end_of(waybill, PACKING, &order).await, ended(OrderStatus::Cancelled, way));
         check_stock(waybill, &order, false).await;
-        check_packed(waybill, &order, &[EffectState::Undone]).await;
+        check_packed(waybill, &order, &[EffectState::Compensated]).await;
     })
     .await;
 }

@@ -6,12 +6,17 @@ use std::path::Path;
 use backbone::broker::direct_get::{self, Stored};
 use backbone::broker::streams::{DEAD_LETTERS, ORDERS};
 use backbone::dead_letters::ALL_DEAD_LETTERS;
-use backbone::log::ids::Revision;
+use backbone::log::Appended;
+use backbone::log::ids::{CustomerKey, OrderId, OrderKey, Revision};
 use backbone::log::subjects::{ALL_ORDERS, EventKind};
-use harness::{Deployment, Options, eventually, item, order_of, these};
+use harness::{Deployment, Options, PATIENCE, default_route, eventually, item, order_of, these};
 use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest};
-use proto::orders::v1::{CreateOrderRequest, Order, OrderStatus};
+use proto::orders::v1::order_event::Detail;
+use proto::orders::v1::{
+    CreateOrderRequest, Order, OrderCreated, OrderStatus, Route, RouteStep, StepCompensated, StepCompleted,
+};
 use serde_json::Value;
+use tokio::time::Instant;
 use tonic::Request;
 
 use super::{FOLDER, Golden, WIDGETS, on_record};
@@ -26,6 +31,9 @@ const OF_THE_ANSWER: [&str; 6] = [
     "Nats-Last-Sequence",
     "Nats-UpTo-Sequence",
 ];
+
+/// The step of [`reviewed`] that is not built in.
+const REVIEW: &str = "review";
 
 #[tokio::test]
 #[ignore = "writes the golden messages of a new version: make golden"]
@@ -47,6 +55,7 @@ async fn write() {
         waybill.idle(step).await;
     }
     finished_orders(&waybill).await;
+    orders_with_a_step_of_their_own(&waybill).await;
     letters(&mut waybill).await;
     unfinished_orders(&mut waybill).await;
     carried_order(&mut waybill).await;
@@ -103,6 +112,47 @@ async fn finished_orders(waybill: &Deployment) {
     }
 }
 
+/// The route of orders that go through a step which is not built in.
+fn reviewed() -> Route {
+    let mut route = Route { name: "reviewed".to_owned(), ..default_route() };
+    let leads_to = OrderStatus::Unspecified.into();
+    route.steps.insert(1, RouteStep { name: REVIEW.to_owned(), compensates: true, leads_to });
+    route
+}
+
+/// One that the step completes, and one for which it compensates after a cancel.
+async fn orders_with_a_step_of_their_own(waybill: &Deployment) {
+    for (customer, is_cancelled) in [("reviewed", false), ("withdrawn", true)] {
+        let key = OrderKey::of_request("", customer, "request");
+        let id = OrderId { customer: CustomerKey::of("", customer), order: key };
+        let (order_id, customer_id) = (id.to_string(), customer.to_owned());
+        let (items, route) = (vec![item("widget", 1)], "reviewed".to_owned());
+        let created = OrderCreated { order_id, customer_id, items, request_id: "request".to_owned(), route };
+        let deadline = Instant::now() + PATIENCE;
+        waybill.order_log().await.create(id, created, reviewed(), deadline).await.unwrap();
+        if is_cancelled {
+            waybill.reached(&id.to_string(), OrderStatus::Reserved).await;
+            waybill.cancel(&id.to_string()).await.unwrap();
+            review(waybill, &id, Detail::Compensated(StepCompensated {})).await;
+        } else {
+            review(waybill, &id, Detail::Completed(StepCompleted {})).await;
+        }
+        waybill.finished(&id.to_string()).await;
+    }
+}
+
+/// Plays the step, once it is its turn.
+async fn review(waybill: &Deployment, id: &OrderId, detail: Detail) {
+    let log = waybill.step_log(REVIEW).await;
+    let order = eventually("the step's turn", async || {
+        let order = log.load(id).await.unwrap()?;
+        (order.order.current_step == REVIEW).then_some(order)
+    })
+    .await;
+    let appended = log.append(&order, detail, Instant::now() + PATIENCE).await.unwrap();
+    assert!(matches!(appended, Appended::Stored(_)), "{appended:?}");
+}
+
 /// One that was redriven, an open and a discarded one of messages that do not decode, one of an order that is parked, and
 /// attempts that are not yet one.
 async fn letters(waybill: &mut Deployment) {
@@ -116,7 +166,7 @@ async fn letters(waybill: &mut Deployment) {
 
     let jetstream = waybill.jetstream().await;
     for _ in 0..2 {
-        jetstream.publish("ORDER.created.junk", "junk".into()).await.unwrap().await.unwrap();
+        jetstream.publish("ORDER.0.junk.junk.junk.inventory", "junk".into()).await.unwrap().await.unwrap();
     }
     let open = eventually("letters about junk", async || {
         let open = waybill.open_letters().await;
