@@ -4,14 +4,13 @@
 use std::collections::{HashMap, HashSet};
 
 use backbone::log::lifecycle::{apply, create, has_completed, is_called_off};
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use harness::test_steps::{Effect, EffectState, TEST_STEPS};
 use harness::{Account, Deployment};
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{ListOrderEventsRequest, Order, OrderEvent, OrderStatus};
-use tonic::Status;
+use proto::orders::v1::{Order, OrderEvent, OrderStatus};
 
-use crate::events::{after, kinds, revisions};
+use crate::events::{after, history, kinds, revisions};
 
 /// Histories read side by side.
 const READS_AT_ONCE: usize = 16;
@@ -61,14 +60,10 @@ pub(crate) async fn histories(
 ) -> HashMap<String, Vec<OrderEvent>> {
     let client = waybill.client().await;
     let read = stream::iter(order_ids).map(|order_id| {
-        let (mut client, order_id) = (client.clone(), order_id.clone());
-        async move {
-            let request = ListOrderEventsRequest { order_id: order_id.clone(), ..Default::default() };
-            let events = client.list_order_events(request).await?.into_inner().events;
-            Ok::<_, Status>((order_id, events))
-        }
+        let client = client.clone();
+        async move { (order_id.clone(), history(&client, order_id).await) }
     });
-    read.buffer_unordered(READS_AT_ONCE).try_collect().await.unwrap()
+    read.buffer_unordered(READS_AT_ONCE).collect().await
 }
 
 /// Every snapshot is what the lifecycle makes of the one before it, and no event is missing.

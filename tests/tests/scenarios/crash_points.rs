@@ -26,9 +26,9 @@ use proto::payments::v1::{Behaviour, PaymentState, SetBehaviourRequest};
 use tokio::select;
 
 use crate::accounting::{STOCK, WHOLE_WAY};
-use crate::cancel_races::{check_line, events};
+use crate::cancel_races::check_line;
 use crate::dead_letters::{break_gadgets, mend};
-use crate::events::{after, kinds};
+use crate::events::{after, history, kinds};
 use crate::stuck_consumers::edit;
 
 // What inventory changes, by name of the message.
@@ -240,7 +240,7 @@ async fn end_of(waybill: &Deployment, program: &str, order: &Order) -> (OrderSta
     if program != GATEWAY {
         waybill.idle(program).await;
     }
-    let events = events(waybill.client().await, &order.order_id).await;
+    let events = history(&waybill.client().await, &order.order_id).await;
     check_line(&events);
     check_shipments(&events);
     (end.status(), kinds(&events))

@@ -6,7 +6,7 @@ use proto::orders::v1::{Order, OrderEvent, OrderStatus};
 
 use crate::accounting::{STOCK, ids, widgets};
 use crate::books::{Problems, check_effects, check_history, check_money, check_stock, histories};
-use crate::cancel_races::{RACES_AT_ONCE, Raced, check_line, check_refused, race};
+use crate::cancel_races::{RACES_AT_ONCE, Raced, check_answer, check_line, check_refused, race};
 use crate::events::{after, kind};
 use backbone::log::subjects::EventKind;
 
@@ -56,14 +56,14 @@ async fn race_each_step(orders: usize) {
 
     let histories = histories(&waybill, &ids(&placed)).await;
     let mut problems = Problems::default();
-    for Raced { order, answer } in &all {
+    for Raced { order, answer, repeated } in &all {
         let events = &histories[&order.order_id];
         if let Err(problem) = check_history(events) {
             problems.add(&order.order_id, problem);
         }
         check_line(events);
         match answer {
-            Ok(cancelled) => check_cancelled(cancelled, events),
+            Ok(cancelled) => check_cancelled(cancelled, *repeated, events),
             Err(refusal) => {
                 assert_eq!(way(events), ["", "inventory", "screening", "payment", "packing", "loading"]);
                 assert_eq!(after(events.last().unwrap()).status(), OrderStatus::Fulfilled, "{refusal:?}");
@@ -89,15 +89,15 @@ fn way(events: &[OrderEvent]) -> Vec<&str> {
 
 /// It went some of its way, then no further; what compensates of that, and of the step whose turn it was, did so once, one
 /// step after the other.
-fn check_cancelled(cancelled: &Order, events: &[OrderEvent]) {
+fn check_cancelled(cancelled: &Order, repeated: bool, events: &[OrderEvent]) {
     let at = events.iter().position(|event| kind(event) == EventKind::Cancelled).expect("a cancel");
-    assert_eq!(after(&events[at]), cancelled, "the answer is the order as the cancel left it");
+    check_answer(cancelled, repeated, &events[at..]);
     assert_eq!(cancelled.status(), OrderStatus::Cancelled);
     let completed = at - 1;
     assert!(completed < STEPS.len(), "{events:?}");
     assert_eq!(way(&events[1..at]), STEPS[..completed], "{events:?}");
     let begun = &STEPS[..=completed];
     let owed: Vec<_> = COMPENSATE.into_iter().filter(|step| begun.contains(step)).collect();
-    assert_eq!(cancelled.compensation_pending, owed);
+    assert_eq!(after(&events[at]).compensation_pending, owed);
     assert_eq!(way(&events[at + 1..]), owed, "{events:?}");
 }

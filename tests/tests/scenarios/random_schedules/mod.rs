@@ -163,7 +163,7 @@ async fn check(
         if let Err(problem) = check_history(events) {
             problems.add(order_id, problem);
         }
-        let end = waybill.get(order_id).await.unwrap();
+        let end = eventually(order_id, async || waybill.get(order_id).await.ok()).await;
         if events.last().and_then(|event| event.order.as_ref()) != Some(&end) {
             problems.add(order_id, format!("the history does not end with {end:?}"));
         }
