@@ -64,7 +64,7 @@ pub(crate) async fn race(
     random: &mut StdRng,
 ) -> Vec<Raced> {
     // Of the orders, so many at least go to the cancel, and as many to the step.
-    let (orders, won_min) = (requests.len(), requests.len() / 20);
+    let (orders, won_min) = (requests.len(), requests.len() / 100);
     let aim = RefCell::new(Aim { pause_s: 0.001, random });
     let races = stream::iter(requests).map(async |request| {
         let mut client = client.clone();
