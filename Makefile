@@ -52,12 +52,12 @@ least-privilege: ## run the scenarios with each program as a user of its own at 
 	echo 'skipped:' && sed '/^#/d; s/ /: /' tests/least-privilege.skip && \
 	LEAST_PRIVILEGE=1 cargo test --workspace --locked --test scenarios -- $(LEAST_PRIVILEGE_SKIPS)
 
-soak: ## run 10,000 orders through outages, one of them longer than the retention, then SCHEDULES (20) random schedules; some 20 minutes
+soak: ## run 10,000 orders through outages, one of them longer than the retention, then SCHEDULES (20) random schedules, and cancels against each step; some 25 minutes
 	@$(NATS) && \
 	cargo build --workspace --locked && \
 	export SCHEDULES=$${SCHEDULES:-20} && \
 	cargo test -p waybill-tests --locked --test scenarios -- --include-ignored --nocapture --test-threads 1 \
-		ten_thousand random_schedules
+		ten_thousand random_schedules route_races
 
 upgrade: ## roll from another version (REV, by default the last release) to this one and back, under load
 	@$(NATS) && \

@@ -16,6 +16,7 @@ use processor::inventory::{BUCKET, Reservation, ReservationState, reservation_ke
 
 use crate::deployment::Deployment;
 use crate::eventually;
+use crate::test_steps::{BUCKET as EFFECTS, Effect};
 
 impl Deployment {
     /// A broker client of the test's own.
@@ -44,6 +45,20 @@ impl Deployment {
         let connection = Connection::open(&config, "test").await.expect("connection");
         connection.up().await;
         connection
+    }
+
+    /// What a test step has on record, by order id.
+    pub async fn effects(&self, step: &str) -> HashMap<String, Effect> {
+        let client = self.jetstream().await.client();
+        let (stream, filter) = (format!("KV_{EFFECTS}"), format!("$KV.{EFFECTS}.{step}.>"));
+        let records = direct_get::all_from(&client, &stream, &filter, Revision::NONE).await.expect("bucket");
+        let mut effects = HashMap::new();
+        for record in records {
+            let order_id = record.subject.split('.').nth(3).expect("an order").to_owned();
+            let effect = serde_json::from_slice(&record.payload).expect("an effect");
+            assert!(effects.insert(order_id, effect).is_none(), "two creation times: {}", record.subject);
+        }
+        effects
     }
 
     /// Every message in the log, in order.

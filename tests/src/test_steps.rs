@@ -1,15 +1,9 @@
 //! Steps of tests: they run as `waybill-test-step`, and keep a record of their effects in a bucket, so that books can be
 //! checked. Whether one compensates is up to the routes of the test.
 
-use std::collections::HashMap;
-
 use async_nats::jetstream::context::CreateKeyValueError;
 use async_nats::jetstream::{self, kv};
-use backbone::broker::direct_get;
-use backbone::log::ids::Revision;
 use serde::{Deserialize, Serialize};
-
-use crate::deployment::Deployment;
 
 /// Their names.
 pub const TEST_STEPS: [&str; 4] = ["screening", "packing", "labelling", "loading"];
@@ -22,34 +16,35 @@ pub const REFUSED: &str = "refused";
 /// The reason of such an order.
 pub const REFUSED_REASON: &str = "REFUSED_BY_TEST";
 
-const BUCKET: &str = "EFFECTS";
+/// The bucket of effects.
+pub(crate) const BUCKET: &str = "EFFECTS";
 
 /// What a test step has on record for one order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Effect {
-    /// Whether the effect is there, and what became of it.
+    /// The state of the effect.
     pub state: EffectState,
     /// Calls that were to do it.
     pub acts: u32,
-    /// Calls that were to undo it.
+    /// Calls that were to compensate it.
     pub compensations: u32,
     /// How often it was done.
     pub done: u32,
-    /// How often it was undone.
-    pub undone: u32,
+    /// How often it was compensated.
+    pub compensated: u32,
 }
 
 /// The life of an effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EffectState {
-    /// Neither done nor undone.
+    /// Neither done nor compensated.
     #[default]
     None,
     /// Done.
     Done,
-    /// Done, then undone.
-    Undone,
-    /// Undone before it was done, which it can no longer be.
+    /// Done, then compensated.
+    Compensated,
+    /// Compensated before it was done, which it can no longer be.
     Forbidden,
 }
 
@@ -62,20 +57,4 @@ pub async fn open(jetstream: &jetstream::Context) -> Result<kv::Store, CreateKey
 /// The key of an order's effect. The creation time distinguishes orders that reuse an id.
 pub fn key(step: &str, order_id: &str, creation_time: impl std::fmt::Display) -> String {
     format!("{step}.{order_id}.{creation_time}")
-}
-
-impl Deployment {
-    /// What a test step has on record, by order id.
-    pub async fn effects(&self, step: &str) -> HashMap<String, Effect> {
-        let client = self.jetstream().await.client();
-        let (stream, filter) = (format!("KV_{BUCKET}"), format!("$KV.{BUCKET}.{step}.>"));
-        let records = direct_get::all_from(&client, &stream, &filter, Revision::NONE).await.expect("bucket");
-        let mut effects = HashMap::new();
-        for record in records {
-            let order_id = record.subject.split('.').nth(3).expect("an order").to_owned();
-            let effect = serde_json::from_slice(&record.payload).expect("an effect");
-            assert!(effects.insert(order_id, effect).is_none(), "two creation times: {}", record.subject);
-        }
-        effects
-    }
 }

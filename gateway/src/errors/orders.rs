@@ -15,7 +15,8 @@ use super::status::{RETRY_DELAY, RETRY_DELAY_FULL, internal, retry_later, status
 
 /// The request_id was used for another order.
 pub(crate) fn request_id_reused(id: &OrderId) -> Status {
-    let message = "request_id already used by an order with other items; send a new request_id";
+    let message =
+        "request_id already used by an order with other items or another route; send a new request_id";
     status(Reason::RequestIdReused, message, of_order(id), ErrorDetails::new())
 }
 

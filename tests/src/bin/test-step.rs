@@ -54,7 +54,9 @@ impl<const N: usize> Step for TestStep<N> {
             .await?;
         match after.state {
             EffectState::Done => Ok(Detail::Completed(StepCompleted {})),
-            state => Err(StepError::Unexpected(format!("the effect is {state:?} already"))),
+            state @ (EffectState::None | EffectState::Compensated | EffectState::Forbidden) => {
+                Err(StepError::Unexpected(format!("the effect is {state:?} already")))
+            }
         }
     }
 
@@ -65,10 +67,10 @@ impl<const N: usize> Step for TestStep<N> {
                 match effect.state {
                     EffectState::None => effect.state = EffectState::Forbidden,
                     EffectState::Done => {
-                        effect.state = EffectState::Undone;
-                        effect.undone += 1;
+                        effect.state = EffectState::Compensated;
+                        effect.compensated += 1;
                     }
-                    EffectState::Undone | EffectState::Forbidden => {}
+                    EffectState::Compensated | EffectState::Forbidden => {}
                 }
             })
             .await?;
@@ -80,7 +82,7 @@ impl<const N: usize> Step for TestStep<N> {
 }
 
 impl<const N: usize> TestStep<N> {
-    /// Changes the order's effect, whoever else does so at the same time, and gives it.
+    /// Changes the order's effect by compare-and-set, and returns it.
     async fn change(&self, order: &Order, change: impl Fn(&mut Effect)) -> Result<Effect, StepError> {
         let unavailable = |error: &dyn std::error::Error| StepError::Unavailable(error.to_string());
         let key = test_steps::key(Self::NAME, &order.order_id, CreationTime::of(order)?);
@@ -109,7 +111,7 @@ impl<const N: usize> TestStep<N> {
 
 async fn play<const N: usize>() -> ExitCode {
     let open = async |_: Config, connection: Connection| {
-        Ok(TestStep::<N> { effects: test_steps::open(&connection.jetstream()).await? })
+        Ok(TestStep::<N> { effects: test_steps::open(connection.jetstream()).await? })
     };
     processor::run(open).await
 }

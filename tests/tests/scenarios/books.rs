@@ -190,8 +190,10 @@ fn check_effect(order: &Order, step: &str, effect: Effect) -> Result<(), &'stati
     };
     let completed = usize::try_from(order.completed_steps).unwrap();
     let called_off = is_called_off(order);
-    // The step whose turn it was when the order was cancelled may have done its work, and may not.
-    let may_have_begun = order.status() == OrderStatus::Cancelled && place == completed;
+    let was_its_turn = called_off && place == completed;
+    // The step whose turn it was when the order was cancelled may have done its work, and may not. One that rejected the
+    // order has not, but its second process cannot know: it compensates when the message is redelivered.
+    let may_have_begun = was_its_turn && order.status() == OrderStatus::Cancelled;
     let compensates = steps[place].compensates;
     let (is, problem) = match effect.state {
         EffectState::None => {
@@ -201,18 +203,18 @@ fn check_effect(order: &Order, step: &str, effect: Effect) -> Result<(), &'stati
             place < completed && !(called_off && compensates) || may_have_begun && !compensates,
             "should have nothing done",
         ),
-        EffectState::Undone => {
+        EffectState::Compensated => {
             (called_off && compensates && (place < completed || may_have_begun), "should have nothing undone")
         }
-        EffectState::Forbidden => (may_have_begun && compensates, "should have nothing forbidden"),
+        EffectState::Forbidden => (was_its_turn && compensates, "should have nothing forbidden"),
     };
-    let undone = effect.state == EffectState::Undone;
+    let undone = effect.state == EffectState::Compensated;
     let done = undone || effect.state == EffectState::Done;
     if !is {
         Err(problem)
     } else if effect.compensations > 0 && !(called_off && compensates) {
         Err("was called to compensate")
-    } else if (effect.done, effect.undone) != (u32::from(done), u32::from(undone)) {
+    } else if (effect.done, effect.compensated) != (u32::from(done), u32::from(undone)) {
         Err("should be done and undone once")
     } else {
         Ok(())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use backbone::log::lifecycle::is_finished;
 use backbone::log::subjects::EventKind::{Cancelled, Fulfilled, Paid, Refunded, Released, Reserved};
 use futures::{StreamExt, stream};
-use harness::{Deployment, randomness};
+use harness::{Deployment, create, eventually, randomness};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use proto::orders::v1::{
@@ -55,10 +55,17 @@ pub(crate) struct Raced {
 
 pub(crate) type Client = OrderServiceClient<Channel>;
 
-/// The history of an order.
-pub(crate) async fn events(mut client: Client, order_id: &str) -> Vec<OrderEvent> {
-    let request = ListOrderEventsRequest { order_id: order_id.to_owned(), ..Default::default() };
-    client.list_order_events(request).await.unwrap().into_inner().events
+/// The history of an order. A busy machine may take longer than a call does.
+pub(crate) async fn events(client: Client, order_id: &str) -> Vec<OrderEvent> {
+    eventually(&format!("history of {order_id}"), async || {
+        let request = ListOrderEventsRequest { order_id: order_id.to_owned(), ..Default::default() };
+        match client.clone().list_order_events(request).await {
+            Ok(response) => Some(response.into_inner().events),
+            Err(status) if status.code() == Code::Unavailable => None,
+            Err(status) => panic!("{status:?}"),
+        }
+    })
+    .await
 }
 
 /// Places orders and cancels each at about the time when `step` appends its event.
@@ -73,7 +80,7 @@ pub(crate) async fn race(
     let aim = RefCell::new(Aim { pause_s: 0.001, random });
     let races = stream::iter(requests).map(async |request| {
         let mut client = client.clone();
-        let order = client.create_order(request).await.unwrap().into_inner().order.unwrap();
+        let order = create(&client, &request).await.unwrap();
         let pause = aim.borrow_mut().pause();
         sleep(pause).await;
         let cancel = CancelOrderRequest { order_id: order.order_id.clone(), message: String::new() };

@@ -6,17 +6,17 @@
 //! it changes something. They are listed below, scene by scene; each scene is first played to its end, and has to show
 //! exactly the messages of its list. A program that comes to write something else needs a longer list.
 
+mod own_steps;
+
 use std::fmt;
 use std::time::SystemTime;
 
 use async_nats::jetstream::consumer::PriorityPolicy;
 use backbone::log::event::stored;
 use backbone::log::subjects::EventKind::{
-    Cancelled, Carried, Compensated, Completed, Created, Failed, Fulfilled, Paid, Redriven, Refunded,
-    Rejected, Released, Reserved,
+    Cancelled, Carried, Created, Failed, Fulfilled, Paid, Redriven, Refunded, Rejected, Released, Reserved,
 };
 use backbone::log::subjects::{self, EventKind};
-use harness::test_steps::EffectState;
 use harness::{DELIVERY, Deployment, Moment, Options, eventually, every_one, item, order_of, these};
 use processor::inventory::{ReservationState, reservation_key};
 use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest, RedriveOutcome};
@@ -105,7 +105,6 @@ const ATTEMPTS_MAX: usize = 2;
 const UNITS: u64 = 2;
 const CUSTOMER: &str = "customer";
 const GATEWAY: &str = "gateway";
-const PACKING: &str = "packing";
 /// The second consumer of inventory.
 const KEEPING: &str = "inventory-carried";
 
@@ -210,18 +209,6 @@ async fn deployment_with(program: &'static str, options: Options) -> Deployment 
         waybill.idle(step).await;
     }
     waybill
-}
-
-/// The same with a step of one's own between two that are built in, all of which compensate.
-async fn with_packing(program: &'static str) -> Deployment {
-    let routes = "routes: {packed: [inventory, {name: packing, compensates: true}, payment, fulfilment]}";
-    let options = Options {
-        routes: Some(routes.to_owned()),
-        steps: vec!["inventory", PACKING, "payment", "fulfilment"],
-        payment_sandbox: true,
-        ..Options::default()
-    };
-    deployment_with(program, options).await
 }
 
 async fn place(waybill: &Deployment, customer_id: &str, point: &Point) -> Order {
@@ -459,67 +446,6 @@ async fn fulfilment_killed_at_any_point_after_a_cancel_has_overtaken_it_ships_no
         let way = [Created, Reserved, Paid, Cancelled, Released, Refunded];
         assert_eq!(end_of(waybill, "fulfilment", &order).await, ended(OrderStatus::Cancelled, way));
         check_stock(waybill, &order, false).await;
-    })
-    .await;
-}
-
-/// The effect of [`PACKING`] for an order was done once, or not at all, and undone if so.
-async fn check_packed(waybill: &Deployment, order: &Order, states: &[EffectState]) {
-    let effect = waybill.effects(PACKING).await.remove(&order.order_id).unwrap_or_default();
-    assert!(states.contains(&effect.state), "{effect:?}");
-    let counts = match effect.state {
-        EffectState::None | EffectState::Forbidden => (0, 0),
-        EffectState::Done => (1, 0),
-        EffectState::Undone => (1, 1),
-    };
-    assert_eq!((effect.done, effect.undone), counts);
-}
-
-#[tokio::test]
-async fn a_step_of_ones_own_killed_at_any_point_completes_once() {
-    let mut waybill = with_packing(PACKING).await;
-    at_each_point(&mut waybill, PACKING, COMPLETE, async |waybill, point| {
-        point.arm(waybill);
-        let order = place(waybill, CUSTOMER, point).await;
-        point.die(waybill).await;
-        let way = [Created, Reserved, Completed, Paid, Fulfilled];
-        assert_eq!(end_of(waybill, PACKING, &order).await, ended(OrderStatus::Fulfilled, way));
-        check_packed(waybill, &order, &[EffectState::Done]).await;
-    })
-    .await;
-}
-
-/// Before its first message the step before it has compensated, behind its append it is the turn of the step after it.
-#[tokio::test]
-async fn a_step_of_ones_own_killed_at_any_point_between_two_that_compensate_compensates_once() {
-    let mut waybill = with_packing(PACKING).await;
-    waybill.kill_processors("fulfilment");
-    at_each_point(&mut waybill, PACKING, COMPENSATE, async |waybill, point| {
-        let order = place(waybill, CUSTOMER, point).await;
-        waybill.reached(&order.order_id, OrderStatus::Paid).await;
-        waybill.idle(PACKING).await;
-        point.arm(waybill);
-        waybill.cancel(&order.order_id).await.unwrap();
-        point.die(waybill).await;
-        let way = [Created, Reserved, Completed, Paid, Cancelled, Released, Compensated, Refunded];
-        assert_eq!(end_of(waybill, PACKING, &order).await, ended(OrderStatus::Cancelled, way));
-        check_stock(waybill, &order, false).await;
-        check_packed(waybill, &order, &[EffectState::Undone]).await;
-        check_money(waybill, &order, PaymentState::Refunded).await;
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_step_of_ones_own_killed_at_any_point_after_a_cancel_has_overtaken_it_keeps_nothing() {
-    let mut waybill = with_packing(PACKING).await;
-    at_each_point(&mut waybill, PACKING, COMPLETE_TOO_LATE, async |waybill, point| {
-        let request = order_of(CUSTOMER, &point.request_id(), vec![item("widget", UNITS as i32)]);
-        let order = overtaken(waybill, point, "append completed", request).await;
-        let way = [Created, Reserved, Cancelled, Released, Compensated];
-        assert_eq!(end_of(waybill, PACKING, &order).await, ended(OrderStatus::Cancelled, way));
-        check_stock(waybill, &order, false).await;
-        check_packed(waybill, &order, &[EffectState::Undone]).await;
     })
     .await;
 }

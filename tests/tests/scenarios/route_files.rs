@@ -91,6 +91,14 @@ async fn an_order_on_a_route_that_does_not_exist_is_refused() {
         assert_eq!(refused.message(), rule);
     }
     assert!(waybill.subjects().await.is_empty());
+
+    let order = waybill.place(request("request", "plain")).await.unwrap();
+    let again = waybill.place(request("request", "")).await.unwrap();
+    assert_eq!(again.order_id, order.order_id, "the default is the same route");
+    for route in ["guarded", "unheard-of"] {
+        let refused = waybill.place(request("request", route)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::AlreadyExists, "{refused:?}");
+    }
 }
 
 /// A program with this route file, which has to end by itself.
