@@ -208,7 +208,7 @@ impl Broker {
         format!("nats://{}{}", self.login_of(self.user_of(program)), self.address)
     }
 
-    /// Who a program is. A step that is not shipped has no user of its own, and may do everything.
+    /// The user of a program. A step that is not shipped has none of its own, and connects as the one with all rights.
     fn user_of<'a>(&self, program: &'a str) -> &'a str {
         if self.users.is_some() && USERS.contains(&program) { program } else { USER }
     }
