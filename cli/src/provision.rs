@@ -1,6 +1,7 @@
 //! `waybill provision`: creates what the programs need at the broker, so that they need no permission to create it.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -51,7 +52,10 @@ pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
     let connection = Connection::open(&args.broker, NAME).await?;
     let why = RefCell::new("broker unreachable".to_owned());
     let waiting = |reason| *why.borrow_mut() = reason;
-    let steps = routes.steps();
+    // The processors of built-in steps may run although no route names them.
+    let built_in = Routes::default();
+    let steps: BTreeSet<_> = built_in.steps().into_iter().chain(routes.steps()).collect();
+    let steps = Vec::from_iter(steps);
     let (ack_wait, wait) = (args.ack_wait, Duration::from(args.timeout));
     let provisioned = async {
         tokio::select! {
@@ -65,7 +69,7 @@ pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
         console::answer("loss of events acknowledged")?;
     }
     Ok(console::answer(
-        "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the consumers of the routes' steps are provisioned",
+        "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the consumers of the steps are provisioned",
     )?)
 }
 

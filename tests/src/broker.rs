@@ -198,15 +198,19 @@ impl Broker {
 
     /// The same for a program that reaches it by way of another address.
     pub(crate) fn url_at(&self, address: SocketAddr, program: &str) -> String {
-        let user = if self.users.is_some() { program } else { USER };
+        let user = self.user_of(program);
         let peers = self.peers.iter().map(|peer| format!(",nats://{peer}"));
         format!("nats://{}{address}{}", self.login_of(user), peers.collect::<String>())
     }
 
     /// Where this server alone is for a program.
     pub(crate) fn single_url_for(&self, program: &str) -> String {
-        let user = if self.users.is_some() { program } else { USER };
-        format!("nats://{}{}", self.login_of(user), self.address)
+        format!("nats://{}{}", self.login_of(self.user_of(program)), self.address)
+    }
+
+    /// The user of a program. A step that is not shipped has none of its own, and connects as the one with all rights.
+    fn user_of<'a>(&self, program: &'a str) -> &'a str {
+        if self.users.is_some() && USERS.contains(&program) { program } else { USER }
     }
 
     /// The options of a client that speaks the NATS protocol itself, as fields of JSON.
