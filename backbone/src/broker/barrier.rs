@@ -13,10 +13,10 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use program::backoff::Backoff;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::broker::connection::Connection;
-use crate::broker::direct_get::{self, ReadError, Stored};
+use crate::broker::direct_get::{self, Batch, ReadError, Stored};
 use crate::broker::publish::{Outcome, publish};
 use crate::broker::streams::{DEAD_LETTERS, ORDERS, info};
 use crate::log::ids::Revision;
@@ -32,6 +32,8 @@ const TTL: &str = "10s";
 const INTERVAL: Duration = Duration::from_millis(10);
 /// Wait before the next read from a replica that lags.
 const LOOK: Backoff = Backoff { initial: Duration::from_millis(10), max: Duration::from_millis(200) };
+/// Messages before a barrier that are searched for the last one on a busy filter.
+const RECENT_MESSAGES: u32 = 256;
 /// How long the number of replicas of a stream is cached.
 const REPLICAS_BELIEVED: Duration = Duration::from_secs(10);
 
@@ -165,6 +167,47 @@ impl Barrier {
         let begun = Instant::now();
         let last = self.find_last_on(filter).await;
         position.insert(Position { begun, last }).last.clone()
+    }
+
+    /// Position of the last message whose subject `matches`, if it is among the last ones of the stream: no later one was
+    /// acknowledged before this call. For filters that match very many subjects. The broker visits each of them for
+    /// [`Self::last_on`], and stores no message meanwhile. `None` if it is not among the last ones, or the stream has one
+    /// replica.
+    pub async fn recent_on(&self, matches: impl Fn(&str) -> bool) -> Result<Option<Revision>, ReadError> {
+        let proof = async {
+            let Some(barrier) = self.pass().await? else { return Ok(None) };
+            let (mut last, mut from) = (None, Revision(barrier.0.saturating_sub(RECENT_MESSAGES.into())));
+            for looks in 1.. {
+                let client = &self.connection.client;
+                match direct_get::batch_from(client, self.stream, direct_get::ALL, from, RECENT_MESSAGES)
+                    .await
+                {
+                    Ok(Batch { messages, .. }) => {
+                        let found = messages.iter().rfind(|message| matches(&message.subject));
+                        last = found.map(|found| found.sequence).or(last);
+                        let reached = messages.last().map_or(Revision::NONE, |message| message.sequence);
+                        if reached >= barrier {
+                            return Ok(last);
+                        }
+                        from = from.max(Revision(reached.0 + 1));
+                        if !messages.is_empty() {
+                            continue;
+                        }
+                    }
+                    // Another server may answer the next read.
+                    Err(ReadError::NoAnswer(_)) => {}
+                    Err(error) => return Err(error),
+                }
+                sleep(LOOK.after(looks)).await;
+            }
+            Err(lags())
+        };
+        timeout(PROOF_TIMEOUT, proof).await.unwrap_or_else(|_| Err(lags()))
+    }
+
+    /// Whether answers need a proof: the stream has several replicas, and the one that answers may lag.
+    pub async fn is_needed(&self) -> Result<bool, ReadError> {
+        self.is_replicated().await
     }
 
     /// The answer that all waiting callers of `filter` share.

@@ -21,6 +21,11 @@ const BATCH_MESSAGES_MAX: u32 = 256;
 const BATCH_BYTES_MAX: u32 = 128 * 1024;
 /// The server's end-of-batch status.
 const END_OF_BATCH: u16 = 204;
+/// The server's status for the last messages of more than 1,024 subjects.
+const TOO_MANY_RESULTS: u16 = 413;
+/// A filter for every message. The broker recognizes it, and counts without walking the log; any other filter, even one that
+/// matches all subjects of the stream, is matched with each message.
+pub const ALL: &str = ">";
 
 /// A message as the stream keeps it.
 #[derive(Debug)]
@@ -59,7 +64,10 @@ impl ReadError {
 #[serde(untagged)]
 enum Request<'a> {
     Last { multi_last: &'a [String] },
+    SomeLast { multi_last: &'a [String], seq: u64, max_bytes: u32 },
     LastOn { last_by_subj: &'a str },
+    At { seq: u64 },
+    First { seq: u64, next_by_subj: &'a str },
     Next { seq: u64, next_by_subj: &'a str, batch: u32, max_bytes: u32 },
     Since { start_time: String, next_by_subj: &'a str, batch: u32 },
 }
@@ -71,15 +79,35 @@ pub(crate) async fn first_since(
     time: SystemTime,
 ) -> Result<Option<Revision>, ReadError> {
     let start_time = Timestamp::from(time).to_string();
-    let found = get(client, stream, &Request::Since { start_time, next_by_subj: ">", batch: 1 }).await?;
+    let found = batch(client, stream, &Request::Since { start_time, next_by_subj: ALL, batch: 1 }).await?;
     Ok(found.messages.first().map(|message| message.sequence))
 }
 
-/// The last message on subjects that match `filter`, of which there may be any number.
+/// The last message on subjects that match `filter`, of which there may be any number. The broker visits each of them.
 pub async fn last_on(client: &Client, stream: &str, filter: &str) -> Result<Option<Stored>, ReadError> {
+    one(client, stream, &Request::LastOn { last_by_subj: filter }).await
+}
+
+/// The message at `sequence`.
+pub async fn at(client: &Client, stream: &str, sequence: Revision) -> Result<Option<Stored>, ReadError> {
+    one(client, stream, &Request::At { seq: sequence.0 }).await
+}
+
+/// The first message on subjects that match `filter`, from sequence `from` on. The broker walks the messages from there
+/// to the one that it finds, but counts none, unlike [`batch_from`].
+pub async fn first_from(
+    client: &Client,
+    stream: &str,
+    filter: &str,
+    from: Revision,
+) -> Result<Option<Stored>, ReadError> {
+    one(client, stream, &Request::First { seq: from.0.max(1), next_by_subj: filter }).await
+}
+
+/// The message of an answer that has no more than one.
+async fn one(client: &Client, stream: &str, request: &Request<'_>) -> Result<Option<Stored>, ReadError> {
     reachable(client)?;
-    let request = serde_json::to_vec(&Request::LastOn { last_by_subj: filter });
-    let request = request.map_err(|error| ReadError::Broker(error.to_string()))?;
+    let request = serde_json::to_vec(request).map_err(|error| ReadError::Broker(error.to_string()))?;
     let answer = client.request(format!("$JS.API.DIRECT.GET.{stream}"), request.into());
     let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
     let answer = timeout(ANSWER_TIMEOUT, answer).await.map_err(|error| no_answer(&error))?;
@@ -97,7 +125,25 @@ pub async fn last_of_each(
     stream: &str,
     filters: &[String],
 ) -> Result<Vec<Stored>, ReadError> {
-    Ok(get(client, stream, &Request::Last { multi_last: filters }).await?.messages)
+    Ok(batch(client, stream, &Request::Last { multi_last: filters }).await?.messages)
+}
+
+/// The last message on each subject that matches `filter`, of those from sequence `from` on, by sequence; the
+/// message that exceeds `bytes_max` is the last one. `None` if there are more than 1,024 such subjects, even if their last
+/// messages are before `from`: the broker then answers none. It visits each of the subjects, but does not walk the log.
+pub async fn last_of_few(
+    client: &Client,
+    stream: &str,
+    filter: &str,
+    from: Revision,
+    bytes_max: u32,
+) -> Result<Option<Batch>, ReadError> {
+    let filters = [filter.to_owned()];
+    let request = Request::SomeLast { multi_last: &filters, seq: from.0.max(1), max_bytes: bytes_max };
+    match get(client, stream, &request).await? {
+        Answer::Batch(batch) => Ok(Some(batch)),
+        Answer::TooMany => Ok(None),
+    }
 }
 
 /// All messages on subjects that match `filter`, from sequence `from` on, by sequence.
@@ -110,7 +156,7 @@ pub async fn all_from(
     let mut all: Vec<Stored> = Vec::new();
     let mut next = from;
     loop {
-        let Batch { messages, remaining } =
+        let Batch { messages, remaining, .. } =
             batch_from(client, stream, filter, next, BATCH_MESSAGES_MAX).await?;
         next = messages.last().map_or(next, |last| Revision(last.sequence.0 + 1));
         all.extend(messages);
@@ -127,6 +173,16 @@ pub struct Batch {
     pub messages: Vec<Stored>,
     /// Messages on the same subjects after these.
     pub remaining: u64,
+    /// The last sequence of the stream when the last messages of some subjects were read, if there are such messages: the
+    /// server that answered has all messages up to it.
+    pub stream_end: Revision,
+}
+
+/// What the broker answers to a request for several messages.
+enum Answer {
+    Batch(Batch),
+    /// The request is for the last messages of more than 1,024 subjects.
+    TooMany,
 }
 
 impl Batch {
@@ -151,7 +207,7 @@ pub async fn batch_from(
         batch: messages_max,
         max_bytes: BATCH_BYTES_MAX,
     };
-    get(client, stream, &request).await
+    batch(client, stream, &request).await
 }
 
 /// A request during a broker outage times out: report the outage at once instead.
@@ -162,7 +218,14 @@ pub(crate) fn reachable(client: &Client) -> Result<(), ReadError> {
     }
 }
 
-async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Batch, ReadError> {
+async fn batch(client: &Client, stream: &str, request: &Request<'_>) -> Result<Batch, ReadError> {
+    match get(client, stream, request).await? {
+        Answer::Batch(batch) => Ok(batch),
+        Answer::TooMany => Err(ReadError::Broker("413: too many subjects".to_owned())),
+    }
+}
+
+async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Answer, ReadError> {
     reachable(client)?;
     let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
     let payload = serde_json::to_vec(request).map_err(|error| ReadError::Broker(error.to_string()))?;
@@ -182,10 +245,15 @@ async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Bat
         match answer.status {
             None => messages.push(stored(answer)?),
             Some(status) if status.as_u16() == END_OF_BATCH => {
-                let remaining = number(answer.headers.as_ref(), "Nats-Num-Pending").unwrap_or(0);
-                return Ok(Batch { messages, remaining });
+                let headers = answer.headers.as_ref();
+                let remaining = number(headers, "Nats-Num-Pending").unwrap_or(0);
+                let stream_end = Revision(number(headers, "Nats-UpTo-Sequence").unwrap_or(0));
+                return Ok(Answer::Batch(Batch { messages, remaining, stream_end }));
             }
-            Some(StatusCode::NOT_FOUND) => return Ok(Batch { messages, remaining: 0 }),
+            Some(StatusCode::NOT_FOUND) => {
+                return Ok(Answer::Batch(Batch { messages, remaining: 0, stream_end: Revision::NONE }));
+            }
+            Some(status) if status.as_u16() == TOO_MANY_RESULTS => return Ok(Answer::TooMany),
             Some(status) => {
                 return Err(ReadError::of(status, answer.description.as_deref().unwrap_or_default()));
             }

@@ -12,6 +12,11 @@ mod append;
 mod backlog;
 mod carry;
 mod carry_position;
+mod counted;
+mod created;
+mod created_walk;
+mod customer_events;
+mod hidden;
 pub(crate) mod known_losses;
 mod leadership;
 mod list;
@@ -52,6 +57,7 @@ use crate::broker::direct_get::ReadError;
 use crate::broker::streams::ORDERS;
 use crate::log::event::{Recorded, Writer};
 use crate::log::ids::{OrderId, Revision};
+use counted::Counted;
 use live::LiveTopics;
 
 /// One program's access to the order log. Cheap to clone.
@@ -64,6 +70,10 @@ pub struct OrderLog {
     quorum: Sender<Result<(), String>>,
     /// Counts recoveries of the quorum. Live messages before the latest one may have been missed.
     regained: Sender<u64>,
+    /// The customers with many orders, and how many messages the log has for each of their orders.
+    many_orders: Arc<Counted<u64>>,
+    /// The customers with many events.
+    many_events: Arc<Counted<()>>,
     writer: Writer,
 }
 
@@ -134,7 +144,17 @@ impl OrderLog {
             .map_err(|error| ReadError::Broker(error.to_string()))?;
         let barrier = Barrier::of_orders(connection.clone());
         let (quorum, regained) = (Sender::new(Ok(())), Sender::default());
-        Ok(Self { connection, stream, live: Arc::default(), barrier, quorum, regained, writer })
+        Ok(Self {
+            connection,
+            stream,
+            live: Arc::default(),
+            barrier,
+            quorum,
+            regained,
+            many_orders: Arc::default(),
+            many_events: Arc::default(),
+            writer,
+        })
     }
 
     /// The connection that the log is reached by.

@@ -134,14 +134,10 @@ impl OrderLog {
     /// The order's events, of which some are the last ones on their subjects.
     async fn complete(&self, id: &OrderId, stored: Vec<Stored>) -> Result<Vec<Recorded>, ReadError> {
         let Some(last) = stored.last().map(|last| last.sequence) else { return Ok(Vec::new()) };
-        let found = stored.len();
-        let mut events = decode_all(stored);
-        // The last message of each subject is the whole history, unless an event happened twice or a foreign message
-        // hides one. Then the chain has a gap or ends early, and the history is read message by message.
-        if events.len() < found || !is_whole(&events) {
-            events = decode_all(self.all_reaching(id, last).await?);
+        match self.with_hidden(stored, Revision::NONE).await? {
+            Some(events) => Ok(events),
+            None => Ok(decode_all(self.all_reaching(id, last).await?)),
         }
-        Ok(events)
     }
 
     /// The order's events, at least up to the one at `least`: an event that is missing here did not happen before that
@@ -201,12 +197,6 @@ pub(super) fn decode_all(stored: Vec<Stored>) -> Vec<Recorded> {
             .ok()
     };
     stored.into_iter().filter_map(decode).collect()
-}
-
-/// Whether each event is preceded by the one that it names, from the order's first on.
-fn is_whole(events: &[Recorded]) -> bool {
-    let mut previous = Revision::NONE;
-    events.iter().all(|event| std::mem::replace(&mut previous, event.revision) == event.previous)
 }
 
 /// The replica that answered lags.

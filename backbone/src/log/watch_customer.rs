@@ -12,29 +12,27 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::OrderLog;
+use super::customer_events::{CustomerEvents, Reading};
 use super::live::{Listener, LiveEvent};
-use super::read::decode_all;
 use super::watch::{BEHIND, RECONCILE_INTERVAL, RECONCILE_RETRY, Update, WatchError};
-use crate::broker::direct_get::{ReadError, batch_from};
+use crate::broker::direct_get::{ReadError, first_from};
 use crate::broker::streams::ORDERS;
 use crate::log::event::Recorded;
 use crate::log::ids::{CustomerKey, Revision};
 use crate::log::subjects;
 
-/// Most events read ahead of the client.
-const READ_MESSAGES_MAX: u32 = 64;
-
 /// The events of all orders of a customer, each exactly once and in the log's order. Never ends.
 #[derive(Debug)]
 pub struct CustomerWatch {
     log: OrderLog,
-    filter: String,
+    customer: CustomerKey,
     live: Listener,
     connects: watch::Receiver<u64>,
     regained: watch::Receiver<u64>,
     /// Events have probably been missed: the position up to which to read must be proved.
     needs_proof: bool,
     read_at: Instant,
+    reading: Reading,
     /// Read from the log, not yet returned.
     ready: VecDeque<Recorded>,
     /// Up to where the log has been read.
@@ -57,34 +55,47 @@ impl OrderLog {
         let mut connects = self.connection.connects();
         connects.mark_unchanged();
         let live = self.live.listen(&self.connection.client, subjects::live_customer(customer)).await?;
-        let filter = subjects::customer(customer);
-        if after > Revision::NONE {
-            let last = match self.barrier.last_on(&filter).await? {
+        let mut last = None;
+        if after > Revision::NONE && !self.has_event_from(customer, after).await? {
+            let found = match self.barrier.last_on(&subjects::customer(customer)).await? {
                 // All events of this customer may have expired.
                 Revision::NONE => match self.barrier.pass().await? {
                     Some(barrier) => barrier,
                     None => self.extent().await?.last,
                 },
-                last => last,
+                found => *last.insert(found),
             };
-            if after > last {
-                return Err(WatchError::Beyond { last });
+            if after > found {
+                return Err(WatchError::Beyond { last: found });
             }
         }
+        let caught_up = last.filter(|last| *last == after);
+        let until_first_read = if caught_up.is_some() { RECONCILE_INTERVAL } else { Duration::ZERO };
         Ok(CustomerWatch {
             log: self.clone(),
-            filter,
+            customer,
             live,
             connects,
             regained: self.regained.subscribe(),
             needs_proof: false,
-            read_at: Instant::now(),
+            read_at: Instant::now() + until_first_read,
+            reading: Reading::Few,
             ready: VecDeque::new(),
             read: after,
-            caught_up: None,
-            announced: after,
+            caught_up,
+            announced: last.unwrap_or(after),
             behind: 0,
         })
+    }
+
+    /// Whether a customer with very many events has one at or behind `from`. For others, the last event is the cheaper
+    /// question.
+    async fn has_event_from(&self, customer: CustomerKey, from: Revision) -> Result<bool, ReadError> {
+        if self.many_events.get(customer).is_none() {
+            return Ok(false);
+        }
+        let client = &self.connection.client;
+        Ok(first_from(client, ORDERS, &subjects::customer(customer), from).await?.is_some())
     }
 }
 
@@ -140,18 +151,18 @@ impl CustomerWatch {
 
     async fn read_log(&mut self) -> Result<(), ReadError> {
         if self.needs_proof {
-            self.announced = self.announced.max(self.log.barrier.last_on(&self.filter).await?);
+            self.announced = self.announced.max(self.log.last_event_of(self.customer).await?);
             self.needs_proof = false;
         }
-        let from = Revision(self.read.0 + 1);
-        let client = &self.log.connection.client;
-        let batch = batch_from(client, ORDERS, &self.filter, from, READ_MESSAGES_MAX).await?;
-        self.read = batch.messages.last().map_or(self.read, |last| last.sequence);
-        self.ready.extend(decode_all(batch.messages));
-        if batch.remaining == 0 {
+        let events = self.log.customer_events(self.customer, self.read, self.announced, self.reading);
+        let CustomerEvents { events, read, more } = events.await?;
+        self.ready.extend(events);
+        self.read = self.read.max(read);
+        self.reading = more.unwrap_or(Reading::Few);
+        if more.is_none() {
             self.caught_up.get_or_insert(self.read);
         }
-        let pause = if batch.remaining > 0 {
+        let pause = if more.is_some() {
             Duration::ZERO
         } else if self.read < self.announced {
             self.behind += 1;
