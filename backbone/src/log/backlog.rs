@@ -6,10 +6,11 @@ use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 
 use super::OrderLog;
-use crate::broker::direct_get::{self, ReadError};
+use crate::broker::direct_get::{self, ReadError, Stored};
 use crate::broker::streams::ORDERS;
 use crate::log::event::stored;
 use crate::log::ids::Revision;
+use crate::log::subjects;
 
 /// The messages that a consumer has not acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +36,13 @@ impl OrderLog {
         if pending == 0 && ack_pending == 0 {
             return Ok(backlog);
         }
-        // Everything up to the ack floor is acknowledged, so the consumer's first message after it is not.
-        let from = Revision(info.ack_floor.stream_sequence.saturating_add(1));
-        let mut oldest: Option<direct_get::Stored> = None;
+        // Everything up to the ack floor is acknowledged, so the consumer's first message after it is not. The floor of an idle
+        // consumer stays where it was, and the position that the consumer has reached does not.
+        let acknowledged = if ack_pending > 0 { &info.ack_floor } else { &info.delivered };
+        let from = Revision(acknowledged.stream_sequence.saturating_add(1));
+        let mut oldest: Option<Stored> = None;
         for filter in filters(info) {
-            let found = direct_get::batch_from(&self.connection.client, ORDERS, filter, from, 1).await?;
-            let found = found.messages.into_iter().next();
+            let found = self.first_for(filter, from).await?;
             oldest = match (oldest, found) {
                 (Some(one), Some(other)) if one.sequence <= other.sequence => Some(one),
                 (one, other) => other.or(one),
@@ -52,6 +54,20 @@ impl OrderLog {
             // The replica lags, or the message has just expired or been deleted.
             None => Err(ReadError::NoAnswer("the consumer's oldest message was not found".to_owned())),
         }
+    }
+
+    /// The first message for a step from `from` on. From the beginning of the stream on, the broker would visit every
+    /// subject there is, to find out where to begin. So the first message is read by itself.
+    async fn first_for(&self, filter: &str, from: Revision) -> Result<Option<Stored>, ReadError> {
+        let client = &self.connection.client;
+        let first = Revision(1);
+        if from <= first {
+            let found = direct_get::at(client, ORDERS, first).await?;
+            if let Some(found) = found.filter(|found| subjects::matches(filter, &found.subject)) {
+                return Ok(Some(found));
+            }
+        }
+        direct_get::first_from(client, ORDERS, filter, from.max(Revision(2))).await
     }
 
     /// Whether the log has a consumer of this name.

@@ -22,7 +22,7 @@ use crate::broker::streams::ORDERS;
 use crate::log::carrying::{Candidate, Schedule, Window, must_be_carried};
 use crate::log::event::stored;
 use crate::log::ids::{OrderId, Revision};
-use crate::log::subjects::{self, ALL_ORDERS, EventSubject};
+use crate::log::subjects::{self, EventSubject};
 
 /// Messages read before their orders are examined.
 const WINDOW_MESSAGES_MAX: usize = 2048;
@@ -103,7 +103,7 @@ impl OrderLog {
         let mut read = 0;
         'pieces: while read < WINDOW_MESSAGES_MAX {
             let client = &self.connection.client;
-            let batch = batch_from(client, ORDERS, ALL_ORDERS, walked.next, READ_MESSAGES_MAX).await?;
+            let batch = batch_from(client, ORDERS, direct_get::ALL, walked.next, READ_MESSAGES_MAX).await?;
             let is_last = batch.remaining == 0;
             for message in batch.messages {
                 // A message without a timestamp counts as old as the one before it.

@@ -150,6 +150,18 @@ pub fn for_step(step: &str) -> String {
     format!("ORDER.*.*.*.*.{step}")
 }
 
+/// Whether a subject matches a filter in which `*` stands for one token.
+pub(crate) fn matches(filter: &str, subject: &str) -> bool {
+    let (mut wanted, mut tokens) = (filter.split('.'), subject.split('.'));
+    loop {
+        match (wanted.next(), tokens.next()) {
+            (None, None) => return true,
+            (Some(wanted), Some(token)) if wanted == "*" || wanted == token => {}
+            (Some(_), _) | (None, Some(_)) => return false,
+        }
+    }
+}
+
 /// What an event's subject says; `None` for a subject that Waybill never writes.
 pub fn parse(subject: &str) -> Option<EventSubject<'_>> {
     let mut tokens = subject.split('.');
@@ -196,6 +208,16 @@ mod tests {
                 prop_assert_eq!(event(kind, &id, next), subject);
             }
         }
+    }
+
+    #[test]
+    fn a_filter_matches_the_events_of_its_step() {
+        let id = OrderId { customer: CustomerKey::of("", "c"), order: OrderKey::unique() };
+        let subject = event(EventKind::Created, &id, "payment");
+        assert!(matches(&for_step("payment"), &subject));
+        assert!(!matches(&for_step("fraud"), &subject));
+        assert!(!matches(&for_step("payment"), &format!("{subject}.payment")));
+        assert!(!matches(&for_step("payment"), "payment"));
     }
 
     #[test]
