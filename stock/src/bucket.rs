@@ -11,6 +11,7 @@ use backbone::broker::error_class::{ErrorClass, classify};
 use backbone::broker::leader_get;
 use backbone::broker::streams::{self, ORDERS, PROVISION};
 use backbone::log::has_ever_lost_events;
+use backbone::log::ids::Revision;
 use backbone::log::subjects::{self, EventKind};
 use program::backoff::Backoff;
 use thiserror::Error;
@@ -19,6 +20,8 @@ use tracing::info;
 
 use crate::records::{BUCKET, STREAM, SUBJECT_PREFIX};
 
+/// Messages of the log that are examined once more. A leader that was deposed may have answered one of two questions.
+const EXAMINED_AGAIN: u64 = 1000;
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
 /// The inventory cannot be opened.
@@ -42,9 +45,27 @@ pub async fn is_known(connection: &Connection) -> Result<bool, ReadError> {
 }
 
 /// Whether the log has an order that was given stock.
-pub(crate) async fn has_reserved(connection: &Connection) -> Result<bool, ReadError> {
+async fn has_reserved(connection: &Connection) -> Result<bool, ReadError> {
     let reserved = leader_get::last(connection, ORDERS, &subjects::kind(EventKind::Reserved)).await?;
     Ok(reserved.is_some())
+}
+
+/// Whether an order was given stock since the log ended at `examined`, and where it ends now. Without a step that gives
+/// stock, the broker would otherwise visit every subject of the log each time.
+pub(crate) async fn has_reserved_since(
+    connection: &Connection,
+    examined: Option<Revision>,
+) -> Result<(bool, Revision), ReadError> {
+    let end = Revision(streams::info(connection, ORDERS).await?.state.last_sequence);
+    let has_reserved = match examined.filter(|examined| *examined <= end) {
+        Some(examined) => {
+            let from = Revision(examined.0.saturating_sub(EXAMINED_AGAIN) + 1);
+            let reserved = subjects::kind(EventKind::Reserved);
+            leader_get::first_from(connection, ORDERS, &reserved, from).await?.is_some()
+        }
+        None => has_reserved(connection).await?,
+    };
+    Ok((has_reserved, end))
 }
 
 /// Ensures that the bucket exists, and waits for the broker and the order log without a deadline. `waiting` receives

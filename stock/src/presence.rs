@@ -7,13 +7,15 @@ use std::time::{Duration, SystemTime};
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::GetStreamErrorKind;
 use backbone::broker::connection::Connection;
+use backbone::broker::direct_get::ReadError;
+use backbone::log::ids::Revision;
 use program::backoff::Backoff;
 use program::metrics;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error};
 
-use crate::bucket::{has_reserved, is_known};
+use crate::bucket::{has_reserved_since, is_known};
 use crate::records::{BUCKET, STREAM};
 use crate::store::Store;
 
@@ -45,13 +47,20 @@ pub struct Presence {
     seen: watch::Sender<BucketState>,
     /// Whether a bucket replaces a lost one and is not marked as a replacement yet.
     to_be_marked: watch::Sender<bool>,
+    /// The log up to here has no order that was given stock.
+    examined: watch::Sender<Option<Revision>>,
 }
 
 impl Presence {
     /// Nothing is known yet. Made once in a process: it has a metric.
     pub fn new(connection: Connection) -> Self {
         let store = Store::new(connection, None);
-        let presence = Self { store, seen: watch::Sender::default(), to_be_marked: watch::Sender::default() };
+        let presence = Self {
+            store,
+            seen: watch::Sender::default(),
+            to_be_marked: watch::Sender::default(),
+            examined: watch::Sender::default(),
+        };
         let known = presence.clone();
         metrics::gauge(
             "waybill.stock.bucket.missing",
@@ -142,7 +151,7 @@ impl Presence {
             BucketState::Present(_) | BucketState::Missing => Ok(true),
             BucketState::Unknown => is_known(&self.store.connection).await,
             // A log that was lost meanwhile had no bucket yet.
-            BucketState::NotYet => has_reserved(&self.store.connection).await,
+            BucketState::NotYet => self.has_reserved().await,
         };
         match was_there {
             Ok(true) => BucketState::Missing,
@@ -150,5 +159,12 @@ impl Presence {
             // Without the log there is no evidence yet.
             Err(_) => before,
         }
+    }
+
+    async fn has_reserved(&self) -> Result<bool, ReadError> {
+        let examined = *self.examined.borrow();
+        let (has_reserved, end) = has_reserved_since(&self.store.connection, examined).await?;
+        self.examined.send_replace(Some(end));
+        Ok(has_reserved)
     }
 }

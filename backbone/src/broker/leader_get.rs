@@ -3,24 +3,39 @@
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind};
+use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind, Stream};
 
 use crate::broker::connection::Connection;
 use crate::broker::direct_get::{ReadError, Stored};
 use crate::broker::error_class::{ErrorClass, classify};
 use crate::log::ids::Revision;
 
-/// The last message on a subject, as the leader of its stream has it.
+/// The last message on a subject, as the leader of its stream has it. For a filter the broker visits each subject that
+/// matches.
 pub async fn last(connection: &Connection, stream: &str, subject: &str) -> Result<Option<Stored>, ReadError> {
+    let stream = open(connection, stream).await?;
+    Ok(found(stream.get_last_raw_message_by_subject(subject).await)?.map(stored))
+}
+
+/// The first message on a subject from sequence `from` on, as the leader of its stream has it. The broker walks the
+/// messages from there.
+pub async fn first_from(
+    connection: &Connection,
+    stream: &str,
+    subject: &str,
+    from: Revision,
+) -> Result<Option<Stored>, ReadError> {
+    let stream = open(connection, stream).await?;
+    Ok(found(stream.get_first_raw_message_by_subject(subject, from.0).await)?.map(stored))
+}
+
+async fn open(connection: &Connection, stream: &str) -> Result<Stream<()>, ReadError> {
     let stream = connection.jetstream.get_stream_no_info(stream).await;
-    let stream = stream.map_err(|error| ReadError::NoAnswer(error.to_string()))?;
-    let last = found(stream.get_last_raw_message_by_subject(subject).await)?;
-    Ok(last.map(|StreamMessage { subject, sequence, headers, payload, .. }| Stored {
-        subject,
-        sequence: Revision(sequence),
-        headers,
-        payload,
-    }))
+    stream.map_err(|error| ReadError::NoAnswer(error.to_string()))
+}
+
+fn stored(StreamMessage { subject, sequence, headers, payload, .. }: StreamMessage) -> Stored {
+    Stored { subject, sequence: Revision(sequence), headers, payload }
 }
 
 /// The message of an answer, if there is one.

@@ -92,7 +92,7 @@ pub(crate) async fn restore_dead_letters(connection: &Connection) {
 }
 
 /// The stream's info from the server that acts as its leader. [`ReadError::Broker`] if it is missing.
-pub(crate) async fn info(connection: &Connection, name: &str) -> Result<Info, ReadError> {
+pub async fn info(connection: &Connection, name: &str) -> Result<Info, ReadError> {
     match connection.jetstream().get_stream(name).await {
         Ok(stream) => Ok(stream.cached_info().clone()),
         Err(error) if is_not_found(&error) => Err(ReadError::Broker(format!("stream {name} is missing"))),
