@@ -23,6 +23,7 @@ mod process;
 mod records;
 mod relay;
 mod scrape;
+mod seeding;
 mod skip;
 pub mod test_steps;
 mod tmpfs;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use backbone::log::lifecycle::is_finished;
-use harness::{Deployment, Load, Options, item, order_of};
+use harness::{Cluster, Deployment, Load, Options, SERVERS, item, order_of};
 use prost::Message;
 use proto::orders::v1::{
     CreateOrderRequest, ListOrderEventsRequest, ListOrdersRequest, ListOrdersResponse, Order, OrderStatus,
@@ -102,6 +102,74 @@ async fn ten_thousand_orders_are_paged_through_while_more_arrive() {
     assert!(ids(&before).iter().all(|id| once.contains(id)), "skipped");
     let known: HashSet<_> = ids(before.iter().chain(&arrived)).into_iter().collect();
     assert!(once.is_subset(&known));
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_orders_are_paged_through_while_more_arrive() {
+    let waybill = without_processors().await;
+    let first = waybill.place(order_of("ada", "first", vec![item("widget", 1)])).await.unwrap();
+    let mut before = waybill.seed_orders_like(&first, 99_999).await;
+    before.push(first.order_id);
+    let mut arriving: Load = Load::start(waybill.channel(), orders_of("ada", 1_000));
+
+    let mut request = request("ada", 1_000);
+    let (mut seen, mut last_created) = (Vec::new(), u64::MAX);
+    for page_number in 1.. {
+        let page = list(&waybill, &request).await.unwrap();
+        for order in &page.orders {
+            assert!(order.revision < last_created, "newest first");
+            last_created = order.revision;
+        }
+        seen.extend(ids(&page.orders));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+        arriving.acknowledged((page_number * 10).min(1_000)).await;
+    }
+    let arrived = arriving.all().await;
+
+    let once: HashSet<_> = seen.iter().cloned().collect();
+    assert_eq!(once.len(), seen.len(), "shown twice");
+    assert!(before.iter().all(|id| once.contains(id)), "skipped");
+    let known: HashSet<_> = before.into_iter().chain(ids(&arrived)).collect();
+    assert!(once.is_subset(&known));
+}
+
+#[tokio::test]
+async fn the_newest_page_of_a_customer_who_stopped_ordering_is_found() {
+    let waybill = without_processors().await;
+    let [ada, bob] = ["ada", "bob"].map(|customer| order_of(customer, "first", vec![item("widget", 1)]));
+    let (ada, bob) = (waybill.place(ada).await.unwrap(), waybill.place(bob).await.unwrap());
+    let mut placed = waybill.seed_orders_like(&ada, 1_500).await;
+    waybill.seed_orders_like(&bob, 10_000).await;
+    placed.insert(0, ada.order_id);
+    placed.reverse();
+    // The last message of the log is gone, like an expired barrier.
+    waybill.write_and_lose_a_message().await;
+    // The second time, the gateway knows that they are too many for one request.
+    for _ in 0..2 {
+        let page = list(&waybill, &request("ada", 20)).await.unwrap();
+        assert_eq!(ids(&page.orders), placed[..20]);
+    }
+    let pages = all_pages(&waybill, request("ada", 400)).await;
+    assert_eq!(ids(pages.iter().flatten()), placed);
+}
+
+#[tokio::test]
+async fn a_new_order_is_on_the_first_page_whichever_replica_answers() {
+    let options = Options { replicas: 0, servers: SERVERS, ..Options::default() };
+    let mut waybill = Deployment::start_without_broker(options).await;
+    let _cluster = Cluster::start(&mut waybill);
+    waybill.ready().await;
+    let first = waybill.place(order_of("ada", "first", vec![item("widget", 1)])).await.unwrap();
+    waybill.seed_orders_like(&first, 1_500).await;
+    for n in 0..50 {
+        let placed =
+            waybill.place(order_of("ada", &format!("r-{n}"), vec![item("widget", 1)])).await.unwrap();
+        let page = list(&waybill, &request("ada", 2)).await.unwrap();
+        assert_eq!(ids(&page.orders)[0], placed.order_id);
+    }
 }
 
 #[tokio::test]

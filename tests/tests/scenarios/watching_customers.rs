@@ -3,14 +3,17 @@
 use std::collections::HashMap;
 
 use backbone::log::subjects::EventKind;
-use harness::{Deployment, Load, Options, PATIENCE, eventually, item, order_of};
-use proto::orders::v1::{CreateOrderRequest, OrderEvent, WatchOrdersRequest, WatchOrdersResponse};
+use harness::{Deployment, Load, Options, PATIENCE, eventually, item, order_of, these};
+use proto::orders::v1::{
+    CreateOrderRequest, OrderEvent, OrderStatus, WatchOrdersRequest, WatchOrdersResponse,
+};
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
 use crate::accounting::WHOLE_WAY;
-use crate::events::{after, kind, revisions};
+use crate::dead_letters::with_damage;
+use crate::events::{after, history, kind, revisions};
 
 const ORDERS: usize = 50;
 
@@ -36,6 +39,9 @@ async fn take(watcher: &mut Streaming<WatchOrdersResponse>, count: usize) -> Vec
 fn orders_of(customer_id: &str, requests: std::ops::Range<usize>) -> Vec<CreateOrderRequest> {
     requests.map(|i| order_of(customer_id, &format!("r-{i}"), vec![item("widget", 1)])).collect()
 }
+
+/// So many messages that a watch does not have the broker count those of the customer.
+const LONG: usize = 70_000;
 
 /// The whole way of each order, in the log's order.
 fn assert_whole(events: &[OrderEvent], orders: usize) {
@@ -74,6 +80,61 @@ async fn a_watch_is_resumed_behind_the_last_revision_seen() {
     }
     load.all().await;
     assert_whole(&seen, ORDERS);
+}
+
+#[tokio::test]
+async fn events_on_more_subjects_than_one_answer_has_are_all_seen() {
+    let waybill = Deployment::start().await;
+    let orders = 400;
+    waybill.lengthen_log(LONG).await;
+    for placed in Load::start(waybill.channel(), orders_of("ada", 0..orders)).all().await {
+        waybill.finished(&placed.order_id).await;
+    }
+    waybill.lengthen_log(LONG).await;
+    let mut watcher = watch(&waybill, "ada", 0).await.unwrap();
+    let seen = take(&mut watcher, orders * WHOLE_WAY.len()).await;
+    assert_whole(&seen, orders);
+    for resumed in [1, 700, seen.len() - 1] {
+        let mut watcher = watch(&waybill, "ada", revisions(&seen)[resumed - 1]).await.unwrap();
+        assert_eq!(take(&mut watcher, seen.len() - resumed).await, seen[resumed..]);
+    }
+    // Live events follow.
+    let order = waybill.place(order_of("ada", "one-more", vec![item("widget", 1)])).await.unwrap();
+    waybill.finished(&order.order_id).await;
+    let more = take(&mut watcher, WHOLE_WAY.len()).await;
+    assert_whole(&more, 1);
+}
+
+#[tokio::test]
+async fn events_that_happened_to_an_order_more_than_once_are_all_seen() {
+    let waybill = with_damage(1).await;
+    let mut watcher = watch(&waybill, "customer", 0).await.unwrap();
+    waybill.place(order_of("customer", "other", vec![item("widget", 1)])).await.unwrap();
+    let order = waybill.place(order_of("customer", "", vec![item("gadget", 1)])).await.unwrap();
+    let mut order = waybill.reached(&order.order_id, OrderStatus::Failed).await;
+    for _ in 0..3 {
+        let letter = order.dead_letter_id.clone();
+        waybill.redrive(these(&[&letter])).await.unwrap();
+        order = eventually("another failure", async || {
+            let order = waybill.get(&order.order_id).await.ok()?;
+            let is_new = order.status() == OrderStatus::Failed && order.dead_letter_id != letter;
+            is_new.then_some(order)
+        })
+        .await;
+    }
+    // Created and four failures, with a redrive between any two; and the other order's whole way.
+    let count = 1 + 4 + 3 + WHOLE_WAY.len();
+    let live = take(&mut watcher, count).await;
+    let revisions = revisions(&live);
+    assert!(revisions.is_sorted_by(|one, next| one < next), "{revisions:?}");
+    let of_order = live.iter().filter(|event| after(event).order_id == order.order_id).cloned();
+    assert_eq!(of_order.collect::<Vec<_>>(), history(&waybill.client().await, &order.order_id).await);
+    waybill.lengthen_log(LONG).await;
+    for resumed in 0..count {
+        let after_revision = resumed.checked_sub(1).map_or(0, |last| revisions[last]);
+        let mut watcher = watch(&waybill, "customer", after_revision).await.unwrap();
+        assert_eq!(take(&mut watcher, count - resumed).await, live[resumed..]);
+    }
 }
 
 #[tokio::test]
