@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use harness::Options;
 use harness::test_steps::TEST_STEPS;
 use proto::orders::v1::Route;
 use rand::Rng;
@@ -55,12 +54,9 @@ pub(super) fn draw_routes(random: &mut StdRng) -> RandomRoutes {
     RandomRoutes { file, routes }
 }
 
-/// The steps of a route, as the file has them. Steps of tests have no user at a broker with users of least privilege.
+/// The steps of a route, as the file has them.
 fn draw_route(random: &mut StdRng) -> Vec<String> {
-    let mut steps = BUILT_IN.map(|(step, _)| step).to_vec();
-    if !Options::default().least_privilege {
-        steps.extend(TEST_STEPS);
-    }
+    let mut steps: Vec<_> = BUILT_IN.into_iter().map(|(step, _)| step).chain(TEST_STEPS).collect();
     steps.shuffle(random);
     steps.truncate(random.random_range(1..=STEPS_MAX));
     if random.random_bool(0.5) {
