@@ -236,28 +236,59 @@ async fn get(client: &Client, stream: &str, request: &Request<'_>) -> Result<Ans
         .await
         .map_err(|error| no_answer(&error))?;
 
-    let mut messages = Vec::new();
+    let mut received = Received::default();
     loop {
-        let answer = timeout(ANSWER_TIMEOUT, answers.next()).await.map_err(|error| no_answer(&error))?;
-        let Some(answer) = answer else {
+        let message = timeout(ANSWER_TIMEOUT, answers.next()).await.map_err(|error| no_answer(&error))?;
+        let Some(message) = message else {
             return Err(ReadError::NoAnswer("the connection closed".to_owned()));
         };
-        match answer.status {
-            None => messages.push(stored(answer)?),
+        if let Some(answer) = received.add(message)? {
+            return Ok(answer);
+        }
+    }
+}
+
+/// The messages of an answer so far. Each names the one before it, so that a lost one is noticed: a route between two
+/// servers may be interrupted amid an answer.
+#[derive(Debug, Default)]
+struct Received(Vec<Stored>);
+
+impl Received {
+    /// The whole answer, if `message` is the end of it.
+    fn add(&mut self, message: Message) -> Result<Option<Answer>, ReadError> {
+        let end_of = |remaining, stream_end, messages: &mut Vec<Stored>| {
+            let messages = std::mem::take(messages);
+            Ok(Some(Answer::Batch(Batch { messages, remaining, stream_end })))
+        };
+        match message.status {
+            None => {
+                self.follows(message.headers.as_ref())?;
+                self.0.push(stored(message)?);
+                Ok(None)
+            }
             Some(status) if status.as_u16() == END_OF_BATCH => {
-                let headers = answer.headers.as_ref();
+                let headers = message.headers.as_ref();
+                self.follows(headers)?;
                 let remaining = number(headers, "Nats-Num-Pending").unwrap_or(0);
                 let stream_end = Revision(number(headers, "Nats-UpTo-Sequence").unwrap_or(0));
-                return Ok(Answer::Batch(Batch { messages, remaining, stream_end }));
+                end_of(remaining, stream_end, &mut self.0)
             }
+            Some(StatusCode::NOT_FOUND) if self.0.is_empty() => end_of(0, Revision::NONE, &mut self.0),
+            // The server could not load one of the messages.
             Some(StatusCode::NOT_FOUND) => {
-                return Ok(Answer::Batch(Batch { messages, remaining: 0, stream_end: Revision::NONE }));
+                Err(ReadError::NoAnswer("the broker broke off its answer".to_owned()))
             }
-            Some(status) if status.as_u16() == TOO_MANY_RESULTS => return Ok(Answer::TooMany),
-            Some(status) => {
-                return Err(ReadError::of(status, answer.description.as_deref().unwrap_or_default()));
-            }
+            Some(status) if status.as_u16() == TOO_MANY_RESULTS => Ok(Some(Answer::TooMany)),
+            Some(status) => Err(ReadError::of(status, message.description.as_deref().unwrap_or_default())),
         }
+    }
+
+    fn follows(&self, headers: Option<&HeaderMap>) -> Result<(), ReadError> {
+        let last = self.0.last().map_or(0, |last| last.sequence.0);
+        if number(headers, "Nats-Last-Sequence").is_none_or(|before| before == last) {
+            return Ok(());
+        }
+        Err(ReadError::NoAnswer("a message of the broker's answer was lost".to_owned()))
     }
 }
 
@@ -272,4 +303,77 @@ fn stored(message: Message) -> Result<Stored, ReadError> {
 /// The broker writes its headers behind those of the message, which may have the same names.
 fn number(headers: Option<&HeaderMap>, name: &'static str) -> Option<u64> {
     headers?.get_last(name)?.as_str().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(status: Option<u16>, headers: &[(&'static str, u64)]) -> Message {
+        let mut map = HeaderMap::new();
+        map.insert("Nats-Subject", "ORDER.probe");
+        for (name, value) in headers {
+            map.append(*name, value.to_string());
+        }
+        Message {
+            subject: "_INBOX".into(),
+            reply: None,
+            payload: Bytes::new(),
+            headers: Some(map),
+            status: status.map(|status| StatusCode::from_u16(status).unwrap()),
+            description: None,
+            length: 0,
+        }
+    }
+
+    fn at(sequence: u64, before: u64) -> Message {
+        // The message's own header comes first, and does not count.
+        let forged = ("Nats-Last-Sequence", 99);
+        message(None, &[forged, ("Nats-Sequence", sequence), ("Nats-Last-Sequence", before)])
+    }
+
+    fn end(before: u64) -> Message {
+        message(Some(END_OF_BATCH), &[("Nats-Num-Pending", 5), ("Nats-Last-Sequence", before)])
+    }
+
+    fn not_found() -> Message {
+        message(Some(404), &[])
+    }
+
+    /// The sequences of the whole answer, and how many remain.
+    fn received(messages: Vec<Message>) -> Result<(Vec<u64>, u64), ReadError> {
+        let mut received = Received::default();
+        for message in messages {
+            match received.add(message)? {
+                None => {}
+                Some(Answer::Batch(Batch { messages, remaining, .. })) => {
+                    return Ok((messages.iter().map(|message| message.sequence.0).collect(), remaining));
+                }
+                Some(Answer::TooMany) => unreachable!("no such message"),
+            }
+        }
+        unreachable!("no end")
+    }
+
+    #[test]
+    fn an_answer_has_every_message() {
+        assert_eq!(received(vec![at(3, 0), at(7, 3), at(8, 7), end(8)]).unwrap(), (vec![3, 7, 8], 5));
+        assert_eq!(received(vec![not_found()]).unwrap(), (vec![], 0));
+    }
+
+    #[test]
+    fn an_answer_that_lacks_a_message_is_none() {
+        for lost in 0..3 {
+            let mut messages = vec![at(3, 0), at(7, 3), at(8, 7), end(8)];
+            messages.remove(lost);
+            let error = received(messages).unwrap_err();
+            assert!(matches!(error, ReadError::NoAnswer(_)), "{lost}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_broken_off_is_none() {
+        let error = received(vec![at(3, 0), not_found()]).unwrap_err();
+        assert!(matches!(error, ReadError::NoAnswer(_)), "{error:?}");
+    }
 }
