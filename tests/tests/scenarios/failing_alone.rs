@@ -140,7 +140,8 @@ async fn bad_orders_are_parked(trouble: Trouble, pool_size: &str) {
         ("WORKER_POOL_SIZE", pool_size),
         ("MAX_ATTEMPTS", "2"),
         ("PAYMENT_TIMEOUT", "200ms"),
-        ("ATTEMPT_TIMEOUT", "5s"),
+        // Two workers at a time wait so long, for each attempt.
+        ("ATTEMPT_TIMEOUT", "2s"),
     ];
     let mut waybill = deployment(&further).await;
     begin(&mut waybill, BAD, trouble).await;
