@@ -19,9 +19,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use crate::breaker::BreakerState;
 use crate::config::ProcessorConfig;
 use crate::delivery::{RETRY, acknowledge};
+use crate::metrics;
 use crate::runtime::REOPEN;
+use crate::status::Status;
 use crate::step::Step;
 
 /// Renewals in progress.
@@ -31,17 +34,17 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 static NOT_RENEWED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
-/// Renews the effects of carried orders until `drain` is cancelled. Returns at once for a step whose effects do not expire.
+/// Renews the effects of carried orders until `drain` is cancelled.
 pub(crate) async fn keep<S: Step>(
     step: Arc<S>,
     connection: &Connection,
     config: &ProcessorConfig,
+    status: &Status,
     drain: &CancellationToken,
 ) {
-    if !S::KEEPS {
-        return;
-    }
-    let consumer = ConsumerConfig::of_carried(S::NAME, config.ack_wait);
+    let consumer = ConsumerConfig::of_carried(status.consumer(), config.ack_wait);
+    metrics::start_consumer(status.consumer());
+    status.set_workers(RENEWALS_MAX);
     let mut renewals = JoinSet::new();
     let (mut failures, mut floor) = (0, None);
     while !drain.is_cancelled() {
@@ -52,15 +55,21 @@ pub(crate) async fn keep<S: Step>(
         match opened {
             Ok(mut open) => {
                 let opened_at = Instant::now();
-                let ended = renew_all(&step, &mut open, &mut renewals, config.attempt_timeout, drain).await;
+                status.opened(open.wrong());
+                let ended =
+                    renew_all(&step, &mut open, &mut renewals, config.attempt_timeout, status, drain).await;
+                let reason = ended.as_ref().err().map(ToString::to_string);
+                status.closed(reason.unwrap_or_else(|| "draining".to_owned()));
                 floor = Some(open.floor().clone());
                 failures = if opened_at.elapsed() > REOPEN.max { 0 } else { failures + 1 };
                 if let Err(reason) = ended {
+                    metrics::reopened(status.consumer(), &reason);
                     warn!(consumer = consumer.name, %reason, "consumer lost, reopened");
                 }
             }
             Err(error) => {
                 failures += 1;
+                status.closed(error.to_string());
                 warn!(consumer = consumer.name, %error, "consumer not opened, retrying");
             }
         }
@@ -85,9 +94,11 @@ async fn renew_all<S: Step>(
     consumer: &mut Consumer,
     renewals: &mut JoinSet<()>,
     limit: Duration,
+    status: &Status,
     drain: &CancellationToken,
 ) -> Result<(), ConsumerError> {
     loop {
+        status.set_in_flight(renewals.len(), BreakerState::Closed);
         let wanted = RENEWALS_MAX.saturating_sub(renewals.len());
         select! {
             biased;
@@ -98,7 +109,9 @@ async fn renew_all<S: Step>(
                 }
             }
             message = consumer.next(wanted), if wanted > 0 || consumer.standing() > 0 => {
-                renewals.spawn(renew(step.clone(), message?, limit));
+                let message = message?;
+                status.record_delivery();
+                renewals.spawn(renew(step.clone(), message, limit));
             }
         }
     }

@@ -50,11 +50,16 @@ pub(crate) fn start(step: &'static str) {
     for reason in POSTPONED_REASONS {
         POSTPONED.add(0, &[of(step), KeyValue::new("reason", reason)]);
     }
+    start_consumer(step);
+}
+
+/// Makes the counters of a consumer start at 0.
+pub(crate) fn start_consumer(consumer: &'static str) {
     for cause in CAUSES {
-        REOPENED.add(0, &[of(step), KeyValue::new("cause", cause)]);
+        REOPENED.add(0, &[of(consumer), KeyValue::new("cause", cause)]);
     }
     for outcome in STEP_DOWN_OUTCOMES {
-        STEP_DOWNS.add(0, &[of(step), KeyValue::new("outcome", outcome)]);
+        STEP_DOWNS.add(0, &[of(consumer), KeyValue::new("outcome", outcome)]);
     }
 }
 

@@ -36,8 +36,8 @@ pub async fn provision(
 ) -> Result<(), ProvisionError> {
     streams::provision(connection, config, &waiting).await?;
     inventory::provision(connection, &waiting).await?;
-    let keeps = steps.contains(&Inventory::NAME) && Inventory::KEEPS;
-    let carried = keeps.then(|| ConsumerConfig::of_carried(Inventory::NAME, ack_wait));
+    let carried = Inventory::CARRIED.filter(|_| steps.contains(&Inventory::NAME));
+    let carried = carried.map(|consumer| ConsumerConfig::of_carried(consumer, ack_wait));
     let consumers = steps.iter().map(|step| ConsumerConfig::of_step(step, ack_wait)).chain(carried);
     for consumer in consumers {
         let mut attempts = 0;

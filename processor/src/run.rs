@@ -23,7 +23,7 @@ use tracing::info;
 use crate::config::Config;
 use crate::keeping;
 use crate::runtime;
-use crate::status::Status;
+use crate::status::{ProcessorStatus, Status};
 use crate::step::Step;
 
 /// How long, after the drain, a processor may take to nak the remaining messages.
@@ -57,7 +57,10 @@ where
     let connection = Connection::open(&settings.broker, S::NAME).await?;
     let log = OrderLog::of_step(connection.clone(), S::NAME).await?;
     let dead_letters = DeadLetters::new(connection.clone()).await?;
-    let status = Status::new(S::NAME, connection.clone());
+    let status = ProcessorStatus {
+        step: Status::new(S::NAME, connection.clone()),
+        carried: S::CARRIED.map(|consumer| Status::new(consumer, connection.clone())),
+    };
     let _ops_server = match settings.ops_addr {
         Some(addr) => Some(serve_ops(addr, status.clone()).await?),
         None => None,
@@ -66,8 +69,8 @@ where
 
     let processing = async {
         let opening = async {
-            provision(&connection, &settings.stream, |reason| status.closed(reason)).await?;
-            status.closed("step is starting".to_owned());
+            provision(&connection, &settings.stream, |reason| status.step.closed(reason)).await?;
+            status.step.closed("step is starting".to_owned());
             open(config, connection.clone()).await
         };
         let step = select! {
@@ -76,7 +79,7 @@ where
             () = drain.cancelled() => return Ok(()),
         };
         let opened = step.clone();
-        status.set_dependency_check(move || opened.lacks());
+        status.step.set_dependency_check(move || opened.lacks());
         let monitoring = async {
             select! {
                 biased;
@@ -84,9 +87,14 @@ where
                 () = status.monitor(&log) => {}
             }
         };
+        let keeping = async {
+            if let Some(carried) = &status.carried {
+                keeping::keep(step.clone(), log.connection(), &settings, carried, &drain).await;
+            }
+        };
         join!(
-            runtime::process(step.clone(), log.clone(), dead_letters, &settings, &status, &drain),
-            keeping::keep(step, log.connection(), &settings, &drain),
+            runtime::process(step.clone(), log.clone(), dead_letters, &settings, &status.step, &drain),
+            keeping,
             monitoring,
         );
         Ok(())
@@ -111,7 +119,10 @@ where
 }
 
 /// Answers probes until the returned handle is dropped.
-async fn serve_ops(addr: SocketAddr, status: Status) -> anyhow::Result<AbortOnDropHandle<Infallible>> {
+async fn serve_ops(
+    addr: SocketAddr,
+    status: ProcessorStatus,
+) -> anyhow::Result<AbortOnDropHandle<Infallible>> {
     let listener = TcpListener::bind(addr).await;
     let listener = listener.with_context(|| format!("cannot listen on {addr} (OPS_ADDR)"))?;
     info!(pid = std::process::id(), ops_addr = %listener.local_addr()?, "listening");

@@ -27,15 +27,22 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the lag of the consumer's leader is checked. The broker answers from memory.
 const LAG_INTERVAL: Duration = Duration::from_secs(3);
 
-/// The state of a step's processor. Cheap to clone.
+/// The state of a step's consumer, and of the work at its messages. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Status(Arc<Inner>);
+
+/// The state of a processor: of its step's consumer, and of the consumer of carried orders, if it has one.
+#[derive(Clone, Debug)]
+pub(crate) struct ProcessorStatus {
+    pub(crate) step: Status,
+    pub(crate) carried: Option<Status>,
+}
 
 /// Reports the missing dependency of the step, if any.
 type MissingDependency = Box<dyn Fn() -> Option<&'static str> + Send + Sync>;
 
 struct Inner {
-    step: &'static str,
+    consumer: &'static str,
     connection: Connection,
     /// Why the consumer is not open; `None` while it is.
     closed: Mutex<Option<String>>,
@@ -59,14 +66,14 @@ type LeaderLag = Option<LaggingLeader>;
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inner").field("step", &self.step).finish_non_exhaustive()
+        f.debug_struct("Inner").field("consumer", &self.consumer).finish_non_exhaustive()
     }
 }
 
 impl Status {
-    pub(crate) fn new(step: &'static str, connection: Connection) -> Self {
+    pub(crate) fn new(consumer: &'static str, connection: Connection) -> Self {
         let status = Self(Arc::new(Inner {
-            step,
+            consumer,
             connection,
             closed: Mutex::new(Some("step is starting".to_owned())),
             wrong_settings: Mutex::new(None),
@@ -81,6 +88,11 @@ impl Status {
         }));
         status.measure();
         status
+    }
+
+    /// The name of the consumer.
+    pub(crate) fn consumer(&self) -> &'static str {
+        self.0.consumer
     }
 
     /// The consumer is open, perhaps with wrong settings.
@@ -102,8 +114,7 @@ impl Status {
         *lock(&self.0.closed) = Some(reason);
     }
 
-    /// The drain has begun.
-    pub(crate) fn set_draining(&self) {
+    fn set_draining(&self) {
         self.0.is_draining.store(true, Ordering::Relaxed);
         *lock(&self.0.backlog) = None;
         *lock(&self.0.lag) = None;
@@ -126,17 +137,17 @@ impl Status {
     }
 
     /// Checks the backlog and the lag of the consumer's leader periodically.
-    pub(crate) async fn monitor(&self, log: &OrderLog) {
+    async fn monitor(&self, log: &OrderLog) {
         join!(self.monitor_backlog(log), self.monitor_leader(log));
     }
 
     async fn monitor_backlog(&self, log: &OrderLog) {
         loop {
             let lags = self.behind().flatten().is_some();
-            let backlog = match timeout(READ_TIMEOUT, log.backlog_of(self.0.step, lags)).await {
+            let backlog = match timeout(READ_TIMEOUT, log.backlog_of(self.0.consumer, lags)).await {
                 Ok(Ok(backlog)) => Some(backlog),
                 Ok(Err(error)) => {
-                    debug!(step = self.0.step, %error, "backlog not read");
+                    debug!(consumer = self.0.consumer, %error, "backlog not read");
                     None
                 }
                 Err(_) => None,
@@ -147,19 +158,19 @@ impl Status {
     }
 
     async fn monitor_leader(&self, log: &OrderLog) {
-        let (step, mut lag, mut leadership) = (self.0.step, Lag::default(), Leadership::default());
+        let (consumer, mut lag, mut leadership) = (self.0.consumer, Lag::default(), Leadership::default());
         loop {
-            let behind = match timeout(READ_TIMEOUT, log.lag_of(step, &mut lag)).await {
+            let behind = match timeout(READ_TIMEOUT, log.lag_of(consumer, &mut lag)).await {
                 Ok(Ok(behind)) => Some(behind),
                 Ok(Err(error)) => {
-                    debug!(step, %error, "lag of the consumer leader not read");
+                    debug!(consumer, %error, "lag of the consumer leader not read");
                     None
                 }
                 Err(_) => None,
             };
             lock(&self.0.lag).clone_from(&behind);
             match behind {
-                Some(Some(behind)) => leadership.lags(step, log, &behind).await,
+                Some(Some(behind)) => leadership.lags(consumer, log, &behind).await,
                 Some(None) => leadership.keeps_up(),
                 None => {}
             }
@@ -177,7 +188,7 @@ impl Status {
     }
 
     fn measure(&self) {
-        let step = of(self.0.step);
+        let step = of(self.0.consumer);
         let (status, label) = (self.clone(), [step.clone()]);
         gauge("waybill.step.in_flight", "Messages in flight.", move |gauge| {
             gauge.observe(status.0.in_flight.load(Ordering::Relaxed) as u64, &label);
@@ -238,6 +249,16 @@ impl Status {
             "1 while the consumer has wrong settings that the step's user may not change.",
             move |gauge| gauge.observe(lock(&status.0.wrong_settings).is_some().into(), &label),
         );
+        let (status, label) = (self.clone(), [step.clone()]);
+        gauge(
+            "waybill.step.consumer.open",
+            "1 while the consumer is open, 0 while it is not although the broker is available.",
+            move |gauge| {
+                if status.0.connection.is_up() {
+                    gauge.observe(status.is_open().into(), &label);
+                }
+            },
+        );
         let (status, label) = (self.clone(), [step]);
         age(
             "waybill.step.last_delivery_age",
@@ -245,33 +266,74 @@ impl Status {
             move |gauge| gauge.observe(seconds(lock(&status.0.last_delivery).elapsed()), &label),
         );
     }
+
+    fn is_open(&self) -> bool {
+        lock(&self.0.closed).is_none()
+    }
+
+    /// What is wrong with the consumer. With some of it the step works as far as possible, and being unready would not help.
+    fn faults(&self) -> Vec<String> {
+        let closed = lock(&self.0.closed).as_ref().map(|reason| format!("consumer not open: {reason}"));
+        let wrong = lock(&self.0.wrong_settings).clone();
+        let wrong = wrong.map(|wrong| format!("consumer was edited: {wrong}: {PROVISION}"));
+        let behind = self.behind().flatten().map(|behind| {
+            let LaggingLeader { leader, messages, .. } = behind;
+            format!("consumer leader {leader} lags {messages} messages behind the log")
+        });
+        [closed, wrong, behind].into_iter().flatten().collect()
+    }
 }
 
-impl Health for Status {
+impl ProcessorStatus {
+    /// The drain has begun.
+    pub(crate) fn set_draining(&self) {
+        self.step.set_draining();
+        if let Some(carried) = &self.carried {
+            carried.set_draining();
+        }
+    }
+
+    /// Checks both consumers periodically.
+    pub(crate) async fn monitor(&self, log: &OrderLog) {
+        let carried = async {
+            if let Some(carried) = &self.carried {
+                carried.monitor(log).await;
+            }
+        };
+        join!(self.step.monitor(log), carried);
+    }
+
+    fn lacking(&self) -> Option<&'static str> {
+        self.step.0.lacks.get().and_then(|lacks| lacks())
+    }
+}
+
+impl Health for ProcessorStatus {
     fn ready(&self) -> Result<String, String> {
-        if self.0.is_draining.load(Ordering::Relaxed) {
+        if self.step.0.is_draining.load(Ordering::Relaxed) {
             return Err("draining".to_owned());
         }
         self.healthy()?;
-        let refused = self.0.connection.refused().map(|refused| format!("{refused}\n")).unwrap_or_default();
-        if let Some(reason) = lock(&self.0.closed).clone() {
-            return Err(format!("consumer not open: {reason}\n{refused}").trim_end().to_owned());
+        let lacking = self.lacking();
+        let mut lines: Vec<_> = lacking.map(str::to_owned).into_iter().chain(self.step.faults()).collect();
+        let mut is_ready = lacking.is_none() && self.step.is_open();
+        if let Some(carried) = &self.carried
+            && self.step.is_open()
+        {
+            is_ready &= carried.is_open();
+            lines.extend(carried.faults().iter().map(|fault| format!("{}: {fault}", carried.consumer())));
         }
-        if let Some(lacking) = self.0.lacks.get().and_then(|lacks| lacks()) {
-            return Err(format!("{lacking}\n{refused}").trim_end().to_owned());
+        lines.extend(self.step.0.connection.refused());
+        if is_ready {
+            Ok(lines.iter().map(|line| format!("{line}\n")).collect())
+        } else {
+            Err(lines.join("\n"))
         }
-        // The step works as far as the broker and the consumer allow. Being unready would not help.
-        let wrong = lock(&self.0.wrong_settings).clone();
-        let wrong = wrong.map(|wrong| format!("consumer was edited: {wrong}: {PROVISION}\n"));
-        let behind = self.behind().flatten().map(|behind| {
-            let LaggingLeader { leader, messages, .. } = behind;
-            format!("consumer leader {leader} lags {messages} messages behind the log\n")
-        });
-        Ok(wrong.unwrap_or_default() + &behind.unwrap_or_default() + &refused)
     }
 
     fn healthy(&self) -> Result<(), String> {
-        if self.0.connection.is_up() { Ok(()) } else { Err(self.0.connection.away()) }
+        let connection = &self.step.0.connection;
+        if connection.is_up() { Ok(()) } else { Err(connection.away()) }
     }
 }
 

@@ -14,8 +14,9 @@ use thiserror::Error;
 pub trait Step: Send + Sync + 'static {
     /// Name of the step in routes: 1-32 characters of a-z, 0-9 and '-'. Also the name of its durable consumer.
     const NAME: &'static str;
-    /// Whether its effects expire, so that they are renewed with [`keep`](Self::keep).
-    const KEEPS: bool = false;
+    /// If its effects expire: name of a second consumer, `<NAME>-carried`, by which they are renewed with
+    /// [`keep`](Self::keep).
+    const CARRIED: Option<&'static str> = None;
     /// Orders that one process works on at the same time, unless it is configured otherwise.
     const WORKER_POOL_SIZE: u16 = 10;
 

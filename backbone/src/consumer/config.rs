@@ -24,8 +24,8 @@ impl ConsumerConfig {
     }
 
     /// A second consumer of a step: all events by which orders are carried, for every next step.
-    pub fn of_carried(step: &str, ack_wait: Duration) -> Self {
-        Self { name: format!("{step}-carried"), filter: subjects::kind(EventKind::Carried), ack_wait }
+    pub fn of_carried(name: &str, ack_wait: Duration) -> Self {
+        Self { name: name.to_owned(), filter: subjects::kind(EventKind::Carried), ack_wait }
     }
 }
 

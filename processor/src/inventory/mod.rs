@@ -63,7 +63,7 @@ impl Inventory {
 impl Step for Inventory {
     const NAME: &'static str = "inventory";
     /// Reservations expire.
-    const KEEPS: bool = true;
+    const CARRIED: Option<&'static str> = Some("inventory-carried");
     /// A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
     const WORKER_POOL_SIZE: u16 = 128;
 

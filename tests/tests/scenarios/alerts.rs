@@ -24,6 +24,8 @@ use serde_json::json;
 const WELL_COUNT: usize = 80;
 const WRONG_COUNT: usize = 240;
 const AGE: &str = "waybill_step_oldest_unprocessed_age_seconds";
+const WITHOUT_CONSUMER: &str = "waybill_route_step_without_consumer";
+const STEPS: [&str; 3] = ["inventory", "payment", "fulfilment"];
 
 /// The series of all processes at one moment, with the labels that a scrape adds.
 type Picture = BTreeMap<String, f64>;
@@ -131,7 +133,8 @@ async fn at_work(options: Options) -> (Deployment, Picture) {
     let well = eventually("a backlog of none", async || {
         let picture = picture(&mut waybill).await;
         let ages = |step| value(&picture, AGE, step);
-        (["inventory", "payment", "fulfilment"].map(ages) == [Some(0.0); 3]).then_some(picture)
+        let is_known = STEPS.map(ages) == [Some(0.0); STEPS.len()];
+        (is_known && nobody_waits(&picture)).then_some(picture)
     })
     .await;
     (waybill, well)
@@ -146,8 +149,11 @@ fn value(picture: &Picture, name: &str, job: &str) -> Option<f64> {
 
 /// Whether no message waits, as far as is known. A step looks every 15 s, and in between what it saw grows older.
 fn nobody_waits(picture: &Picture) -> bool {
-    let mut ages = picture.iter().filter(|(series, _)| series.starts_with(AGE));
-    ages.all(|(_, age)| *age == 0.0)
+    let waits = |series: &str| {
+        let is_built_in = || STEPS.iter().any(|step| series.contains(step));
+        series.starts_with(AGE) || series.starts_with(WITHOUT_CONSUMER) && is_built_in()
+    };
+    picture.iter().all(|(series, value)| !waits(series) || *value == 0.0)
 }
 
 /// Looks again and again until a metric of a job has such a value, and gives what was seen then.
@@ -270,7 +276,7 @@ async fn a_route_through_a_step_that_nobody_runs() {
     stream.create_consumer(fraud).await.unwrap();
     let wrong = eventually("a consumer that is found", async || {
         let picture = picture(&mut waybill).await;
-        let of_steps = picture.iter().filter(|(series, _)| series.starts_with("waybill_route_step_without"));
+        let of_steps = picture.iter().filter(|(series, _)| series.starts_with(WITHOUT_CONSUMER));
         let without: Vec<_> = of_steps.map(|(_, without)| *without).collect();
         (without == [0.0; 4]).then_some(picture)
     })
@@ -344,6 +350,23 @@ async fn a_consumer_that_somebody_edits_and_the_step_may_not_mend() {
     stream.update_consumer(pull::Config { max_ack_pending: 7, ..config }).await.unwrap();
     let wrong = seen(&mut waybill, "waybill_step_consumer_edited", "payment", |edited| edited == 1.0).await;
     fires(Some(&well), [&wrong, &wrong], &["WaybillConsumerEdited"]);
+}
+
+#[tokio::test]
+async fn a_second_consumer_that_the_step_may_not_open() {
+    let withheld = Some("$JS.API.CONSUMER.INFO.ORDERS.inventory-carried");
+    let options = Options { least_privilege: true, withheld, ..Options::default() };
+    let (mut waybill, wrong) = at_work(options).await;
+    let open = |consumer| {
+        let mut series = wrong.iter().filter(|(series, _)| series.starts_with("waybill_step_consumer_open{"));
+        let label = format!("step=\"{consumer}\"");
+        series.find(|(series, _)| series.contains(&label)).map(|(_, open)| *open)
+    };
+    assert_eq!(["inventory", "inventory-carried"].map(open), [Some(1.0), Some(0.0)]);
+    let addr = waybill.processor("inventory").ops_addr().await;
+    let (status, said) = http_get(&addr, "/readyz").await.unwrap();
+    assert!(status == 503 && said.contains("inventory-carried: consumer not open: "), "{said}");
+    fires(None, [&wrong, &wrong], &["WaybillConsumerNotOpen"]);
 }
 
 #[tokio::test]
