@@ -69,8 +69,8 @@ where
 
     let processing = async {
         let opening = async {
-            provision(&connection, &settings.stream, |reason| status.step.closed(reason)).await?;
-            status.step.closed("step is starting".to_owned());
+            provision(&connection, &settings.stream, |reason| status.step.waits(reason)).await?;
+            status.step.waits("step is starting".to_owned());
             open(config, connection.clone()).await
         };
         let step = select! {

@@ -46,6 +46,8 @@ struct Inner {
     connection: Connection,
     /// Why the consumer is not open; `None` while it is.
     closed: Mutex<Option<String>>,
+    /// Whether the start-up is over: the consumer was opened, or could not be.
+    is_started: AtomicBool,
     /// Wrong settings of the consumer that this user may not change.
     wrong_settings: Mutex<Option<String>>,
     /// Set once the step is open.
@@ -76,6 +78,7 @@ impl Status {
             consumer,
             connection,
             closed: Mutex::new(Some("step is starting".to_owned())),
+            is_started: AtomicBool::new(false),
             wrong_settings: Mutex::new(None),
             lacks: OnceLock::new(),
             is_draining: AtomicBool::new(false),
@@ -99,6 +102,7 @@ impl Status {
     pub(crate) fn opened(&self, wrong: Option<&str>) {
         *lock(&self.0.wrong_settings) = wrong.map(str::to_owned);
         *lock(&self.0.closed) = None;
+        self.0.is_started.store(true, Ordering::Relaxed);
     }
 
     /// The step is open, and `lacks` reports what it lacks. Only the first call counts.
@@ -111,6 +115,12 @@ impl Status {
 
     /// The consumer is not open, for this reason.
     pub(crate) fn closed(&self, reason: String) {
+        *lock(&self.0.closed) = Some(reason);
+        self.0.is_started.store(true, Ordering::Relaxed);
+    }
+
+    /// The consumer is not opened yet, for this reason.
+    pub(crate) fn waits(&self, reason: String) {
         *lock(&self.0.closed) = Some(reason);
     }
 
@@ -252,9 +262,9 @@ impl Status {
         let (status, label) = (self.clone(), [step.clone()]);
         gauge(
             "waybill.step.consumer.open",
-            "1 while the consumer is open, 0 while it is not although the broker is available.",
+            "1 while the consumer is open, 0 while it cannot be opened although the broker is available.",
             move |gauge| {
-                if status.0.connection.is_up() {
+                if status.0.connection.is_up() && status.0.is_started.load(Ordering::Relaxed) {
                     gauge.observe(status.is_open().into(), &label);
                 }
             },

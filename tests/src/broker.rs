@@ -125,7 +125,7 @@ impl Broker {
                 format!("users: [\n{{ user: {USER}, password: $NATS_{}_PASSWORD }}", USER.to_uppercase());
             let mut accounts = ACCOUNTS.replacen("users: [", &own, 1);
             if let Some(withheld) = users.withheld {
-                accounts = accounts.replace(withheld, &format!("{withheld}.withheld"));
+                accounts = accounts.replace(withheld, &format!("{withheld}-withheld"));
             }
             std::fs::write(self.dir.join("accounts.conf"), accounts).expect("accounts");
             config += "include ./accounts.conf\n";

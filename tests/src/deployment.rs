@@ -163,7 +163,8 @@ impl Deployment {
         broker.start().await;
         let mut deployment = Self::start_around(broker, options, dir).await;
         deployment.ready().await;
-        if deployment.options.least_privilege {
+        // Without a right, one may never be.
+        if deployment.options.least_privilege && deployment.options.withheld.is_none() {
             deployment.steps_are_open().await;
         }
         deployment
