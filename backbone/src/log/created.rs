@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::OrderLog;
-use super::read::behind;
-use crate::broker::direct_get::{ReadError, Stored, batch_from, last_of_few};
+use super::read::{behind, decode_all};
+use crate::broker::direct_get::{ReadError, batch_from, last_of_few};
 use crate::broker::streams::ORDERS;
 use crate::log::ids::{CustomerKey, OrderId, Revision};
 use crate::log::subjects::{self, EventKind};
@@ -124,7 +124,7 @@ impl OrderLog {
         let filter = &subjects::customer_kind(EventKind::Created, customer);
         let messages_each = match self.many_orders.get(customer) {
             Some(messages_each) => messages_each,
-            None => match self.count_orders(filter, before).await? {
+            None => match self.count_orders(filter).await? {
                 Count::Few => match self.scan_few(filter, before).await? {
                     Some(scan) => return Ok(scan),
                     None => 1,
@@ -138,7 +138,7 @@ impl OrderLog {
         self.scan_many(filter, before, count, messages_each).await
     }
 
-    async fn count_orders(&self, filter: &str, before: Option<Revision>) -> Result<Count, ReadError> {
+    async fn count_orders(&self, filter: &str) -> Result<Count, ReadError> {
         let client = &self.connection.client;
         // From the beginning of the log on, the broker counts without walking it.
         let first = batch_from(client, ORDERS, filter, Revision::NONE, 1).await?;
@@ -146,28 +146,27 @@ impl OrderLog {
         if orders <= FEW_ORDERS {
             return Ok(Count::Few);
         }
-        let end = match before {
-            Some(before) => before,
-            None => self.extent().await?.last,
-        };
+        let end = self.extent().await?.last;
         let first = first.messages.first().map_or(end, |first| first.sequence);
         Ok(Count::Many { messages_each: end.0.saturating_sub(first.0) / orders })
     }
 
-    /// All orders before `before`; `None` if their first events are large.
+    /// All orders before `before`; `None` if their first events are large, or foreign messages are behind some.
     async fn scan_few(&self, filter: &str, before: Option<Revision>) -> Result<Option<Scan>, ReadError> {
         let client = &self.connection.client;
         let all = last_of_few(client, ORDERS, filter, Revision::NONE, FEW_BYTES_MAX).await?;
         let Some(all) = all.filter(|all| all.remaining == 0) else { return Ok(None) };
         let reached = all.messages.last().map_or(Revision::NONE, |last| last.sequence);
-        let mut created: Vec<_> = all.messages.iter().filter_map(created_order).collect();
+        let found = all.messages.len();
+        let mut created: Vec<_> = decode_all(all.messages)
+            .into_iter()
+            .map(|event| CreatedOrder { id: event.id, revision: event.revision })
+            .collect();
+        // Foreign messages hide some.
+        if created.len() < found {
+            return Ok(None);
+        }
         created.retain(|created| before.is_none_or(|before| created.revision < before));
         Ok(Some(Scan { created, reached, from: Revision::NONE, is_first: true }))
     }
-}
-
-/// The order of a message on a subject for first events. The last message there may be a foreign one, behind the event.
-fn created_order(stored: &Stored) -> Option<CreatedOrder> {
-    let id = subjects::parse(&stored.subject)?.id;
-    Some(CreatedOrder { id, revision: stored.sequence })
 }

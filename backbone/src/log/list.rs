@@ -1,7 +1,7 @@
 //! Listing a customer's orders, newest first. There is no index: the subjects of their first events serve as one
 //! (`created.rs`). A few orders have lost their first event to expiry. The list finds those by their `carried` events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -98,6 +98,9 @@ impl OrderLog {
         let mut created = self.created_before(customer, before, count).await?;
         if created.len() < count {
             let mut carried = self.carried_before(customer, before).await?;
+            // Its first event has expired since it was read.
+            let listed: HashSet<_> = created.iter().map(|created| created.id).collect();
+            carried.retain(|carried| !listed.contains(&carried.id));
             carried.drain(..carried.len().saturating_sub(count - created.len()));
             carried.append(&mut created);
             created = carried;

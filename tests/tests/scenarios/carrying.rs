@@ -52,6 +52,27 @@ async fn captured_once(sandbox: &PaymentSandbox, order: &Order) {
     assert_eq!(sandbox.accounts()[&order.order_id].captures, 1, "{:?}", sandbox.records());
 }
 
+#[tokio::test]
+async fn orders_are_listed_once_while_their_first_events_expire() {
+    let mut options = Options { replicas: 0, ..Options::default() };
+    options.environment.push(("ORDERS_RETENTION", RETENTION.to_owned()));
+    let waybill = Deployment::start_with(options).await;
+    let requests = (0..40).map(|n| request(&format!("r-{n}"))).collect();
+    let placed = Load::start(waybill.channel(), requests).all().await;
+    let all: HashSet<_> = ids(&placed).into_iter().collect();
+    let last = placed.iter().map(|order| order.revision).max().unwrap();
+    let mut are_kept = true;
+    while are_kept {
+        let first = waybill.messages().await.first().map(|message| message.sequence.0);
+        are_kept = first.is_none_or(|first| first <= last);
+        for _ in 0..10 {
+            let listed = ids(&listed(&waybill).await);
+            assert_eq!(listed.len(), all.len(), "{listed:?}");
+            assert_eq!(HashSet::from_iter(listed), all);
+        }
+    }
+}
+
 /// The customer's orders.
 async fn listed(waybill: &Deployment) -> Vec<Order> {
     let request = ListOrdersRequest { customer_id: "customer".to_owned(), ..ListOrdersRequest::default() };

@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
+use backbone::log::ids::OrderId;
 use backbone::log::lifecycle::is_finished;
+use backbone::log::subjects::{self, EventKind};
+use data_encoding::BASE64URL_NOPAD;
 use harness::{Cluster, Deployment, Load, Options, SERVERS, item, order_of};
 use prost::Message;
 use proto::orders::v1::{
@@ -154,6 +157,61 @@ async fn the_newest_page_of_a_customer_who_stopped_ordering_is_found() {
     }
     let pages = all_pages(&waybill, request("ada", 400)).await;
     assert_eq!(ids(pages.iter().flatten()), placed);
+}
+
+#[tokio::test]
+async fn orders_on_both_sides_of_a_long_gap_are_found() {
+    let waybill = without_processors().await;
+    let [ada, bob] = ["ada", "bob"].map(|customer| order_of(customer, "first", vec![item("widget", 1)]));
+    let (ada, bob) = (waybill.place(ada).await.unwrap(), waybill.place(bob).await.unwrap());
+    let mut placed = vec![ada.order_id.clone()];
+    placed.extend(waybill.seed_orders_like(&ada, 1_500).await);
+    waybill.seed_orders_like(&bob, 10_000).await;
+    placed.extend(waybill.seed_orders_like(&ada, 300).await);
+    placed.reverse();
+    for size in [20, 299, 301, 1_000] {
+        let pages = all_pages(&waybill, request("ada", size)).await;
+        assert_eq!(ids(pages.iter().flatten()), placed);
+    }
+}
+
+#[tokio::test]
+async fn foreign_messages_behind_first_events_neither_hide_nor_double_orders() {
+    let waybill = without_processors().await;
+    let mut placed = Load::start(waybill.channel(), orders_of("ada", 5)).all().await;
+    placed.sort_by_key(|order| std::cmp::Reverse(order.revision));
+    let jetstream = waybill.jetstream().await;
+    for (order, next) in placed.iter().zip(["inventory", "payment"]) {
+        let id: OrderId = order.order_id.parse().unwrap();
+        let subject = subjects::event(EventKind::Created, &id, next);
+        jetstream.publish(subject, "x".into()).await.unwrap().await.unwrap();
+    }
+    let pages = all_pages(&waybill, request("ada", 2)).await;
+    assert_eq!(ids(pages.iter().flatten()), ids(&placed));
+}
+
+/// A page token of the same list that names another revision.
+fn with_revision(token: &str, revision: u64) -> String {
+    let mut bytes = BASE64URL_NOPAD.decode(token.as_bytes()).unwrap();
+    bytes[1..9].copy_from_slice(&revision.to_be_bytes());
+    BASE64URL_NOPAD.encode(&bytes)
+}
+
+#[tokio::test]
+async fn a_forged_page_token_behind_the_log_lists_as_the_first_page_does() {
+    let waybill = without_processors().await;
+    let first = waybill.place(order_of("ada", "first", vec![item("widget", 1)])).await.unwrap();
+    waybill.seed_orders_like(&first, 1_500).await;
+    // The first call counts the customer's orders, and the second knows that they are many.
+    for size in [1, 20] {
+        let newest = list(&waybill, &request("ada", size)).await.unwrap();
+        for revision in [1 << 20, 1 << 62, u64::MAX] {
+            let page_token = with_revision(&newest.next_page_token, revision);
+            let forged =
+                list(&waybill, &ListOrdersRequest { page_token, ..request("ada", size) }).await.unwrap();
+            assert_eq!(ids(&forged.orders), ids(&newest.orders));
+        }
+    }
 }
 
 #[tokio::test]
