@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use tokio::time::timeout;
@@ -15,9 +15,12 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::address::parse_address;
 use crate::client;
-use crate::console;
+use crate::console::{self, plain};
 use crate::tls::Tls;
 use crate::usage::{UsageError, parse_timeout};
+
+/// Most that is read of an answer.
+const BODY_BYTES_MAX: usize = 64 * 1024;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct HealthArgs {
@@ -73,7 +76,10 @@ async fn over_http(args: &HealthArgs) -> anyhow::Result<String> {
     let answer = client.get(args.url.clone()).await.with_context(|| format!("cannot reach {}", args.url))?;
     let status = answer.status();
     if !status.is_success() {
-        bail!("{}: {status}", args.url);
+        let body = Limited::new(answer.into_body(), BODY_BYTES_MAX).collect().await;
+        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+        let causes = String::from_utf8_lossy(&body).trim_end().replace('\n', "; ");
+        bail!("{}: {status}: {}", args.url, plain(&causes));
     }
     Ok(status.to_string())
 }

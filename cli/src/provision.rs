@@ -68,9 +68,10 @@ pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
         acknowledge_loss(&connection).await.context("loss not acknowledged")?;
         console::answer("loss of events acknowledged")?;
     }
-    Ok(console::answer(
-        "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the consumers of the steps are provisioned",
-    )?)
+    let steps = steps.join(", ");
+    Ok(console::answer(&format!(
+        "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the consumers of {steps} are provisioned"
+    ))?)
 }
 
 /// The one line for the operator: the failure, its cause as far as known, and the fix.

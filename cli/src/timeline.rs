@@ -20,7 +20,10 @@ pub(crate) fn timeline(events: &[Update]) -> String {
         lines.push(format!("order   {}", plain(&first.order.order_id)));
         lines.push(format!("route   {}", route_text(&last.order)));
         lines.push(format!("placed  {}", time_text(begun)));
-        lines.push(format!("now     {}, {} later", status_text(&last.order), short_duration(whole)));
+        let step = plain(&last.order.current_step);
+        let at = if step.is_empty() { String::new() } else { format!(" at {step}") };
+        let (status, whole) = (status_text(&last.order), short_duration(whole));
+        lines.push(format!("now     {status}{at}, last event {whole} later"));
     }
     let (mut before, mut trace_id) = (begun, "");
     for (event, time) in events.iter().zip(times) {
@@ -77,6 +80,7 @@ mod tests {
             route: Some(Route { name: "short".to_owned(), steps }),
             order_id: "an-order".to_owned(),
             status: status.into(),
+            current_step: "payment".to_owned(),
             update_time: Some((UNIX_EPOCH + Duration::from_millis(at_ms)).into()),
             ..Order::default()
         };
@@ -98,7 +102,7 @@ mod tests {
 order   an-order
 route   short: inventory, payment
 placed  1970-01-01T00:00:01.000Z
-now     RESERVED, 4.00 s later
+now     RESERVED at payment, last event 4.00 s later
 
 trace   t1
     0.0 ms  +   0.0 ms  #...............................  created
@@ -116,7 +120,7 @@ trace   t2
             event(2_000, OrderStatus::Accepted, "", Detail::Created(OrderCreated::default())),
             event(1_000, OrderStatus::Reserved, "", Detail::Reserved(StockReserved::default())),
         ];
-        assert!(timeline(&events).contains("RESERVED, 0.0 ms later"));
+        assert!(timeline(&events).contains("RESERVED at payment, last event 0.0 ms later"));
         events[0].order.update_time = None;
         assert!(timeline(&events).contains("placed  unknown"));
         assert_eq!(timeline(&[]), "");

@@ -14,6 +14,7 @@ use super::catalogue;
 use super::summary::{Outcome, Summary};
 use crate::args::DevArgs;
 use crate::client::{self, Orders};
+use crate::console::plain;
 use crate::error_report;
 use crate::watch::Watch;
 
@@ -72,7 +73,8 @@ async fn run_order(
         }
         Ok(Ok(())) => "parked until an operator acts".to_owned(),
         Ok(Err(status)) => error_report::headline(&status),
-        Err(_) => "not finished in time".to_owned(),
+        Err(_) if order.current_step.is_empty() => "not finished in time".to_owned(),
+        Err(_) => format!("waits at step {}, not finished in time", plain(&order.current_step)),
     };
     Outcome::Unfinished { order, why }
 }
