@@ -107,6 +107,7 @@ async fn serve(
     let monitors = Monitors::new(&config.durability).context("cannot read the system's certificates")?;
     let streams = Streams::new(connection.clone(), config.durability.durability, &config.stream);
     let routes = Arc::new(routes);
+    info!(default = routes.default_name(), routes = %routes.names().collect::<Vec<_>>().join(", "), "routes read");
     let steps = RouteSteps::of(&routes);
     let readiness = Readiness::new(streams, Presence::new(connection.clone()), steps);
     metrics::start(&readiness);

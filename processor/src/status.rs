@@ -13,7 +13,7 @@ use program::metrics::{age, gauge, seconds};
 use program::ops::Health;
 use tokio::join;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::breaker::BreakerState;
 use crate::leadership::Leadership;
@@ -100,6 +100,7 @@ impl Status {
 
     /// The consumer is open, perhaps with wrong settings.
     pub(crate) fn opened(&self, wrong: Option<&str>) {
+        info!(consumer = self.0.consumer, "consumer open");
         *lock(&self.0.wrong_settings) = wrong.map(str::to_owned);
         *lock(&self.0.closed) = None;
         self.0.is_started.store(true, Ordering::Relaxed);
