@@ -282,7 +282,7 @@ impl Status {
         lock(&self.0.closed).is_none()
     }
 
-    /// What is wrong with the consumer. With some of it the step works as far as possible, and being unready would not help.
+    /// The faults of the consumer. With some of them the step works as far as possible, and being unready would not help.
     fn faults(&self) -> Vec<String> {
         let closed = lock(&self.0.closed).as_ref().map(|reason| format!("consumer not open: {reason}"));
         let wrong = lock(&self.0.wrong_settings).clone();
