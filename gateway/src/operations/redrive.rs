@@ -156,6 +156,9 @@ impl Redrive {
             self.resolve(kept, DeadLetterState::Redriven, "redriven by an earlier request").await;
             return say(AlreadyResolved, "the order was redriven by an earlier request");
         }
+        if history.last().is_some_and(|event| event.parked_by() == Some(&letter)) {
+            return say(NotRedrivable, "the step has just parked the order; try again in a moment");
+        }
         // Not parked, but finished by another worker with the same message: the step may never process the message again.
         let is_other = current.stands_since().0 != kept.letter.order_revision;
         // The events about the letter may have expired, and its message with them: no step processes it any more.

@@ -45,42 +45,37 @@ impl DeadLettering {
             }
             return Ok(Disposition::Terminate);
         };
-        if current.order.dead_letter_id == dead_letter_id {
-            return Ok(Disposition::Terminate);
-        }
-        if current.stands_since().0 != parking.order_revision {
-            // The order may have been parked by this letter, and redriven or cancelled since. The server that answered may
-            // lag behind the letter.
-            let least = current.revision().max(Revision(parking.order_revision));
-            let history = self.log.history_reaching(&id, least).await?;
-            let parked = history.iter().any(|event| event.parked_by() == Some(&dead_letter_id));
-            return if parked { Ok(Disposition::Terminate) } else { self.withdraw(&kept).await };
-        }
         let attempts = parking.attempts.len();
         let deadline = Instant::now() + APPEND_TIMEOUT;
         let detail = Detail::Failed(letter::order_failed(&kept));
-        let appended = loop {
+        // Bounded: each lost race is an event of another writer, and the append has a deadline.
+        loop {
+            // Another replica may have parked it by the same letter.
+            if current.order.dead_letter_id == dead_letter_id {
+                return Ok(Disposition::Terminate);
+            }
+            if current.stands_since().0 != parking.order_revision {
+                // The order may have been parked by this letter, and redriven or cancelled since. The server that answered may
+                // lag behind the letter.
+                let least = current.revision().max(Revision(parking.order_revision));
+                let history = self.log.history_reaching(&id, least).await?;
+                let parked = history.iter().any(|event| event.parked_by() == Some(&dead_letter_id));
+                return if parked { Ok(Disposition::Terminate) } else { self.withdraw(&kept).await };
+            }
             match self.log.append(&current, detail.clone(), deadline).await {
-                // It was only carried; its status is unchanged.
-                Ok(Appended::Overtaken(now)) if now.stands_since().0 == parking.order_revision => {
-                    current = now
+                Ok(Appended::Stored(parked)) => {
+                    let (step, revision) = (self.step, parked.order.revision);
+                    error!(step, order_id = %id, revision, dead_letter_id, attempts, "order parked");
+                    return Ok(Disposition::Terminate);
                 }
-                appended => break appended,
+                Ok(Appended::Overtaken(now)) => current = now,
+                // The order has ended. The effect that the step could not compensate is left to an operator.
+                Err(AppendError::Refused(refused)) => {
+                    error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter stored, order not parked");
+                    return Ok(Disposition::Terminate);
+                }
+                Err(error) => return Err(error.into()),
             }
-        };
-        match appended {
-            Ok(Appended::Stored(parked)) => {
-                let (step, revision) = (self.step, parked.order.revision);
-                error!(step, order_id = %id, revision, dead_letter_id, attempts, "order parked");
-                Ok(Disposition::Terminate)
-            }
-            Ok(Appended::Overtaken(_)) => self.withdraw(&kept).await,
-            // The order has ended. The effect that the step could not compensate is left to an operator.
-            Err(AppendError::Refused(refused)) => {
-                error!(step = self.step, order_id = %id, dead_letter_id, %refused, "dead letter stored, order not parked");
-                Ok(Disposition::Terminate)
-            }
-            Err(error) => Err(error.into()),
         }
     }
 

@@ -187,6 +187,25 @@ async fn an_outage_of_the_log_uses_up_no_short_attempt() {
     assert!(waybill.letters_kept().await.is_empty());
 }
 
+/// Both hold the message: the broker redelivers it when the acknowledgement of the first takes too long.
+#[tokio::test]
+async fn an_order_that_two_replicas_park_at_once_keeps_its_letter() {
+    let mut options = Options { wired: Some("inventory"), ..Options::default() };
+    options.processors.push(("ACK_WAIT", "500ms".to_owned()));
+    let mut waybill = with_damage_and(1, options).await;
+    let mut held = waybill.wire().hold("append failed");
+    let order = waybill.place(order_of("customer", "", vec![item("gadget", 1)])).await.unwrap();
+    held.reached().await;
+    waybill.start_processor_at("inventory", waybill.broker.address());
+    let parked = waybill.reached(&order.order_id, OrderStatus::Failed).await;
+    held.release();
+    waybill.idle("inventory").await;
+    assert_eq!(waybill.open_letters().await, [parked.dead_letter_id]);
+    mend(&waybill).await;
+    waybill.redrive(every_one()).await.unwrap();
+    assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
+}
+
 #[tokio::test]
 async fn a_payment_service_that_stands_still_uses_up_no_short_attempt() {
     let mut waybill =
