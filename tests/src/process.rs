@@ -87,7 +87,10 @@ impl Process {
     /// Stops it where it is, until `resume`. When this returns, none of its threads runs any more.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
-        waitid(Id::Pid(self.as_pid()), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT).expect("stopped");
+        let wait = |flag| waitid(Id::Pid(self.as_pid()), flag | WaitPidFlag::WNOWAIT);
+        if let Err(error) = wait(WaitPidFlag::WSTOPPED) {
+            panic!("{} not stopped: {error}, {:?}", self.name, wait(WaitPidFlag::WEXITED));
+        }
     }
 
     /// Lets it go on.

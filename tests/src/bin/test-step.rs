@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use async_nats::jetstream::kv::{self, UpdateErrorKind};
 use backbone::broker::connection::Connection;
 use clap::Parser;
+use harness::eventually;
 use harness::test_steps::{self, Effect, EffectState, REFUSED, REFUSED_REASON, TEST_STEP, TEST_STEPS};
 use processor::config::ProcessorConfig;
 use processor::creation_time::CreationTime;
@@ -111,7 +112,10 @@ impl<const N: usize> TestStep<N> {
 
 async fn play<const N: usize>() -> ExitCode {
     let open = async |_: Config, connection: Connection| {
-        Ok(TestStep::<N> { effects: test_steps::open(connection.jetstream()).await? })
+        // The broker may be killed meanwhile, and the test restarts no step that ends.
+        let opened =
+            eventually("the bucket of effects", async || test_steps::open(connection.jetstream()).await.ok());
+        Ok(TestStep::<N> { effects: opened.await })
     };
     processor::run(open).await
 }
