@@ -7,7 +7,7 @@
 use super::OrderLog;
 use super::created::{CreatedOrder, Scan};
 use super::read::decode_all;
-use crate::broker::direct_get::{ReadError, Stored, first_from, last_on};
+use crate::broker::direct_get::{ReadError, Stored, batch_from, first_from, last_on};
 use crate::broker::streams::ORDERS;
 use crate::log::ids::Revision;
 use crate::log::subjects::EventKind;
@@ -18,6 +18,9 @@ const WINDOW_MIN: u64 = 64;
 const WIDENING_MAX: u64 = 4;
 /// Orders that a window may have beyond twice those that are missing.
 const SURPLUS_MAX: u64 = 64;
+
+/// Messages of one batch.
+const BATCH_MESSAGES: u32 = 64;
 
 /// What a part of the log has.
 enum Walked {
@@ -31,6 +34,8 @@ enum Walked {
 struct Walk<'a> {
     log: &'a OrderLog,
     filter: &'a str,
+    /// Several servers answer. Messages read one by one from them may be incomplete: seen after a partition.
+    is_replicated: bool,
     /// No order is missing up to here.
     reached: Revision,
 }
@@ -47,7 +52,8 @@ impl OrderLog {
         // A page token may name any revision.
         let behind_last = Revision(self.extent().await?.last.0 + 1);
         let end = before.map_or(behind_last, |before| before.min(behind_last));
-        let mut walk = Walk { log: self, filter, reached: end };
+        let is_replicated = self.barrier.is_needed().await?;
+        let mut walk = Walk { log: self, filter, is_replicated, reached: end };
         let width = messages_each.saturating_mul(count).saturating_mul(5) / 4;
         let (mut to, mut width, mut created) = (end, width.max(WINDOW_MIN), Vec::new());
         loop {
@@ -88,19 +94,24 @@ impl Walk<'_> {
     /// The orders from `from` to before `to`, if they are not more than `orders_max`.
     async fn window(&mut self, from: Revision, to: Revision, orders_max: u64) -> Result<Walked, ReadError> {
         let (mut created, mut from) = (Vec::new(), from);
-        while from < to {
-            let Some(message) = self.first_from(from).await? else { break };
-            // A server that has this message has all before it.
-            if message.sequence >= to {
+        'walk: while from < to {
+            let messages = self.some_from(from).await?;
+            if messages.is_empty() {
                 break;
             }
-            if created.len() as u64 >= orders_max {
-                return Ok(Walked::TooMany(message.sequence));
+            for message in messages {
+                // A server that has this message has all before it.
+                if message.sequence >= to {
+                    break 'walk;
+                }
+                if created.len() as u64 >= orders_max {
+                    return Ok(Walked::TooMany(message.sequence));
+                }
+                from = Revision(message.sequence.0 + 1);
+                let events = decode_all(vec![message]).into_iter();
+                let events = events.filter(|event| event.kind() == EventKind::Created);
+                created.extend(events.map(|event| CreatedOrder { id: event.id, revision: event.revision }));
             }
-            from = Revision(message.sequence.0 + 1);
-            let events = decode_all(vec![message]).into_iter();
-            let events = events.filter(|event| event.kind() == EventKind::Created);
-            created.extend(events.map(|event| CreatedOrder { id: event.id, revision: event.revision }));
         }
         Ok(Walked::Orders(created))
     }
@@ -116,6 +127,19 @@ impl Walk<'_> {
             }
         }
         Ok(to)
+    }
+
+    /// The first messages from `from` on: in a batch from one server, or one, without a count of the others.
+    async fn some_from(&mut self, from: Revision) -> Result<Vec<Stored>, ReadError> {
+        if !self.is_replicated {
+            return Ok(self.first_from(from).await?.into_iter().collect());
+        }
+        let client = &self.log.connection.client;
+        let batch = batch_from(client, ORDERS, self.filter, from, BATCH_MESSAGES).await?;
+        if batch.messages.is_empty() {
+            self.reached = self.reached.min(Revision(from.0 - 1));
+        }
+        Ok(batch.messages)
     }
 
     async fn first_from(&mut self, from: Revision) -> Result<Option<Stored>, ReadError> {

@@ -2,7 +2,8 @@
 //!
 //! If there are few, the broker answers the last event on each subject without walking the log. An event that was followed
 //! by another on the same subject is missing there (`hidden.rs`). If there are many, and for events that have just been
-//! announced, the log is walked from event to event.
+//! announced, the log is read in batches, each from one server. Far from the end of a log on one server, where a batch costs
+//! much, it is read event by event.
 
 use super::OrderLog;
 use super::created::FEW_ORDERS;
@@ -17,7 +18,7 @@ use crate::log::subjects;
 const FEW_EVENTS: u64 = 4 * FEW_ORDERS;
 /// Maximum bytes of these.
 const FEW_BYTES_MAX: u32 = 1024 * 1024;
-/// Messages that are walked rather than asking for all subjects of the customer.
+/// Messages that are read at once rather than asking for all subjects of the customer.
 const NEAR_MESSAGES: u64 = 1024;
 /// Messages at the end of the log that the broker counts in less time than many requests take.
 const BATCH_FROM_MESSAGES: u64 = 65_536;
@@ -56,7 +57,7 @@ impl OrderLog {
         let filter = &subjects::customer(customer);
         let is_near = |to: Revision| after < to && to.0 - after.0 <= NEAR_MESSAGES;
         if is_near(announced) {
-            return self.walk_events(filter, after, announced, None).await;
+            return self.batch_events(filter, after, None).await;
         }
         // The only server of a stream has every message up to its end.
         let last = self.extent().await?.last;
@@ -71,7 +72,8 @@ impl OrderLog {
         {
             return Ok(all);
         }
-        if last.0.saturating_sub(after.0) <= BATCH_FROM_MESSAGES {
+        // Events read one by one from several replicas may be incomplete: seen after a partition.
+        if end.is_none() || last.0.saturating_sub(after.0) <= BATCH_FROM_MESSAGES {
             return self.batch_events(filter, after, end).await;
         }
         self.walk_events(filter, after, announced, end).await
