@@ -35,8 +35,6 @@ pub(super) struct CreatedOrder {
 pub(super) struct Scan {
     /// Oldest first.
     pub(super) created: Vec<CreatedOrder>,
-    /// None is missing up to here.
-    pub(super) reached: Revision,
     pub(super) from: Revision,
     /// No earlier order exists.
     pub(super) is_first: bool,
@@ -56,35 +54,33 @@ impl OrderLog {
         before: Option<Revision>,
         count: usize,
     ) -> Result<Vec<CreatedOrder>, ReadError> {
-        let (mut created, mut before, mut reads) = (Vec::new(), before, 0);
-        // The replica must have the list up to here: to the newest order, or to the end of the previous page, unless that has
-        // expired or the token was forged.
-        let mut is_proved = before.is_none();
-        let mut least = match before {
-            Some(before) => before,
-            None => self.newest(customer).await?,
+        // A replica without the order at `known` lags. It is the newest order, or the last of the previous page, unless that
+        // has expired or the token was forged. The only server of a stream never lags.
+        let (mut before, mut known, mut is_proved) = match before {
+            before if !self.barrier.is_needed().await? => (before, Revision::NONE, true),
+            Some(before) => (Some(before), before, false),
+            None => match self.newest(customer).await? {
+                Revision::NONE => return Ok(Vec::new()),
+                newest => (Some(Revision(newest.0 + 1)), newest, true),
+            },
         };
+        let (mut created, mut reads) = (Vec::new(), 0);
         loop {
             let wanted = (count - created.len()) as u64;
-            let scan = match self.scan(customer, before, wanted).await {
-                Ok(scan) => Some(scan),
-                Err(ReadError::NoAnswer(_)) if self.connection.is_up() => None,
-                Err(error) => return Err(error),
-            };
-            let reached = scan.as_ref().map_or(Revision::NONE, |scan| scan.reached);
-            if reached < least && !is_proved {
-                least = least.min(self.newest(customer).await?);
-                is_proved = true;
-            }
-            let Some(Scan { created: mut older, is_first, from, .. }) = scan.filter(|_| reached >= least)
-            else {
-                reads += 1;
-                if reads == REPLICA_READS_MAX {
-                    return Err(behind());
-                }
-                sleep(REPLICA_PAUSE).await;
-                continue;
-            };
+            let Scan { created: mut older, is_first, from } =
+                match self.scan(customer, before, known, wanted).await {
+                    Ok(scan) => scan,
+                    Err(ReadError::NoAnswer(_)) if self.connection.is_up() && !is_proved => {
+                        (known, is_proved) = (known.min(self.newest(customer).await?), true);
+                        continue;
+                    }
+                    Err(ReadError::NoAnswer(_)) if self.connection.is_up() && reads < REPLICA_READS_MAX => {
+                        reads += 1;
+                        sleep(REPLICA_PAUSE).await;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
             older.append(&mut created);
             created = older;
             // Orders that arrived during the search have made the window too small.
@@ -92,16 +88,12 @@ impl OrderLog {
                 created.drain(..created.len().saturating_sub(count));
                 return Ok(created);
             }
-            (before, least) = (Some(from), from);
+            before = Some(from);
         }
     }
 
-    /// The position of the newest order's first event, proved; [`Revision::NONE`] if the stream's only server has every
-    /// message, so that its answers need no proof.
+    /// The position of the newest order's first event, proved; [`Revision::NONE`] if there is none.
     async fn newest(&self, customer: CustomerKey) -> Result<Revision, ReadError> {
-        if !self.barrier.is_needed().await? {
-            return Ok(Revision::NONE);
-        }
         let is_created_by = |subject: &str| {
             subjects::parse(subject)
                 .is_some_and(|event| event.kind == EventKind::Created && event.id.customer == customer)
@@ -114,18 +106,19 @@ impl OrderLog {
         self.barrier.last_on(&subjects::customer_kind(EventKind::Created, customer)).await
     }
 
-    /// The newest `count` orders before `before`, or more, from any replica.
+    /// The newest `count` orders before `before`, or more, from any replica that has the one at `known`.
     async fn scan(
         &self,
         customer: CustomerKey,
         before: Option<Revision>,
+        known: Revision,
         count: u64,
     ) -> Result<Scan, ReadError> {
         let filter = &subjects::customer_kind(EventKind::Created, customer);
         let messages_each = match self.many_orders.get(customer) {
             Some(messages_each) => messages_each,
             None => match self.count_orders(filter).await? {
-                Count::Few => match self.scan_few(filter, before).await? {
+                Count::Few => match self.scan_few(filter, before, known).await? {
                     Some(scan) => return Ok(scan),
                     None => 1,
                 },
@@ -135,7 +128,7 @@ impl OrderLog {
                 }
             },
         };
-        self.scan_many(filter, before, count, messages_each).await
+        self.scan_many(filter, before, known, count, messages_each).await
     }
 
     async fn count_orders(&self, filter: &str) -> Result<Count, ReadError> {
@@ -152,11 +145,18 @@ impl OrderLog {
     }
 
     /// All orders before `before`; `None` if their first events are large, or foreign messages are behind some.
-    async fn scan_few(&self, filter: &str, before: Option<Revision>) -> Result<Option<Scan>, ReadError> {
+    async fn scan_few(
+        &self,
+        filter: &str,
+        before: Option<Revision>,
+        known: Revision,
+    ) -> Result<Option<Scan>, ReadError> {
         let client = &self.connection.client;
         let all = last_of_few(client, ORDERS, filter, Revision::NONE, FEW_BYTES_MAX).await?;
         let Some(all) = all.filter(|all| all.remaining == 0) else { return Ok(None) };
-        let reached = all.messages.last().map_or(Revision::NONE, |last| last.sequence);
+        if all.messages.last().map_or(Revision::NONE, |last| last.sequence) < known {
+            return Err(behind());
+        }
         let found = all.messages.len();
         let mut created: Vec<_> = decode_all(all.messages)
             .into_iter()
@@ -167,6 +167,6 @@ impl OrderLog {
             return Ok(None);
         }
         created.retain(|created| before.is_none_or(|before| created.revision < before));
-        Ok(Some(Scan { created, reached, from: Revision::NONE, is_first: true }))
+        Ok(Some(Scan { created, from: Revision::NONE, is_first: true }))
     }
 }

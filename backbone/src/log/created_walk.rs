@@ -7,7 +7,7 @@
 use super::OrderLog;
 use super::created::{CreatedOrder, Scan};
 use super::read::decode_all;
-use crate::broker::direct_get::{ReadError, Stored, batch_from, first_from, last_on};
+use crate::broker::direct_get::{ReadError, Stored, last_on};
 use crate::broker::streams::ORDERS;
 use crate::log::ids::Revision;
 use crate::log::subjects::EventKind;
@@ -19,9 +19,6 @@ const WIDENING_MAX: u64 = 4;
 /// Orders that a window may have beyond twice those that are missing.
 const SURPLUS_MAX: u64 = 64;
 
-/// Messages of one batch.
-const BATCH_MESSAGES: u32 = 64;
-
 /// What a part of the log has.
 enum Walked {
     /// All orders.
@@ -30,30 +27,29 @@ enum Walked {
     TooMany(Revision),
 }
 
-/// A walk of one list. The server that answers may not have all of the log.
+/// A walk of one list.
 struct Walk<'a> {
     log: &'a OrderLog,
     filter: &'a str,
-    /// Several servers answer. Messages read one by one from them may be incomplete: seen after a partition.
-    is_replicated: bool,
-    /// No order is missing up to here.
-    reached: Revision,
+    /// There is an order here.
+    known: Revision,
 }
 
 impl OrderLog {
-    /// The newest `count` orders before `before`, or more, from any replica. There is about one in `messages_each`.
+    /// The newest `count` orders before `before`, or more, from any replica that has the one at `known`. There is about one
+    /// in `messages_each`.
     pub(super) async fn scan_many(
         &self,
         filter: &str,
         before: Option<Revision>,
+        known: Revision,
         count: u64,
         messages_each: u64,
     ) -> Result<Scan, ReadError> {
         // A page token may name any revision.
         let behind_last = Revision(self.extent().await?.last.0 + 1);
         let end = before.map_or(behind_last, |before| before.min(behind_last));
-        let is_replicated = self.barrier.is_needed().await?;
-        let mut walk = Walk { log: self, filter, is_replicated, reached: end };
+        let walk = Walk { log: self, filter, known };
         let width = messages_each.saturating_mul(count).saturating_mul(5) / 4;
         let (mut to, mut width, mut created) = (end, width.max(WINDOW_MIN), Vec::new());
         loop {
@@ -74,7 +70,7 @@ impl OrderLog {
             };
             let is_first = from <= Revision(1);
             if found >= missing || is_first {
-                return Ok(Scan { created, reached: walk.reached, from, is_first });
+                return Ok(Scan { created, from, is_first });
             }
             if created.is_empty() && before.is_none() && to == end {
                 // The customer has ordered nothing for some time.
@@ -92,32 +88,27 @@ impl OrderLog {
 
 impl Walk<'_> {
     /// The orders from `from` to before `to`, if they are not more than `orders_max`.
-    async fn window(&mut self, from: Revision, to: Revision, orders_max: u64) -> Result<Walked, ReadError> {
+    async fn window(&self, from: Revision, to: Revision, orders_max: u64) -> Result<Walked, ReadError> {
         let (mut created, mut from) = (Vec::new(), from);
-        'walk: while from < to {
-            let messages = self.some_from(from).await?;
-            if messages.is_empty() {
+        while from < to {
+            let Some(message) = self.first_from(from).await? else { break };
+            // A server that has this message has all before it.
+            if message.sequence >= to {
                 break;
             }
-            for message in messages {
-                // A server that has this message has all before it.
-                if message.sequence >= to {
-                    break 'walk;
-                }
-                if created.len() as u64 >= orders_max {
-                    return Ok(Walked::TooMany(message.sequence));
-                }
-                from = Revision(message.sequence.0 + 1);
-                let events = decode_all(vec![message]).into_iter();
-                let events = events.filter(|event| event.kind() == EventKind::Created);
-                created.extend(events.map(|event| CreatedOrder { id: event.id, revision: event.revision }));
+            if created.len() as u64 >= orders_max {
+                return Ok(Walked::TooMany(message.sequence));
             }
+            from = Revision(message.sequence.0 + 1);
+            let events = decode_all(vec![message]).into_iter();
+            let events = events.filter(|event| event.kind() == EventKind::Created);
+            created.extend(events.map(|event| CreatedOrder { id: event.id, revision: event.revision }));
         }
         Ok(Walked::Orders(created))
     }
 
     /// A position up to `to`, at most [`WINDOW_MIN`] behind the last order before `to`. There is an order at `known`.
-    async fn behind_last(&mut self, known: Revision, to: Revision) -> Result<Revision, ReadError> {
+    async fn behind_last(&self, known: Revision, to: Revision) -> Result<Revision, ReadError> {
         let (mut known, mut to) = (known, to);
         while to.0 - known.0 > WINDOW_MIN {
             let middle = Revision(known.0 + (to.0 - known.0) / 2);
@@ -129,24 +120,7 @@ impl Walk<'_> {
         Ok(to)
     }
 
-    /// The first messages from `from` on: in a batch from one server, or one, without a count of the others.
-    async fn some_from(&mut self, from: Revision) -> Result<Vec<Stored>, ReadError> {
-        if !self.is_replicated {
-            return Ok(self.first_from(from).await?.into_iter().collect());
-        }
-        let client = &self.log.connection.client;
-        let batch = batch_from(client, ORDERS, self.filter, from, BATCH_MESSAGES).await?;
-        if batch.messages.is_empty() {
-            self.reached = self.reached.min(Revision(from.0 - 1));
-        }
-        Ok(batch.messages)
-    }
-
-    async fn first_from(&mut self, from: Revision) -> Result<Option<Stored>, ReadError> {
-        let found = first_from(&self.log.connection.client, ORDERS, self.filter, from).await?;
-        if found.is_none() {
-            self.reached = self.reached.min(Revision(from.0 - 1));
-        }
-        Ok(found)
+    async fn first_from(&self, from: Revision) -> Result<Option<Stored>, ReadError> {
+        self.log.first_known(self.filter, from, self.known).await
     }
 }

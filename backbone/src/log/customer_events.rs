@@ -2,13 +2,12 @@
 //!
 //! If there are few, the broker answers the last event on each subject without walking the log. An event that was followed
 //! by another on the same subject is missing there (`hidden.rs`). If there are many, and for events that have just been
-//! announced, the log is read in batches, each from one server. Far from the end of a log on one server, where a batch costs
-//! much, it is read event by event.
+//! announced, the log is read in batches. Far from its end, where a batch costs much, it is read event by event.
 
 use super::OrderLog;
 use super::created::FEW_ORDERS;
 use super::read::decode_all;
-use crate::broker::direct_get::{Batch, ReadError, batch_from, first_from, last_of_few};
+use crate::broker::direct_get::{Batch, ReadError, batch_from, last_of_few};
 use crate::broker::streams::ORDERS;
 use crate::log::event::Recorded;
 use crate::log::ids::{CustomerKey, Revision};
@@ -72,8 +71,7 @@ impl OrderLog {
         {
             return Ok(all);
         }
-        // Events read one by one from several replicas may be incomplete: seen after a partition.
-        if end.is_none() || last.0.saturating_sub(after.0) <= BATCH_FROM_MESSAGES {
+        if last.0.saturating_sub(after.0) <= BATCH_FROM_MESSAGES {
             return self.batch_events(filter, after, end).await;
         }
         self.walk_events(filter, after, announced, end).await
@@ -142,21 +140,19 @@ impl OrderLog {
         announced: Revision,
         end: Option<Revision>,
     ) -> Result<CustomerEvents, ReadError> {
-        let client = &self.connection.client;
         let (mut events, mut read) = (Vec::new(), after);
         while events.len() < READ_MESSAGES_MAX as usize {
-            if announced > after && read >= announced {
-                return Ok(CustomerEvents { events, read, more: None });
-            }
-            match first_from(client, ORDERS, filter, Revision(read.0 + 1)).await? {
-                Some(message) => {
+            match self.first_known(filter, Revision(read.0 + 1), announced).await {
+                Ok(Some(message)) => {
                     read = message.sequence;
                     events.extend(decode_all(vec![message]));
                 }
-                None => {
+                Ok(None) => {
                     let read = end.map_or(read, |end| read.max(end));
                     return Ok(CustomerEvents { events, read, more: None });
                 }
+                Err(ReadError::NoAnswer(_)) if read > after => break,
+                Err(error) => return Err(error),
             }
         }
         Ok(CustomerEvents { events, read, more: Some(Reading::Walk) })

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{DirectGetError, DirectGetErrorKind};
+use program::backoff::Backoff;
 use tokio::time::sleep;
 use tracing::warn;
 
@@ -19,6 +20,10 @@ use crate::log::subjects;
 /// Reads from a replica that is behind, before giving up.
 const REPLICA_READS_MAX: u32 = 5;
 const REPLICA_PAUSE: Duration = Duration::from_millis(50);
+/// Requests for a message that is known to exist, before giving up.
+const KNOWN_READS_MAX: u64 = 8;
+/// Wait before the next one, which another replica may answer.
+const KNOWN_PAUSE: Backoff = Backoff { initial: Duration::from_millis(5), max: Duration::from_millis(50) };
 
 /// How far the log goes, and which log it is.
 #[derive(Clone, Debug)]
@@ -166,6 +171,24 @@ impl OrderLog {
         let info = info(&self.connection, ORDERS).await?;
         let (created, last) = (info.created.into(), Revision(info.state.last_sequence));
         Ok(LogInfo { created, last, state: StreamState::from(&info) })
+    }
+
+    /// The first message on `filter` from `from` on, from any replica. There is one at `known`: a replica that does not have
+    /// it lags, and the next request may reach another.
+    pub(super) async fn first_known(
+        &self,
+        filter: &str,
+        from: Revision,
+        known: Revision,
+    ) -> Result<Option<Stored>, ReadError> {
+        for reads in 1..=KNOWN_READS_MAX {
+            let found = direct_get::first_from(&self.connection.client, ORDERS, filter, from).await?;
+            if found.is_some() || from > known {
+                return Ok(found);
+            }
+            sleep(KNOWN_PAUSE.after(reads)).await;
+        }
+        Err(behind())
     }
 
     async fn state(

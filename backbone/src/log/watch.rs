@@ -33,7 +33,7 @@ pub(super) const RECONCILE_INTERVAL: Duration = Duration::from_secs(25);
 /// Wait before the next read after a failed one.
 pub(super) const RECONCILE_RETRY: Duration = Duration::from_secs(1);
 /// Wait before the next read when the replica that answered lacked a live event.
-pub(super) const BEHIND: Backoff = Backoff { initial: Duration::from_millis(20), max: RECONCILE_INTERVAL };
+pub(super) const BEHIND: Backoff = Backoff { initial: Duration::from_millis(20), max: RECONCILE_RETRY };
 
 /// One order's events, each exactly once and in order, ending when the order is finished.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub struct Watch {
     needs_proof: bool,
     /// The latest live event.
     announced: Revision,
-    /// Consecutive reads from replicas that lacked it.
+    /// Consecutive reads from replicas that had nothing new, although there is more.
     behind: u64,
     /// Read from the log, not yet returned.
     ready: VecDeque<Recorded>,
@@ -236,14 +236,14 @@ impl Watch {
         self.needs_proof = false;
         missed.retain(|event| event.revision > self.last);
         self.last = self.last.max(latest);
-        self.ready.extend(missed);
         let pause = if self.last < self.announced {
-            self.behind += 1;
+            self.behind = if missed.is_empty() { self.behind + 1 } else { 1 };
             BEHIND.after(self.behind)
         } else {
             self.behind = 0;
             RECONCILE_INTERVAL
         };
+        self.ready.extend(missed);
         self.reconcile_at = Instant::now() + pause;
         Ok(())
     }

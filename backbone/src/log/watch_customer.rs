@@ -41,7 +41,7 @@ pub struct CustomerWatch {
     caught_up: Option<Revision>,
     /// The latest event that arrived live, or is known to exist.
     announced: Revision,
-    /// Consecutive reads from replicas that lacked it.
+    /// Consecutive reads from replicas that had nothing new, although there is more.
     behind: u64,
 }
 
@@ -156,6 +156,7 @@ impl CustomerWatch {
         }
         let events = self.log.customer_events(self.customer, self.read, self.announced, self.reading);
         let CustomerEvents { events, read, more } = events.await?;
+        let is_new = !events.is_empty();
         self.ready.extend(events);
         self.read = self.read.max(read);
         self.reading = more.unwrap_or(Reading::Few);
@@ -165,7 +166,7 @@ impl CustomerWatch {
         let pause = if more.is_some() {
             Duration::ZERO
         } else if self.read < self.announced {
-            self.behind += 1;
+            self.behind = if is_new { 1 } else { self.behind + 1 };
             BEHIND.after(self.behind)
         } else {
             self.behind = 0;
