@@ -18,6 +18,7 @@ use harness::{Deployment, Options, eventually, every_one, randomness};
 use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest, RedriveOutcome};
 use proto::orders::v1::OrderStatus;
 use proto::orders::v1::order_service_client::OrderServiceClient;
+use proto::payments::v1::ResetBehaviourRequest;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
 use tonic::Code;
@@ -83,6 +84,7 @@ async fn survive(mut random: StdRng) {
     let clients = join_all(wishes.iter().map(|wish| wish.carry_out(client.clone(), start)));
     let (placed, ()) = tokio::join!(clients, Trouble::new(&mut waybill, behaviours).make(&faults, start));
     eprintln!("{:?}: the faults are over, and every order is answered", start.elapsed());
+    waybill.sandbox().control().reset_behaviour(ResetBehaviourRequest {}).await.unwrap();
 
     let order_ids: Vec<_> = placed.iter().map(|placed| placed.order.order_id.clone()).collect();
     let redriven = redrive_until_finished(&waybill, &order_ids).await;
