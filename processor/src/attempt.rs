@@ -106,6 +106,7 @@ impl AttemptError {
 /// Makes attempts for a step.
 #[derive(Debug)]
 pub(crate) struct Attempts<S> {
+    pub(crate) name: &'static str,
     pub(crate) step: Arc<S>,
     pub(crate) log: OrderLog,
     /// Deadline of one attempt.
@@ -174,7 +175,9 @@ impl<S: Step> Attempts<S> {
             if Instant::now() > read_by {
                 return Err(AttemptError::Late(began.elapsed()));
             }
-            let Some(fact) = self.next_fact(&current, acted).await? else { return Ok(done) };
+            let Some(fact) = self.next_fact(&current, acted, delivery.attempt()).await? else {
+                return Ok(done);
+            };
             acted = true;
             done = if matches!(fact, Detail::Rejected(_)) {
                 AttemptOutcome::Rejected
@@ -188,7 +191,7 @@ impl<S: Step> Attempts<S> {
                 Appended::Stored(order) => {
                     let (order_id, revision) = (order.id, order.order.revision);
                     let status = order.order.status().as_str_name();
-                    debug!(step = S::NAME, %order_id, revision, status, "event appended");
+                    debug!(step = self.name, %order_id, revision, status, "event appended");
                     return Ok(done);
                 }
                 Appended::Overtaken(now) => current = now,
@@ -198,16 +201,22 @@ impl<S: Step> Attempts<S> {
 
     /// Performs the work that the order needs from the step, and returns the event to append. `None` if there is none: the
     /// order needs nothing, or an effect was compensated before the step's turn.
-    async fn next_fact(&self, current: &OrderState, acted: bool) -> Result<Option<Detail>, AttemptError> {
+    async fn next_fact(
+        &self,
+        current: &OrderState,
+        acted: bool,
+        attempt: u64,
+    ) -> Result<Option<Detail>, AttemptError> {
         let order = &current.order;
-        if lifecycle::waits_for(order, S::NAME) {
-            let done = self.step.act(order).await;
+        if lifecycle::waits_for(order, self.name) {
+            let done = self.step.act(order, attempt).await;
             return Ok(Some(done.or_else(StepError::into_rejection)?));
         }
-        let owes = lifecycle::owes(order, S::NAME);
-        let may_owe = acted && lifecycle::is_called_off(order) && lifecycle::compensates(order, S::NAME);
+        let owes = lifecycle::owes(order, self.name);
+        let may_owe = acted && lifecycle::is_called_off(order) && lifecycle::compensates(order, self.name);
         if owes || may_owe {
-            let undone = self.step.compensate(order, lifecycle::has_completed(order, S::NAME)).await?;
+            let undone =
+                self.step.compensate(order, lifecycle::has_completed(order, self.name), attempt).await?;
             return Ok(owes.then_some(undone));
         }
         Ok(None)

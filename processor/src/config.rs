@@ -10,6 +10,8 @@ use clap::Parser;
 use program::config::{DAY, duration, parse_addr};
 use program::telemetry::TelemetryConfig;
 
+use crate::step::StepProfile;
+
 /// The range of ACK_WAIT. Workers acknowledge progress every third of it.
 pub const ACK_WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=DAY;
 /// Each part of an attempt (read, effect, append) gets a fraction of it, which must suffice at a busy broker.
@@ -56,4 +58,6 @@ pub struct ProcessorConfig {
 pub trait Config: Parser {
     /// The part that every processor has.
     fn processor(&self) -> &ProcessorConfig;
+    /// The step that it runs.
+    fn step(&self) -> StepProfile;
 }

@@ -114,9 +114,14 @@ impl<'a> Delivery<'a> {
         is_left_out && self.deliveries <= LEFT_OUT_DELIVERIES_MAX
     }
 
+    /// Which delivery this is, counted from 1.
+    pub(crate) fn attempt(&self) -> u64 {
+        u64::try_from(self.deliveries).unwrap_or(1)
+    }
+
     /// The backoff after an attempt that does not count.
     pub(crate) fn pause(&self) -> Duration {
-        RETRY.after(u64::try_from(self.deliveries).unwrap_or(1))
+        RETRY.after(self.attempt())
     }
 }
 

@@ -3,17 +3,18 @@
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderFulfilled};
 
-use crate::step::{Step, StepError};
+use crate::step::{Step, StepError, StepProfile};
+
+/// The fulfilment step.
+pub const PROFILE: StepProfile = StepProfile::new("fulfilment");
 
 /// The fulfilment step.
 #[derive(Clone, Copy, Debug)]
 pub struct Fulfilment;
 
 impl Step for Fulfilment {
-    const NAME: &'static str = "fulfilment";
-
     /// A shipment exists only as the event that announces it.
-    async fn act(&self, order: &Order) -> Result<Detail, StepError> {
+    async fn act(&self, order: &Order, _: u64) -> Result<Detail, StepError> {
         Ok(Detail::Fulfilled(OrderFulfilled { shipment_id: shipment_id(order)? }))
     }
 }

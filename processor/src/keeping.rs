@@ -36,6 +36,7 @@ static NOT_RENEWED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// Renews the effects of carried orders until `drain` is cancelled.
 pub(crate) async fn keep<S: Step>(
+    name: &'static str,
     step: Arc<S>,
     connection: &Connection,
     config: &ProcessorConfig,
@@ -57,7 +58,8 @@ pub(crate) async fn keep<S: Step>(
                 let opened_at = Instant::now();
                 status.opened(open.wrong());
                 let ended =
-                    renew_all(&step, &mut open, &mut renewals, config.attempt_timeout, status, drain).await;
+                    renew_all(name, &step, &mut open, &mut renewals, config.attempt_timeout, status, drain)
+                        .await;
                 let reason = ended.as_ref().err().map(ToString::to_string);
                 status.closed(reason.unwrap_or_else(|| "draining".to_owned()));
                 floor = Some(open.floor().clone());
@@ -90,6 +92,7 @@ pub(crate) async fn keep<S: Step>(
 
 /// Renews until the drain begins or the consumer is lost.
 async fn renew_all<S: Step>(
+    name: &'static str,
     step: &Arc<S>,
     consumer: &mut Consumer,
     renewals: &mut JoinSet<()>,
@@ -105,36 +108,32 @@ async fn renew_all<S: Step>(
             () = drain.cancelled() => return Ok(()),
             Some(ended) = renewals.join_next() => {
                 if let Err(error) = ended {
-                    error!(step = S::NAME, %error, "renewal panicked");
+                    error!(step = name, %error, "renewal panicked");
                 }
             }
             message = consumer.next(wanted), if wanted > 0 || consumer.standing() > 0 => {
                 let message = message?;
                 status.record_delivery();
-                renewals.spawn(renew(step.clone(), message, limit));
+                renewals.spawn(renew(name, step.clone(), message, limit));
             }
         }
     }
 }
 
 /// Renews the effects of one order, and acknowledges its message.
-async fn renew<S: Step>(step: Arc<S>, message: Message, limit: Duration) {
+async fn renew<S: Step>(name: &'static str, step: Arc<S>, message: Message, limit: Duration) {
     let (sequence, deliveries) = message
         .info()
         .map_or((0, 1), |info| (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1)));
     let payload = message.payload.clone();
-    let event = match Recorded::decode(
-        &message.subject,
-        Revision(sequence),
-        message.headers.as_ref(),
-        payload,
-    ) {
-        Ok(event) => event,
-        Err(error) => {
-            warn!(step = S::NAME, sequence, subject = %message.subject, %error, "foreign message, skipped");
-            return acknowledge(S::NAME, &message, AckKind::Ack).await;
-        }
-    };
+    let event =
+        match Recorded::decode(&message.subject, Revision(sequence), message.headers.as_ref(), payload) {
+            Ok(event) => event,
+            Err(error) => {
+                warn!(step = name, sequence, subject = %message.subject, %error, "foreign message, skipped");
+                return acknowledge(name, &message, AckKind::Ack).await;
+            }
+        };
     let order_id = event.id;
     let failure = if is_finished(&event.order) {
         None
@@ -148,10 +147,10 @@ async fn renew<S: Step>(step: Arc<S>, message: Message, limit: Duration) {
         None => AckKind::Ack,
         Some(error) => {
             if let Some(left_out) = NOT_RENEWED.allow() {
-                warn!(step = S::NAME, %order_id, error, left_out, "effect of a carried order not renewed, retrying");
+                warn!(step = name, %order_id, error, left_out, "effect of a carried order not renewed, retrying");
             }
             AckKind::Nak(Some(RETRY.after(deliveries)))
         }
     };
-    acknowledge(S::NAME, &message, kind).await;
+    acknowledge(name, &message, kind).await;
 }

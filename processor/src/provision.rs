@@ -9,8 +9,7 @@ use program::backoff::Backoff;
 use thiserror::Error;
 use tokio::time::sleep;
 
-use crate::inventory::{self, Inventory, StoreError};
-use crate::step::Step;
+use crate::inventory::{self, StoreError};
 
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) };
 
@@ -36,7 +35,7 @@ pub async fn provision(
 ) -> Result<(), ProvisionError> {
     streams::provision(connection, config, &waiting).await?;
     inventory::provision(connection, &waiting).await?;
-    let carried = Inventory::CARRIED.filter(|_| steps.contains(&Inventory::NAME));
+    let carried = inventory::PROFILE.carried.filter(|_| steps.contains(&inventory::PROFILE.name));
     let carried = carried.map(|consumer| ConsumerConfig::of_carried(consumer, ack_wait));
     let consumers = steps.iter().map(|step| ConsumerConfig::of_step(step, ack_wait)).chain(carried);
     for consumer in consumers {

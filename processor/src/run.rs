@@ -53,13 +53,13 @@ where
     S: Step,
     F: Future<Output = anyhow::Result<S>>,
 {
-    let settings = config.processor().clone();
-    let connection = Connection::open(&settings.broker, S::NAME).await?;
-    let log = OrderLog::of_step(connection.clone(), S::NAME).await?;
+    let (settings, profile) = (config.processor().clone(), config.step());
+    let connection = Connection::open(&settings.broker, profile.name).await?;
+    let log = OrderLog::of_step(connection.clone(), profile.name).await?;
     let dead_letters = DeadLetters::new(connection.clone()).await?;
     let status = ProcessorStatus {
-        step: Status::new(S::NAME, connection.clone()),
-        carried: S::CARRIED.map(|consumer| Status::new(consumer, connection.clone())),
+        step: Status::new(profile.name, connection.clone()),
+        carried: profile.carried.map(|consumer| Status::new(consumer, connection.clone())),
     };
     let _ops_server = match settings.ops_addr {
         Some(addr) => Some(serve_ops(addr, status.clone()).await?),
@@ -89,11 +89,19 @@ where
         };
         let keeping = async {
             if let Some(carried) = &status.carried {
-                keeping::keep(step.clone(), log.connection(), &settings, carried, &drain).await;
+                keeping::keep(profile.name, step.clone(), log.connection(), &settings, carried, &drain).await;
             }
         };
         join!(
-            runtime::process(step.clone(), log.clone(), dead_letters, &settings, &status.step, &drain),
+            runtime::process(
+                profile,
+                step.clone(),
+                log.clone(),
+                dead_letters,
+                &settings,
+                &status.step,
+                &drain
+            ),
             keeping,
             monitoring,
         );

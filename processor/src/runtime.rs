@@ -25,7 +25,7 @@ use crate::config::ProcessorConfig;
 use crate::delivery::RETRY;
 use crate::metrics;
 use crate::status::Status;
-use crate::step::Step;
+use crate::step::{Step, StepProfile};
 use crate::suspects::OrderRef;
 use crate::worker::{Worker, postpone};
 
@@ -38,6 +38,7 @@ static PAUSED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// Works for `step` until `drain` is cancelled, and running work is finished or nak'ed.
 pub(crate) async fn process<S: Step>(
+    profile: StepProfile,
     step: Arc<S>,
     log: OrderLog,
     dead_letters: DeadLetters,
@@ -45,11 +46,13 @@ pub(crate) async fn process<S: Step>(
     status: &Status,
     drain: &CancellationToken,
 ) {
-    let consumer = ConsumerConfig::of_step(S::NAME, config.ack_wait);
-    let pool_size = usize::from(config.worker_pool_size.unwrap_or(S::WORKER_POOL_SIZE));
+    let StepProfile { name, worker_pool_size, .. } = profile;
+    let consumer = ConsumerConfig::of_step(name, config.ack_wait);
+    let pool_size = usize::from(config.worker_pool_size.unwrap_or(worker_pool_size));
     let leave = CancellationToken::new();
     let mut pool = Pool {
-        worker: Arc::new(Worker::new(step, log.clone(), dead_letters, config, leave.clone())),
+        name,
+        worker: Arc::new(Worker::new(name, step, log.clone(), dead_letters, config, leave.clone())),
         running: JoinSet::new(),
         attempts: HashMap::new(),
         admission: Admission::new(pool_size),
@@ -58,11 +61,11 @@ pub(crate) async fn process<S: Step>(
         drain_timeout: config.drain_timeout,
         deadline: None,
     };
-    metrics::start(S::NAME);
+    metrics::start(name);
     let watched = pool.worker.clone();
-    metrics::alone(S::NAME, move || watched.suspects().alone(Instant::now()));
+    metrics::alone(name, move || watched.suspects().alone(Instant::now()));
     status.set_workers(pool_size);
-    info!(step = S::NAME, workers = pool_size, "processing");
+    info!(step = name, workers = pool_size, "processing");
     let (mut failures, mut floor) = (0, None);
     while !drain.is_cancelled() {
         let opened = select! {
@@ -80,14 +83,14 @@ pub(crate) async fn process<S: Step>(
                 // A consumer that is lost at once counts as a failed opening.
                 failures = if opened_at.elapsed() > REOPEN.max { 0 } else { failures + 1 };
                 if let Err(reason) = ended {
-                    metrics::reopened(S::NAME, &reason);
-                    warn!(step = S::NAME, %reason, "consumer lost, reopened");
+                    metrics::reopened(name, &reason);
+                    warn!(step = name, %reason, "consumer lost, reopened");
                 }
             }
             Err(error) => {
                 failures += 1;
                 status.closed(error.to_string());
-                warn!(step = S::NAME, %error, "consumer not opened, retrying");
+                warn!(step = name, %error, "consumer not opened, retrying");
             }
         }
         select! {
@@ -99,7 +102,7 @@ pub(crate) async fn process<S: Step>(
     let deadline = pool.deadline();
     if !pool.finish(deadline).await {
         let unfinished = pool.running.len();
-        warn!(step = S::NAME, unfinished, drain_timeout = ?config.drain_timeout, "drain timeout reached, unfinished messages returned");
+        warn!(step = name, unfinished, drain_timeout = ?config.drain_timeout, "drain timeout reached, unfinished messages returned");
         leave.cancel();
         pool.finish(Instant::now() + RETURN_TIMEOUT).await;
     }
@@ -107,6 +110,7 @@ pub(crate) async fn process<S: Step>(
 
 /// The messages in progress, and how many more may start.
 struct Pool<S> {
+    name: &'static str,
     worker: Arc<Worker<S>>,
     running: JoinSet<DependencySignal>,
     /// The running work, by its task, and the means to stop it.
@@ -159,10 +163,10 @@ impl<S: Step> Pool<S> {
         let verdict = self.admission.admit(order_ref, &self.worker.suspects(), now);
         let slot = match verdict {
             Verdict::Begin(slot) => slot,
-            Verdict::Postpone(delay) => return postpone::<S>(&message, delay, "no_place").await,
+            Verdict::Postpone(delay) => return postpone(self.name, &message, delay, "no_place").await,
             Verdict::PostponeSuspect(delay) => {
                 let delay = delay.max(RETRY.after(deliveries));
-                return postpone::<S>(&message, delay, "suspect").await;
+                return postpone(self.name, &message, delay, "suspect").await;
             }
         };
         let attempt_id = self.admission.begin(order_ref, slot, now);
@@ -185,7 +189,7 @@ impl<S: Step> Pool<S> {
             Ok(ended) => ended,
             // The broker redelivers its message after ACK_WAIT.
             Err(error) => {
-                error!(step = S::NAME, %error, "worker panicked");
+                error!(step = self.name, %error, "worker panicked");
                 (error.id(), DependencySignal::Unknown)
             }
         };
@@ -195,10 +199,15 @@ impl<S: Step> Pool<S> {
             Transition::None => {}
             Transition::Opened(pause) => {
                 if let Some(left_out) = PAUSED.allow() {
-                    warn!(step = S::NAME, ?pause, left_out, "dependency unavailable, circuit breaker opened");
+                    warn!(
+                        step = self.name,
+                        ?pause,
+                        left_out,
+                        "dependency unavailable, circuit breaker opened"
+                    );
                 }
             }
-            Transition::Closed => info!(step = S::NAME, "dependency available, circuit breaker closed"),
+            Transition::Closed => info!(step = self.name, "dependency available, circuit breaker closed"),
         }
     }
 

@@ -9,11 +9,10 @@ use tracing::field::{Empty, display};
 use tracing::{Span, info_span};
 
 use crate::delivery::Delivery;
-use crate::step::Step;
 
 /// The span of a delivered message, until its attempt begins, and the trace context of the work. Deliveries of the same
 /// message have the same parent, and differ in their number.
-pub(crate) fn received<S: Step>(delivery: &Delivery<'_>) -> (Span, Context) {
+pub(crate) fn received(step: &'static str, delivery: &Delivery<'_>) -> (Span, Context) {
     let span = info_span!(
         "receive",
         otel.name = format!("receive {}", template(delivery.message)),
@@ -23,9 +22,9 @@ pub(crate) fn received<S: Step>(delivery: &Delivery<'_>) -> (Span, Context) {
         messaging.operation.type = "receive",
         messaging.destination.name = %delivery.message.subject,
         messaging.destination.template = template(delivery.message),
-        messaging.consumer.group.name = S::NAME,
+        messaging.consumer.group.name = step,
         messaging.message.id = Empty,
-        waybill.step = S::NAME,
+        waybill.step = step,
         waybill.deliveries = delivery.deliveries,
         waybill.order.id = Empty,
         waybill.order.revision = Empty,
@@ -37,7 +36,7 @@ pub(crate) fn received<S: Step>(delivery: &Delivery<'_>) -> (Span, Context) {
 
 /// The span of an attempt, a child of the delivery's span. It does not keep the parent open, so that the delivery is
 /// exported even if the process dies in the attempt.
-pub(crate) fn processed<S: Step>(delivery: &Delivery<'_>, received: &Context) -> (Span, Context) {
+pub(crate) fn processed(step: &'static str, delivery: &Delivery<'_>, received: &Context) -> (Span, Context) {
     let span = info_span!(
         parent: None,
         "process",
@@ -48,9 +47,9 @@ pub(crate) fn processed<S: Step>(delivery: &Delivery<'_>, received: &Context) ->
         messaging.operation.type = "process",
         messaging.destination.name = %delivery.message.subject,
         messaging.destination.template = template(delivery.message),
-        messaging.consumer.group.name = S::NAME,
+        messaging.consumer.group.name = step,
         messaging.message.id = Empty,
-        waybill.step = S::NAME,
+        waybill.step = step,
         waybill.deliveries = delivery.deliveries,
         waybill.order.id = Empty,
         waybill.order.revision = Empty,

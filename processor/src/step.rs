@@ -1,10 +1,30 @@
 //! The seam between the runtime and a step's business.
 
+use std::borrow::Cow;
 use std::future::Future;
 
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderRejected};
 use thiserror::Error;
+
+/// What the runtime knows of a step before it is open.
+#[derive(Clone, Copy, Debug)]
+pub struct StepProfile {
+    /// Name of the step in routes: 1-32 characters of a-z, 0-9 and '-'. Also the name of its durable consumer.
+    pub name: &'static str,
+    /// If its effects expire: name of a second consumer, `<name>-carried`, by which they are renewed with
+    /// [`keep`](Step::keep).
+    pub carried: Option<&'static str>,
+    /// Orders that one process works on at the same time, unless it is configured otherwise.
+    pub worker_pool_size: u16,
+}
+
+impl StepProfile {
+    /// A step without a second consumer, whose processes work on 10 orders each.
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, carried: None, worker_pool_size: 10 }
+    }
+}
 
 /// A step in the processing of an order. It knows its name and nothing of routes: the order's own route says when it is
 /// the step's turn, and whether the step compensates.
@@ -12,14 +32,6 @@ use thiserror::Error;
 /// Any call may be retried for the same order, in another process, much later or concurrently: effects are keyed by the
 /// order's id, and a retry finds the existing one.
 pub trait Step: Send + Sync + 'static {
-    /// Name of the step in routes: 1-32 characters of a-z, 0-9 and '-'. Also the name of its durable consumer.
-    const NAME: &'static str;
-    /// If its effects expire: name of a second consumer, `<NAME>-carried`, by which they are renewed with
-    /// [`keep`](Self::keep).
-    const CARRIED: Option<&'static str> = None;
-    /// Orders that one process works on at the same time, unless it is configured otherwise.
-    const WORKER_POOL_SIZE: u16 = 10;
-
     /// A missing dependency without which the step cannot work, and what to do about it: the process is not ready then.
     fn lacks(&self) -> Option<&'static str> {
         None
@@ -29,8 +41,8 @@ pub trait Step: Send + Sync + 'static {
     /// [`Detail::Completed`], or an event of its own such as [`Detail::Paid`].
     ///
     /// An unavailable dependency must be reported as [`StepError::Unavailable`] within half of ATTEMPT_TIMEOUT, as in
-    /// [`compensate`](Self::compensate); an attempt that is cut off at its end counts against the order.
-    fn act(&self, order: &Order) -> impl Future<Output = Result<Detail, StepError>> + Send;
+    /// [`compensate`](Self::compensate); an attempt that is cut off at its end counts against the order. `attempt` counts the deliveries of the order's event, from 1.
+    fn act(&self, order: &Order, attempt: u64) -> impl Future<Output = Result<Detail, StepError>> + Send;
 
     /// Compensates [`act`](Self::act) for a rejected or cancelled order, and returns the event: [`Detail::Compensated`], or
     /// one of its own. There may be nothing to compensate; an `act` in progress elsewhere must then fail. Called only where
@@ -42,6 +54,7 @@ pub trait Step: Send + Sync + 'static {
         &self,
         _order: &Order,
         _done: bool,
+        _attempt: u64,
     ) -> impl Future<Output = Result<Detail, StepError>> + Send {
         async {
             let reason =
@@ -64,7 +77,7 @@ pub enum StepError {
     #[error("rejected: {reason}: {message}")]
     Rejected {
         /// A stable upper-case word.
-        reason: &'static str,
+        reason: Cow<'static, str>,
         /// Details for people.
         message: String,
     },
@@ -81,7 +94,7 @@ impl StepError {
     pub(crate) fn into_rejection(self) -> Result<Detail, Self> {
         match self {
             Self::Rejected { reason, message } => {
-                Ok(Detail::Rejected(OrderRejected { reason: reason.to_owned(), message }))
+                Ok(Detail::Rejected(OrderRejected { reason: reason.into_owned(), message }))
             }
             error @ (Self::Unavailable(_) | Self::Unexpected(_)) => Err(error),
         }

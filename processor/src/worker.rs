@@ -52,6 +52,7 @@ struct Admitted<'a> {
 /// Works on messages for a step.
 #[derive(Debug)]
 pub(crate) struct Worker<S> {
+    name: &'static str,
     log: OrderLog,
     attempts: Attempts<S>,
     dead_lettering: DeadLettering,
@@ -63,16 +64,25 @@ pub(crate) struct Worker<S> {
 
 impl<S: Step> Worker<S> {
     pub(crate) fn new(
+        name: &'static str,
         step: Arc<S>,
         log: OrderLog,
         dead_letters: DeadLetters,
         config: &ProcessorConfig,
         leave: CancellationToken,
     ) -> Self {
-        let attempts = Attempts { step, log: log.clone(), timeout: config.attempt_timeout };
+        let attempts = Attempts { name, step, log: log.clone(), timeout: config.attempt_timeout };
         let dead_lettering =
-            DeadLettering::new(dead_letters, log.clone(), S::NAME, usize::from(config.max_attempts));
-        Self { log, attempts, dead_lettering, suspects: Mutex::default(), ack_wait: config.ack_wait, leave }
+            DeadLettering::new(dead_letters, log.clone(), name, usize::from(config.max_attempts));
+        Self {
+            name,
+            log,
+            attempts,
+            dead_lettering,
+            suspects: Mutex::default(),
+            ack_wait: config.ack_wait,
+            leave,
+        }
     }
 
     /// Processes one message, or returns it to the broker when it has to stop.
@@ -83,16 +93,16 @@ impl<S: Step> Worker<S> {
         terms: ConsumerTerms,
         stop: &CancellationToken,
     ) -> DependencySignal {
-        let delivery = match Delivery::of(&message, S::NAME, terms) {
+        let delivery = match Delivery::of(&message, self.name, terms) {
             Ok(delivery) => delivery,
             Err(error) => {
-                error!(step = S::NAME, subject = %message.subject, error, "message without consumer metadata, skipped");
+                error!(step = self.name, subject = %message.subject, error, "message without consumer metadata, skipped");
                 return DependencySignal::Unknown;
             }
         };
         let began = Instant::now();
         if delivery.is_redelivery() {
-            metrics::redelivered(S::NAME);
+            metrics::redelivered(self.name);
         } else {
             self.dead_lettering.record_first_delivery(order_ref.message);
         }
@@ -101,29 +111,29 @@ impl<S: Step> Worker<S> {
             biased;
             () = stop.cancelled() => {
                 self.return_to_broker(&delivery).await;
-                metrics::attempted(S::NAME, "given_back", began.elapsed());
+                metrics::attempted(self.name, "given_back", began.elapsed());
                 return DependencySignal::Unknown;
             }
             ended = self.keep_alive(&message, terms.ack_wait, work) => ended,
         };
-        metrics::attempted(S::NAME, outcome, began.elapsed());
+        metrics::attempted(self.name, outcome, began.elapsed());
         if !matches!(disposition, Disposition::Retry(_)) {
             self.suspects().forget(order_ref.message);
         }
-        acknowledge(S::NAME, &message, disposition.ack()).with_context(delivery.context()).await;
+        acknowledge(self.name, &message, disposition.ack()).with_context(delivery.context()).await;
         signal
     }
 
     /// The disposition of the message, and the observations on the way.
     async fn work(&self, delivery: &Delivery<'_>, order_ref: OrderRef) -> MessageOutcome {
-        let (received, context) = spans::received::<S>(delivery);
+        let (received, context) = spans::received(self.name, delivery);
         let admitted = self.admit(delivery, &received);
         let admitted = admitted.with_context(context.clone()).await;
         let Admitted { event, about, _alone } = match admitted {
             Ok(admitted) => admitted,
             Err(ended) => return ended,
         };
-        let (span, context) = spans::processed::<S>(delivery, &context);
+        let (span, context) = spans::processed(self.name, delivery, &context);
         // Exported before the attempt ends: if the process dies in it, the delivery is known.
         drop(received);
         spans::record_event(&span, &event);
@@ -239,7 +249,7 @@ impl<S: Step> Worker<S> {
         // When the process stops, another one shall get the message soon.
         let delay = if self.leave.is_cancelled() { RETRY.initial } else { delivery.pause() };
         let returned = async {
-            acknowledge(S::NAME, delivery.message, AckKind::Nak(Some(delay))).await;
+            acknowledge(self.name, delivery.message, AckKind::Nak(Some(delay))).await;
             let settled = self.dead_lettering.settle(delivery, Outcome::Postponed).await;
             self.or_retry(delivery, settled);
         };
@@ -254,7 +264,7 @@ impl<S: Step> Worker<S> {
     ) -> Disposition {
         settled.unwrap_or_else(|error| {
             if let Some(left_out) = self.allow(&NOT_STORED) {
-                warn!(step = S::NAME, dead_letter_id = %delivery.id, %error, left_out, "dead letter or its order not stored, retrying");
+                warn!(step = self.name, dead_letter_id = %delivery.id, %error, left_out, "dead letter or its order not stored, retrying");
             }
             Disposition::Retry(delivery.pause())
         })
@@ -280,7 +290,7 @@ impl<S: Step> Worker<S> {
         let (order_id, deliveries, revision) =
             (about.order_id, delivery.deliveries, delivery.id.sequence().0);
         if let Some(left_out) = self.allow(&POSTPONED) {
-            warn!(step = S::NAME, %order_id, revision, deliveries, counts, %reason, ?delay, left_out, "attempt failed, order retried");
+            warn!(step = self.name, %order_id, revision, deliveries, counts, %reason, ?delay, left_out, "attempt failed, order retried");
         }
     }
 
@@ -298,7 +308,7 @@ impl<S: Step> Worker<S> {
         }
         let alone = self.suspects().failed(order_ref, start, now);
         if alone {
-            metrics::failed_alone(S::NAME);
+            metrics::failed_alone(self.name);
         }
         alone
     }
@@ -316,14 +326,14 @@ impl<S: Step> Worker<S> {
             select! {
                 biased;
                 done = &mut work => return done,
-                () = sleep(interval) => acknowledge(S::NAME, message, AckKind::Progress).await,
+                () = sleep(interval) => acknowledge(self.name, message, AckKind::Progress).await,
             }
         }
     }
 }
 
 /// Returns a message to the broker without an attempt.
-pub(crate) async fn postpone<S: Step>(message: &Message, delay: Duration, reason: &'static str) {
-    metrics::postponed(S::NAME, reason);
-    acknowledge(S::NAME, message, AckKind::Nak(Some(delay))).await;
+pub(crate) async fn postpone(step: &'static str, message: &Message, delay: Duration, reason: &'static str) {
+    metrics::postponed(step, reason);
+    acknowledge(step, message, AckKind::Nak(Some(delay))).await;
 }

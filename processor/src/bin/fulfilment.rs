@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use processor::config::ProcessorConfig;
-use processor::fulfilment::Fulfilment;
+use processor::fulfilment::{self, Fulfilment};
+use processor::step::StepProfile;
 
 /// Hands paid orders to the carrier.
 #[derive(Debug, Parser)]
@@ -17,6 +18,10 @@ struct Config {
 impl processor::config::Config for Config {
     fn processor(&self) -> &ProcessorConfig {
         &self.processor
+    }
+
+    fn step(&self) -> StepProfile {
+        fulfilment::PROFILE
     }
 }
 

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use processor::config::ProcessorConfig;
-use processor::inventory::{Inventory, InventoryConfig};
+use processor::inventory::{self, Inventory, InventoryConfig};
+use processor::step::StepProfile;
 
 /// Reserves and releases the stock of orders.
 #[derive(Debug, Parser)]
@@ -19,6 +20,10 @@ struct Config {
 impl processor::config::Config for Config {
     fn processor(&self) -> &ProcessorConfig {
         &self.processor
+    }
+
+    fn step(&self) -> StepProfile {
+        inventory::PROFILE
     }
 }
 

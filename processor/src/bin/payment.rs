@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use processor::config::ProcessorConfig;
-use processor::payment::{Payment, PaymentConfig};
+use processor::payment::{self, Payment, PaymentConfig};
+use processor::step::StepProfile;
 
 /// Captures the total of reserved orders, and refunds cancelled ones.
 #[derive(Debug, Parser)]
@@ -19,6 +20,10 @@ struct Config {
 impl processor::config::Config for Config {
     fn processor(&self) -> &ProcessorConfig {
         &self.processor
+    }
+
+    fn step(&self) -> StepProfile {
+        payment::PROFILE
     }
 }
 

@@ -19,7 +19,7 @@ use tracing::warn;
 pub use initial_stock::{InventoryConfig, Stock};
 pub use stock::{BUCKET, Reservation, ReservationState, StoreError, provision, reservation_key, stock_key};
 
-use crate::step::{Step, StepError};
+use crate::step::{Step, StepError, StepProfile};
 use ledger::{Answer, ReservationRequest};
 use reservations::Reservations;
 use stock::{ORDER_SKUS_MAX, Presence, SKU_RULE, Units, is_sku};
@@ -27,6 +27,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Reason of an order that asked for more than there is.
 pub const OUT_OF_STOCK: &str = "OUT_OF_STOCK";
+
+/// The inventory step.
+pub const PROFILE: StepProfile = StepProfile {
+    name: "inventory",
+    // Reservations expire.
+    carried: Some("inventory-carried"),
+    // A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
+    worker_pool_size: 128,
+};
 
 /// The inventory step.
 #[derive(Debug)]
@@ -46,8 +55,8 @@ impl Inventory {
         attempt_timeout: Duration,
     ) -> anyhow::Result<Self> {
         let presence = Presence::new(connection.clone());
-        let store = opening::open(&presence, connection.clone(), config, Self::NAME).await?;
-        let log = OrderLog::new(connection, Self::NAME).await?;
+        let store = opening::open(&presence, connection.clone(), config, PROFILE.name).await?;
+        let log = OrderLog::new(connection, PROFILE.name).await?;
         let watched = presence.clone();
         let presence_task = tokio::spawn(async move { watched.keep().await });
         let orphan_task = tokio::spawn(orphaned::count_periodically(store.clone(), log));
@@ -61,21 +70,15 @@ impl Inventory {
 }
 
 impl Step for Inventory {
-    const NAME: &'static str = "inventory";
-    /// Reservations expire.
-    const CARRIED: Option<&'static str> = Some("inventory-carried");
-    /// A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
-    const WORKER_POOL_SIZE: u16 = 128;
-
     fn lacks(&self) -> Option<&'static str> {
         self.presence.missing()
     }
 
-    async fn act(&self, order: &Order) -> Result<Detail, StepError> {
+    async fn act(&self, order: &Order, _: u64) -> Result<Detail, StepError> {
         let wanted = units_of(order)?;
         match self.reservations.ask(order, ReservationRequest::Reserve(wanted.clone())).await? {
             Answer::Held => Ok(Detail::Reserved(StockReserved { lines: lines(wanted) })),
-            Answer::OutOfStock(message) => Err(StepError::Rejected { reason: OUT_OF_STOCK, message }),
+            Answer::OutOfStock(message) => Err(StepError::Rejected { reason: OUT_OF_STOCK.into(), message }),
             // The order has moved on from the status in this event, or is about to.
             Answer::Released(_) => {
                 Err(StepError::Unexpected("the reservation was already released".to_owned()))
@@ -85,7 +88,7 @@ impl Step for Inventory {
         }
     }
 
-    async fn compensate(&self, order: &Order, _: bool) -> Result<Detail, StepError> {
+    async fn compensate(&self, order: &Order, _: bool, _: u64) -> Result<Detail, StepError> {
         match self.reservations.ask(order, ReservationRequest::Release).await? {
             Answer::Released(units) => Ok(Detail::Released(StockReleased { lines: lines(units) })),
             Answer::Refused(reason) => Err(StepError::Unexpected(reason)),

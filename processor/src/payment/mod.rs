@@ -14,7 +14,10 @@ pub use remote::Remote;
 pub use sandbox::Sandbox;
 
 use crate::creation_time::CreationTime;
-use crate::step::{Step, StepError};
+use crate::step::{Step, StepError, StepProfile};
+
+/// The payment step.
+pub const PROFILE: StepProfile = StepProfile::new("payment");
 
 /// Reason of an order whose payment was declined.
 pub const CARD_DECLINED: &str = "CARD_DECLINED";
@@ -33,9 +36,7 @@ impl<P> Payment<P> {
 }
 
 impl<P: PaymentProvider> Step for Payment<P> {
-    const NAME: &'static str = "payment";
-
-    async fn act(&self, order: &Order) -> Result<Detail, StepError> {
+    async fn act(&self, order: &Order, _: u64) -> Result<Detail, StepError> {
         let amount =
             order.total.clone().ok_or_else(|| StepError::Unexpected("order without a total".to_owned()))?;
         // Payment services reject a capture of 0, each in its own way.
@@ -52,7 +53,7 @@ impl<P: PaymentProvider> Step for Payment<P> {
         Ok(Detail::Paid(PaymentCaptured { payment_id, amount: Some(amount) }))
     }
 
-    async fn compensate(&self, order: &Order, done: bool) -> Result<Detail, StepError> {
+    async fn compensate(&self, order: &Order, done: bool, _: u64) -> Result<Detail, StepError> {
         if order.total.as_ref().is_some_and(|total| total.minor_units == 0) {
             return Ok(Detail::Refunded(PaymentRefunded::default()));
         }
@@ -82,7 +83,7 @@ fn idempotency_key(order: &Order) -> Result<String, StepError> {
 impl From<CaptureError> for StepError {
     fn from(error: CaptureError) -> Self {
         match error {
-            CaptureError::Declined(message) => Self::Rejected { reason: CARD_DECLINED, message },
+            CaptureError::Declined(message) => Self::Rejected { reason: CARD_DECLINED.into(), message },
             // The order has moved on from the status in this event.
             CaptureError::Refunded => Self::Unexpected("the payment was already refunded".to_owned()),
             CaptureError::Provider(error) => error.into(),
@@ -118,12 +119,12 @@ mod tests {
     #[tokio::test]
     async fn a_capture_of_a_cancelled_order_is_refunded_once() {
         let payment = Payment::new(Sandbox::default());
-        payment.act(&order(1)).await.unwrap();
-        let refunded = payment.compensate(&order(1), true).await.unwrap();
+        payment.act(&order(1), 1).await.unwrap();
+        let refunded = payment.compensate(&order(1), true, 1).await.unwrap();
         let Detail::Refunded(detail) = &refunded else { panic!("{refunded:?}") };
         assert_eq!(detail.amount, order(1).total);
         assert_eq!(
-            payment.compensate(&order(1), true).await.unwrap(),
+            payment.compensate(&order(1), true, 1).await.unwrap(),
             refunded,
             "a repeat is the same refund"
         );
@@ -132,9 +133,9 @@ mod tests {
     #[tokio::test]
     async fn a_capture_overtaken_by_its_refund_is_retried_and_not_declined() {
         let payment = Payment::new(Sandbox::default());
-        let refunded = payment.compensate(&order(1), false).await.unwrap();
+        let refunded = payment.compensate(&order(1), false, 1).await.unwrap();
         assert_eq!(refunded, Detail::Refunded(PaymentRefunded::default()));
-        let late = payment.act(&order(1)).await;
+        let late = payment.act(&order(1), 1).await;
         assert!(matches!(late, Err(StepError::Unexpected(_))), "{late:?}");
     }
 
@@ -157,12 +158,12 @@ mod tests {
         let free = Order { total: total.clone(), ..order(1) };
         let payment = Payment::new(FailingProvider);
         let paid = PaymentCaptured { payment_id: String::new(), amount: total };
-        assert_eq!(payment.act(&free).await.unwrap(), Detail::Paid(paid));
+        assert_eq!(payment.act(&free, 1).await.unwrap(), Detail::Paid(paid));
         for done in [true, false] {
             let nothing = Detail::Refunded(PaymentRefunded::default());
-            assert_eq!(payment.compensate(&free, done).await.unwrap(), nothing);
+            assert_eq!(payment.compensate(&free, done, 1).await.unwrap(), nothing);
         }
-        payment.act(&order(1)).await.unwrap_err();
+        payment.act(&order(1), 1).await.unwrap_err();
     }
 
     /// Refunds another amount than was captured.
@@ -181,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refund_of_another_amount_is_an_error() {
-        let refused = Payment::new(WrongRefundProvider).compensate(&order(1), true).await;
+        let refused = Payment::new(WrongRefundProvider).compensate(&order(1), true, 1).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
     }
 
@@ -200,20 +201,20 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_captured_is_an_error_for_a_paid_order() {
-        let refused = Payment::new(ForgetfulProvider).compensate(&order(1), true).await;
+        let refused = Payment::new(ForgetfulProvider).compensate(&order(1), true, 1).await;
         assert!(matches!(refused, Err(StepError::Unexpected(_))), "{refused:?}");
         let nothing = Detail::Refunded(PaymentRefunded::default());
-        assert_eq!(Payment::new(ForgetfulProvider).compensate(&order(1), false).await.unwrap(), nothing);
+        assert_eq!(Payment::new(ForgetfulProvider).compensate(&order(1), false, 1).await.unwrap(), nothing);
         // The in-process sandbox does not know the captures before its start.
-        assert_eq!(Payment::new(Sandbox::default()).compensate(&order(1), true).await.unwrap(), nothing);
+        assert_eq!(Payment::new(Sandbox::default()).compensate(&order(1), true, 1).await.unwrap(), nothing);
     }
 
     #[tokio::test]
     async fn a_later_order_of_the_same_id_is_another_payment() {
         let payment = Payment::new(Sandbox::default());
-        let first = payment.act(&order(1)).await.unwrap();
-        payment.compensate(&order(1), true).await.unwrap();
-        let second = payment.act(&order(2)).await.unwrap();
+        let first = payment.act(&order(1), 1).await.unwrap();
+        payment.compensate(&order(1), true, 1).await.unwrap();
+        let second = payment.act(&order(2), 1).await.unwrap();
         assert!(matches!(second, Detail::Paid(_)) && second != first, "{second:?}");
     }
 }

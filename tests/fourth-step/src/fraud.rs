@@ -23,9 +23,7 @@ impl Fraud {
 }
 
 impl Step for Fraud {
-    const NAME: &'static str = "fraud";
-
-    async fn act(&self, order: &Order) -> Result<Detail, StepError> {
+    async fn act(&self, order: &Order, _attempt: u64) -> Result<Detail, StepError> {
         let (customer, _) = order
             .order_id
             .split_once('-')
@@ -36,6 +34,6 @@ impl Step for Fraud {
         let message = String::from_utf8(reason.into()).map_err(|_| {
             StepError::Unexpected(format!("the entry of {customer} in bucket SUSPECTS is not text"))
         })?;
-        Err(StepError::Rejected { reason: "SUSPECTED_FRAUD", message })
+        Err(StepError::Rejected { reason: "SUSPECTED_FRAUD".into(), message })
     }
 }

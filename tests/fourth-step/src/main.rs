@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use processor::config::ProcessorConfig;
+use processor::step::StepProfile;
 
 use fraud::Fraud;
 
@@ -20,6 +21,10 @@ struct Config {
 impl processor::config::Config for Config {
     fn processor(&self) -> &ProcessorConfig {
         &self.processor
+    }
+
+    fn step(&self) -> StepProfile {
+        StepProfile::new("fraud")
     }
 }
 

@@ -4,13 +4,12 @@
 use std::process::ExitCode;
 
 use async_nats::jetstream::kv::{self, UpdateErrorKind};
-use backbone::broker::connection::Connection;
 use clap::Parser;
 use harness::eventually;
 use harness::test_steps::{self, Effect, EffectState, REFUSED, REFUSED_REASON, TEST_STEP, TEST_STEPS};
 use processor::config::ProcessorConfig;
 use processor::creation_time::CreationTime;
-use processor::step::{Step, StepError};
+use processor::step::{Step, StepError, StepProfile};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, StepCompensated, StepCompleted};
 
@@ -20,6 +19,8 @@ const WRITES_MAX: usize = 20;
 /// A step of tests.
 #[derive(Debug, Parser)]
 struct Config {
+    #[arg(long, env = TEST_STEP, value_parser = step_name)]
+    test_step: &'static str,
     #[command(flatten)]
     processor: ProcessorConfig,
 }
@@ -28,21 +29,29 @@ impl processor::config::Config for Config {
     fn processor(&self) -> &ProcessorConfig {
         &self.processor
     }
+
+    fn step(&self) -> StepProfile {
+        StepProfile::new(self.test_step)
+    }
 }
 
-/// The nth of [`TEST_STEPS`].
+/// One of [`TEST_STEPS`].
+fn step_name(name: &str) -> Result<&'static str, String> {
+    let known = TEST_STEPS.into_iter().find(|step| *step == name);
+    known.ok_or_else(|| format!("{TEST_STEP} must be one of {TEST_STEPS:?}"))
+}
+
 #[derive(Debug)]
-struct TestStep<const N: usize> {
+struct TestStep {
+    name: &'static str,
     effects: kv::Store,
 }
 
-impl<const N: usize> Step for TestStep<N> {
-    const NAME: &'static str = TEST_STEPS[N];
-
-    async fn act(&self, order: &Order) -> Result<Detail, StepError> {
+impl Step for TestStep {
+    async fn act(&self, order: &Order, _: u64) -> Result<Detail, StepError> {
         if order.customer_id.starts_with(REFUSED) {
-            let message = format!("{} refuses this customer", Self::NAME);
-            return Err(StepError::Rejected { reason: REFUSED_REASON, message });
+            let message = format!("{} refuses this customer", self.name);
+            return Err(StepError::Rejected { reason: REFUSED_REASON.into(), message });
         }
         let after = self
             .change(order, |effect| {
@@ -61,7 +70,7 @@ impl<const N: usize> Step for TestStep<N> {
         }
     }
 
-    async fn compensate(&self, order: &Order, done: bool) -> Result<Detail, StepError> {
+    async fn compensate(&self, order: &Order, done: bool, _: u64) -> Result<Detail, StepError> {
         let after = self
             .change(order, |effect| {
                 effect.compensations += 1;
@@ -82,11 +91,11 @@ impl<const N: usize> Step for TestStep<N> {
     }
 }
 
-impl<const N: usize> TestStep<N> {
+impl TestStep {
     /// Changes the order's effect by compare-and-set, and returns it.
     async fn change(&self, order: &Order, change: impl Fn(&mut Effect)) -> Result<Effect, StepError> {
         let unavailable = |error: &dyn std::error::Error| StepError::Unavailable(error.to_string());
-        let key = test_steps::key(Self::NAME, &order.order_id, CreationTime::of(order)?);
+        let key = test_steps::key(self.name, &order.order_id, CreationTime::of(order)?);
         for _ in 0..WRITES_MAX {
             let entry = self.effects.entry(&key).await.map_err(|error| unavailable(&error))?;
             let (mut effect, revision) = match entry {
@@ -110,27 +119,13 @@ impl<const N: usize> TestStep<N> {
     }
 }
 
-async fn play<const N: usize>() -> ExitCode {
-    let open = async |_: Config, connection: Connection| {
+#[tokio::main]
+async fn main() -> ExitCode {
+    processor::run(async |config: Config, connection| {
         // The broker may be killed meanwhile, and the test restarts no step that ends.
         let opened =
             eventually("the bucket of effects", async || test_steps::open(connection.jetstream()).await.ok());
-        Ok(TestStep::<N> { effects: opened.await })
-    };
-    processor::run(open).await
-}
-
-#[tokio::main]
-async fn main() -> ExitCode {
-    let name = std::env::var(TEST_STEP).unwrap_or_default();
-    match TEST_STEPS.iter().position(|step| *step == name) {
-        Some(0) => play::<0>().await,
-        Some(1) => play::<1>().await,
-        Some(2) => play::<2>().await,
-        Some(3) => play::<3>().await,
-        Some(_) | None => {
-            eprintln!("{TEST_STEP} is {name:?}, must be one of {TEST_STEPS:?}");
-            ExitCode::from(64)
-        }
-    }
+        Ok(TestStep { name: config.test_step, effects: opened.await })
+    })
+    .await
 }
