@@ -5,23 +5,29 @@ use std::error::Error;
 use std::path::PathBuf;
 
 /// Descriptor sets and their protos.
-const SETS: [(&str, &[&str]); 3] = [
+const SETS: [(&str, &[&str]); 4] = [
     ("orders.bin", &["orders/v1/order_service.proto"]),
     ("operations.bin", &["operations/v1/dead_letter_service.proto", "inventory/v1/stock_service.proto"]),
+    ("steps.bin", &["steps/v1/step_service.proto"]),
     ("payments.bin", &["payments/v1/payment_service.proto", "payments/v1/sandbox_control_service.proto"]),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out_dir = PathBuf::from(std::env::var("OUT_DIR")?);
-    for folder in ["inventory", "orders", "operations", "payments"] {
+    for folder in ["inventory", "orders", "operations", "payments", "steps"] {
         println!("cargo::rerun-if-changed={folder}");
     }
     for (name, protos) in SETS {
-        let mut compiler = protox::Compiler::new(["."])?;
-        compiler.include_imports(true).include_source_info(true);
-        compiler.open_files(protos)?;
-        std::fs::write(out_dir.join(name), compiler.encode_file_descriptor_set())?;
-        tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
+        std::fs::write(out_dir.join(name), compile(protos)?.encode_file_descriptor_set())?;
     }
+    let protos: Vec<_> = SETS.iter().flat_map(|(_, protos)| protos.iter().copied()).collect();
+    // Ordered maps make the encoding the same each time.
+    tonic_prost_build::configure().btree_map(".").compile_fds(compile(&protos)?.file_descriptor_set())?;
     Ok(())
+}
+
+fn compile(protos: &[&str]) -> Result<protox::Compiler, protox::Error> {
+    let mut compiler = protox::Compiler::new(["."])?;
+    compiler.include_imports(true).include_source_info(true).open_files(protos)?;
+    Ok(compiler)
 }

@@ -114,7 +114,7 @@ fn read_back(before: &Recorded, mut order: Order, detail: Detail) -> Recorded {
 }
 
 /// One event of each kind.
-fn details() -> [Detail; 13] {
+fn details() -> [Detail; 15] {
     [
         Detail::Created(Default::default()),
         Detail::Reserved(Default::default()),
@@ -129,6 +129,8 @@ fn details() -> [Detail; 13] {
         Detail::Carried(Default::default()),
         Detail::Completed(Default::default()),
         Detail::Compensated(Default::default()),
+        Detail::Deferred(Default::default()),
+        Detail::Resumed(Default::default()),
     ]
 }
 

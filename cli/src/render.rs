@@ -71,6 +71,10 @@ pub(crate) fn status_text(order: &Order) -> String {
         let (parked_as, letter) = (status_name(order.parked_status()), plain(&order.dead_letter_id));
         text = format!("{text}, parked as {parked_as}, dead letter {letter}");
     }
+    if let Some(deferral) = &order.deferral {
+        let until = time_text(deferral.until.and_then(|until| until.try_into().ok()));
+        text = format!("{text}, deferred until {until} ({})", plain(&deferral.reason));
+    }
     if !order.compensation_pending.is_empty() {
         text = format!("{text}, {} to compensate", plain(&order.compensation_pending.join(", ")));
     }
@@ -106,6 +110,8 @@ pub(crate) fn event_name(detail: Option<&Detail>) -> &'static str {
         Some(Detail::Carried(_)) => "carried",
         Some(Detail::Completed(_)) => "completed",
         Some(Detail::Compensated(_)) => "compensated",
+        Some(Detail::Deferred(_)) => "deferred",
+        Some(Detail::Resumed(_)) => "resumed",
         None => "unknown",
     }
 }
@@ -132,7 +138,16 @@ pub(crate) fn details(update: &Update) -> String {
 
 fn detail_text(step: &str, detail: &Detail) -> String {
     match detail {
-        Detail::Completed(_) | Detail::Compensated(_) => step.to_owned(),
+        Detail::Compensated(_) => step.to_owned(),
+        Detail::Completed(completed) => {
+            let attributes = completed.attributes.iter().map(|(key, value)| format!(" {key}={value}"));
+            format!("{step}{}", attributes.collect::<String>())
+        }
+        Detail::Deferred(deferred) => {
+            let until = time_text(deferred.until.and_then(|until| until.try_into().ok()));
+            format!("{step} until {until}: {} {}", deferred.reason, deferred.message)
+        }
+        Detail::Resumed(_) => "the time of the deferral has come".to_owned(),
         Detail::Created(_) | Detail::Reserved(_) | Detail::Released(_) => String::new(),
         Detail::Paid(paid) if paid.payment_id.is_empty() => "nothing to pay".to_owned(),
         Detail::Paid(paid) => format!("payment {}", paid.payment_id),

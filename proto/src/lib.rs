@@ -34,6 +34,20 @@ pub mod payments {
     pub const DECLINED_PREFIX: &str = "declined";
 }
 
+/// Steps: the service that `waybill-step` calls.
+pub mod steps {
+    /// Version 1 of the step service.
+    #[allow(
+        missing_docs,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        reason = "generated; documented in steps/v1/*.proto"
+    )]
+    pub mod v1 {
+        tonic::include_proto!("steps.v1");
+    }
+}
+
 /// Operations: dead letters and their redrive.
 pub mod operations {
     /// Version 1 of the operators' API.

@@ -74,6 +74,8 @@ fn detail(kind: EventKind, created: Revision, since: Revision) -> Detail {
         }
         EventKind::Completed => Detail::Completed(Default::default()),
         EventKind::Compensated => Detail::Compensated(Default::default()),
+        EventKind::Deferred => Detail::Deferred(Default::default()),
+        EventKind::Resumed => Detail::Resumed(Default::default()),
     }
 }
 

@@ -11,6 +11,8 @@
 //! |                     |                                       | turn it was, which may be at work                     |
 //! | compensated by a    | it is REJECTED or CANCELLED, and it   | no longer owed by it; the turn of the next that owes  |
 //! | step                | is the step's turn                    |                                                       |
+//! | deferred by a step  | it is the step's turn                 | as it was, with a deferral                            |
+//! | resumed             | deferred                              | as it was, without the deferral                       |
 //! | failed              | not finished                          | FAILED, parked with its status                        |
 //! | redriven            | FAILED                                | the status it was parked with                         |
 //! | carried             | not finished                          | as it was, with a younger event                       |
@@ -19,13 +21,20 @@
 //!
 //! Steps compensate one after the other, in the order of the route. The first steps of a route hold what other orders wait
 //! for (stock), the later ones call services that may be unavailable: those must not delay the first ones.
+//!
+//! Every event but `carried` ends a deferral.
 
 use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Money, Order, OrderCreated, OrderItem, OrderStatus, Route, RouteStep};
+use proto::orders::v1::{
+    Deferral, Money, Order, OrderCreated, OrderItem, OrderStatus, Route, RouteStep, StepCompleted,
+};
 use thiserror::Error;
 
 use crate::log::subjects::{END, EventKind};
+
+/// The attributes of steps that describe the order's shipment: its carrier, tracking number and tracking URL.
+pub const SHIPMENT_ATTRIBUTES: [&str; 3] = ["carrier", "tracking_number", "tracking_url"];
 
 /// The reason of a cancelled order.
 pub const REASON_CANCELLED: &str = "CLIENT_REQUEST";
@@ -146,6 +155,7 @@ pub fn apply(order: &Order, step: &str, detail: &Detail, now: Timestamp) -> Resu
         || Refused::Transition { event: EventKind::of(detail), status, turn: order.current_step.clone() };
     let mut after = order.clone();
     after.update_time = later(order.update_time, now);
+    after.deferral = None;
     match detail {
         Detail::Created(_) => return Err(refused()),
         // Carrying changes nothing about the order.
@@ -154,7 +164,28 @@ pub fn apply(order: &Order, step: &str, detail: &Detail, now: Timestamp) -> Resu
             if !is_turn || !is_under_way(status) {
                 return Err(refused());
             }
+            if let Detail::Completed(completed) = detail {
+                describe(&mut after, step, completed);
+            } else if let Detail::Fulfilled(fulfilled) = detail {
+                let shipment = after.shipment.get_or_insert_default();
+                shipment.shipment_id.clone_from(&fulfilled.shipment_id);
+            }
             complete(&mut after);
+        }
+        Detail::Deferred(deferred) => {
+            if !is_turn || !is_under_way(status) {
+                return Err(refused());
+            }
+            after.deferral = Some(Deferral {
+                until: deferred.until,
+                reason: deferred.reason.clone(),
+                message: deferred.message.clone(),
+            });
+        }
+        Detail::Resumed(_) => {
+            if order.deferral.is_none() {
+                return Err(refused());
+            }
         }
         Detail::Rejected(rejected) => {
             if !is_turn || !is_under_way(status) {
@@ -230,6 +261,33 @@ fn steps(order: &Order) -> &[RouteStep] {
 fn completed(order: &Order) -> &[RouteStep] {
     let completed = usize::try_from(order.completed_steps).unwrap_or_default();
     steps(order).get(..completed).unwrap_or(steps(order))
+}
+
+/// What a step says of the order, and of its shipment.
+fn describe(order: &mut Order, step: &str, completed: &StepCompleted) {
+    let attributes = &completed.attributes;
+    for (key, value) in attributes {
+        order.attributes.insert(attribute_key(step, key), value.clone());
+    }
+    let [carrier, tracking_number, tracking_url] = SHIPMENT_ATTRIBUTES.map(|key| attributes.get(key));
+    if carrier.or(tracking_number).or(tracking_url).is_none() {
+        return;
+    }
+    let shipment = order.shipment.get_or_insert_default();
+    for (field, said) in [
+        (&mut shipment.carrier, carrier),
+        (&mut shipment.tracking_number, tracking_number),
+        (&mut shipment.tracking_url, tracking_url),
+    ] {
+        if let Some(said) = said {
+            field.clone_from(said);
+        }
+    }
+}
+
+/// The key of a step's attribute in the order.
+pub fn attribute_key(step: &str, key: &str) -> String {
+    format!("{step}.{key}")
 }
 
 /// The current step has done its work: the next one's turn.

@@ -3,10 +3,12 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proto::orders::v1::{
     OrderCancelled, OrderCarried, OrderFailed, OrderFulfilled, OrderRedriven, OrderRejected, PaymentCaptured,
-    PaymentRefunded, StepCompensated, StepCompleted, StockReleased, StockReserved,
+    PaymentRefunded, Shipment, StepCompensated, StepCompleted, StepDeferred, StepResumed, StockReleased,
+    StockReserved,
 };
 
 const NOW: Timestamp = Timestamp { seconds: 1_000, nanos: 0 };
+const LATER: Timestamp = Timestamp { seconds: 5_000, nanos: 0 };
 
 fn detail(kind: EventKind) -> Detail {
     match kind {
@@ -27,6 +29,12 @@ fn detail(kind: EventKind) -> Detail {
         EventKind::Carried => Detail::Carried(OrderCarried::default()),
         EventKind::Completed => Detail::Completed(StepCompleted::default()),
         EventKind::Compensated => Detail::Compensated(StepCompensated::default()),
+        EventKind::Deferred => Detail::Deferred(StepDeferred {
+            until: Some(LATER),
+            reason: "WAITS".into(),
+            ..Default::default()
+        }),
+        EventKind::Resumed => Detail::Resumed(StepResumed::default()),
     }
 }
 
@@ -83,8 +91,8 @@ fn allowed(order: &Order) -> Vec<String> {
             }
         }
     }
-    // Anyone may park, cancel and redrive.
-    for anyone in ["failed", "cancelled", "redriven"] {
+    // Anyone may park, cancel, redrive and resume.
+    for anyone in ["failed", "cancelled", "redriven", "resumed"] {
         let by_anyone = allowed.iter().filter(|event| event.ends_with(anyone)).count();
         assert!(by_anyone == 0 || by_anyone == 6, "{allowed:?}");
         allowed.retain(|event| event == anyone || !event.ends_with(anyone));
@@ -98,7 +106,7 @@ const COMPENSATING: [EventKind; 3] = [EventKind::Compensated, EventKind::Release
 
 #[test]
 fn the_whole_table() {
-    use EventKind::{Cancelled, Compensated, Completed, Failed, Redriven, Rejected};
+    use EventKind::{Cancelled, Compensated, Completed, Deferred, Failed, Redriven, Rejected};
     use OrderStatus as S;
     const STOCK: (&str, EventKind) = ("stock", Completed);
     const FRAUD: (&str, EventKind) = ("fraud", Completed);
@@ -114,21 +122,40 @@ fn the_whole_table() {
         &'static [&'static str],
     );
     let rows: &[Row] = &[
-        (&[], S::Accepted, "stock", &[], &["cancelled", "failed", "stock rejected", "stock completed"]),
-        (&[STOCK], S::Reserved, "fraud", &[], &["cancelled", "failed", "fraud rejected", "fraud completed"]),
+        (
+            &[],
+            S::Accepted,
+            "stock",
+            &[],
+            &["cancelled", "failed", "stock rejected", "stock completed", "stock deferred"],
+        ),
+        (
+            &[STOCK],
+            S::Reserved,
+            "fraud",
+            &[],
+            &["cancelled", "failed", "fraud rejected", "fraud completed", "fraud deferred"],
+        ),
         (
             &[STOCK, FRAUD],
             S::Reserved,
             "money",
             &[],
-            &["cancelled", "failed", "money rejected", "money completed"],
+            &["cancelled", "failed", "money rejected", "money completed", "money deferred"],
         ),
         (
             &[STOCK, FRAUD, MONEY],
             S::Paid,
             "ship",
             &[],
-            &["cancelled", "failed", "ship rejected", "ship completed"],
+            &["cancelled", "failed", "ship rejected", "ship completed", "ship deferred"],
+        ),
+        (
+            &[STOCK, ("fraud", Deferred)],
+            S::Reserved,
+            "fraud",
+            &[],
+            &["cancelled", "failed", "resumed", "fraud rejected", "fraud completed", "fraud deferred"],
         ),
         (&[STOCK, FRAUD, MONEY, SHIP], S::Fulfilled, "end", &[], &[]),
         (&[("stock", Rejected)], S::Rejected, "end", &[], &[]),
@@ -170,7 +197,7 @@ fn the_whole_table() {
             S::Reserved,
             "fraud",
             &[],
-            &["cancelled", "failed", "fraud rejected", "fraud completed"],
+            &["cancelled", "failed", "fraud rejected", "fraud completed", "fraud deferred"],
         ),
         (
             &[STOCK, ("fraud", Failed), CANCEL],
@@ -337,4 +364,38 @@ proptest! {
 fn an_order_parked_without_a_status_is_not_redriven_to_none() {
     let parked = Order { status: OrderStatus::Failed.into(), ..Order::default() };
     assert_eq!(allowed(&parked), [] as [&str; 0]);
+}
+
+#[test]
+fn a_deferral_lasts_until_any_other_event() {
+    use EventKind::{Cancelled, Carried, Completed, Deferred, Failed, Rejected, Resumed};
+    let deferred = after(&[("stock", Deferred)]);
+    let deferral = Deferral { until: Some(LATER), reason: "WAITS".into(), message: String::new() };
+    assert_eq!(deferred, Order { deferral: Some(deferral.clone()), ..new() });
+    assert_eq!(next(&deferred), "stock", "it is still the step's turn");
+    assert_eq!(apply(&deferred, "", &detail(Resumed), NOW).unwrap(), new());
+    assert_eq!(apply(&deferred, "stock", &detail(Deferred), NOW).unwrap(), deferred);
+    assert_eq!(apply(&deferred, "", &detail(Carried), NOW).unwrap().deferral, Some(deferral));
+    for (step, kind) in [("stock", Completed), ("stock", Rejected), ("", Cancelled), ("stock", Failed)] {
+        assert_eq!(apply(&deferred, step, &detail(kind), NOW).unwrap().deferral, None, "{kind:?}");
+    }
+}
+
+#[test]
+fn attributes_name_their_step_and_describe_the_shipment() {
+    let said = |attributes: &[(&str, &str)]| {
+        let attributes = attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Detail::Completed(StepCompleted { attributes: attributes.collect() })
+    };
+    let order = apply(&new(), "stock", &said(&[("shelf", "A7"), ("carrier", "")]), NOW).unwrap();
+    let order = apply(&order, "fraud", &said(&[("score", "3")]), NOW).unwrap();
+    let order = apply(&order, "money", &said(&[]), NOW).unwrap();
+    let order = apply(&order, "ship", &said(&[("carrier", "DHL"), ("tracking_number", "1Z")]), NOW).unwrap();
+    let attributes: Vec<_> = order.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    assert_eq!(
+        attributes,
+        ["fraud.score=3", "ship.carrier=DHL", "ship.tracking_number=1Z", "stock.carrier=", "stock.shelf=A7"]
+    );
+    let shipment = Shipment { carrier: "DHL".into(), tracking_number: "1Z".into(), ..Default::default() };
+    assert_eq!(order.shipment, Some(shipment));
 }

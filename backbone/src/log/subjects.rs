@@ -74,6 +74,8 @@ event_kinds! {
     Carried "carried" "orders.v1.OrderCarried",
     Completed "completed" "orders.v1.StepCompleted",
     Compensated "compensated" "orders.v1.StepCompensated",
+    Deferred "deferred" "orders.v1.StepDeferred",
+    Resumed "resumed" "orders.v1.StepResumed",
 }
 
 impl EventKind {

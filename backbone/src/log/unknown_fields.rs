@@ -14,8 +14,8 @@ use proto::orders::v1::{Order, OrderEvent};
 /// Number of `order` in OrderEvent.
 const ORDER: u32 = 3;
 /// Numbers of the fields of Order that its life changes: `status`, `reason`, `compensation_pending`, `parked_status`,
-/// `revision`, `update_time`, `dead_letter_id`, `current_step`, `completed_steps`.
-const CHANGING: [u32; 9] = [5, 6, 7, 8, 9, 11, 12, 14, 15];
+/// `revision`, `update_time`, `dead_letter_id`, `current_step`, `completed_steps`, `attributes`, `deferral`, `shipment`.
+const CHANGING: [u32; 12] = [5, 6, 7, 8, 9, 11, 12, 14, 15, 16, 17, 18];
 
 /// The order snapshot of a stored event, if it contains fields that `event` lacks; else empty.
 pub(crate) fn beyond(event: &OrderEvent, payload: &Bytes) -> Bytes {
@@ -63,6 +63,9 @@ fn changing(order: &Order) -> Order {
         dead_letter_id: order.dead_letter_id.clone(),
         current_step: order.current_step.clone(),
         completed_steps: order.completed_steps,
+        attributes: order.attributes.clone(),
+        deferral: order.deferral.clone(),
+        shipment: order.shipment.clone(),
         ..Order::default()
     }
 }

@@ -30,7 +30,7 @@ impl Step for Fraud {
             .ok_or_else(|| StepError::Unexpected("malformed order_id".to_owned()))?;
         let suspect =
             self.suspects.get(customer).await.map_err(|error| StepError::Unavailable(error.to_string()))?;
-        let Some(reason) = suspect else { return Ok(Detail::Completed(StepCompleted {})) };
+        let Some(reason) = suspect else { return Ok(Detail::Completed(StepCompleted::default())) };
         let message = String::from_utf8(reason.into()).map_err(|_| {
             StepError::Unexpected(format!("the entry of {customer} in bucket SUSPECTS is not text"))
         })?;

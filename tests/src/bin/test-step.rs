@@ -63,7 +63,7 @@ impl Step for TestStep {
             })
             .await?;
         match after.state {
-            EffectState::Done => Ok(Detail::Completed(StepCompleted {})),
+            EffectState::Done => Ok(Detail::Completed(StepCompleted::default())),
             state @ (EffectState::None | EffectState::Compensated | EffectState::Forbidden) => {
                 Err(StepError::Unexpected(format!("the effect is {state:?} already")))
             }

@@ -135,7 +135,7 @@ async fn orders_with_a_step_of_their_own(waybill: &Deployment) {
             waybill.cancel(&id.to_string()).await.unwrap();
             review(waybill, &id, Detail::Compensated(StepCompensated {})).await;
         } else {
-            review(waybill, &id, Detail::Completed(StepCompleted {})).await;
+            review(waybill, &id, Detail::Completed(StepCompleted::default())).await;
         }
         waybill.finished(&id.to_string()).await;
     }
