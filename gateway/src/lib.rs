@@ -27,6 +27,7 @@ mod page_token;
 mod panics;
 mod readiness;
 mod reflection;
+mod resumer;
 mod route_steps;
 mod spans;
 mod streams;
@@ -145,6 +146,7 @@ async fn serve(
         config.clone(),
     ));
     let carrying = tokio::spawn(Carrier::new(log.clone(), config.carry_after).keep());
+    let resuming = tokio::spawn(resumer::keep(log.clone()));
     let mut watching = tokio::spawn(readiness.clone().keep(log, letters, monitors, config.stream));
     let mut answering = tokio::spawn(ops::serve(ops_listener, readiness.clone()));
 
@@ -175,6 +177,7 @@ async fn serve(
     answering.abort();
     watching.abort();
     carrying.abort();
+    resuming.abort();
     connection.flush().await;
     outcome
 }

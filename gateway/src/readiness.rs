@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backbone::broker::direct_get::ReadError;
-use backbone::broker::streams::{ORDERS, ProvisionError, StreamConfig, provision};
+use backbone::broker::streams::{ORDERS, ProvisionError, StreamConfig, provision_with_deferrals};
 use backbone::dead_letters::DeadLetters;
 use backbone::log::{AppendError, LogInfo, OrderLog};
 use program::ops::Health;
@@ -111,13 +111,13 @@ impl Readiness {
                 let full = full(&log).filter(|_| log.connection().is_up());
                 self.set(full.unwrap_or(State::BrokerUnavailable(reason)));
             };
-            provision(log.connection(), &config, waiting).await?;
+            provision_with_deferrals(log.connection(), &config, waiting).await?;
             // The durability must be known before the first report of the state.
             self.streams.refresh(&letters, monitors.as_ref()).await;
             let reprovisioning = async {
                 loop {
                     self.until_lost(&log).await;
-                    provision(log.connection(), &config, waiting).await?;
+                    provision_with_deferrals(log.connection(), &config, waiting).await?;
                 }
             };
             select! {

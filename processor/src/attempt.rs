@@ -6,9 +6,10 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use backbone::broker::direct_get::ReadError;
+use backbone::log::deferral::deferred_until;
 use backbone::log::event::Recorded;
 use backbone::log::ids::{OrderId, Revision};
 use backbone::log::lifecycle;
@@ -200,7 +201,7 @@ impl<S: Step> Attempts<S> {
     }
 
     /// Performs the work that the order needs from the step, and returns the event to append. `None` if there is none: the
-    /// order needs nothing, or an effect was compensated before the step's turn.
+    /// order needs nothing, or not yet, or an effect was compensated before the step's turn.
     async fn next_fact(
         &self,
         current: &OrderState,
@@ -209,6 +210,10 @@ impl<S: Step> Attempts<S> {
     ) -> Result<Option<Detail>, AttemptError> {
         let order = &current.order;
         if lifecycle::waits_for(order, self.name) {
+            if let Some(until) = deferred_until(order, SystemTime::now()) {
+                self.log.set_timer(&current.id, until).await?;
+                return Ok(None);
+            }
             let done = self.step.act(order, attempt).await;
             return Ok(Some(done.or_else(StepError::into_rejection)?));
         }

@@ -33,7 +33,7 @@ pub async fn provision(
     ack_wait: Duration,
     waiting: impl Fn(String),
 ) -> Result<(), ProvisionError> {
-    streams::provision(connection, config, &waiting).await?;
+    streams::provision_with_deferrals(connection, config, &waiting).await?;
     inventory::provision(connection, &waiting).await?;
     let carried = inventory::PROFILE.carried.filter(|_| steps.contains(&inventory::PROFILE.name));
     let carried = carried.map(|consumer| ConsumerConfig::of_carried(consumer, ack_wait));

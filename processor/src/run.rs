@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use backbone::broker::connection::Connection;
-use backbone::broker::streams::provision;
+use backbone::broker::streams::{provision, provision_with_deferrals};
 use backbone::dead_letters::DeadLetters;
 use backbone::log::OrderLog;
 use program::shutdown::{self, Shutdown};
@@ -69,7 +69,12 @@ where
 
     let processing = async {
         let opening = async {
-            provision(&connection, &settings.stream, |reason| status.step.waits(reason)).await?;
+            let waiting = |reason| status.step.waits(reason);
+            if profile.defers {
+                provision_with_deferrals(&connection, &settings.stream, waiting).await?;
+            } else {
+                provision(&connection, &settings.stream, waiting).await?;
+            }
             status.step.waits("step is starting".to_owned());
             open(config, connection.clone()).await
         };

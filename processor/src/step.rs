@@ -17,12 +17,14 @@ pub struct StepProfile {
     pub carried: Option<&'static str>,
     /// Orders that one process works on at the same time, unless it is configured otherwise.
     pub worker_pool_size: u16,
+    /// Whether it may defer its work.
+    pub defers: bool,
 }
 
 impl StepProfile {
-    /// A step without a second consumer, whose processes work on 10 orders each.
+    /// A step without a second consumer, which never defers, and whose processes work on 10 orders each.
     pub const fn new(name: &'static str) -> Self {
-        Self { name, carried: None, worker_pool_size: 10 }
+        Self { name, carried: None, worker_pool_size: 10, defers: false }
     }
 }
 
@@ -38,7 +40,8 @@ pub trait Step: Send + Sync + 'static {
     }
 
     /// Does the step's work for an order whose turn it is, and returns the event that completes the step:
-    /// [`Detail::Completed`], or an event of its own such as [`Detail::Paid`].
+    /// [`Detail::Completed`], or an event of its own such as [`Detail::Paid`]. Or [`Detail::Deferred`], if the step's profile
+    /// says that it defers: then it is called again at that time, not earlier.
     ///
     /// An unavailable dependency must be reported as [`StepError::Unavailable`] within half of ATTEMPT_TIMEOUT, as in
     /// [`compensate`](Self::compensate); an attempt that is cut off at its end counts against the order. `attempt` counts the deliveries of the order's event, from 1.

@@ -3,6 +3,7 @@
 
 pub mod carrying;
 pub mod creation_time;
+pub mod deferral;
 pub mod event;
 pub mod ids;
 pub mod lifecycle;

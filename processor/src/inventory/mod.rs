@@ -35,6 +35,7 @@ pub const PROFILE: StepProfile = StepProfile {
     carried: Some("inventory-carried"),
     // A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
     worker_pool_size: 128,
+    defers: false,
 };
 
 /// The inventory step.

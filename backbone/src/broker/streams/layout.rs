@@ -8,8 +8,9 @@ use async_nats::jetstream::stream::{
 use program::config::DAY;
 
 use super::config::{RETENTION_DEFAULT, StreamConfig};
-use super::names::{DEAD_LETTERS, ORDERS};
+use super::names::{DEAD_LETTERS, DEFERRALS, ORDERS};
 use crate::dead_letters::id::ALL_DEAD_LETTERS;
+use crate::log::deferral::ALL_DEFERRALS;
 use crate::log::event::BYTES_MAX;
 use crate::log::subjects::{ALL_ORDERS, LIVE_PREFIX};
 
@@ -56,6 +57,22 @@ impl Layout {
         };
         let (retention, replicas) = (Some(Duration::ZERO), Some(replicas));
         Self { name: DEAD_LETTERS, new, retention, replicas, more_replicas: true }
+    }
+
+    /// Timers are kept until their time, with as many replicas as the orders. The broker schedules no messages in a stream
+    /// that rejects messages when it is full. Without limits, this one is never full and discards nothing.
+    pub(super) fn of_deferrals(replicas: usize) -> Self {
+        let new = Config {
+            name: DEFERRALS.to_owned(),
+            description: Some("Waybill: timers of deferred orders".to_owned()),
+            subjects: vec![ALL_DEFERRALS.to_owned()],
+            discard: DiscardPolicy::Old,
+            allow_message_schedules: true,
+            allow_message_ttl: true,
+            ..keeping_everything()
+        };
+        let (retention, replicas) = (Some(Duration::ZERO), Some(replicas));
+        Self { name: DEFERRALS, new, retention, replicas, more_replicas: true }
     }
 
     /// The stream as a new one is made.
@@ -115,6 +132,7 @@ impl Layout {
             ("allow_direct", self.new.allow_direct, &mut completed.allow_direct),
             ("allow_atomic_publish", self.new.allow_atomic_publish, &mut completed.allow_atomic_publish),
             ("allow_msg_ttl", self.new.allow_message_ttl, &mut completed.allow_message_ttl),
+            ("allow_msg_schedules", self.new.allow_message_schedules, &mut completed.allow_message_schedules),
         ];
         for (feature, needed, is) in features {
             if needed && !*is {
@@ -159,7 +177,7 @@ pub fn harm(present: &Config, needed: &Config) -> Vec<String> {
 }
 
 /// The settings that decide whether a stream keeps all messages.
-fn guarantees(config: &Config) -> [(&'static str, String); 12] {
+fn guarantees(config: &Config) -> [(&'static str, String); 13] {
     let set = |set: bool| if set { "set" } else { "none" }.to_owned();
     let per_subject = match config.max_messages_per_subject {
         ..=0 => "unlimited".to_owned(),
@@ -171,6 +189,8 @@ fn guarantees(config: &Config) -> [(&'static str, String); 12] {
         ("storage", format!("{:?}", config.storage)),
         ("retention", format!("{:?}", config.retention)),
         ("discard", format!("{:?}", config.discard)),
+        // A limit of a stream that rejects messages when it is full drops none.
+        ("max_msgs or max_bytes", set(config.discard == DiscardPolicy::Old && is_limited(config))),
         ("discard_new_per_subject", config.discard_new_per_subject.to_string()),
         ("subjects", config.subjects.join(",")),
         ("max_msgs_per_subject", per_subject),
@@ -181,6 +201,10 @@ fn guarantees(config: &Config) -> [(&'static str, String); 12] {
         ("sources", set(config.sources.as_ref().is_some_and(|sources| !sources.is_empty()))),
         ("subject_transform", set(config.subject_transform.is_some())),
     ]
+}
+
+fn is_limited(config: &Config) -> bool {
+    config.max_messages > 0 || config.max_bytes > 0
 }
 
 /// The limit that the largest event of the contract exceeds, if any: the broker's `max_payload`, or the stream's

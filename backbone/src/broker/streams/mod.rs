@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 pub use config::{RETENTION_MAX, RETENTION_MIN, StreamConfig};
 pub use layout::{age, harm};
-pub use names::{DEAD_LETTERS, ORDERS, PROVISION};
+pub use names::{DEAD_LETTERS, DEFERRALS, ORDERS, PROVISION};
 pub use state::StreamState;
 
 use crate::broker::connection::Connection;
@@ -57,34 +57,65 @@ enum FatalError {
     Broker(String),
 }
 
-/// Ensures that both streams exist, and waits for the broker without a deadline. `waiting` receives the cause.
+/// Ensures that the order log and the dead letters exist, and waits for the broker without a deadline. `waiting` receives the
+/// cause.
 pub async fn provision(
     connection: &Connection,
     config: &StreamConfig,
     waiting: impl Fn(String),
 ) -> Result<(), ProvisionError> {
+    provision_both(connection, config, &waiting).await?;
+    Ok(())
+}
+
+/// As [`provision`], and the timers of deferred orders, which gateways need and steps that may defer.
+pub async fn provision_with_deferrals(
+    connection: &Connection,
+    config: &StreamConfig,
+    waiting: impl Fn(String),
+) -> Result<(), ProvisionError> {
+    let replicas = provision_both(connection, config, &waiting).await?;
+    provision_one(connection, &Layout::of_deferrals(replicas), &waiting).await?;
+    Ok(())
+}
+
+async fn provision_both(
+    connection: &Connection,
+    config: &StreamConfig,
+    waiting: impl Fn(String),
+) -> Result<usize, ProvisionError> {
     let replicas = provision_one(connection, &Layout::of_orders(config), &waiting).await?;
     provision_one(connection, &Layout::of_dead_letters(replicas), &waiting).await?;
-    Ok(())
+    Ok(replicas)
 }
 
 /// Recreates the stream of dead letters if it was deleted while the programs run.
 pub(crate) async fn restore_dead_letters(connection: &Connection) {
+    restore(connection, Layout::of_dead_letters, "its dead letters are lost").await;
+}
+
+/// Recreates the stream of timers if it was deleted while the programs run.
+pub(crate) async fn restore_deferrals(connection: &Connection) {
+    restore(connection, Layout::of_deferrals, "deferred orders are resumed when they are carried").await;
+}
+
+async fn restore(connection: &Connection, layout: impl Fn(usize) -> Layout, loss: &'static str) {
     let jetstream = connection.jetstream();
-    match jetstream.get_stream(DEAD_LETTERS).await {
+    let stream = layout(1).name;
+    match jetstream.get_stream(stream).await {
         Err(error) if is_not_found(&error) => {}
         // The stream exists, or its state is unknown.
         Ok(_) | Err(_) => return,
     }
     // With as many replicas as the order log.
     let Ok(orders) = jetstream.get_stream(ORDERS).await else { return };
-    let layout = Layout::of_dead_letters(orders.cached_info().config.num_replicas);
+    let layout = layout(orders.cached_info().config.num_replicas);
     match create(connection, &layout).await {
         Ok(Attempt::Done(_)) => {
-            error!("stream {DEAD_LETTERS} was deleted, recreated empty; its dead letters are lost");
+            error!("stream {stream} was deleted, recreated empty; {loss}");
         }
         Ok(Attempt::Retry(error)) | Err(FatalError::Broker(error)) => {
-            error!(error, "stream {DEAD_LETTERS} was deleted, not recreated yet");
+            error!(error, "stream {stream} was deleted, not recreated yet");
         }
         // Only an existing stream can differ.
         Err(FatalError::Differs(_)) => {}

@@ -1,0 +1,169 @@
+//! Deferred orders: a timer at the broker for each, and its end.
+//!
+//! The order's own `deferral` decides. A timer only wakes: it is a scheduled message (NATS ADR-51) in a stream of its own, as
+//! the broker allows none in a stream that rejects messages when it is full. At its time the broker replaces it by a message
+//! that says which order is due. A gateway then appends `resumed`, which wakes the step. A timer that is lost is set again
+//! when the order is carried.
+
+use std::time::{Duration, SystemTime};
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use prost_types::Timestamp;
+use proto::orders::v1::order_event::Detail;
+use proto::orders::v1::{Order, StepResumed};
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::{AppendError, Appended, CarryError, OrderLog};
+use crate::broker::direct_get::{ReadError, Stored, batch_from};
+use crate::broker::publish::{Outcome, publish};
+use crate::broker::streams::{DEFERRALS, restore_deferrals};
+use crate::broker::trace_headers;
+use crate::log::ids::{OrderId, Revision};
+use program::trace::{self, FutureExt};
+
+/// The subjects of the stream of timers.
+pub(crate) const ALL_DEFERRALS: &str = "DEFERRAL.>";
+/// Orders whose time has come.
+const ALL_DUE: &str = "DEFERRAL.due.>";
+const TIMER_TIMEOUT: Duration = Duration::from_secs(5);
+const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
+/// Due orders that are read at once.
+const DUE_MAX: u32 = 256;
+const RESUMES_AT_ONCE: usize = 32;
+/// How far the clocks of the broker and of a gateway may differ.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(60);
+
+/// Until when a step has deferred its work, if that is after `now`.
+pub fn deferred_until(order: &Order, now: SystemTime) -> Option<SystemTime> {
+    let until = SystemTime::try_from(order.deferral.as_ref()?.until?).ok()?;
+    (until > now).then_some(until)
+}
+
+fn timer(step: &str, id: &OrderId) -> String {
+    format!("DEFERRAL.timer.{step}.{}.{}", id.customer, id.order)
+}
+
+fn due(id: &OrderId) -> String {
+    format!("DEFERRAL.due.{}.{}", id.customer, id.order)
+}
+
+fn due_order(subject: &str) -> Option<OrderId> {
+    let (customer, order) = subject.strip_prefix("DEFERRAL.due.")?.split_once('.')?;
+    OrderId::from_keys(customer, order).ok()
+}
+
+impl OrderLog {
+    /// Sets the timer of an order that this step has deferred, in place of an earlier one.
+    pub async fn set_timer(&self, id: &OrderId, until: SystemTime) -> Result<(), AppendError> {
+        // The broker counts in seconds, and must not be early.
+        let seconds = Timestamp::from(until + Duration::from_millis(999)).seconds;
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Schedule", format!("@at {}", Timestamp { seconds, nanos: 0 }));
+        headers.insert("Nats-Schedule-Target", due(id));
+        trace_headers::write(&mut headers);
+        let (subject, deadline) = (timer(self.writer.step, id), Instant::now() + TIMER_TIMEOUT);
+        match publish(&self.connection, DEFERRALS, subject, headers, Bytes::new(), None, deadline).await {
+            Outcome::Stored(_) => Ok(()),
+            // No timer has an expectation.
+            Outcome::Conflict => Err(AppendError::Unavailable("timer rejected".to_owned())),
+            Outcome::Unavailable(error) => Err(AppendError::Unavailable(error)),
+            Outcome::Full(error) => Err(AppendError::Full(error)),
+            Outcome::TooLarge(error) => Err(AppendError::TooLarge(error)),
+            Outcome::Permanent(error) => Err(AppendError::Permanent(error)),
+            Outcome::Unknown(error) => Err(AppendError::Unknown(error)),
+        }
+    }
+
+    /// Resumes orders whose time has come. Returns how many were due; there may be more. Several programs may do so at once.
+    pub async fn resume_due(&self) -> Result<usize, CarryError> {
+        let client = &self.connection.client;
+        let due = match batch_from(client, DEFERRALS, ALL_DUE, Revision::NONE, DUE_MAX).await {
+            Ok(due) => due.messages,
+            Err(error) => {
+                restore_deferrals(&self.connection).await;
+                return Err(error.into());
+            }
+        };
+        let count = due.len();
+        let mut resumed = stream::iter(due)
+            .map(|message| {
+                let origin = trace_headers::read(&message.headers).unwrap_or_else(trace::root);
+                self.resume(message).with_context(trace::remote(origin))
+            })
+            .buffer_unordered(RESUMES_AT_ONCE);
+        let mut failed = None;
+        while let Some(outcome) = resumed.next().await {
+            if let Err(error) = outcome {
+                failed = Some(error);
+            }
+        }
+        failed.map_or(Ok(count), Err)
+    }
+
+    async fn resume(&self, message: Stored) -> Result<(), CarryError> {
+        if let Some(id) = due_order(&message.subject) {
+            // A step skips no work because of a stale read: the leader answers.
+            let mut current = self.load_latest(&id).await?;
+            while let Some(deferred) = current.take().filter(|current| current.order.deferral.is_some()) {
+                match deferred_until(&deferred.order, SystemTime::now()) {
+                    None => {}
+                    // The broker's clock is ahead of this one.
+                    Some(until) if until <= SystemTime::now() + CLOCK_SKEW_MAX => return Ok(()),
+                    // It was deferred again, and has another timer.
+                    Some(_) => break,
+                }
+                let detail = Detail::Resumed(StepResumed {});
+                match self.append(&deferred, detail, Instant::now() + APPEND_TIMEOUT).await {
+                    Ok(Appended::Stored(order)) => {
+                        debug!(order_id = %id, revision = order.order.revision, "deferral over, order resumed");
+                    }
+                    Ok(Appended::Overtaken(now)) => current = Some(now),
+                    Err(AppendError::Gone) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        self.forget_due(message.sequence).await?;
+        Ok(())
+    }
+
+    /// Another program may have done so before.
+    async fn forget_due(&self, sequence: Revision) -> Result<(), ReadError> {
+        let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
+        let timers = self.connection.jetstream().get_stream_no_info(DEFERRALS).await;
+        let timers = timers.map_err(|error| no_answer(&error))?;
+        if let Err(error) = timers.delete_message(sequence.0).await {
+            debug!(%error, "due message not deleted");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::ids::{CustomerKey, OrderKey};
+    use proto::orders::v1::Deferral;
+
+    #[test]
+    fn a_due_message_names_its_order() {
+        let id = OrderId { customer: CustomerKey::of("", "c"), order: OrderKey::unique() };
+        assert_eq!(due_order(&due(&id)), Some(id));
+        assert_eq!(due_order(&timer("fraud", &id)), None);
+        assert_eq!(due_order("DEFERRAL.due.c"), None);
+    }
+
+    #[test]
+    fn a_deferral_ends_at_its_time() {
+        let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let deferral = Deferral { until: Some(until.into()), ..Deferral::default() };
+        let order = Order { deferral: Some(deferral), ..Order::default() };
+        let millisecond = Duration::from_millis(1);
+        assert_eq!(deferred_until(&order, until - millisecond), Some(until));
+        assert_eq!(deferred_until(&order, until), None);
+        assert_eq!(deferred_until(&Order::default(), until), None);
+    }
+}
