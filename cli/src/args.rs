@@ -113,6 +113,9 @@ pub(crate) struct DevArgs {
     pub(crate) stock: Option<String>,
     #[command(flatten)]
     pub(crate) routes: RoutesConfig,
+    /// A step of the route file and its steps.v1.StepService, such as fraud=http://127.0.0.1:7001; repeatable.
+    #[arg(long = "step", value_name = "NAME=URL", value_parser = parse_step)]
+    pub(crate) steps: Vec<(String, String)>,
     #[command(flatten)]
     pub(crate) credential: Credential,
 }
@@ -219,6 +222,12 @@ pub(crate) struct TetherArgs {
     /// What to become: a program and its arguments.
     #[arg(last = true, required = true)]
     pub(crate) program: Vec<OsString>,
+}
+
+fn parse_step(text: &str) -> Result<(String, String), String> {
+    let (name, url) =
+        text.split_once('=').ok_or("write it as NAME=URL, such as fraud=http://127.0.0.1:7001")?;
+    Ok((name.to_owned(), url.to_owned()))
 }
 
 /// Stock as inventory reads it; none if it is empty.

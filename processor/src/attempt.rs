@@ -19,9 +19,10 @@ use futures::FutureExt;
 use proto::orders::v1::order_event::Detail;
 use thiserror::Error;
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::debug;
+use tracing::{debug, error};
 
 use crate::delivery::Delivery;
+use crate::metrics;
 use crate::step::{Step, StepError};
 
 /// Deadline of an append; the attempt is retried afterwards.
@@ -180,6 +181,7 @@ impl<S: Step> Attempts<S> {
                 return Ok(done);
             };
             acted = true;
+            let said = if let Detail::Completed(completed) = &fact { Some(completed.clone()) } else { None };
             done = if matches!(fact, Detail::Rejected(_)) {
                 AttemptOutcome::Rejected
             } else {
@@ -195,7 +197,13 @@ impl<S: Step> Attempts<S> {
                     debug!(step = self.name, %order_id, revision, status, "event appended");
                     return Ok(done);
                 }
-                Appended::Overtaken(now) => current = now,
+                Appended::Overtaken(now) => {
+                    if said.is_some_and(|said| lifecycle::contradicts(&now.order, self.name, &said)) {
+                        metrics::contradicted(self.name);
+                        error!(step = self.name, order_id = %id, "step completed twice with different attributes, the first ones are kept");
+                    }
+                    current = now;
+                }
             }
         }
     }

@@ -9,6 +9,8 @@ pub mod fulfilment;
 pub mod inventory;
 pub mod payment;
 pub mod provision;
+pub mod remote;
+pub mod remote_step;
 pub mod step;
 
 mod admission;

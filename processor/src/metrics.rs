@@ -40,6 +40,12 @@ static ALONE: LazyLock<Counter<u64>> = LazyLock::new(|| {
 static POSTPONED: LazyLock<Counter<u64>> = LazyLock::new(|| {
     metrics::counter("waybill.step.postponed", "Messages returned to the broker without an attempt.")
 });
+static CONTRADICTED: LazyLock<Counter<u64>> = LazyLock::new(|| {
+    metrics::counter(
+        "waybill.step.contradicted",
+        "Orders that a step completed twice at once, with different attributes.",
+    )
+});
 static LETTERS: LazyLock<Counter<u64>> =
     LazyLock::new(|| metrics::counter("waybill.dead_letters", "Messages stored as dead letters."));
 
@@ -47,10 +53,16 @@ static LETTERS: LazyLock<Counter<u64>> =
 pub(crate) fn start(step: &'static str) {
     REDELIVERIES.add(0, &[of(step)]);
     ALONE.add(0, &[of(step)]);
+    CONTRADICTED.add(0, &[of(step)]);
     for reason in POSTPONED_REASONS {
         POSTPONED.add(0, &[of(step), KeyValue::new("reason", reason)]);
     }
     start_consumer(step);
+}
+
+/// Counts an order for which the step has given two answers.
+pub(crate) fn contradicted(step: &'static str) {
+    CONTRADICTED.add(1, &[of(step)]);
 }
 
 /// Makes the counters of a consumer start at 0.

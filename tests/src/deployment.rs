@@ -34,6 +34,8 @@ pub struct Options {
     pub routes: Option<String>,
     /// The steps that run.
     pub steps: Vec<&'static str>,
+    /// Those of them that call a service, and where it is.
+    pub services: Vec<(&'static str, String)>,
     /// Processes of each step.
     pub replicas: usize,
     /// Payments by a payment sandbox of its own; else by the one inside of each payment process.
@@ -70,6 +72,7 @@ impl Default for Options {
             programs: None,
             routes: None,
             steps: STEPS.to_vec(),
+            services: Vec::new(),
             replicas: 1,
             payment_sandbox: false,
             payments: None,
@@ -258,7 +261,12 @@ impl Deployment {
     fn processor_process(&self, step: &'static str, nats_url: String, name: &str) -> Process {
         let wire = self.wire.as_ref().filter(|_| self.options.wired == Some(step));
         let host = self.options.host();
-        let program = if TEST_STEPS.contains(&step) { TEST_STEP_PROGRAM } else { &format!("waybill-{step}") };
+        let service = self.options.services.iter().find(|(name, _)| *name == step).map(|(_, url)| url);
+        let program = match service {
+            Some(_) => "waybill-step",
+            None if TEST_STEPS.contains(&step) => TEST_STEP_PROGRAM,
+            None => &format!("waybill-{step}"),
+        };
         let mut command = command_on(host, &self.options.program(program));
         command
             .env_clear()
@@ -268,6 +276,9 @@ impl Deployment {
             .env("LOG_FORMAT", "json")
             .envs(self.options.environment.iter().cloned())
             .envs(self.options.processors.iter().cloned());
+        if let Some(url) = service {
+            command.env("STEP_NAME", step).env("STEP_URL", url);
+        }
         if let Some(sandbox) = &self.payment_sandbox {
             command.env("PAYMENT_URL", wire.and_then(Wire::payments_url).unwrap_or_else(|| sandbox.url()));
         }

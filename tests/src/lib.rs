@@ -25,6 +25,7 @@ mod relay;
 mod scrape;
 mod seeding;
 mod skip;
+pub mod step_service;
 pub mod test_steps;
 mod tmpfs;
 mod wire;

@@ -285,6 +285,14 @@ fn describe(order: &mut Order, step: &str, completed: &StepCompleted) {
     }
 }
 
+/// Whether `step` has completed for this order and said something else of it.
+pub fn contradicts(order: &Order, step: &str, said: &StepCompleted) -> bool {
+    let kept = order.attributes.range(attribute_key(step, "")..);
+    let kept = kept.take_while(|(key, _)| key.strip_prefix(step).is_some_and(|key| key.starts_with('.')));
+    let said = said.attributes.iter().map(|(key, value)| (attribute_key(step, key), value.clone()));
+    has_completed(order, step) && !kept.map(|(key, value)| (key.clone(), value.clone())).eq(said)
+}
+
 /// The key of a step's attribute in the order.
 pub fn attribute_key(step: &str, key: &str) -> String {
     format!("{step}.{key}")

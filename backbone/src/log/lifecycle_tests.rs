@@ -383,10 +383,11 @@ fn a_deferral_lasts_until_any_other_event() {
 
 #[test]
 fn attributes_name_their_step_and_describe_the_shipment() {
-    let said = |attributes: &[(&str, &str)]| {
+    let completed = |attributes: &[(&str, &str)]| {
         let attributes = attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        Detail::Completed(StepCompleted { attributes: attributes.collect() })
+        StepCompleted { attributes: attributes.collect() }
     };
+    let said = |attributes| Detail::Completed(completed(attributes));
     let order = apply(&new(), "stock", &said(&[("shelf", "A7"), ("carrier", "")]), NOW).unwrap();
     let order = apply(&order, "fraud", &said(&[("score", "3")]), NOW).unwrap();
     let order = apply(&order, "money", &said(&[]), NOW).unwrap();
@@ -396,6 +397,11 @@ fn attributes_name_their_step_and_describe_the_shipment() {
         attributes,
         ["fraud.score=3", "ship.carrier=DHL", "ship.tracking_number=1Z", "stock.carrier=", "stock.shelf=A7"]
     );
+    let first = [("carrier", ""), ("shelf", "A7")];
+    assert!(!contradicts(&order, "stock", &completed(&first)));
+    assert!(contradicts(&order, "stock", &completed(&first[1..])));
+    assert!(contradicts(&order, "stock", &completed(&[("carrier", ""), ("shelf", "A8")])));
+    assert!(!contradicts(&new(), "stock", &completed(&first)), "it has not completed");
     let shipment = Shipment { carrier: "DHL".into(), tracking_number: "1Z".into(), ..Default::default() };
     assert_eq!(order.shipment, Some(shipment));
 }

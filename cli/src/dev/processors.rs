@@ -9,7 +9,7 @@ use super::broker::Broker;
 use super::catalogue;
 use super::children::Children;
 use super::log;
-use super::programs::Programs;
+use super::programs::{Processor, Programs};
 use crate::args::DevArgs;
 use crate::console;
 
@@ -27,19 +27,22 @@ pub(super) async fn start(
 ) -> anyhow::Result<()> {
     let processors = &programs.processors;
     let stock = args.stock.clone().filter(|stock| !stock.is_empty()).unwrap_or_else(catalogue::stock);
-    for (name, program) in processors {
+    for Processor { step, program, url } in processors {
         let mut command = broker.client_command(programs, program)?;
         command.env("STOCK", &stock).env("PAYMENT_URL", payment_url);
+        if let Some(url) = url {
+            command.env("STEP_NAME", step).env("STEP_URL", url);
+        }
         // `OPS_ADDR` of the environment is meant for the gateway.
         command.env("OPS_ADDR", "127.0.0.1:0");
-        children.start(name, command)?;
+        children.start(step, command)?;
     }
     for step in &programs.elsewhere {
         console::tell(&format!(
             "step {step}: no program waybill-{step} here; its orders wait until one runs on this broker"
         ));
     }
-    let logs: Vec<_> = processors.iter().map(|(name, _)| children.log_of(name)).collect();
+    let logs: Vec<_> = processors.iter().map(|processor| children.log_of(&processor.step)).collect();
     let working = async {
         for log in &logs {
             log::wait_for(log, "processing").await;
@@ -57,11 +60,11 @@ pub(super) async fn start(
 /// Where the processors serve their metrics, by step: those that say so.
 pub(super) async fn ops_addrs(programs: &Programs, children: &Children) -> Vec<(String, SocketAddr)> {
     let mut addrs = Vec::new();
-    for (name, _) in &programs.processors {
-        let log = children.log_of(name);
+    for Processor { step, .. } in &programs.processors {
+        let log = children.log_of(step);
         let Ok(listening) = timeout(START_PATIENCE, log::wait_for(&log, "listening")).await else { continue };
         if let Ok(addr) = listening["ops_addr"].as_str().unwrap_or_default().parse() {
-            addrs.push((name.clone(), addr));
+            addrs.push((step.clone(), addr));
         }
     }
     addrs

@@ -34,13 +34,22 @@ pub(super) struct Programs {
     pub(super) gateway: PathBuf,
     pub(super) payment_sandbox: PathBuf,
     /// By step of any route, for each step that has a program here.
-    pub(super) processors: Vec<(String, PathBuf)>,
+    pub(super) processors: Vec<Processor>,
     /// Steps of routes that have none: their orders wait until the user runs one.
     pub(super) elsewhere: Vec<String>,
     /// With `--observe`.
     pub(super) observers: Option<Observers>,
     /// Variables that our own programs get, or get rid of.
     pub(super) variables: Vec<(&'static str, Option<String>)>,
+}
+
+/// The program of a step.
+#[derive(Debug)]
+pub(super) struct Processor {
+    pub(super) step: String,
+    pub(super) program: PathBuf,
+    /// The service that it calls, with `--step`.
+    pub(super) url: Option<String>,
 }
 
 impl Programs {
@@ -56,10 +65,22 @@ impl Programs {
         let this_program = env::current_exe().context("cannot find the path of this program")?;
         let here = this_program.parent().unwrap_or(Path::new("."));
         let routes = Routes::read(&args.routes).map_err(|error| UsageError(error.to_string()))?;
+        if let Some((unknown, _)) =
+            args.steps.iter().find(|(name, _)| !routes.steps().contains(&name.as_str()))
+        {
+            let steps = Vec::from_iter(routes.steps()).join(", ");
+            return Err(UsageError(format!(
+                "--step {unknown}: no route has this step; the steps of ROUTES_FILE are {steps}"
+            ))
+            .into());
+        }
         let (mut processors, mut elsewhere) = (Vec::new(), Vec::new());
         for step in routes.steps() {
-            match find_program(&format!("waybill-{step}"), here) {
-                Ok(program) => processors.push((step.to_owned(), program)),
+            let url = args.steps.iter().find(|(name, _)| name == step).map(|(_, url)| url.clone());
+            let name = if url.is_some() { "waybill-step".to_owned() } else { format!("waybill-{step}") };
+            match find_program(&name, here) {
+                Ok(program) => processors.push(Processor { step: step.to_owned(), program, url }),
+                Err(error) if url.is_some() => return Err(error),
                 Err(error) if Routes::default().steps().contains(&step) => return Err(error),
                 Err(_) => elsewhere.push(step.to_owned()),
             }

@@ -30,7 +30,7 @@ impl processor::config::Config for Config {
 #[tokio::main]
 async fn main() -> ExitCode {
     processor::run(async |config: Config, _| {
-        Ok(Payment::new(config.payment.provider(config.processor.attempt_timeout)))
+        Ok(Payment::new(config.payment.provider(config.processor.attempt_timeout)?))
     })
     .await
 }

@@ -17,7 +17,7 @@ use super::order_context::OrderContext;
 use crate::delivery::Delivery;
 
 /// Reason of an order that a step has given up.
-const RETRIES_EXHAUSTED: &str = "RETRIES_EXHAUSTED";
+pub(crate) const RETRIES_EXHAUSTED: &str = "RETRIES_EXHAUSTED";
 /// The error text of an announced attempt without a result.
 const NO_RESULT: &str = "the attempt left no result: its process died, or could not reach the broker";
 

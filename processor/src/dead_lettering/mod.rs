@@ -21,6 +21,7 @@ use tracing::{error, warn};
 
 pub(crate) use self::order_context::OrderContext;
 
+pub(crate) use self::letter::RETRIES_EXHAUSTED;
 use self::letter::{is_letter, is_open};
 use crate::attempt::AttemptError;
 use crate::delivery::{Delivery, Disposition, RETRY};

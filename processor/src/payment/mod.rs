@@ -9,7 +9,7 @@ use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Money, Order, PaymentCaptured, PaymentRefunded};
 
 pub use config::{ConfiguredProvider, PaymentConfig};
-pub use provider::{Capture, CaptureError, PaymentProvider, ProviderError, Refund};
+pub use provider::{Capture, CaptureError, PaymentProvider, Refund};
 pub use remote::Remote;
 pub use sandbox::Sandbox;
 
@@ -91,18 +91,10 @@ impl From<CaptureError> for StepError {
     }
 }
 
-impl From<ProviderError> for StepError {
-    fn from(error: ProviderError) -> Self {
-        match error {
-            ProviderError::Unavailable(_) => Self::Unavailable(error.to_string()),
-            ProviderError::Unusable(_) => Self::Unexpected(error.to_string()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::remote::CallError;
     use proto::orders::v1::Money;
     use std::time::{Duration, UNIX_EPOCH};
 
@@ -144,11 +136,11 @@ mod tests {
 
     impl PaymentProvider for FailingProvider {
         async fn capture(&self, _: Capture<'_>) -> Result<String, CaptureError> {
-            Err(ProviderError::Unusable("asked for a capture".to_owned()).into())
+            Err(CallError::Unusable("asked for a capture".to_owned()).into())
         }
 
-        async fn refund(&self, _: &str) -> Result<Option<Refund>, ProviderError> {
-            Err(ProviderError::Unusable("asked for a refund".to_owned()))
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, CallError> {
+            Err(CallError::Unusable("asked for a refund".to_owned()))
         }
     }
 
@@ -174,7 +166,7 @@ mod tests {
             Ok("payment".to_owned())
         }
 
-        async fn refund(&self, _: &str) -> Result<Option<Refund>, ProviderError> {
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, CallError> {
             let amount = Money { currency_code: "EUR".to_owned(), minor_units: 1 };
             Ok(Some(Refund { refund_id: "refund".to_owned(), amount }))
         }
@@ -194,7 +186,7 @@ mod tests {
             Ok("payment".to_owned())
         }
 
-        async fn refund(&self, _: &str) -> Result<Option<Refund>, ProviderError> {
+        async fn refund(&self, _: &str) -> Result<Option<Refund>, CallError> {
             Ok(None)
         }
     }

@@ -5,6 +5,8 @@ use std::future::Future;
 use proto::orders::v1::Money;
 use thiserror::Error;
 
+use crate::remote::CallError;
+
 /// A capture to make.
 #[derive(Clone, Copy, Debug)]
 pub struct Capture<'a> {
@@ -27,17 +29,6 @@ pub struct Refund {
     pub amount: Money,
 }
 
-/// The provider gave no usable answer.
-#[derive(Clone, Debug, Error)]
-pub enum ProviderError {
-    /// The provider is unavailable, or rejects all calls at the moment: not the order's fault.
-    #[error("no answer: {0}")]
-    Unavailable(String),
-    /// Its answer is invalid, or it rejected a valid request.
-    #[error("unusable answer: {0}")]
-    Unusable(String),
-}
-
 /// Why no money was captured.
 #[derive(Clone, Debug, Error)]
 pub enum CaptureError {
@@ -49,7 +40,7 @@ pub enum CaptureError {
     Refunded,
     /// The outcome is unknown; a retry finds it.
     #[error(transparent)]
-    Provider(#[from] ProviderError),
+    Provider(#[from] CallError),
 }
 
 /// Moves money. Both calls are safe to retry: the idempotency key identifies a retry.
@@ -59,10 +50,8 @@ pub trait PaymentProvider: Send + Sync + 'static {
 
     /// Refunds the capture under the key, and returns it: `None` if there was none. No capture under the key succeeds
     /// afterwards.
-    fn refund(
-        &self,
-        idempotency_key: &str,
-    ) -> impl Future<Output = Result<Option<Refund>, ProviderError>> + Send;
+    fn refund(&self, idempotency_key: &str)
+    -> impl Future<Output = Result<Option<Refund>, CallError>> + Send;
 
     /// Whether it still knows of every capture that it has ever answered for.
     fn remembers(&self) -> bool {

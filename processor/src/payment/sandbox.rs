@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use proto::orders::v1::Money;
 use proto::payments::DECLINED_PREFIX;
 
-use super::provider::{Capture, CaptureError, PaymentProvider, ProviderError, Refund};
+use super::provider::{Capture, CaptureError, PaymentProvider, Refund};
+use crate::remote::CallError;
 
 /// Payments remembered, some 200 bytes each; then the oldest are forgotten.
 const PAYMENTS_MAX: usize = 100_000;
@@ -80,7 +81,7 @@ impl PaymentProvider for Sandbox {
         Ok(format!("sandbox-{idempotency_key}"))
     }
 
-    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, ProviderError> {
+    async fn refund(&self, idempotency_key: &str) -> Result<Option<Refund>, CallError> {
         let mut memory = self.memory();
         let amount = match memory.payments.get(idempotency_key).cloned() {
             Some(Payment::Refunded(amount)) => amount,

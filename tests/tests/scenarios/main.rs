@@ -68,6 +68,7 @@ mod rate_limit;
 mod redelivery;
 mod redriving;
 mod reflection;
+mod remote_steps;
 mod repeated_headers;
 mod replicas;
 mod replicas_behind;

@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use program::trace::{FutureExt, SpanContext, TRACEPARENT, TRACESTATE};
+use program::trace::{self, FutureExt, SpanContext, TRACEPARENT, TRACESTATE};
 use proto::orders::v1::Money;
 use proto::payments::v1 as payments;
 use proto::payments::v1::payment_service_server::{PaymentService, PaymentServiceServer};
@@ -11,11 +11,16 @@ use proto::payments::v1::{
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::{Request, Response, Status};
 
-use super::answers::TEXT_CHARS_MAX;
 use super::*;
+use crate::remote::{CALLS_MAX, TEXT_CHARS_MAX};
 
 const LONG: Duration = Duration::from_secs(60);
+
+fn remote(endpoint: Endpoint, call_timeout: Duration, answer_timeout: Duration) -> Remote {
+    Remote::new(endpoint, CredentialFiles::default(), call_timeout, answer_timeout).unwrap()
+}
 
 /// Gives the answers of a test in turn; after them none.
 #[derive(Clone, Default)]
@@ -62,7 +67,7 @@ impl Script {
 
 async fn serving_captures(answers: Vec<Result<CaptureResponse, Status>>) -> (Remote, Script) {
     let script = Script { captures: Arc::new(Mutex::new(answers.into())), ..Script::default() };
-    (Remote::new(script.clone().serve().await, LONG, LONG), script)
+    (remote(script.clone().serve().await, LONG, LONG), script)
 }
 
 fn euros(minor_units: i64) -> Money {
@@ -112,7 +117,7 @@ async fn an_outage_is_not_the_orders_fault_and_ends_after_some_calls() {
     let answers = vec![Err(Status::unavailable("away")); 10];
     let (remote, script) = serving_captures(answers).await;
     let error = capture(&remote).await.unwrap_err();
-    assert!(matches!(&error, CaptureError::Provider(ProviderError::Unavailable(_))), "{error}");
+    assert!(matches!(&error, CaptureError::Provider(CallError::Unavailable(_))), "{error}");
     assert_eq!(script.seen.lock().unwrap().len() as u64, CALLS_MAX);
 }
 
@@ -122,9 +127,9 @@ async fn calls_without_a_server_or_an_answer_time_out() {
     let unbound = Endpoint::from_shared(format!("http://{unbound}")).unwrap();
     let (_, silent) = serving_captures(Vec::new()).await;
     for (endpoint, call) in [(unbound, LONG), (silent.serve().await, Duration::from_millis(20))] {
-        let remote = Remote::new(endpoint, call, Duration::from_millis(200));
+        let remote = remote(endpoint, call, Duration::from_millis(200));
         let error = capture(&remote).await.unwrap_err();
-        assert!(matches!(&error, CaptureError::Provider(ProviderError::Unavailable(_))), "{error}");
+        assert!(matches!(&error, CaptureError::Provider(CallError::Unavailable(_))), "{error}");
     }
 }
 
@@ -157,10 +162,7 @@ async fn an_unusable_answer_is_distinguished_from_no_answer_and_not_retried() {
     ] {
         let (remote, script) = serving_captures(vec![nonsense.clone()]).await;
         let error = capture(&remote).await.unwrap_err();
-        assert!(
-            matches!(&error, CaptureError::Provider(ProviderError::Unusable(_))),
-            "{nonsense:?} is {error}"
-        );
+        assert!(matches!(&error, CaptureError::Provider(CallError::Unusable(_))), "{nonsense:?} is {error}");
         assert_eq!(script.seen.lock().unwrap().len(), 1);
     }
 }
@@ -175,7 +177,7 @@ async fn control_characters_are_rejected_or_replaced() {
     ])
     .await;
     let error = capture(&remote).await.unwrap_err();
-    assert!(matches!(&error, CaptureError::Provider(ProviderError::Unusable(_))), "{error}");
+    assert!(matches!(&error, CaptureError::Provider(CallError::Unusable(_))), "{error}");
     let declined = capture(&remote).await.unwrap_err();
     assert_eq!(declined.to_string(), "declined: \u{fffd}[2J\u{fffd}no\u{fffd}");
     let internal = capture(&remote).await.unwrap_err();
@@ -187,7 +189,7 @@ async fn a_service_that_rejects_every_call_is_unavailable_and_not_retried_at_onc
     for refusal in [Status::unauthenticated(""), Status::permission_denied(""), Status::unimplemented("")] {
         let (remote, script) = serving_captures(vec![Err(refusal)]).await;
         let error = capture(&remote).await.unwrap_err();
-        assert!(matches!(&error, CaptureError::Provider(ProviderError::Unavailable(_))), "{error}");
+        assert!(matches!(&error, CaptureError::Provider(CallError::Unavailable(_))), "{error}");
         assert_eq!(script.seen.lock().unwrap().len(), 1);
     }
 }
@@ -209,12 +211,12 @@ async fn a_refund_returns_its_reference_and_amount() {
         Ok(RefundResponse { outcome: None }),
     ];
     let script = Script { refunds: Arc::new(Mutex::new(answers.into())), ..Script::default() };
-    let remote = Remote::new(script.serve().await, LONG, LONG);
+    let remote = remote(script.serve().await, LONG, LONG);
     let refund = Refund { refund_id: "r-1".to_owned(), amount: euros(350) };
     assert_eq!(remote.refund("k").await.unwrap(), Some(refund));
     assert_eq!(remote.refund("k").await.unwrap(), None);
     for _ in 0..5 {
         let error = remote.refund("k").await.unwrap_err();
-        assert!(matches!(error, ProviderError::Unusable(_)), "{error}");
+        assert!(matches!(error, CallError::Unusable(_)), "{error}");
     }
 }
