@@ -15,7 +15,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 static FAILED_LOG: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
-/// Resumes orders for ever.
+/// Resumes orders, and never ends.
 pub(crate) async fn keep(log: OrderLog) -> Infallible {
     loop {
         let pause = match log.resume_due().await {

@@ -263,7 +263,7 @@ fn completed(order: &Order) -> &[RouteStep] {
     steps(order).get(..completed).unwrap_or(steps(order))
 }
 
-/// What a step says of the order, and of its shipment.
+/// Adds the attributes of a step to the order and its shipment.
 fn describe(order: &mut Order, step: &str, completed: &StepCompleted) {
     let attributes = &completed.attributes;
     for (key, value) in attributes {
@@ -285,7 +285,7 @@ fn describe(order: &mut Order, step: &str, completed: &StepCompleted) {
     }
 }
 
-/// Whether `step` has completed for this order and said something else of it.
+/// Whether `step` has completed this order with other attributes.
 pub fn contradicts(order: &Order, step: &str, said: &StepCompleted) -> bool {
     let kept = order.attributes.range(attribute_key(step, "")..);
     let kept = kept.take_while(|(key, _)| key.strip_prefix(step).is_some_and(|key| key.starts_with('.')));

@@ -1,4 +1,4 @@
-//! `waybill-step`: runs any step, by calling a service of yours.
+//! `waybill-step`: runs any step by calling its service.
 
 use std::process::ExitCode;
 

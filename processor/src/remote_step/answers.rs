@@ -20,7 +20,7 @@ const REASON_BYTES_MAX: usize = 40;
 const DEFERRAL_MIN: Duration = Duration::from_secs(1);
 const DEFERRAL_MAX: Duration = DAY.saturating_mul(366);
 
-/// What the step says of the order.
+/// The attributes of the order that the step reports.
 pub(super) fn attributes(
     order: &Order,
     step: &str,

@@ -10,11 +10,12 @@ const PAGE: &str = "../docs/configuration.md";
 const MADE: &str = "<!-- From here on: what --help of each program says. UPDATE_DOCS=1 writes it anew, see CONTRIBUTING.md -->\n";
 
 /// Programs, and what a heading calls them.
-const PROGRAMS: [(&str, &[&str]); 11] = [
+const PROGRAMS: [(&str, &[&str]); 12] = [
     ("the gateway", &["waybill-gateway"]),
     ("inventory", &["waybill-inventory"]),
     ("payment", &["waybill-payment"]),
     ("fulfilment", &["waybill-fulfilment"]),
+    ("a step of your own", &["waybill-step"]),
     ("the payment sandbox", &["waybill-payment-sandbox"]),
     ("`waybill dev`", &["waybill", "dev"]),
     ("`waybill order`", &["waybill", "order"]),

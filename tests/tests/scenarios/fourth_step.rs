@@ -159,7 +159,7 @@ async fn processes_that_stop_or_die_leave_their_orders_to_the_others() {
 
 #[test]
 fn the_documentation_shows_what_is_built_here() {
-    let page = fs::read_to_string(Path::new(ROOT).join("docs/adding-a-step.md")).unwrap();
+    let page = fs::read_to_string(Path::new(ROOT).join("docs/rust-steps.md")).unwrap();
     let sources = ["Cargo.toml", "src/main.rs", "src/fraud.rs", "routes.yaml"];
     let sources = sources.map(|path| fs::read_to_string(Path::new(FOURTH_STEP).join(path)).unwrap());
     let code = |block: &&str| ["rust\n", "toml\n", "yaml\n"].iter().any(|kind| block.starts_with(kind));
