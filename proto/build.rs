@@ -21,7 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         compiler.include_imports(true).include_source_info(true);
         compiler.open_files(protos)?;
         std::fs::write(out_dir.join(name), compiler.encode_file_descriptor_set())?;
-        tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
+        // Sorted maps: the same message always has the same bytes.
+        tonic_prost_build::configure().btree_map(".").compile_fds(compiler.file_descriptor_set())?;
     }
     Ok(())
 }

@@ -131,12 +131,14 @@ fn request_of(args: PlaceArgs) -> CreateOrderRequest {
         sku: item.sku,
         quantity: item.quantity,
         unit_price: Some(Money { currency_code: args.currency.clone(), minor_units: item.price_minor }),
+        ..OrderItem::default()
     });
     CreateOrderRequest {
         request_id: args.request_id,
         customer_id: args.customer,
         items: items.collect(),
         route: args.route,
+        ..CreateOrderRequest::default()
     }
 }
 

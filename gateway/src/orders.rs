@@ -8,6 +8,7 @@ use std::time::Duration;
 use backbone::broker::direct_get::ReadError;
 use backbone::log::event::Recorded;
 use backbone::log::ids::{CustomerKey, OrderId, Revision};
+use backbone::log::payment_method::removed_from_order;
 use backbone::log::{AppendError, Appended, LossCounts, OrderLog, Update, WatchError};
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
@@ -101,7 +102,7 @@ impl OrderService for Orders {
         let asked = new.created.clone();
         let Some(route) = new.route else {
             let order = self.retried(&new.id, &asked, deadline).await?;
-            return Ok(Response::new(CreateOrderResponse { order: Some(order) }));
+            return Ok(Response::new(CreateOrderResponse { order: shown(order) }));
         };
 
         let appended = self.log.create(new.id, new.created, route, deadline).await;
@@ -114,7 +115,7 @@ impl OrderService for Orders {
             Appended::Overtaken(_) => return Err(errors::request_id_reused(&new.id)),
         };
         debug!(order_id = %new.id, revision = order.revision, "order accepted");
-        Ok(Response::new(CreateOrderResponse { order: Some(order) }))
+        Ok(Response::new(CreateOrderResponse { order: shown(order) }))
     }
 
     async fn get_order(
@@ -128,7 +129,7 @@ impl OrderService for Orders {
         let found = read_by(deadline, self.log.load(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
         let found = found.ok_or_else(|| errors::not_found(&id))?;
-        Ok(Response::new(GetOrderResponse { order: Some(found.order) }))
+        Ok(Response::new(GetOrderResponse { order: shown(found.order) }))
     }
 
     async fn list_orders(
@@ -143,7 +144,8 @@ impl OrderService for Orders {
         let listing = self.log.list(page.customer, page.before, page.size, until, wanted);
         let found = read_by(deadline, listing).await?;
         let next_page_token = found.next.map(|before| page.list().token(before)).unwrap_or_default();
-        Ok(Response::new(ListOrdersResponse { orders: found.orders, next_page_token }))
+        let orders = found.orders.into_iter().filter_map(shown).collect();
+        Ok(Response::new(ListOrdersResponse { orders, next_page_token }))
     }
 
     async fn cancel_order(
@@ -172,7 +174,7 @@ impl OrderService for Orders {
         }
         self.readiness.check_durability_after_append().map_err(|error| broker_errors::append(&id, &error))?;
         debug!(order_id = %id, revision = current.order.revision, "order cancelled");
-        Ok(Response::new(CancelOrderResponse { order: Some(current.order) }))
+        Ok(Response::new(CancelOrderResponse { order: shown(current.order) }))
     }
 
     async fn list_order_events(
@@ -248,10 +250,32 @@ impl Orders {
     }
 }
 
+/// The order as clients see it. Events lose the payment method in [`Recorded::into_proto`].
+fn shown(order: Order) -> Option<Order> {
+    Some(removed_from_order(order))
+}
+
 /// Whether this request has created the order. The default route may have changed since.
 fn is_same(asked: &OrderCreated, order: &Order) -> bool {
-    let route = order.route.as_ref().map_or("", |route| &route.name);
-    asked.items == order.items && (asked.route.is_empty() || asked.route == route)
+    let OrderCreated {
+        items,
+        route,
+        metadata,
+        shipping_address,
+        payment_method,
+        note,
+        reference,
+        // The order's id follows from these.
+        order_id: _,
+        customer_id: _,
+        request_id: _,
+        tenant: _,
+    } = asked;
+    let of_order = order.route.as_ref().map_or("", |route| &route.name);
+    let is_route = route.is_empty() || route == of_order;
+    is_route
+        && (items, metadata, shipping_address) == (&order.items, &order.metadata, &order.shipping_address)
+        && (payment_method, note, reference) == (&order.payment_method, &order.note, &order.reference)
 }
 
 /// The page of an order's history that begins behind `after`.

@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::delivery::Delivery;
-use crate::step::{Step, StepError};
+use crate::step::{Step, StepError, for_step};
 
 /// Deadline of an append; the attempt is retried afterwards.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -199,7 +199,7 @@ impl<S: Step> Attempts<S> {
     /// Performs the work that the order needs from the step, and returns the event to append. `None` if there is none: the
     /// order needs nothing, or an effect was compensated before the step's turn.
     async fn next_fact(&self, current: &OrderState, acted: bool) -> Result<Option<Detail>, AttemptError> {
-        let order = &current.order;
+        let order = &*for_step::<S>(&current.order);
         if lifecycle::waits_for(order, S::NAME) {
             let done = self.step.act(order).await;
             return Ok(Some(done.or_else(StepError::into_rejection)?));

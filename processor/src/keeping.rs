@@ -25,7 +25,7 @@ use crate::delivery::{RETRY, acknowledge};
 use crate::metrics;
 use crate::runtime::REOPEN;
 use crate::status::Status;
-use crate::step::Step;
+use crate::step::{Step, for_step};
 
 /// Renewals in progress.
 const RENEWALS_MAX: usize = 64;
@@ -139,7 +139,7 @@ async fn renew<S: Step>(step: Arc<S>, message: Message, limit: Duration) {
     let failure = if is_finished(&event.order) {
         None
     } else {
-        match timeout(limit, step.keep(&event.order)).await {
+        match timeout(limit, step.keep(&for_step::<S>(&event.order))).await {
             Ok(kept) => kept.err().map(|error| error.to_string()),
             Err(_) => Some(format!("took longer than {limit:?}")),
         }

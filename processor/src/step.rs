@@ -1,7 +1,9 @@
 //! The seam between the runtime and a step's business.
 
+use std::borrow::Cow;
 use std::future::Future;
 
+use backbone::log::payment_method::removed_from_order;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderRejected};
 use thiserror::Error;
@@ -17,6 +19,8 @@ pub trait Step: Send + Sync + 'static {
     /// If its effects expire: name of a second consumer, `<NAME>-carried`, by which they are renewed with
     /// [`keep`](Self::keep).
     const CARRIED: Option<&'static str> = None;
+    /// Whether the step gets the order's `payment_method`. The runtime removes it from the orders of all other steps.
+    const GETS_PAYMENT_METHOD: bool = false;
     /// Orders that one process works on at the same time, unless it is configured otherwise.
     const WORKER_POOL_SIZE: u16 = 10;
 
@@ -57,6 +61,15 @@ pub trait Step: Send + Sync + 'static {
     }
 }
 
+/// The order as the step gets it.
+pub(crate) fn for_step<S: Step>(order: &Order) -> Cow<'_, Order> {
+    if S::GETS_PAYMENT_METHOD || order.payment_method.is_empty() {
+        Cow::Borrowed(order)
+    } else {
+        Cow::Owned(removed_from_order(order.clone()))
+    }
+}
+
 /// Why a step failed.
 #[derive(Debug, Error)]
 pub enum StepError {
@@ -85,5 +98,27 @@ impl StepError {
             }
             error @ (Self::Unavailable(_) | Self::Unexpected(_)) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fulfilment::Fulfilment;
+    use crate::inventory::Inventory;
+    use crate::payment::{Payment, Sandbox};
+
+    #[test]
+    fn only_payment_gets_the_payment_method() {
+        let order = Order {
+            order_id: "order".to_owned(),
+            payment_method: "tok_1".to_owned(),
+            note: "ring twice".to_owned(),
+            ..Order::default()
+        };
+        let without = Order { payment_method: String::new(), ..order.clone() };
+        assert_eq!(*for_step::<Payment<Sandbox>>(&order), order);
+        assert_eq!(*for_step::<Inventory>(&order), without);
+        assert_eq!(*for_step::<Fulfilment>(&order), without);
     }
 }

@@ -135,14 +135,15 @@ impl<S: Step> Worker<S> {
     async fn admit(&self, delivery: &Delivery<'_>, received: &Span) -> Result<Admitted<'_>, MessageOutcome> {
         let event = match delivery.decode() {
             Ok(event) => event,
-            Err(reason) => return Err(self.settle_undecodable(delivery, received, &reason).await),
+            // Boxed, as below: the rare cases need most of the memory, and none of them is the first delivery of an order.
+            Err(reason) => return Err(Box::pin(self.settle_undecodable(delivery, received, &reason)).await),
         };
         spans::record_event(received, &event);
         let about = OrderContext::of(&event);
         if !delivery.is_redelivery() {
             return Ok(Admitted { event, about, _alone: None });
         }
-        match self.dead_lettering.before_attempt(delivery, &about).await {
+        match Box::pin(self.dead_lettering.before_attempt(delivery, &about)).await {
             Ok(BeforeAttempt::Attempt(alone)) => Ok(Admitted { event, about, _alone: alone }),
             Ok(BeforeAttempt::Settled(disposition)) => Err(MessageOutcome {
                 disposition,

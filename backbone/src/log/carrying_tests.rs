@@ -109,7 +109,8 @@ fn log(tried: Vec<(usize, EventKind)>) -> (Vec<Stored>, Vec<Life>) {
         if number >= lives.len() {
             let id = OrderId { customer: CustomerKey::of("", "c"), order: OrderKey::unique() };
             let unit_price = Some(proto::orders::v1::Money { currency_code: "EUR".into(), minor_units: 1 });
-            let items = vec![OrderItem { sku: "widget".into(), quantity: 1, unit_price }];
+            let items =
+                vec![OrderItem { sku: "widget".into(), quantity: 1, unit_price, ..Default::default() }];
             let created = OrderCreated { order_id: id.to_string(), items, ..OrderCreated::default() };
             let order = lifecycle::create(&created, route(), now).unwrap();
             let due = store(&id, order.clone(), Detail::Created(created));

@@ -6,6 +6,7 @@ pub mod creation_time;
 pub mod event;
 pub mod ids;
 pub mod lifecycle;
+pub mod payment_method;
 pub mod subjects;
 
 mod append;

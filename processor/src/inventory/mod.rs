@@ -135,7 +135,7 @@ mod tests {
     use proto::orders::v1::OrderItem;
 
     fn order(lines: impl IntoIterator<Item = (String, i32)>) -> Order {
-        let item = |(sku, quantity)| OrderItem { sku, quantity, unit_price: None };
+        let item = |(sku, quantity)| OrderItem { sku, quantity, ..OrderItem::default() };
         Order { items: lines.into_iter().map(item).collect(), ..Order::default() }
     }
 

@@ -34,6 +34,7 @@ impl<P> Payment<P> {
 
 impl<P: PaymentProvider> Step for Payment<P> {
     const NAME: &'static str = "payment";
+    const GETS_PAYMENT_METHOD: bool = true;
 
     async fn act(&self, order: &Order) -> Result<Detail, StepError> {
         let amount =
@@ -47,6 +48,7 @@ impl<P: PaymentProvider> Step for Payment<P> {
             order_id: &order.order_id,
             customer_id: &order.customer_id,
             amount: &amount,
+            payment_method: &order.payment_method,
         };
         let payment_id = self.provider.capture(capture).await?;
         Ok(Detail::Paid(PaymentCaptured { payment_id, amount: Some(amount) }))

@@ -1,5 +1,6 @@
 //! Reads the service's answers, and distinguishes them from missing ones. Does no I/O.
 
+use std::borrow::Cow;
 use std::error::Error;
 
 use program::plain_text::is_plain;
@@ -11,6 +12,8 @@ use crate::payment::provider::ProviderError;
 
 /// References and messages go into the order's history.
 pub(super) const TEXT_CHARS_MAX: usize = 256;
+/// Stands for the payment method in texts of the service.
+const HIDDEN: &str = "[payment_method]";
 
 /// Whether a retry of the call may succeed.
 pub(super) fn may_pass(status: &Status) -> bool {
@@ -28,8 +31,8 @@ pub(super) fn may_pass(status: &Status) -> bool {
 
 /// The outcome of a call. A rejected caller or a missing service is not the order's fault either, though an immediate
 /// retry does not help.
-pub(super) fn provider_error(status: &Status) -> ProviderError {
-    let text = format!("{:?}: {}", status.code(), shortened(status.message()));
+pub(super) fn provider_error(status: &Status, payment_method: &str) -> ProviderError {
+    let text = format!("{:?}: {}", status.code(), shortened(status.message(), payment_method));
     let refused =
         matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented);
     if refused || may_pass(status) { ProviderError::Unavailable(text) } else { ProviderError::Unusable(text) }
@@ -49,8 +52,13 @@ pub(super) fn reference(field: &str, text: String) -> Result<String, ProviderErr
     }
 }
 
-/// A text for people, with characters replaced that a terminal would interpret.
-pub(super) fn shortened(text: &str) -> String {
+/// A text for people, with characters replaced that a terminal would interpret, and without the payment method: it goes into
+/// logs, spans, dead letters and the order's history.
+pub(super) fn shortened(text: &str, payment_method: &str) -> String {
+    let text = match payment_method {
+        "" => Cow::Borrowed(text),
+        token => Cow::Owned(text.replace(token, HIDDEN)),
+    };
     let plain = |c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER };
     text.chars().take(TEXT_CHARS_MAX).map(plain).collect()
 }

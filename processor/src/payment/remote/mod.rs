@@ -66,7 +66,7 @@ impl Remote {
     async fn call<T: Clone, R>(
         &self,
         name: &'static str,
-        order_id: &str,
+        (order_id, payment_method): (&str, &str),
         request: T,
         method: impl AsyncFn(PaymentServiceClient<Channel>, Request<T>) -> Result<Response<R>, Status>,
     ) -> Result<R, ProviderError> {
@@ -93,14 +93,15 @@ impl Remote {
                 Err(_) => Status::deadline_exceeded(format!("no answer within {time:?}")),
             };
             answered(&span, status.code());
-            trace::fail(&span, proto::code_name(status.code()), &shortened(status.message()));
+            let reason = shortened(status.message(), payment_method);
+            trace::fail(&span, proto::code_name(status.code()), &reason);
             drop(span);
             calls += 1;
             let pause = RETRY.after(calls);
             if calls == CALLS_MAX || !may_pass(&status) || Instant::now() + pause >= deadline {
-                return Err(provider_error(&status));
+                return Err(provider_error(&status, payment_method));
             }
-            debug!(code = ?status.code(), reason = status.message(), ?pause, "payment service call retried");
+            debug!(code = ?status.code(), reason, ?pause, "payment service call retried");
             sleep(pause).await;
         }
     }
@@ -144,16 +145,17 @@ impl PaymentProvider for Remote {
             order_id: capture.order_id.to_owned(),
             customer_id: capture.customer_id.to_owned(),
             amount: Some(to_payments(capture.amount)),
+            payment_method: capture.payment_method.to_owned(),
         };
+        let about = (capture.order_id, capture.payment_method);
         let call = async |mut client: PaymentServiceClient<_>, request| client.capture(request).await;
-        let response =
-            self.call("payments.v1.PaymentService/Capture", capture.order_id, request, call).await?;
+        let response = self.call("payments.v1.PaymentService/Capture", about, request, call).await?;
         match response.outcome {
             Some(capture_response::Outcome::Captured(captured)) => {
                 Ok(reference("payment_id", captured.payment_id)?)
             }
             Some(capture_response::Outcome::Declined(declined)) => {
-                Err(CaptureError::Declined(shortened(&declined.message)))
+                Err(CaptureError::Declined(shortened(&declined.message, capture.payment_method)))
             }
             Some(capture_response::Outcome::AlreadyRefunded(_)) => Err(CaptureError::Refunded),
             None => Err(unusable("capture without an outcome").into()),
@@ -165,7 +167,7 @@ impl PaymentProvider for Remote {
         let call = async |mut client: PaymentServiceClient<_>, request| client.refund(request).await;
         // The key begins with the order's id.
         let order_id = idempotency_key.rsplit_once('-').map_or(idempotency_key, |(order_id, _)| order_id);
-        let response = self.call("payments.v1.PaymentService/Refund", order_id, request, call).await?;
+        let response = self.call("payments.v1.PaymentService/Refund", (order_id, ""), request, call).await?;
         match response.outcome {
             Some(refund_response::Outcome::Refunded(refunded)) => {
                 let amount = refunded.amount.ok_or_else(|| unusable("refund without an amount"))?;
