@@ -169,3 +169,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn large_orders_are_read_in_smaller_groups() {
+    let candidate = |bytes| Candidate {
+        id: OrderId { customer: CustomerKey::of("", "c"), order: OrderKey::unique() },
+        created: Revision(1),
+        due: Revision(1),
+        bytes,
+    };
+    let sizes = |bytes: &[usize]| -> Vec<usize> {
+        let candidates: Vec<_> = bytes.iter().copied().map(candidate).collect();
+        groups(&candidates, 3, 100).map(<[Candidate]>::len).collect()
+    };
+    assert_eq!(sizes(&[]), [0; 0]);
+    assert_eq!(sizes(&[1; 7]), [3, 3, 1]);
+    assert_eq!(sizes(&[50, 50, 1, 500, 99, 1, 1]), [2, 2, 2, 1]);
+}
