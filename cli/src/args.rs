@@ -177,11 +177,11 @@ pub(crate) struct PlaceArgs {
     pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) fields: OrderFields,
-    #[command(flatten)]
-    pub(crate) address: AddressFields,
     /// Watch the order until it is finished.
     #[arg(long)]
     pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) address: AddressFields,
 }
 
 /// What a CreateOrderRequest says, but for the address. Whether the values make sense is for the gateway to say.
