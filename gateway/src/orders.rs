@@ -32,6 +32,7 @@ use tracing::debug;
 
 use crate::admission::{Caller, ConcurrencyLimit, Permit};
 use crate::auth::Principal;
+use crate::idempotency::is_retry;
 use crate::metrics::{OpenStream, WATCH_ORDER, WATCH_ORDERS};
 use crate::page_token::History;
 use crate::readiness::Readiness;
@@ -111,7 +112,7 @@ impl OrderService for Orders {
         let order = match appended.map_err(|error| broker_errors::append(&new.id, &error))? {
             Appended::Stored(created) => created.order,
             // A retry: the equal id implies the same customer and request_id.
-            Appended::Overtaken(existing) if is_same(&asked, &existing.order) => existing.order,
+            Appended::Overtaken(existing) if is_retry(&asked, &existing.order) => existing.order,
             Appended::Overtaken(_) => return Err(errors::request_id_reused(&new.id)),
         };
         debug!(order_id = %new.id, revision = order.revision, "order accepted");
@@ -243,7 +244,7 @@ impl Orders {
     /// The order that this request has created when its route existed.
     async fn retried(&self, id: &OrderId, asked: &OrderCreated, deadline: Instant) -> Result<Order, Status> {
         match read_by(deadline, self.log.load(id)).await? {
-            Some(existing) if is_same(asked, &existing.order) => Ok(existing.order),
+            Some(existing) if is_retry(asked, &existing.order) => Ok(existing.order),
             Some(_) => Err(errors::request_id_reused(id)),
             None => Err(validation::unknown_route(&self.routes)),
         }
@@ -253,29 +254,6 @@ impl Orders {
 /// The order as clients see it. Events lose the payment method in [`Recorded::into_proto`].
 fn shown(order: Order) -> Option<Order> {
     Some(removed_from_order(order))
-}
-
-/// Whether this request has created the order. The default route may have changed since.
-fn is_same(asked: &OrderCreated, order: &Order) -> bool {
-    let OrderCreated {
-        items,
-        route,
-        metadata,
-        shipping_address,
-        payment_method,
-        note,
-        reference,
-        // The order's id follows from these.
-        order_id: _,
-        customer_id: _,
-        request_id: _,
-        tenant: _,
-    } = asked;
-    let of_order = order.route.as_ref().map_or("", |route| &route.name);
-    let is_route = route.is_empty() || route == of_order;
-    is_route
-        && (items, metadata, shipping_address) == (&order.items, &order.metadata, &order.shipping_address)
-        && (payment_method, note, reference) == (&order.payment_method, &order.note, &order.reference)
 }
 
 /// The page of an order's history that begins behind `after`.
