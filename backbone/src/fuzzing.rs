@@ -13,6 +13,7 @@ use proto::orders::v1::{Order, OrderEvent, OrderStatus};
 use crate::log::event::{Draft, Recorded, Writer};
 use crate::log::ids::{OrderId, Revision};
 use crate::log::lifecycle::{self, is_finished};
+use crate::log::payment_method::{removed_from_event, removed_from_payload};
 use crate::log::subjects::{self, END, EventKind, EventSubject};
 
 /// A text is the id of one order or of none, and so is a subject.
@@ -53,6 +54,12 @@ pub fn event(bytes: &[u8]) {
         assert_eq!(subjects::event(event.kind(), &event.id, next), text(subject));
         check(&event);
     }
+    let shown = removed_from_payload(payload);
+    assert!(shown.len() <= payload.len());
+    if let Ok(event) = OrderEvent::decode(payload) {
+        assert_eq!(OrderEvent::decode(shown.as_slice()), Ok(removed_from_event(event)));
+    }
+
     // Decodes it on the subject that it would belong to.
     let Ok(OrderEvent { event_id, order: Some(order), detail: Some(detail), .. }) =
         OrderEvent::decode(payload)

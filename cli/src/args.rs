@@ -137,7 +137,7 @@ pub(crate) struct OrderArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum OrderCommand {
     /// Place an order.
-    Place(PlaceArgs),
+    Place(Box<PlaceArgs>),
     /// Read an order.
     Get {
         /// The order's id, as `place` shows it.
@@ -175,24 +175,88 @@ pub(crate) enum OrderCommand {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct PlaceArgs {
+    /// A file with the order instead of flags: an orders.v1.CreateOrderRequest in JSON. `-` reads stdin.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["OrderFields", "AddressFields"])]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) fields: OrderFields,
+    /// Watch the order until it is finished.
+    #[arg(long)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) address: AddressFields,
+}
+
+/// What a CreateOrderRequest says, but for the address. Whether the values make sense is for the gateway to say.
+#[derive(Debug, ClapArgs)]
+#[group(id = "OrderFields")]
+pub(crate) struct OrderFields {
     /// The customer's id.
-    #[arg(long, value_name = "ID")]
-    pub(crate) customer: String,
-    /// An item: SKU, quantity, and the price of one unit in minor units (cents). Several are allowed.
-    #[arg(long = "item", required = true, value_name = "SKU:QUANTITY:PRICE", value_parser = parse_item)]
+    #[arg(long, value_name = "ID", required_unless_present = "file")]
+    pub(crate) customer: Option<String>,
+    /// An item: SKU, quantity, the price of one unit in minor units (cents), and perhaps a name. Several are allowed. For metadata
+    /// of items use --file.
+    #[arg(long = "item", required_unless_present = "file", value_name = "SKU:QUANTITY:PRICE[:NAME]",
+          value_parser = parse_item)]
     pub(crate) items: Vec<Item>,
     /// The currency of all prices.
     #[arg(long, default_value = "EUR")]
     pub(crate) currency: String,
-    /// Identifies this request: a retry with the same id and items returns the same order.
+    /// Identifies this request: a retry with the same id and content returns the same order.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "ID")]
     pub(crate) request_id: String,
     /// The route that the order takes. Unset: the gateway's default.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     pub(crate) route: String,
-    /// Watch the order until it is finished.
-    #[arg(long)]
-    pub(crate) watch: bool,
+    /// Your own data about the order. Several are allowed.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_entry)]
+    pub(crate) metadata: Vec<(String, String)>,
+    /// What the order is paid with: a token of the payment service. Other users of this machine can see a flag; --file hides it.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TOKEN")]
+    pub(crate) payment_method: String,
+    /// A text for people, such as a delivery instruction.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    pub(crate) note: String,
+    /// Your own order number.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    pub(crate) reference: String,
+}
+
+/// The shipping address, if any of it is given.
+#[derive(Debug, ClapArgs)]
+#[group(id = "AddressFields")]
+#[command(next_help_heading = "Shipping address")]
+pub(crate) struct AddressFields {
+    /// A recipient. Several are allowed.
+    #[arg(long = "recipient", value_name = "TEXT")]
+    pub(crate) recipients: Vec<String>,
+    /// The organization.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) organization: Option<String>,
+    /// A line of the address: street, building. Several are allowed.
+    #[arg(long = "address-line", value_name = "TEXT")]
+    pub(crate) address_lines: Vec<String>,
+    /// Part of the city.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) sublocality: Option<String>,
+    /// City or town.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) locality: Option<String>,
+    /// State, prefecture or the like.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) administrative_area: Option<String>,
+    /// Postal code.
+    #[arg(long, value_name = "CODE")]
+    pub(crate) postal_code: Option<String>,
+    /// Additional code for sorting, such as CEDEX 7.
+    #[arg(long, value_name = "CODE")]
+    pub(crate) sorting_code: Option<String>,
+    /// Country or region as a CLDR code, such as CH. Every address needs it.
+    #[arg(long, value_name = "CODE")]
+    pub(crate) region_code: Option<String>,
+    /// Language of the address as a BCP 47 tag, such as ja-Latn.
+    #[arg(long, value_name = "TAG")]
+    pub(crate) language_code: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -213,6 +277,7 @@ pub(crate) struct Item {
     pub(crate) sku: String,
     pub(crate) quantity: i32,
     pub(crate) price_minor: i64,
+    pub(crate) name: String,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -239,8 +304,11 @@ fn parse_stock(text: &str) -> Result<String, String> {
 }
 
 fn parse_item(text: &str) -> Result<Item, String> {
-    let [sku, quantity, price] = text.split(':').collect::<Vec<_>>()[..] else {
-        return Err("write it as SKU:QUANTITY:PRICE, such as widget:2:1250".to_owned());
+    // A name may contain colons.
+    let (sku, quantity, price, name) = match text.splitn(4, ':').collect::<Vec<_>>()[..] {
+        [sku, quantity, price] => (sku, quantity, price, ""),
+        [sku, quantity, price, name] => (sku, quantity, price, name),
+        _ => return Err("write it as SKU:QUANTITY:PRICE, such as widget:2:1250".to_owned()),
     };
     Ok(Item {
         sku: sku.to_owned(),
@@ -248,7 +316,13 @@ fn parse_item(text: &str) -> Result<Item, String> {
         price_minor: price.parse().map_err(|_| {
             format!("price '{price}' is not a whole number of minor units; write 3.50 as 350")
         })?,
+        name: name.to_owned(),
     })
+}
+
+fn parse_entry(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write it as KEY=VALUE, such as channel=web")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Takes a status as [`render::status_name`] writes it, in any case.
@@ -274,14 +348,21 @@ mod tests {
 
     #[test]
     fn an_item_is_sku_quantity_and_price() {
-        let item = parse_item("widget:2:1250").unwrap();
-        assert_eq!(item, Item { sku: "widget".to_owned(), quantity: 2, price_minor: 1250 });
+        let item = |name: &str| Item {
+            sku: "widget".to_owned(),
+            quantity: 2,
+            price_minor: 1250,
+            name: name.to_owned(),
+        };
+        assert_eq!(parse_item("widget:2:1250").unwrap(), item(""));
+        assert_eq!(parse_item("widget:2:1250:Widget: blue").unwrap(), item("Widget: blue"));
     }
 
     #[test]
     fn an_item_in_another_form_says_which_part_is_wrong() {
         assert!(parse_item("widget").unwrap_err().contains("SKU:QUANTITY:PRICE"));
-        assert!(parse_item("widget:2:1250:9").unwrap_err().contains("SKU:QUANTITY:PRICE"));
+        assert!(parse_item("widget:2").unwrap_err().contains("SKU:QUANTITY:PRICE"));
+        assert!(parse_entry("channel").unwrap_err().contains("KEY=VALUE"));
         assert!(parse_item("widget:two:1250").unwrap_err().contains("quantity 'two'"));
         assert!(parse_item("widget:2:12.50").unwrap_err().contains("price '12.50'"));
     }

@@ -13,6 +13,7 @@ mod error_report;
 mod health;
 mod operators;
 mod order;
+mod order_file;
 mod program_path;
 mod provision;
 mod render;

@@ -1,18 +1,20 @@
 //! `waybill order`: place, read, list, watch and cancel orders through a gateway.
 
-use anyhow::Context;
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
 use proto::orders::v1::{
     CancelOrderRequest, CreateOrderRequest, GetOrderRequest, ListOrderEventsRequest, ListOrdersRequest,
-    Money, Order, OrderItem,
+    Money, Order, OrderItem, PostalAddress,
 };
 
-use crate::args::{ListArgs, OrderArgs, OrderCommand, PlaceArgs};
+use crate::args::{AddressFields, ListArgs, OrderArgs, OrderCommand, OrderFields, PlaceArgs};
 use crate::client::{self, Orders};
 use crate::timeline::timeline;
 use crate::watch::{Update, Watch};
-use crate::{console, render};
+use crate::{console, order_file, render};
 
-/// Orders asked for at once, so few that even of the largest orders they fit in one message (4 MiB).
+/// Orders asked for at once. The gateway ends a page of large ones at about 1 MiB.
 const PAGE_SIZE_MAX: u32 = 100;
 
 /// Runs one of the order commands until it ends or its output is closed.
@@ -26,7 +28,7 @@ pub(crate) async fn run(args: OrderArgs) -> anyhow::Result<()> {
 async fn execute(args: OrderArgs) -> anyhow::Result<()> {
     let orders = client::connect(args.gateway, &args.tls, args.credential).await?;
     match args.command {
-        OrderCommand::Place(place_args) => place(orders, place_args).await,
+        OrderCommand::Place(place_args) => place(orders, *place_args).await,
         OrderCommand::Get { order_id } => get(orders, order_id).await,
         OrderCommand::Watch { order_id, after_revision } => watch(orders, order_id, after_revision).await,
         OrderCommand::Cancel { order_id, message } => cancel(orders, order_id, message).await,
@@ -37,11 +39,14 @@ async fn execute(args: OrderArgs) -> anyhow::Result<()> {
 }
 
 async fn place(mut orders: Orders, args: PlaceArgs) -> anyhow::Result<()> {
-    let follow = args.watch;
-    let answer = client::answer(orders.create_order(request_of(args))).await?;
+    let request = match &args.file {
+        Some(path) => order_file::read(path)?,
+        None => request_of(args.fields, args.address)?,
+    };
+    let answer = client::answer(orders.create_order(request)).await?;
     let order = present(answer.order)?;
     console::answer(&render::order(&order))?;
-    if follow {
+    if args.watch {
         watch(orders, order.order_id, 0).await?;
     }
     Ok(())
@@ -126,17 +131,45 @@ async fn history(mut orders: Orders, order_id: String) -> anyhow::Result<Vec<Upd
     }
 }
 
-fn request_of(args: PlaceArgs) -> CreateOrderRequest {
-    let items = args.items.into_iter().map(|item| OrderItem {
+fn request_of(fields: OrderFields, address: AddressFields) -> anyhow::Result<CreateOrderRequest> {
+    let items = fields.items.into_iter().map(|item| OrderItem {
         sku: item.sku,
         quantity: item.quantity,
-        unit_price: Some(Money { currency_code: args.currency.clone(), minor_units: item.price_minor }),
+        unit_price: Some(Money { currency_code: fields.currency.clone(), minor_units: item.price_minor }),
+        name: item.name,
+        metadata: BTreeMap::new(),
     });
-    CreateOrderRequest {
-        request_id: args.request_id,
-        customer_id: args.customer,
+    let mut metadata = BTreeMap::new();
+    for (key, value) in fields.metadata {
+        ensure!(!metadata.contains_key(&key), "--metadata has the key {key} twice");
+        metadata.insert(key, value);
+    }
+    let shipping_address = address_of(address);
+    Ok(CreateOrderRequest {
+        request_id: fields.request_id,
+        customer_id: fields.customer.unwrap_or_default(),
         items: items.collect(),
-        route: args.route,
+        route: fields.route,
+        metadata,
+        shipping_address: (shipping_address != PostalAddress::default()).then_some(shipping_address),
+        payment_method: fields.payment_method,
+        note: fields.note,
+        reference: fields.reference,
+    })
+}
+
+fn address_of(fields: AddressFields) -> PostalAddress {
+    PostalAddress {
+        region_code: fields.region_code.unwrap_or_default(),
+        language_code: fields.language_code.unwrap_or_default(),
+        postal_code: fields.postal_code.unwrap_or_default(),
+        sorting_code: fields.sorting_code.unwrap_or_default(),
+        administrative_area: fields.administrative_area.unwrap_or_default(),
+        locality: fields.locality.unwrap_or_default(),
+        sublocality: fields.sublocality.unwrap_or_default(),
+        address_lines: fields.address_lines,
+        recipients: fields.recipients,
+        organization: fields.organization.unwrap_or_default(),
     }
 }
 

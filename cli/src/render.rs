@@ -3,12 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use proto::orders::v1::order_event::Detail;
-use proto::orders::v1::{Money, Order, OrderStatus};
+use proto::orders::v1::{Money, Order, OrderItem, OrderStatus, PostalAddress};
 
 use crate::console::plain;
 use crate::watch::Update;
 
-/// An order, one field a line.
+/// An order, one field a line. Optional fields are left out if they are empty.
 pub(crate) fn order(order: &Order) -> String {
     let mut lines = vec![
         format!("order     {}", plain(&order.order_id)),
@@ -19,16 +19,49 @@ pub(crate) fn order(order: &Order) -> String {
     if !order.current_step.is_empty() {
         lines.push(format!("step      {}", plain(&order.current_step)));
     }
-    lines.extend(order.items.iter().map(|item| {
-        let price = item.unit_price.clone().unwrap_or_default();
-        format!("item      {} {} at {}", item.quantity, plain(&item.sku), price.minor_units)
-    }));
+    lines.extend(order.items.iter().map(item_text));
     let total = order.total.clone().unwrap_or_default();
     lines.push(format!("total     {} {} (minor units)", total.minor_units, plain(&total.currency_code)));
+    let address = order.shipping_address.as_ref().map(address_text).unwrap_or_default();
+    for (name, text) in [
+        ("tenant    ", &order.tenant),
+        ("reference ", &order.reference),
+        ("note      ", &order.note),
+        ("ship to   ", &address),
+    ] {
+        if !text.is_empty() {
+            lines.push(format!("{name}{}", plain(text)));
+        }
+    }
+    let entries = order.metadata.iter();
+    lines.extend(entries.map(|(key, value)| format!("metadata  {}", plain(&format!("{key}={value}")))));
     lines.push(format!("revision  {}", order.revision));
     lines.push(format!("created   {}", time_text(create_time(order))));
     lines.push(format!("updated   {}", time_text(update_time(order))));
     lines.join("\n")
+}
+
+fn item_text(item: &OrderItem) -> String {
+    let price = item.unit_price.clone().unwrap_or_default();
+    let mut parts = vec![format!("{} {} at {}", item.quantity, item.sku, price.minor_units)];
+    parts.extend(Some(item.name.clone()).filter(|name| !name.is_empty()));
+    parts.extend(item.metadata.iter().map(|(key, value)| format!("{key}={value}")));
+    format!("item      {}", plain(&parts.join(", ")))
+}
+
+/// An address on one line, from specific to general.
+fn address_text(address: &PostalAddress) -> String {
+    let lines = address.recipients.iter().chain([&address.organization]).chain(&address.address_lines);
+    let places = [
+        &address.sublocality,
+        &address.locality,
+        &address.administrative_area,
+        &address.postal_code,
+        &address.sorting_code,
+        &address.region_code,
+    ];
+    let parts: Vec<&str> = lines.chain(places).map(String::as_str).filter(|part| !part.is_empty()).collect();
+    parts.join(", ")
 }
 
 /// What the columns of orders on one line each are.
@@ -192,6 +225,45 @@ mod tests {
             ..Order::default()
         };
         assert_eq!(status_text(&order), "REJECTED (CARD_DECLINED), inventory to compensate");
+    }
+
+    #[test]
+    fn an_order_shows_what_its_client_said() {
+        let text = |text: &str| text.to_owned();
+        let shown = super::order(&Order {
+            tenant: text("shop-1"),
+            reference: text("PO-17"),
+            note: text("ring twice"),
+            payment_method: text("tok_1"),
+            metadata: [(text("channel"), text("web"))].into(),
+            shipping_address: Some(PostalAddress {
+                region_code: text("CH"),
+                postal_code: text("8001"),
+                locality: text("Z\u{fc}rich"),
+                address_lines: vec![text("Street 1")],
+                recipients: vec![text("Ada")],
+                ..PostalAddress::default()
+            }),
+            items: vec![OrderItem {
+                sku: text("widget"),
+                quantity: 2,
+                name: text("Blue widget"),
+                metadata: [(text("color"), text("blue\n"))].into(),
+                ..OrderItem::default()
+            }],
+            ..Order::default()
+        });
+        for line in [
+            "item      2 widget at 0, Blue widget, color=blue\\n",
+            "tenant    shop-1",
+            "reference PO-17",
+            "note      ring twice",
+            "ship to   Ada, Street 1, Z\u{fc}rich, 8001, CH",
+            "metadata  channel=web",
+        ] {
+            assert!(shown.lines().any(|shown| shown == line), "{line} in {shown}");
+        }
+        assert!(!shown.contains("tok_1"));
     }
 
     #[test]

@@ -5,14 +5,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "it tells by panicking")]
 
+use std::collections::BTreeMap;
+
+use backbone::log::event::BYTES_MAX;
 use backbone::log::ids::{CustomerKey, OrderId, OrderKey, Revision};
 use backbone::log::lifecycle;
 use data_encoding::HEXLOWER;
 use http::HeaderMap;
 use prost::Message;
+use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{
     CancelOrderRequest, CreateOrderRequest, GetOrderRequest, ListOrderEventsRequest, ListOrdersRequest,
-    OrderItem, OrderStatus, WatchOrderRequest, WatchOrdersRequest,
+    OrderEvent, OrderItem, OrderStatus, PostalAddress, WatchOrderRequest, WatchOrdersRequest,
 };
 use routes::Routes;
 use sha2::{Digest, Sha256};
@@ -21,7 +25,7 @@ use tonic_types::StatusExt;
 
 use crate::auth::{Directory, Kind, Tokens};
 use crate::page_token::{History, List};
-use crate::validation;
+use crate::validation::{self, currency::is_currency};
 
 const TENANT: &str = "shop-1";
 const OTHER_TENANT: &str = "shop-2";
@@ -29,11 +33,13 @@ const OTHER_TENANT: &str = "shop-2";
 /// Error details that every client takes; some refuse headers of 8 KiB in all.
 const DETAILS_BYTES_MAX: usize = 5 * 1024;
 const HEADERS_BYTES_MAX: usize = 8 * 1024;
+/// Headers of an event, with a trace state of 512 bytes, and its id and step.
+const EVENT_HEADERS_BYTES_MAX: usize = 2 * 1024;
 
 /// A CreateOrderRequest is accepted if it keeps every rule, and its total is the sum of its items.
 pub fn create_order(bytes: &[u8]) {
     let Ok(request) = CreateOrderRequest::decode(bytes) else { return };
-    let CreateOrderRequest { request_id, customer_id, items, route } = &request;
+    let CreateOrderRequest { request_id, customer_id, items, route, metadata, .. } = &request;
     let sum: i128 = items.iter().map(|item| i128::from(item.quantity) * i128::from(price(item))).sum();
     if let Ok(total) = lifecycle::total(items) {
         assert_eq!(i128::from(total.minor_units), sum);
@@ -45,6 +51,13 @@ pub fn create_order(bytes: &[u8]) {
         && items.iter().all(is_item)
         && items.windows(2).all(|pair| code(&pair[0]) == code(&pair[1]))
         && sum <= i128::from(i64::MAX)
+        && request.encoded_len() <= 60 * 1024
+        && is_metadata(metadata, 50)
+        && request.shipping_address.as_ref().is_none_or(is_address)
+        && request.payment_method.chars().count() <= 256
+        && request.payment_method.chars().all(|c| c == ' ' || c.is_ascii_graphic())
+        && is_short(&request.note, 500)
+        && is_short(&request.reference, 64)
         && (is_known || !request_id.is_empty());
     match validation::new_order(TENANT, &Routes::default(), request.clone()) {
         Ok(new) => {
@@ -56,8 +69,18 @@ pub fn create_order(bytes: &[u8]) {
             assert_eq!(new.route.is_some(), is_known);
             let Some(route) = new.route else { return };
             let order = lifecycle::create(&new.created, route, Default::default()).unwrap();
-            assert_eq!(i128::from(order.total.unwrap().minor_units), sum);
+            assert_eq!((&order.metadata, &order.shipping_address), (metadata, &request.shipping_address));
+            let texts = (&request.payment_method, &request.note, &request.reference);
+            assert_eq!((&order.payment_method, &order.note, &order.reference), texts);
+            assert_eq!(order.tenant, TENANT);
+            assert_eq!(i128::from(order.total.as_ref().unwrap().minor_units), sum);
             assert_eq!((&order.items, &order.customer_id), (items, customer_id));
+            let event = OrderEvent {
+                order: Some(order),
+                detail: Some(Detail::Created(new.created)),
+                ..Default::default()
+            };
+            assert!(event.encoded_len() + EVENT_HEADERS_BYTES_MAX <= BYTES_MAX);
         }
         Err(rejection) => {
             assert!(!keeps_the_rules, "rejected: {request:?}: {rejection:?}");
@@ -70,6 +93,26 @@ pub fn create_order(bytes: &[u8]) {
                 "items[].unit_price",
                 "items[].unit_price.currency_code",
                 "items[].unit_price.minor_units",
+                "items[].name",
+                "items[].metadata",
+                "items[].metadata[]",
+                "metadata",
+                "metadata[]",
+                "shipping_address.region_code",
+                "shipping_address.language_code",
+                "shipping_address.postal_code",
+                "shipping_address.sorting_code",
+                "shipping_address.administrative_area",
+                "shipping_address.locality",
+                "shipping_address.sublocality",
+                "shipping_address.organization",
+                "shipping_address.address_lines",
+                "shipping_address.address_lines[]",
+                "shipping_address.recipients",
+                "shipping_address.recipients[]",
+                "payment_method",
+                "note",
+                "reference",
                 "route",
             ];
             check_rejection(&rejection, &fields, items.len());
@@ -241,11 +284,40 @@ fn is_text(text: &str, bytes_max: usize, punctuation: &str) -> bool {
 }
 
 fn is_item(item: &OrderItem) -> bool {
-    let is_code = |code: &[u8]| matches!(code, [b'A'..=b'Z', b'A'..=b'Z', b'A'..=b'Z']);
     is_text(&item.sku, 64, "-_")
         && (1..=1_000_000).contains(&item.quantity)
-        && code(item).is_some_and(|code| is_code(code.as_bytes()))
+        && code(item).is_some_and(is_currency)
         && price(item) >= 0
+        && is_short(&item.name, 200)
+        && is_metadata(&item.metadata, 10)
+}
+
+fn is_short(text: &str, chars_max: usize) -> bool {
+    text.chars().count() <= chars_max && text.chars().all(|c| !c.is_control())
+}
+
+fn is_line(text: &str, chars_max: usize) -> bool {
+    !text.is_empty() && is_short(text, chars_max)
+}
+
+fn is_metadata(metadata: &BTreeMap<String, String>, entries_max: usize) -> bool {
+    metadata.len() <= entries_max
+        && metadata.iter().all(|(key, value)| is_line(key, 40) && is_short(value, 500))
+}
+
+fn is_address(address: &PostalAddress) -> bool {
+    let names =
+        [&address.administrative_area, &address.locality, &address.sublocality, &address.organization];
+    address.region_code.len() == 2
+        && address.region_code.bytes().all(|byte| byte.is_ascii_uppercase())
+        && (address.language_code.is_empty() || is_text(&address.language_code, 35, "-"))
+        && is_short(&address.postal_code, 32)
+        && is_short(&address.sorting_code, 32)
+        && names.into_iter().all(|name| is_short(name, 100))
+        && address.address_lines.len() <= 5
+        && address.address_lines.iter().all(|line| is_line(line, 200))
+        && address.recipients.len() <= 5
+        && address.recipients.iter().all(|recipient| is_line(recipient, 100))
 }
 
 fn code(item: &OrderItem) -> Option<&str> {
@@ -276,11 +348,13 @@ fn check_rejection(rejection: &Status, fields: &[&str], length: usize) {
     assert!(header_bytes <= HEADERS_BYTES_MAX, "{header_bytes} bytes");
 }
 
-/// A path such as `items[3].sku` as `items[].sku` and 3.
+/// A path such as `items[3].sku` as `items[].sku` and 3; the keys of maps are left out too.
 fn without_index(path: &str) -> (String, Option<usize>) {
-    let parts = path.split_once('[').and_then(|(before, rest)| Some((before, rest.split_once(']')?)));
-    let Some((before, (index, after))) = parts else { return (path.to_owned(), None) };
-    (format!("{before}[]{after}"), Some(index.parse().unwrap()))
+    let index = ["items[", "statuses["].iter().find_map(|list| path.strip_prefix(list));
+    let index = index.map(|rest| rest.split_once(']').unwrap().0.parse().unwrap());
+    let parts: Vec<_> =
+        path.split(']').map(|part| part.split_once('[').map_or(part, |(before, _)| before)).collect();
+    (parts.join("[]"), index)
 }
 
 #[cfg(test)]

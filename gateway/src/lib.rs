@@ -16,6 +16,7 @@ pub mod fuzzing;
 mod gate;
 mod grpc;
 mod health;
+mod idempotency;
 mod losses;
 mod lost_letters;
 mod malformed;

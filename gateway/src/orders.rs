@@ -8,6 +8,7 @@ use std::time::Duration;
 use backbone::broker::direct_get::ReadError;
 use backbone::log::event::Recorded;
 use backbone::log::ids::{CustomerKey, OrderId, Revision};
+use backbone::log::payment_method::removed_from_order;
 use backbone::log::{AppendError, Appended, LossCounts, OrderLog, Update, WatchError};
 use futures::stream::unfold;
 use futures::{Stream, StreamExt};
@@ -31,6 +32,7 @@ use tracing::debug;
 
 use crate::admission::{Caller, ConcurrencyLimit, Permit};
 use crate::auth::Principal;
+use crate::idempotency::is_retry;
 use crate::metrics::{OpenStream, WATCH_ORDER, WATCH_ORDERS};
 use crate::page_token::History;
 use crate::readiness::Readiness;
@@ -101,7 +103,7 @@ impl OrderService for Orders {
         let asked = new.created.clone();
         let Some(route) = new.route else {
             let order = self.retried(&new.id, &asked, deadline).await?;
-            return Ok(Response::new(CreateOrderResponse { order: Some(order) }));
+            return Ok(Response::new(CreateOrderResponse { order: shown(order) }));
         };
 
         let appended = self.log.create(new.id, new.created, route, deadline).await;
@@ -110,11 +112,11 @@ impl OrderService for Orders {
         let order = match appended.map_err(|error| broker_errors::append(&new.id, &error))? {
             Appended::Stored(created) => created.order,
             // A retry: the equal id implies the same customer and request_id.
-            Appended::Overtaken(existing) if is_same(&asked, &existing.order) => existing.order,
+            Appended::Overtaken(existing) if is_retry(&asked, &existing.order) => existing.order,
             Appended::Overtaken(_) => return Err(errors::request_id_reused(&new.id)),
         };
         debug!(order_id = %new.id, revision = order.revision, "order accepted");
-        Ok(Response::new(CreateOrderResponse { order: Some(order) }))
+        Ok(Response::new(CreateOrderResponse { order: shown(order) }))
     }
 
     async fn get_order(
@@ -128,7 +130,7 @@ impl OrderService for Orders {
         let found = read_by(deadline, self.log.load(&id)).await?;
         let found = found.filter(|found| owns(&tenant, &found.order, &id));
         let found = found.ok_or_else(|| errors::not_found(&id))?;
-        Ok(Response::new(GetOrderResponse { order: Some(found.order) }))
+        Ok(Response::new(GetOrderResponse { order: shown(found.order) }))
     }
 
     async fn list_orders(
@@ -143,7 +145,8 @@ impl OrderService for Orders {
         let listing = self.log.list(page.customer, page.before, page.size, until, wanted);
         let found = read_by(deadline, listing).await?;
         let next_page_token = found.next.map(|before| page.list().token(before)).unwrap_or_default();
-        Ok(Response::new(ListOrdersResponse { orders: found.orders, next_page_token }))
+        let orders = found.orders.into_iter().filter_map(shown).collect();
+        Ok(Response::new(ListOrdersResponse { orders, next_page_token }))
     }
 
     async fn cancel_order(
@@ -172,7 +175,7 @@ impl OrderService for Orders {
         }
         self.readiness.check_durability_after_append().map_err(|error| broker_errors::append(&id, &error))?;
         debug!(order_id = %id, revision = current.order.revision, "order cancelled");
-        Ok(Response::new(CancelOrderResponse { order: Some(current.order) }))
+        Ok(Response::new(CancelOrderResponse { order: shown(current.order) }))
     }
 
     async fn list_order_events(
@@ -241,17 +244,16 @@ impl Orders {
     /// The order that this request has created when its route existed.
     async fn retried(&self, id: &OrderId, asked: &OrderCreated, deadline: Instant) -> Result<Order, Status> {
         match read_by(deadline, self.log.load(id)).await? {
-            Some(existing) if is_same(asked, &existing.order) => Ok(existing.order),
+            Some(existing) if is_retry(asked, &existing.order) => Ok(existing.order),
             Some(_) => Err(errors::request_id_reused(id)),
             None => Err(validation::unknown_route(&self.routes)),
         }
     }
 }
 
-/// Whether this request has created the order. The default route may have changed since.
-fn is_same(asked: &OrderCreated, order: &Order) -> bool {
-    let route = order.route.as_ref().map_or("", |route| &route.name);
-    asked.items == order.items && (asked.route.is_empty() || asked.route == route)
+/// The order as clients see it. Events lose the payment method in [`Recorded::into_proto`].
+fn shown(order: Order) -> Option<Order> {
+    Some(removed_from_order(order))
 }
 
 /// The page of an order's history that begins behind `after`.

@@ -132,6 +132,7 @@ mod tests {
             customer_id: "ada\n\"\u{e9}".to_owned(),
             currency_code: "EUR".to_owned(),
             minor_units: 350,
+            payment_method: String::new(),
         };
         Record::Captured { idempotency_key: key.to_owned(), charge }
     }

@@ -24,6 +24,8 @@ pub(super) struct Charge {
     pub(super) customer_id: String,
     pub(super) currency_code: String,
     pub(super) minor_units: i64,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) payment_method: String,
 }
 
 /// One fact, as it stands in the journal.
@@ -47,7 +49,7 @@ pub(super) enum Record {
 /// Why a call is not carried out. Nothing was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(super) enum Refusal {
-    #[error("the idempotency_key was used for another order, customer or amount")]
+    #[error("the idempotency_key was used for another order, customer, amount or payment method")]
     KeyReused,
     #[error("the sandbox holds {PAYMENTS_MAX} payments, its maximum; start with an empty file")]
     Full,
@@ -271,6 +273,7 @@ mod tests {
             customer_id: "ada".to_owned(),
             currency_code: "EUR".to_owned(),
             minor_units,
+            payment_method: String::new(),
         }
     }
 
@@ -297,9 +300,10 @@ mod tests {
     #[test]
     fn a_key_with_other_content_is_refused_and_charges_nothing() {
         let other_customer = Charge { customer_id: "grace".to_owned(), ..charge(350) };
+        let other_card = Charge { payment_method: "tok_2".to_owned(), ..charge(350) };
         let mut ledger = Ledger::default();
         ledger.capture("k", charge(350), false).unwrap();
-        for other in [charge(351), other_customer] {
+        for other in [charge(351), other_customer, other_card] {
             assert_eq!(ledger.capture("k", other.clone(), false), Err(Refusal::KeyReused));
             ledger.refund("k").unwrap();
             assert_eq!(ledger.capture("k", other, false), Err(Refusal::KeyReused), "refunded");

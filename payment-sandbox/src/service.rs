@@ -202,10 +202,11 @@ fn served<T>(span: &Span, answer: Result<T, Status>) -> Result<T, Status> {
 }
 
 fn charge_in(request: CaptureRequest) -> Result<(String, Charge), Status> {
-    let CaptureRequest { idempotency_key, order_id, customer_id, amount } = request;
+    let CaptureRequest { idempotency_key, order_id, customer_id, amount, payment_method } = request;
     let key = checked_key(idempotency_key)?;
     check_id("order_id", &order_id)?;
     check_id("customer_id", &customer_id)?;
+    check_id("payment_method", &payment_method)?;
     let amount = amount.ok_or_else(|| Status::invalid_argument("amount is missing"))?;
     let is_code =
         amount.currency_code.len() == 3 && amount.currency_code.bytes().all(|byte| byte.is_ascii_uppercase());
@@ -213,7 +214,7 @@ fn charge_in(request: CaptureRequest) -> Result<(String, Charge), Status> {
         return Err(Status::invalid_argument("amount must be an ISO 4217 code and 0 or more minor units"));
     }
     let (currency_code, minor_units) = (amount.currency_code, amount.minor_units);
-    Ok((key, Charge { order_id, customer_id, currency_code, minor_units }))
+    Ok((key, Charge { order_id, customer_id, currency_code, minor_units, payment_method }))
 }
 
 fn checked_key(key: String) -> Result<String, Status> {

@@ -23,7 +23,7 @@ use tracing::{debug, error};
 
 use crate::delivery::Delivery;
 use crate::metrics;
-use crate::step::{Step, StepError};
+use crate::step::{Step, StepError, StepProfile, for_step};
 
 /// Deadline of an append; the attempt is retried afterwards.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -108,7 +108,7 @@ impl AttemptError {
 /// Makes attempts for a step.
 #[derive(Debug)]
 pub(crate) struct Attempts<S> {
-    pub(crate) name: &'static str,
+    pub(crate) profile: StepProfile,
     pub(crate) step: Arc<S>,
     pub(crate) log: OrderLog,
     /// Deadline of one attempt.
@@ -194,13 +194,13 @@ impl<S: Step> Attempts<S> {
                 Appended::Stored(order) => {
                     let (order_id, revision) = (order.id, order.order.revision);
                     let status = order.order.status().as_str_name();
-                    debug!(step = self.name, %order_id, revision, status, "event appended");
+                    debug!(step = self.profile.name, %order_id, revision, status, "event appended");
                     return Ok(done);
                 }
                 Appended::Overtaken(now) => {
-                    if said.is_some_and(|said| lifecycle::contradicts(&now.order, self.name, &said)) {
-                        metrics::contradicted(self.name);
-                        error!(step = self.name, order_id = %id, "step completed twice with different attributes, the first ones are kept");
+                    if said.is_some_and(|said| lifecycle::contradicts(&now.order, self.profile.name, &said)) {
+                        metrics::contradicted(self.profile.name);
+                        error!(step = self.profile.name, order_id = %id, "step completed twice with different attributes, the first ones are kept");
                     }
                     current = now;
                 }
@@ -216,8 +216,8 @@ impl<S: Step> Attempts<S> {
         acted: bool,
         attempt: u64,
     ) -> Result<Option<Detail>, AttemptError> {
-        let order = &current.order;
-        if lifecycle::waits_for(order, self.name) {
+        let order = &*for_step(self.profile, &current.order);
+        if lifecycle::waits_for(order, self.profile.name) {
             if let Some(until) = deferred_until(order, SystemTime::now()) {
                 self.log.set_timer(&current.id, until).await?;
                 return Ok(None);
@@ -225,11 +225,14 @@ impl<S: Step> Attempts<S> {
             let done = self.step.act(order, attempt).await;
             return Ok(Some(done.or_else(StepError::into_rejection)?));
         }
-        let owes = lifecycle::owes(order, self.name);
-        let may_owe = acted && lifecycle::is_called_off(order) && lifecycle::compensates(order, self.name);
+        let owes = lifecycle::owes(order, self.profile.name);
+        let may_owe =
+            acted && lifecycle::is_called_off(order) && lifecycle::compensates(order, self.profile.name);
         if owes || may_owe {
-            let undone =
-                self.step.compensate(order, lifecycle::has_completed(order, self.name), attempt).await?;
+            let undone = self
+                .step
+                .compensate(order, lifecycle::has_completed(order, self.profile.name), attempt)
+                .await?;
             return Ok(owes.then_some(undone));
         }
         Ok(None)

@@ -25,7 +25,7 @@ use crate::delivery::{RETRY, acknowledge};
 use crate::metrics;
 use crate::runtime::REOPEN;
 use crate::status::Status;
-use crate::step::Step;
+use crate::step::{Step, StepProfile, for_step};
 
 /// Renewals in progress.
 const RENEWALS_MAX: usize = 64;
@@ -36,7 +36,7 @@ static NOT_RENEWED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// Renews the effects of carried orders until `drain` is cancelled.
 pub(crate) async fn keep<S: Step>(
-    name: &'static str,
+    profile: StepProfile,
     step: Arc<S>,
     connection: &Connection,
     config: &ProcessorConfig,
@@ -57,9 +57,16 @@ pub(crate) async fn keep<S: Step>(
             Ok(mut open) => {
                 let opened_at = Instant::now();
                 status.opened(open.wrong());
-                let ended =
-                    renew_all(name, &step, &mut open, &mut renewals, config.attempt_timeout, status, drain)
-                        .await;
+                let ended = renew_all(
+                    profile,
+                    &step,
+                    &mut open,
+                    &mut renewals,
+                    config.attempt_timeout,
+                    status,
+                    drain,
+                )
+                .await;
                 let reason = ended.as_ref().err().map(ToString::to_string);
                 status.closed(reason.unwrap_or_else(|| "draining".to_owned()));
                 floor = Some(open.floor().clone());
@@ -92,7 +99,7 @@ pub(crate) async fn keep<S: Step>(
 
 /// Renews until the drain begins or the consumer is lost.
 async fn renew_all<S: Step>(
-    name: &'static str,
+    profile: StepProfile,
     step: &Arc<S>,
     consumer: &mut Consumer,
     renewals: &mut JoinSet<()>,
@@ -108,37 +115,41 @@ async fn renew_all<S: Step>(
             () = drain.cancelled() => return Ok(()),
             Some(ended) = renewals.join_next() => {
                 if let Err(error) = ended {
-                    error!(step = name, %error, "renewal panicked");
+                    error!(step = profile.name, %error, "renewal panicked");
                 }
             }
             message = consumer.next(wanted), if wanted > 0 || consumer.standing() > 0 => {
                 let message = message?;
                 status.record_delivery();
-                renewals.spawn(renew(name, step.clone(), message, limit));
+                renewals.spawn(renew(profile, step.clone(), message, limit));
             }
         }
     }
 }
 
 /// Renews the effects of one order, and acknowledges its message.
-async fn renew<S: Step>(name: &'static str, step: Arc<S>, message: Message, limit: Duration) {
+async fn renew<S: Step>(profile: StepProfile, step: Arc<S>, message: Message, limit: Duration) {
     let (sequence, deliveries) = message
         .info()
         .map_or((0, 1), |info| (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1)));
     let payload = message.payload.clone();
-    let event =
-        match Recorded::decode(&message.subject, Revision(sequence), message.headers.as_ref(), payload) {
-            Ok(event) => event,
-            Err(error) => {
-                warn!(step = name, sequence, subject = %message.subject, %error, "foreign message, skipped");
-                return acknowledge(name, &message, AckKind::Ack).await;
-            }
-        };
+    let event = match Recorded::decode(
+        &message.subject,
+        Revision(sequence),
+        message.headers.as_ref(),
+        payload,
+    ) {
+        Ok(event) => event,
+        Err(error) => {
+            warn!(step = profile.name, sequence, subject = %message.subject, %error, "foreign message, skipped");
+            return acknowledge(profile.name, &message, AckKind::Ack).await;
+        }
+    };
     let order_id = event.id;
     let failure = if is_finished(&event.order) {
         None
     } else {
-        match timeout(limit, step.keep(&event.order)).await {
+        match timeout(limit, step.keep(&for_step(profile, &event.order))).await {
             Ok(kept) => kept.err().map(|error| error.to_string()),
             Err(_) => Some(format!("took longer than {limit:?}")),
         }
@@ -147,10 +158,10 @@ async fn renew<S: Step>(name: &'static str, step: Arc<S>, message: Message, limi
         None => AckKind::Ack,
         Some(error) => {
             if let Some(left_out) = NOT_RENEWED.allow() {
-                warn!(step = name, %order_id, error, left_out, "effect of a carried order not renewed, retrying");
+                warn!(step = profile.name, %order_id, error, left_out, "effect of a carried order not renewed, retrying");
             }
             AckKind::Nak(Some(RETRY.after(deliveries)))
         }
     };
-    acknowledge(name, &message, kind).await;
+    acknowledge(profile.name, &message, kind).await;
 }

@@ -94,7 +94,7 @@ where
         };
         let keeping = async {
             if let Some(carried) = &status.carried {
-                keeping::keep(profile.name, step.clone(), log.connection(), &settings, carried, &drain).await;
+                keeping::keep(profile, step.clone(), log.connection(), &settings, carried, &drain).await;
             }
         };
         join!(

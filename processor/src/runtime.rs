@@ -52,7 +52,7 @@ pub(crate) async fn process<S: Step>(
     let leave = CancellationToken::new();
     let mut pool = Pool {
         name,
-        worker: Arc::new(Worker::new(name, step, log.clone(), dead_letters, config, leave.clone())),
+        worker: Arc::new(Worker::new(profile, step, log.clone(), dead_letters, config, leave.clone())),
         running: JoinSet::new(),
         attempts: HashMap::new(),
         admission: Admission::new(pool_size),

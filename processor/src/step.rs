@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::future::Future;
 
+use backbone::log::payment_method::removed_from_order;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, OrderRejected};
 use thiserror::Error;
@@ -19,12 +20,14 @@ pub struct StepProfile {
     pub worker_pool_size: u16,
     /// Whether it may defer its work.
     pub defers: bool,
+    /// Whether it gets the order's `payment_method`. The runtime removes it from the orders of all other steps.
+    pub gets_payment_method: bool,
 }
 
 impl StepProfile {
-    /// A step without a second consumer, which never defers, and whose processes work on 10 orders each.
+    /// A step without a second consumer, which never defers and gets no `payment_method`. Its processes work on 10 orders each.
     pub const fn new(name: &'static str) -> Self {
-        Self { name, carried: None, worker_pool_size: 10, defers: false }
+        Self { name, carried: None, worker_pool_size: 10, defers: false, gets_payment_method: false }
     }
 }
 
@@ -73,6 +76,15 @@ pub trait Step: Send + Sync + 'static {
     }
 }
 
+/// The order as the step gets it.
+pub(crate) fn for_step(profile: StepProfile, order: &Order) -> Cow<'_, Order> {
+    if profile.gets_payment_method || order.payment_method.is_empty() {
+        Cow::Borrowed(order)
+    } else {
+        Cow::Owned(removed_from_order(order.clone()))
+    }
+}
+
 /// Why a step failed.
 #[derive(Debug, Error)]
 pub enum StepError {
@@ -101,5 +113,25 @@ impl StepError {
             }
             error @ (Self::Unavailable(_) | Self::Unexpected(_)) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fulfilment, inventory, payment};
+
+    #[test]
+    fn only_payment_gets_the_payment_method() {
+        let order = Order {
+            order_id: "order".to_owned(),
+            payment_method: "tok_1".to_owned(),
+            note: "ring twice".to_owned(),
+            ..Order::default()
+        };
+        let without = Order { payment_method: String::new(), ..order.clone() };
+        assert_eq!(*for_step(payment::PROFILE, &order), order);
+        assert_eq!(*for_step(inventory::PROFILE, &order), without);
+        assert_eq!(*for_step(fulfilment::PROFILE, &order), without);
     }
 }

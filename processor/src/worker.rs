@@ -26,7 +26,7 @@ use crate::dead_lettering::{BeforeAttempt, DeadLettering, DeadLetteringError, Or
 use crate::delivery::{Delivery, Disposition, RETRY, acknowledge};
 use crate::metrics;
 use crate::spans;
-use crate::step::Step;
+use crate::step::{Step, StepProfile};
 use crate::suspects::{AttemptStart, OrderRef, Suspects};
 
 // While the broker has no storage space, every order causes these lines.
@@ -64,18 +64,18 @@ pub(crate) struct Worker<S> {
 
 impl<S: Step> Worker<S> {
     pub(crate) fn new(
-        name: &'static str,
+        profile: StepProfile,
         step: Arc<S>,
         log: OrderLog,
         dead_letters: DeadLetters,
         config: &ProcessorConfig,
         leave: CancellationToken,
     ) -> Self {
-        let attempts = Attempts { name, step, log: log.clone(), timeout: config.attempt_timeout };
+        let attempts = Attempts { profile, step, log: log.clone(), timeout: config.attempt_timeout };
         let dead_lettering =
-            DeadLettering::new(dead_letters, log.clone(), name, usize::from(config.max_attempts));
+            DeadLettering::new(dead_letters, log.clone(), profile.name, usize::from(config.max_attempts));
         Self {
-            name,
+            name: profile.name,
             log,
             attempts,
             dead_lettering,
@@ -145,14 +145,15 @@ impl<S: Step> Worker<S> {
     async fn admit(&self, delivery: &Delivery<'_>, received: &Span) -> Result<Admitted<'_>, MessageOutcome> {
         let event = match delivery.decode() {
             Ok(event) => event,
-            Err(reason) => return Err(self.settle_undecodable(delivery, received, &reason).await),
+            // Boxed, as below: the rare cases need most of the memory, and none of them is the first delivery of an order.
+            Err(reason) => return Err(Box::pin(self.settle_undecodable(delivery, received, &reason)).await),
         };
         spans::record_event(received, &event);
         let about = OrderContext::of(&event);
         if !delivery.is_redelivery() {
             return Ok(Admitted { event, about, _alone: None });
         }
-        match self.dead_lettering.before_attempt(delivery, &about).await {
+        match Box::pin(self.dead_lettering.before_attempt(delivery, &about)).await {
             Ok(BeforeAttempt::Attempt(alone)) => Ok(Admitted { event, about, _alone: alone }),
             Ok(BeforeAttempt::Settled(disposition)) => Err(MessageOutcome {
                 disposition,

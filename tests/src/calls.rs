@@ -7,7 +7,7 @@ use futures::{StreamExt, stream};
 use proto::orders::v1::order_service_client::OrderServiceClient;
 use proto::orders::v1::{
     CancelOrderRequest, CreateOrderRequest, GetOrderRequest, Money, Order, OrderEvent, OrderItem,
-    OrderStatus, Route, WatchOrderRequest, WatchOrderResponse,
+    OrderStatus, PostalAddress, Route, WatchOrderRequest, WatchOrderResponse,
 };
 use tokio::time::timeout;
 use tonic::service::Interceptor;
@@ -213,7 +213,7 @@ impl Watcher {
 /// One item at a price of 3.50 EUR.
 pub fn item(sku: &str, quantity: i32) -> OrderItem {
     let unit_price = Some(Money { currency_code: "EUR".to_owned(), minor_units: 350 });
-    OrderItem { sku: sku.to_owned(), quantity, unit_price }
+    OrderItem { sku: sku.to_owned(), quantity, unit_price, ..OrderItem::default() }
 }
 
 /// A request for `items`, safe to retry under `request_id`.
@@ -221,6 +221,56 @@ pub fn order_of(customer_id: &str, request_id: &str, items: Vec<OrderItem>) -> C
     let (request_id, customer_id) = (request_id.to_owned(), customer_id.to_owned());
     CreateOrderRequest { request_id, customer_id, items, ..CreateOrderRequest::default() }
 }
+
+/// A request with a value in every field that a client may leave out. Each text is unlike any other that Waybill writes.
+pub fn full_order_of(customer_id: &str, request_id: &str, items: Vec<OrderItem>) -> CreateOrderRequest {
+    let text = str::to_owned;
+    let mut request = order_of(customer_id, request_id, items);
+    for item in &mut request.items {
+        item.name = text("Guide to the Galaxy, leather-bound");
+        item.metadata = [(text("engraving"), text("dont-panic-in-large-letters"))].into();
+    }
+    CreateOrderRequest {
+        metadata: [(text("campaign"), text("restaurant-at-the-end"))].into(),
+        shipping_address: Some(PostalAddress {
+            region_code: text("GB"),
+            language_code: text("en"),
+            postal_code: text("CT1-42"),
+            sorting_code: text("CEDEX-42"),
+            administrative_area: text("Cottingshire"),
+            locality: text("Cottington"),
+            sublocality: text("Bypassfield"),
+            address_lines: vec![text("155 Country Lane of the Dents")],
+            recipients: vec![text("Arthur Philip Dent")],
+            organization: text("Megadodo Publications"),
+        }),
+        payment_method: text(PAYMENT_METHOD),
+        note: text("beware of the leopard"),
+        reference: text("PO-towel-4711"),
+        ..request
+    }
+}
+
+/// What [`full_order_of`] is paid with.
+pub const PAYMENT_METHOD: &str = "tok_sirius-cybernetics-4242";
+
+/// The texts of [`full_order_of`] that tell about people, and nothing else contains.
+pub const PERSONAL: [&str; 14] = [
+    PAYMENT_METHOD,
+    "leather-bound",
+    "engraving",
+    "dont-panic",
+    "campaign",
+    "restaurant-at-the-end",
+    "CT1-42",
+    "CEDEX-42",
+    "Cottingshire",
+    "Bypassfield",
+    "Country Lane",
+    "Philip Dent",
+    "beware of the leopard",
+    "PO-towel-4711",
+];
 
 /// The route of orders that name none, at a gateway without a route file.
 pub fn default_route() -> Route {

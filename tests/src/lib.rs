@@ -31,7 +31,9 @@ mod tmpfs;
 mod wire;
 
 pub use broker::{Broker, free_port, inbox_of, nats_server};
-pub use calls::{Shows, Watcher, default_route, health, item, order_of};
+pub use calls::{
+    PAYMENT_METHOD, PERSONAL, Shows, Watcher, default_route, full_order_of, health, item, order_of,
+};
 pub use cluster::{Cluster, SERVERS};
 pub use deployment::{Deployment, Gateway, Options};
 pub use folders::mirror;

@@ -19,7 +19,7 @@ use super::read::decode_all;
 use super::{AppendError, Appended, OrderLog, OrderState};
 use crate::broker::direct_get::{self, ReadError, Stored, batch_from};
 use crate::broker::streams::ORDERS;
-use crate::log::carrying::{Candidate, Schedule, Window, must_be_carried};
+use crate::log::carrying::{Candidate, Schedule, Window, groups, must_be_carried};
 use crate::log::event::stored;
 use crate::log::ids::{OrderId, Revision};
 use crate::log::subjects::{self, EventSubject};
@@ -31,6 +31,8 @@ const READ_MESSAGES_MAX: u32 = 256;
 const CARRIES_AT_ONCE: usize = 64;
 /// Orders that are read in one request. Few have more than 16 subjects, and the broker answers 1,024.
 const READ_ORDERS_MAX: usize = 64;
+/// Maximum bytes of their due events, so that large orders do not exceed what the broker buffers for a client (64 MiB).
+const READ_BYTES_MAX: usize = 1024 * 1024;
 /// Orders that are carried in a second, so that a million of them leave room for others.
 const CARRIES_PER_SECOND_MAX: u32 = 1000;
 // Throttled: one cause may affect many orders.
@@ -135,7 +137,7 @@ impl OrderLog {
         walked: &mut CarryProgress,
     ) -> Result<(), CarryError> {
         walked.looked_at = candidates.len() as u64;
-        for some in candidates.chunks(READ_ORDERS_MAX) {
+        for some in groups(&candidates, READ_ORDERS_MAX, READ_BYTES_MAX) {
             let began = Instant::now();
             let mut events = self.last_events(some).await?;
             let carries: Vec<_> = some
@@ -190,7 +192,7 @@ impl OrderLog {
     /// Carries an order whose last event of each kind was read as `stored`, if it has to be.
     async fn carry(
         &self,
-        Candidate { id, created, due }: Candidate,
+        Candidate { id, created, due, .. }: Candidate,
         mut stored: Vec<Stored>,
     ) -> Result<Outcome, CarryError> {
         loop {

@@ -88,6 +88,8 @@ pub struct Candidate {
     pub created: Revision,
     /// The event that is due.
     pub due: Revision,
+    /// Size of that event.
+    pub bytes: usize,
 }
 
 /// A piece of the log in order: orders with due events, and which of them ended within the piece. Most orders end
@@ -101,13 +103,13 @@ impl Window {
     /// Records the next message. Most are judged by their subject alone.
     pub fn observe(&mut self, message: &Stored) {
         let Some(EventSubject { kind, id, next }) = subjects::parse(&message.subject) else { return };
-        let due = message.sequence;
+        let (due, bytes) = (message.sequence, message.payload.len());
         if kind == EventKind::Created {
-            self.open.insert(id, Candidate { id, created: due, due });
+            self.open.insert(id, Candidate { id, created: due, due, bytes });
         } else if kind == EventKind::Carried {
             if let Some(Recorded { detail: Detail::Carried(carried), .. }) = decode(message) {
                 let created = Revision(carried.created_revision);
-                self.open.insert(id, Candidate { id, created, due });
+                self.open.insert(id, Candidate { id, created, due, bytes });
             }
         } else if next == END
             && kind != EventKind::Failed
@@ -124,6 +126,27 @@ impl Window {
         candidates.sort_unstable_by_key(|candidate| candidate.due);
         candidates
     }
+}
+
+/// Divides candidates into groups that are read in one request each: at most `orders_max` of them, and fewer large ones. The
+/// candidate that exceeds `bytes_max` is the last of its group.
+pub(super) fn groups(
+    mut candidates: &[Candidate],
+    orders_max: usize,
+    bytes_max: usize,
+) -> impl Iterator<Item = &[Candidate]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let is_full = |candidate: &Candidate| {
+            bytes += candidate.bytes;
+            bytes >= bytes_max
+        };
+        let full_at = candidates.iter().take(orders_max).position(is_full);
+        let size = full_at.map_or(orders_max, |at| at + 1).min(candidates.len());
+        let (group, rest) = candidates.split_at(size);
+        candidates = rest;
+        (!group.is_empty()).then_some(group)
+    })
 }
 
 /// Whether an order has to be carried that stands like this, because its event at `due` is due. `carried` is where its

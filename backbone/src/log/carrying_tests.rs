@@ -111,7 +111,8 @@ fn log(tried: Vec<(usize, EventKind)>) -> (Vec<Stored>, Vec<Life>) {
         if number >= lives.len() {
             let id = OrderId { customer: CustomerKey::of("", "c"), order: OrderKey::unique() };
             let unit_price = Some(proto::orders::v1::Money { currency_code: "EUR".into(), minor_units: 1 });
-            let items = vec![OrderItem { sku: "widget".into(), quantity: 1, unit_price }];
+            let items =
+                vec![OrderItem { sku: "widget".into(), quantity: 1, unit_price, ..Default::default() }];
             let created = OrderCreated { order_id: id.to_string(), items, ..OrderCreated::default() };
             let order = lifecycle::create(&created, route(), now).unwrap();
             let due = store(&id, order.clone(), Detail::Created(created));
@@ -169,4 +170,21 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn large_orders_are_read_in_smaller_groups() {
+    let candidate = |bytes| Candidate {
+        id: OrderId { customer: CustomerKey::of("", "c"), order: OrderKey::unique() },
+        created: Revision(1),
+        due: Revision(1),
+        bytes,
+    };
+    let sizes = |bytes: &[usize]| -> Vec<usize> {
+        let candidates: Vec<_> = bytes.iter().copied().map(candidate).collect();
+        groups(&candidates, 3, 100).map(<[Candidate]>::len).collect()
+    };
+    assert_eq!(sizes(&[]), [0; 0]);
+    assert_eq!(sizes(&[1; 7]), [3, 3, 1]);
+    assert_eq!(sizes(&[50, 50, 1, 500, 99, 1, 1]), [2, 2, 2, 1]);
 }

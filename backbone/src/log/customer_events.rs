@@ -23,6 +23,8 @@ const NEAR_MESSAGES: u64 = 1024;
 const BATCH_FROM_MESSAGES: u64 = 65_536;
 /// Most events of one answer or one walk.
 const READ_MESSAGES_MAX: u32 = 64;
+/// Maximum bytes of the events of one walk; the event that exceeds it is the last one.
+const WALK_BYTES_MAX: usize = 1024 * 1024;
 
 /// Some events of a customer.
 #[derive(Debug)]
@@ -140,11 +142,12 @@ impl OrderLog {
         announced: Revision,
         end: Option<Revision>,
     ) -> Result<CustomerEvents, ReadError> {
-        let (mut events, mut read) = (Vec::new(), after);
-        while events.len() < READ_MESSAGES_MAX as usize {
+        let (mut events, mut bytes, mut read) = (Vec::new(), 0, after);
+        while events.len() < READ_MESSAGES_MAX as usize && bytes < WALK_BYTES_MAX {
             match self.first_known(filter, Revision(read.0 + 1), announced).await {
                 Ok(Some(message)) => {
                     read = message.sequence;
+                    bytes += message.payload.len();
                     events.extend(decode_all(vec![message]));
                 }
                 Ok(None) => {

@@ -19,14 +19,16 @@ use uuid::Uuid;
 use crate::broker::trace_headers;
 use crate::log::ids::{OrderId, Revision};
 use crate::log::lifecycle;
+use crate::log::payment_method;
 use crate::log::subjects::{self, EventKind, EventSubject};
 use crate::log::unknown_fields;
 
 const CONTENT_TYPE: &str = "application/protobuf";
 const CE_SPEC_VERSION: &str = "1.0";
 
-/// What the largest event that the contract allows takes, in bytes, headers included: an order of 100 items is in it twice.
-pub const BYTES_MAX: usize = 24 * 1024;
+/// What the largest event that the contract allows takes, in bytes, headers included: an order of at most 60 KiB is in it
+/// twice.
+pub const BYTES_MAX: usize = 128 * 1024;
 
 /// The program that writes events.
 #[derive(Clone, Copy, Debug)]
@@ -208,16 +210,16 @@ impl Recorded {
         }
     }
 
-    /// The event as clients see it.
+    /// The event as clients see it, without the payment method.
     pub fn into_proto(self) -> OrderEvent {
-        OrderEvent {
+        payment_method::removed_from_event(OrderEvent {
             event_id: self.event_id,
             previous_revision: self.previous.0,
             order: Some(self.order),
             trace_id: self.trace.map(|trace| trace.trace_id().to_string()).unwrap_or_default(),
             step: self.step,
             detail: Some(self.detail),
-        }
+        })
     }
 }
 

@@ -109,6 +109,12 @@ pub fn create(created: &OrderCreated, route: Route, now: Timestamp) -> Result<Or
         update_time: Some(now),
         route: Some(route),
         current_step,
+        metadata: created.metadata.clone(),
+        shipping_address: created.shipping_address.clone(),
+        payment_method: created.payment_method.clone(),
+        note: created.note.clone(),
+        reference: created.reference.clone(),
+        tenant: created.tenant.clone(),
         ..Order::default()
     })
 }

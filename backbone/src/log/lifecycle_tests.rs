@@ -3,8 +3,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proto::orders::v1::{
     OrderCancelled, OrderCarried, OrderFailed, OrderFulfilled, OrderRedriven, OrderRejected, PaymentCaptured,
-    PaymentRefunded, Shipment, StepCompensated, StepCompleted, StepDeferred, StepResumed, StockReleased,
-    StockReserved,
+    PaymentRefunded, PostalAddress, Shipment, StepCompensated, StepCompleted, StepDeferred, StepResumed,
+    StockReleased, StockReserved,
 };
 
 const NOW: Timestamp = Timestamp { seconds: 1_000, nanos: 0 };
@@ -40,7 +40,7 @@ fn detail(kind: EventKind) -> Detail {
 
 fn item(quantity: i32, minor_units: i64) -> OrderItem {
     let unit_price = Some(Money { currency_code: "EUR".into(), minor_units });
-    OrderItem { sku: "widget".into(), quantity, unit_price }
+    OrderItem { sku: "widget".into(), quantity, unit_price, ..Default::default() }
 }
 
 fn created() -> OrderCreated {
@@ -65,6 +65,35 @@ fn route() -> Route {
         step("ship", false, OrderStatus::Fulfilled),
     ];
     Route { name: "usual".to_owned(), steps }
+}
+
+#[test]
+fn an_order_keeps_all_that_its_client_said_for_life() {
+    let text = str::to_owned;
+    let created = OrderCreated {
+        metadata: [(text("channel"), text("web"))].into(),
+        shipping_address: Some(PostalAddress { region_code: text("CH"), ..Default::default() }),
+        payment_method: text("tok_1"),
+        note: text("ring twice"),
+        reference: text("PO-17"),
+        tenant: text("shop-1"),
+        ..created()
+    };
+    let mut order = create(&created, route(), NOW).unwrap();
+    for (step, kind) in [
+        ("stock", EventKind::Reserved),
+        ("fraud", EventKind::Completed),
+        ("", EventKind::Cancelled),
+        ("stock", EventKind::Released),
+    ] {
+        assert_eq!(
+            (&order.metadata, &order.shipping_address),
+            (&created.metadata, &created.shipping_address)
+        );
+        let texts = [&order.payment_method, &order.note, &order.reference, &order.tenant];
+        assert_eq!(texts, ["tok_1", "ring twice", "PO-17", "shop-1"]);
+        order = apply(&order, step, &detail(kind), NOW).unwrap();
+    }
 }
 
 fn new() -> Order {

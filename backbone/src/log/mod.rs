@@ -7,6 +7,7 @@ pub mod deferral;
 pub mod event;
 pub mod ids;
 pub mod lifecycle;
+pub mod payment_method;
 pub mod subjects;
 
 mod append;

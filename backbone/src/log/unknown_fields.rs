@@ -92,7 +92,7 @@ mod tests {
     use prost_types::Timestamp;
     use proto::orders::v1::order_event::Detail;
     use proto::orders::v1::{
-        OrderCancelled, OrderCreated, OrderFailed, OrderItem, OrderRedriven, Route, RouteStep,
+        OrderCancelled, OrderCreated, OrderFailed, OrderItem, OrderRedriven, PostalAddress, Route, RouteStep,
     };
 
     /// A field that no version has, with something in it.
@@ -100,11 +100,20 @@ mod tests {
 
     fn order() -> Order {
         let unit_price = Some(proto::orders::v1::Money { currency_code: "EUR".to_owned(), minor_units: 350 });
-        let item = OrderItem { sku: "widget".to_owned(), quantity: 2, unit_price };
+        let item = OrderItem { sku: "widget".to_owned(), quantity: 2, unit_price, ..OrderItem::default() };
         let created = OrderCreated {
             order_id: "an-order".to_owned(),
             customer_id: "ada".to_owned(),
             items: vec![item],
+            metadata: [("channel".to_owned(), "web".to_owned())].into(),
+            shipping_address: Some(PostalAddress {
+                region_code: "CH".to_owned(),
+                ..PostalAddress::default()
+            }),
+            payment_method: "tok_1".to_owned(),
+            note: "ring twice".to_owned(),
+            reference: "PO-17".to_owned(),
+            tenant: "shop-1".to_owned(),
             ..OrderCreated::default()
         };
         let step =

@@ -75,6 +75,7 @@ fn item(product: &Product, quantity: i32) -> OrderItem {
         sku: product.sku.to_owned(),
         quantity,
         unit_price: Some(Money { currency_code: CURRENCY.to_owned(), minor_units: product.price_minor }),
+        ..OrderItem::default()
     }
 }
 

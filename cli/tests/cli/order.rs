@@ -1,7 +1,7 @@
 //! `waybill order` against a gateway that answers as the test wants.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -50,6 +50,91 @@ async fn place_sends_the_items_and_shows_the_order() {
     assert_eq!(items, [("widget", 2), ("gadget", 1)]);
     let price = request.items[1].unit_price.as_ref().unwrap();
     assert_eq!((price.currency_code.as_str(), price.minor_units), ("EUR", 4999));
+}
+
+const PLACED: &str = r#"{"customer_id": "ada", "paymentMethod": "tok_1", "note": "ring twice",
+    "items": [{"sku": "widget", "quantity": 2, "unit_price": {"currency_code": "EUR", "minor_units": 350},
+        "metadata": {"color": "blue"}}]}"#;
+
+#[tokio::test]
+async fn place_sends_all_that_an_order_can_say() {
+    let create = Box::new(|_: &_, _| Ok(order(OrderStatus::Accepted, 7)));
+    let (addr, seen) = shop::open(Script { create, ..Script::default() }).await;
+    let flags = [
+        ["--customer", "ada"],
+        ["--item", "widget:2:350:Blue: widget"],
+        ["--metadata", "channel=web"],
+        ["--metadata", "formula=a=b"],
+        ["--payment-method", "tok_1"],
+        ["--note", "ring twice"],
+        ["--reference", "PO-17"],
+        ["--recipient", "Ada"],
+        ["--address-line", "Street 1"],
+        ["--address-line", "Floor 2"],
+        ["--postal-code", "8001"],
+        ["--locality", "Z\u{fc}rich"],
+        ["--region-code", "CH"],
+    ];
+    let output = output_of(waybill_order(addr).arg("place").args(flags.concat())).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let request = seen.creates.lock().unwrap()[0].clone();
+    assert_eq!(request.items[0].name, "Blue: widget");
+    let entries: Vec<_> =
+        request.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    assert_eq!(entries, [("channel", "web"), ("formula", "a=b")]);
+    let texts = [request.payment_method, request.note, request.reference];
+    assert_eq!(texts, ["tok_1", "ring twice", "PO-17"]);
+    let address = request.shipping_address.unwrap();
+    assert_eq!(
+        (address.recipients.concat(), address.address_lines.concat()),
+        ("Ada".into(), "Street 1Floor 2".into())
+    );
+    assert_eq!([address.postal_code, address.locality, address.region_code], ["8001", "Z\u{fc}rich", "CH"]);
+}
+
+#[tokio::test]
+async fn place_takes_an_order_from_a_file_or_from_stdin() {
+    let create = Box::new(|_: &_, _| Ok(order(OrderStatus::Accepted, 7)));
+    let (addr, seen) = shop::open(Script { create, ..Script::default() }).await;
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(PLACED.as_bytes()).unwrap();
+    let path = file.path().to_str().unwrap();
+    let output = output_of(waybill_order(addr).args(["place", "--file", path])).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let mut piped = waybill_order(addr);
+    let from_stdin =
+        output_of(piped.args(["place", "--file", "-"]).stdin(std::fs::File::open(path).unwrap())).await;
+    assert_eq!(from_stdin.status.code(), Some(0), "{}", stderr(&from_stdin));
+    let requests = seen.creates.lock().unwrap().clone();
+    assert_eq!(requests[0], requests[1]);
+    assert_eq!((requests[0].payment_method.as_str(), requests[0].items[0].quantity), ("tok_1", 2));
+    assert_eq!(requests[0].items[0].metadata["color"], "blue");
+}
+
+#[tokio::test]
+async fn place_says_what_is_wrong_with_a_file_and_its_flags() {
+    let (addr, _) = shop::open(Script::default()).await;
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(br#"{"items": [{"sku": "widget", "quantity": "two"}]}"#).unwrap();
+    let path = file.path().to_str().unwrap();
+    let wrong = output_of(waybill_order(addr).args(["place", "--file", path])).await;
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(
+        stderr(&wrong).contains(path) && stderr(&wrong).contains("items[0].quantity"),
+        "{}",
+        stderr(&wrong)
+    );
+    let missing = output_of(waybill_order(addr).args(["place", "--file", "no-such-file"])).await;
+    assert!(stderr(&missing).contains("no-such-file cannot be read"), "{}", stderr(&missing));
+    for flags in [["--note", "x"], ["--region-code", "CH"], ["--customer", "ada"]] {
+        let both = output_of(waybill_order(addr).args(["place", "--file", path]).args(flags)).await;
+        assert_eq!(both.status.code(), Some(64), "{flags:?}");
+    }
+    let neither = output_of(waybill_order(addr).args(["place"])).await;
+    assert!(stderr(&neither).contains("--customer"), "{}", stderr(&neither));
+    let twice = ["place", "--customer", "a", "--item", "w:1:1", "--metadata", "k=1", "--metadata", "k=2"];
+    let twice = output_of(waybill_order(addr).args(twice)).await;
+    assert!(stderr(&twice).contains("the key k twice"), "{}", stderr(&twice));
 }
 
 #[tokio::test]

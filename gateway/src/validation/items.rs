@@ -3,10 +3,15 @@
 use backbone::log::lifecycle::{self, TotalError};
 use proto::orders::v1::{Money, OrderItem};
 
+use super::currency::is_currency;
 use super::violations::Violations;
 
 /// Longest sku, in characters.
 const SKU_CHARS_MAX: usize = 64;
+/// Longest name, in characters.
+const NAME_CHARS_MAX: usize = 200;
+/// Most entries in the metadata of one item.
+const METADATA_ENTRIES_MAX: usize = 10;
 /// Most items of one order.
 const ITEMS_MAX: usize = 100;
 /// Most units of one item.
@@ -29,6 +34,8 @@ impl Violations {
                 Some(price) => self.check_price(i, price),
                 None => self.add(format_args!("items[{i}].unit_price"), "is required"),
             }
+            self.check_short_text(format_args!("items[{i}].name"), &item.name, NAME_CHARS_MAX);
+            self.check_metadata(&format!("items[{i}].metadata"), &item.metadata, METADATA_ENTRIES_MAX);
         }
         self.check_currencies(items);
         self.check_total(items);
@@ -38,7 +45,7 @@ impl Violations {
         if !is_currency(&price.currency_code) {
             self.add(
                 format_args!("items[{i}].unit_price.currency_code"),
-                "must be an ISO 4217 code: three upper-case letters, such as EUR",
+                "must be the ISO 4217 code of a currency in use, such as EUR",
             );
         }
         if price.minor_units < 0 {
@@ -49,7 +56,7 @@ impl Violations {
         }
     }
 
-    /// The first well-formed currency is the order's.
+    /// The first valid currency is the order's.
     fn check_currencies(&mut self, items: &[OrderItem]) {
         let Some((first, of_order)) =
             items.iter().enumerate().find_map(|(i, item)| Some((i, currency(item)?)))
@@ -87,12 +94,8 @@ impl Violations {
     }
 }
 
-/// The item's currency, if it is well-formed.
+/// The item's currency, if it is valid.
 fn currency(item: &OrderItem) -> Option<&str> {
     let code = item.unit_price.as_ref()?.currency_code.as_str();
     is_currency(code).then_some(code)
-}
-
-fn is_currency(code: &str) -> bool {
-    code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase())
 }

@@ -1,11 +1,15 @@
 //! The rules of every request field. All that a request breaks is reported at once.
 
+mod address;
+pub(crate) mod currency;
 mod items;
+mod metadata;
 mod violations;
 
 pub(crate) use violations::Violations;
 
 use backbone::log::ids::{CustomerKey, OrderId, OrderKey, Revision};
+use prost::Message;
 use proto::orders::v1::{
     CancelOrderRequest, CreateOrderRequest, ListOrderEventsRequest, ListOrdersRequest, OrderCancelled,
     OrderCreated, OrderStatus, Route,
@@ -20,6 +24,18 @@ use crate::page_token::{History, List};
 const ID_CHARS_MAX: usize = 128;
 /// Longest message of a cancel, in characters.
 const MESSAGE_CHARS_MAX: usize = 256;
+/// Longest payment_method, in characters.
+const PAYMENT_METHOD_CHARS_MAX: usize = 256;
+/// Longest note, in characters.
+const NOTE_CHARS_MAX: usize = 500;
+/// Longest reference, in characters.
+const REFERENCE_CHARS_MAX: usize = 64;
+/// Most entries in the metadata of an order.
+const METADATA_ENTRIES_MAX: usize = 50;
+/// Largest CreateOrderRequest, encoded. Below the limit of any request, so that the answer names what to shorten. An order with
+/// 100 items and every other field at its limit fits in ASCII, except for the metadata of its items.
+/// [`BYTES_MAX`](backbone::log::event::BYTES_MAX) follows from it.
+pub(crate) const ORDER_BYTES_MAX: usize = 60 * 1024;
 /// Most orders of one page, and how many there are if the client does not say.
 const PAGE_SIZE_MAX: usize = 1_000;
 const PAGE_SIZE_DEFAULT: usize = 50;
@@ -45,13 +61,35 @@ pub(crate) fn new_order(
     routes: &Routes,
     request: CreateOrderRequest,
 ) -> Result<NewOrder, Status> {
-    let CreateOrderRequest { request_id, customer_id, items, route: route_name } = request;
     let mut violations = Violations::default();
+    violations.check_size(&request);
+    let CreateOrderRequest {
+        request_id,
+        customer_id,
+        items,
+        route: route_name,
+        metadata,
+        shipping_address,
+        payment_method,
+        note,
+        reference,
+    } = request;
     if !request_id.is_empty() {
         violations.check_text("request_id", &request_id, ID_CHARS_MAX, "-_.:");
     }
     violations.check_text("customer_id", &customer_id, ID_CHARS_MAX, CUSTOMER_ID_PUNCTUATION);
     violations.check_items(&items);
+    violations.check_metadata("metadata", &metadata, METADATA_ENTRIES_MAX);
+    if let Some(address) = &shipping_address {
+        violations.check_address(address);
+    }
+    let is_printable = payment_method.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if payment_method.len() > PAYMENT_METHOD_CHARS_MAX || !is_printable {
+        let rule = format_args!("must be at most {PAYMENT_METHOD_CHARS_MAX} printable ASCII characters");
+        violations.add("payment_method", rule);
+    }
+    violations.check_short_text("note", &note, NOTE_CHARS_MAX);
+    violations.check_short_text("reference", &reference, REFERENCE_CHARS_MAX);
     let route = routes.route(&route_name);
     let is_retriable = !request_id.is_empty() && violations.is_empty();
     if route.is_none() && !is_retriable {
@@ -65,9 +103,35 @@ pub(crate) fn new_order(
         OrderKey::of_request(tenant, &customer_id, &request_id)
     };
     let id = OrderId { customer: CustomerKey::of(tenant, &customer_id), order };
-    let created =
-        OrderCreated { order_id: id.to_string(), customer_id, items, request_id, route: route_name };
+    let created = OrderCreated {
+        order_id: id.to_string(),
+        customer_id,
+        items,
+        request_id,
+        route: route_name,
+        metadata,
+        shipping_address,
+        payment_method,
+        note,
+        reference,
+        tenant: tenant.to_owned(),
+    };
     Ok(NewOrder { id, created, route })
+}
+
+impl Violations {
+    /// Checks the size of the whole order. Names the field that takes most of it.
+    fn check_size(&mut self, request: &CreateOrderRequest) {
+        let bytes = request.encoded_len();
+        if bytes <= ORDER_BYTES_MAX {
+            return;
+        }
+        let of_items: usize = request.items.iter().map(Message::encoded_len).sum();
+        let field = if of_items > bytes / 2 { "items" } else { "metadata" };
+        let fix = "shorten names and metadata, or place two orders";
+        let rule = format_args!("must leave the request at most {ORDER_BYTES_MAX} bytes, not {bytes}; {fix}");
+        self.add(field, rule);
+    }
 }
 
 /// The rejection of a request whose route does not exist.
@@ -96,12 +160,7 @@ pub(crate) fn cancel(request: CancelOrderRequest) -> Result<(OrderId, OrderCance
     let CancelOrderRequest { order_id, message } = request;
     let mut violations = Violations::default();
     let id = violations.check_order_id(&order_id);
-    if message.chars().count() > MESSAGE_CHARS_MAX || message.chars().any(char::is_control) {
-        violations.add(
-            "message",
-            format_args!("must be at most {MESSAGE_CHARS_MAX} characters, none of them a control character"),
-        );
-    }
+    violations.check_short_text("message", &message, MESSAGE_CHARS_MAX);
     violations.into_result()?;
     let id = id.ok_or_else(|| errors::invalid(Vec::new(), 0))?;
     Ok((id, OrderCancelled { message }))
@@ -197,15 +256,17 @@ pub(crate) fn events(request: &ListOrderEventsRequest) -> Result<EventsRequest, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+
     use backbone::log::lifecycle;
     use proptest::prelude::*;
-    use proto::orders::v1::{Money, OrderItem};
+    use proto::orders::v1::{Money, OrderItem, PostalAddress};
     use tonic::Code;
     use tonic_types::StatusExt;
 
     fn item(sku: &str, quantity: i32, currency: &str, minor_units: i64) -> OrderItem {
         let unit_price = Some(Money { currency_code: currency.into(), minor_units });
-        OrderItem { sku: sku.into(), quantity, unit_price }
+        OrderItem { sku: sku.into(), quantity, unit_price, ..OrderItem::default() }
     }
 
     fn request(items: Vec<OrderItem>) -> CreateOrderRequest {
@@ -225,10 +286,10 @@ mod tests {
     fn every_violation_is_reported_at_once() {
         let items = vec![
             item("", 0, "eur", -1),
-            OrderItem { sku: "a b".into(), quantity: 1_000_001, unit_price: None },
+            OrderItem { sku: "a b".into(), quantity: 1_000_001, ..OrderItem::default() },
         ];
         let (request_id, route) = ("r 1".into(), "nowhere".into());
-        let request = CreateOrderRequest { request_id, customer_id: String::new(), items, route };
+        let request = CreateOrderRequest { request_id, items, route, ..CreateOrderRequest::default() };
         assert_eq!(
             refused(request),
             [
@@ -287,6 +348,162 @@ mod tests {
             "items",
         ];
         assert_eq!(refused(request(items)), expected);
+    }
+
+    fn with(change: impl FnOnce(&mut CreateOrderRequest)) -> CreateOrderRequest {
+        let mut request = request(vec![item("widget", 1, "EUR", 1)]);
+        change(&mut request);
+        request
+    }
+
+    fn with_address(change: impl FnOnce(&mut PostalAddress)) -> CreateOrderRequest {
+        let mut address = PostalAddress { region_code: "CH".to_owned(), ..PostalAddress::default() };
+        change(&mut address);
+        with(|request| request.shipping_address = Some(address))
+    }
+
+    fn metadata(entries: usize, key_chars: usize, value: &str) -> BTreeMap<String, String> {
+        (0..entries).map(|n| (format!("{n:0>key_chars$}"), value.to_owned())).collect()
+    }
+
+    #[test]
+    fn texts_have_limits_and_no_control_characters() {
+        for (field, chars_max, request) in [
+            ("note", 500, (|text| with(|request| request.note = text)) as fn(String) -> CreateOrderRequest),
+            ("reference", 64, |text| with(|request| request.reference = text)),
+            ("payment_method", 256, |text| with(|request| request.payment_method = text)),
+            ("items[0].name", 200, |text| with(|request| request.items[0].name = text)),
+            ("shipping_address.postal_code", 32, |text| with_address(|address| address.postal_code = text)),
+            ("shipping_address.sorting_code", 32, |text| with_address(|address| address.sorting_code = text)),
+            ("shipping_address.locality", 100, |text| with_address(|address| address.locality = text)),
+            ("shipping_address.sublocality", 100, |text| with_address(|address| address.sublocality = text)),
+            ("shipping_address.organization", 100, |text| {
+                with_address(|address| address.organization = text)
+            }),
+            ("shipping_address.administrative_area", 100, |text| {
+                with_address(|address| address.administrative_area = text)
+            }),
+            ("shipping_address.language_code", 35, |text| {
+                with_address(|address| address.language_code = text)
+            }),
+            ("shipping_address.address_lines[0]", 200, |text| {
+                with_address(|address| address.address_lines = vec![text])
+            }),
+            ("shipping_address.recipients[0]", 100, |text| {
+                with_address(|address| address.recipients = vec![text])
+            }),
+        ] {
+            new_order("", &Routes::default(), request("x".repeat(chars_max))).unwrap();
+            assert_eq!(refused(request("x".repeat(chars_max + 1))), [field]);
+            for control in ["a\nb", "a\0", "\u{85}", "\u{1b}[2J"] {
+                assert_eq!(refused(request(control.to_owned())), [field], "{control:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_payment_method_is_printable_ascii_and_never_repeated() {
+        let bad = with(|request| request.payment_method = "tok_\u{fc}4242".to_owned());
+        let status = new_order("", &Routes::default(), bad).unwrap_err();
+        assert!(!format!("{status:?}").contains("4242"), "{status:?}");
+        assert!(status.message().contains("printable ASCII"), "{status:?}");
+    }
+
+    #[test]
+    fn an_address_has_a_region_and_few_lines() {
+        assert_eq!(
+            refused(with(|request| request.shipping_address = Some(PostalAddress::default()))),
+            ["shipping_address.region_code"]
+        );
+        for code in ["ch", "CHE", "C", "C1"] {
+            let request = with_address(|address| address.region_code = code.to_owned());
+            assert_eq!(refused(request), ["shipping_address.region_code"], "{code}");
+        }
+        let lines = || vec!["line".to_owned(); 6];
+        assert_eq!(
+            refused(with_address(|address| address.address_lines = lines())),
+            ["shipping_address.address_lines"]
+        );
+        assert_eq!(
+            refused(with_address(|address| address.recipients = lines())),
+            ["shipping_address.recipients"]
+        );
+        let empty = with_address(|address| address.recipients = vec!["Ada".to_owned(), String::new()]);
+        assert_eq!(refused(empty), ["shipping_address.recipients[1]"]);
+    }
+
+    #[test]
+    fn metadata_has_limits_and_names_the_entry() {
+        let of_order = |metadata| with(|request| request.metadata = metadata);
+        let of_item = |metadata| with(|request| request.items[0].metadata = metadata);
+        let long = "v".repeat(500);
+        new_order("", &Routes::default(), of_order(metadata(50, 40, &long))).unwrap();
+        new_order("", &Routes::default(), of_item(metadata(10, 40, &long))).unwrap();
+        assert_eq!(refused(of_order(metadata(51, 40, ""))), ["metadata"]);
+        assert_eq!(refused(of_item(metadata(11, 40, ""))), ["items[0].metadata"]);
+        assert_eq!(refused(of_order(metadata(1, 41, ""))), ["metadata"]);
+        assert_eq!(refused(of_order(metadata(1, 5, &"v".repeat(501)))), ["metadata[00000]"]);
+        assert_eq!(refused(of_item(metadata(1, 5, "a\tb"))), ["items[0].metadata[00000]"]);
+        let entry = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        assert_eq!(refused(of_order(entry("", "v"))), ["metadata"]);
+        assert_eq!(refused(of_order(entry("a\nb", "v"))), ["metadata"]);
+        new_order("", &Routes::default(), of_order(entry("Gru\u{df} an", "\u{fc}"))).unwrap();
+        assert_eq!(refused(of_order(entry("Gru\u{df} an", "\n"))), ["metadata"]);
+    }
+
+    #[test]
+    fn an_order_of_the_largest_fields_fits_and_a_larger_one_names_what_to_shorten() {
+        let largest = largest();
+        assert!(largest.encoded_len() <= ORDER_BYTES_MAX, "{} bytes", largest.encoded_len());
+        new_order("", &Routes::default(), largest.clone()).unwrap();
+        let mut items = largest.clone();
+        items.items[0].metadata = metadata(10, 40, &"v".repeat(500));
+        assert_eq!(refused(items), ["items"]);
+        let mut letters = largest;
+        letters.items.truncate(1);
+        letters.metadata = metadata(50, 40, &"\u{1f600}".repeat(500));
+        assert_eq!(refused(letters), ["metadata"]);
+    }
+
+    #[test]
+    fn only_currencies_in_use_are_accepted() {
+        for code in ["XYZ", "XTS", "XXX", "DEM"] {
+            let request = request(vec![item("widget", 1, code, 1)]);
+            let status = new_order("", &Routes::default(), request).unwrap_err();
+            assert!(status.message().contains("ISO 4217"), "{status:?}");
+            assert_eq!(
+                refused(self::request(vec![item("widget", 1, code, 1)])),
+                ["items[0].unit_price.currency_code"]
+            );
+        }
+    }
+
+    /// A request with all fields at their limits, in ASCII, but for the metadata of items.
+    fn largest() -> CreateOrderRequest {
+        let text = |chars: usize| "x".repeat(chars);
+        let item = OrderItem { name: text(200), ..item(&text(64), 1_000_000, "EUR", 1 << 36) };
+        CreateOrderRequest {
+            request_id: text(128),
+            customer_id: text(128),
+            items: vec![item; 100],
+            route: String::new(),
+            metadata: metadata(50, 40, &text(500)),
+            shipping_address: Some(PostalAddress {
+                region_code: "CH".to_owned(),
+                language_code: text(35),
+                postal_code: text(32),
+                sorting_code: text(32),
+                administrative_area: text(100),
+                locality: text(100),
+                sublocality: text(100),
+                address_lines: vec![text(200); 5],
+                recipients: vec![text(100); 5],
+                organization: text(100),
+            }),
+            payment_method: text(256),
+            note: text(500),
+            reference: text(64),
+        }
     }
 
     #[test]

@@ -61,6 +61,15 @@ impl Violations {
         }
     }
 
+    /// A text that may be empty.
+    pub(super) fn check_short_text(&mut self, field: impl Display, text: &str, chars_max: usize) {
+        if !is_short_text(text, chars_max) {
+            let rule =
+                format_args!("must be at most {chars_max} characters, none of them a control character");
+            self.add(field, rule);
+        }
+    }
+
     pub(super) fn check_text(
         &mut self,
         field: impl Display,
@@ -78,4 +87,9 @@ impl Violations {
             );
         }
     }
+}
+
+/// Whether a text has at most so many characters, and no control characters.
+pub(super) fn is_short_text(text: &str, chars_max: usize) -> bool {
+    text.chars().count() <= chars_max && !text.chars().any(char::is_control)
 }

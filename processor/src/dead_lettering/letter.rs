@@ -7,6 +7,7 @@ use backbone::broker::trace_headers;
 use backbone::dead_letters::{StoredDeadLetter, error_text, fingerprint, headers_of};
 use backbone::log::event::Undecodable;
 use backbone::log::ids::Revision;
+use backbone::log::payment_method::removed_from_payload;
 use backbone::log::subjects;
 use program::trace;
 use prost_types::Timestamp;
@@ -131,7 +132,7 @@ fn open(delivery: &Delivery<'_>, reason: DeadLetterReason) -> DeadLetter {
         state: DeadLetterState::Open.into(),
         reason: reason.into(),
         headers: headers_of(delivery.message.headers.as_ref()),
-        payload: delivery.message.payload.to_vec(),
+        payload: removed_from_payload(&delivery.message.payload),
         create_time: Some(now()),
         ..of_message(delivery)
     }

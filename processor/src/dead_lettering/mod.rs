@@ -159,7 +159,9 @@ impl DeadLettering {
                 self.clear_announcement(delivery).await;
                 Ok(Disposition::Retry(delivery.pause()))
             }
-            Outcome::Failed { about, seen, error } => self.count(delivery, about, seen, error).await,
+            Outcome::Failed { about, seen, error } => {
+                Box::pin(self.count(delivery, about, seen, error)).await
+            }
             Outcome::Undecodable(reason) => {
                 let disposition = self.store_undecodable(delivery, reason).await?;
                 let (sequence, subject) = (delivery.id.sequence().0, &delivery.message.subject);

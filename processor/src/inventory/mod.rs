@@ -36,6 +36,7 @@ pub const PROFILE: StepProfile = StepProfile {
     // A commit takes an fsync, some milliseconds on a busy disk, and serves all workers that wait for it.
     worker_pool_size: 128,
     defers: false,
+    gets_payment_method: false,
 };
 
 /// The inventory step.
@@ -139,7 +140,7 @@ mod tests {
     use proto::orders::v1::OrderItem;
 
     fn order(lines: impl IntoIterator<Item = (String, i32)>) -> Order {
-        let item = |(sku, quantity)| OrderItem { sku, quantity, unit_price: None };
+        let item = |(sku, quantity)| OrderItem { sku, quantity, ..OrderItem::default() };
         Order { items: lines.into_iter().map(item).collect(), ..Order::default() }
     }
 

@@ -17,7 +17,7 @@ use crate::creation_time::CreationTime;
 use crate::step::{Step, StepError, StepProfile};
 
 /// The payment step.
-pub const PROFILE: StepProfile = StepProfile::new("payment");
+pub const PROFILE: StepProfile = StepProfile { gets_payment_method: true, ..StepProfile::new("payment") };
 
 /// Reason of an order whose payment was declined.
 pub const CARD_DECLINED: &str = "CARD_DECLINED";
@@ -48,6 +48,7 @@ impl<P: PaymentProvider> Step for Payment<P> {
             order_id: &order.order_id,
             customer_id: &order.customer_id,
             amount: &amount,
+            payment_method: &order.payment_method,
         };
         let payment_id = self.provider.capture(capture).await?;
         Ok(Detail::Paid(PaymentCaptured { payment_id, amount: Some(amount) }))

@@ -18,6 +18,8 @@ pub struct Capture<'a> {
     pub customer_id: &'a str,
     /// How much.
     pub amount: &'a Money,
+    /// What the customer pays with: the client's token; may be empty.
+    pub payment_method: &'a str,
 }
 
 /// Money that went back.

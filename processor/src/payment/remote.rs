@@ -43,16 +43,17 @@ impl PaymentProvider for Remote {
             order_id: capture.order_id.to_owned(),
             customer_id: capture.customer_id.to_owned(),
             amount: Some(to_payments(capture.amount)),
+            payment_method: capture.payment_method.to_owned(),
         };
+        let about = (capture.order_id, capture.payment_method);
         let call = async |channel, request| client(channel).capture(request).await;
-        let response =
-            self.service.call("payments.v1.PaymentService/Capture", capture.order_id, request, call).await?;
+        let response = self.service.call("payments.v1.PaymentService/Capture", about, request, call).await?;
         match response.outcome {
             Some(capture_response::Outcome::Captured(captured)) => {
                 Ok(reference("payment_id", captured.payment_id)?)
             }
             Some(capture_response::Outcome::Declined(declined)) => {
-                Err(CaptureError::Declined(shortened(&declined.message)))
+                Err(CaptureError::Declined(shortened(&declined.message, capture.payment_method)))
             }
             Some(capture_response::Outcome::AlreadyRefunded(_)) => Err(CaptureError::Refunded),
             None => Err(unusable("capture without an outcome").into()),
@@ -65,7 +66,7 @@ impl PaymentProvider for Remote {
         // The key begins with the order's id.
         let order_id = idempotency_key.rsplit_once('-').map_or(idempotency_key, |(order_id, _)| order_id);
         let response =
-            self.service.call("payments.v1.PaymentService/Refund", order_id, request, call).await?;
+            self.service.call("payments.v1.PaymentService/Refund", (order_id, ""), request, call).await?;
         match response.outcome {
             Some(refund_response::Outcome::Refunded(refunded)) => {
                 let amount = refunded.amount.ok_or_else(|| unusable("refund without an amount"))?;

@@ -104,7 +104,13 @@ mod tests {
     async fn capture(sandbox: &Sandbox, key: &str, amount: i64) -> Result<String, CaptureError> {
         let amount = &euros(amount);
         sandbox
-            .capture(Capture { idempotency_key: key, order_id: "order", customer_id: "customer", amount })
+            .capture(Capture {
+                idempotency_key: key,
+                order_id: "order",
+                customer_id: "customer",
+                amount,
+                payment_method: "",
+            })
             .await
     }
 

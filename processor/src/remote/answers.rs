@@ -1,5 +1,6 @@
 //! Reads a service's answers, and distinguishes them from missing ones. Does no I/O.
 
+use std::borrow::Cow;
 use std::error::Error as _;
 
 use program::plain_text::is_plain;
@@ -10,6 +11,8 @@ use crate::step::StepError;
 
 /// References and messages go into the order's history.
 pub(crate) const TEXT_CHARS_MAX: usize = 256;
+/// Stands for the payment method in texts of the service.
+const HIDDEN: &str = "[payment_method]";
 
 /// The service gave no usable answer.
 #[derive(Clone, Debug, Error)]
@@ -47,8 +50,8 @@ pub(super) fn may_pass(status: &Status) -> bool {
 
 /// The outcome of a call. A rejected caller or a missing service is not the order's fault either, though an immediate
 /// retry does not help.
-pub(super) fn call_error(status: &Status) -> CallError {
-    let text = format!("{:?}: {}", status.code(), shortened(status.message()));
+pub(super) fn call_error(status: &Status, payment_method: &str) -> CallError {
+    let text = format!("{:?}: {}", status.code(), shortened(status.message(), payment_method));
     let refused =
         matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented);
     if refused || may_pass(status) { CallError::Unavailable(text) } else { CallError::Unusable(text) }
@@ -69,8 +72,13 @@ pub(crate) fn text(field: &str, text: String, chars_max: usize) -> Result<String
     }
 }
 
-/// A text for people, with characters replaced that a terminal would interpret.
-pub(crate) fn shortened(text: &str) -> String {
+/// A text for people, with characters replaced that a terminal would interpret, and without the payment method: it goes into
+/// logs, spans, dead letters and the order's history.
+pub(crate) fn shortened(text: &str, payment_method: &str) -> String {
+    let text = match payment_method {
+        "" => Cow::Borrowed(text),
+        token => Cow::Owned(text.replace(token, HIDDEN)),
+    };
     let plain = |c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER };
     text.chars().take(TEXT_CHARS_MAX).map(plain).collect()
 }

@@ -67,7 +67,7 @@ impl Service {
     pub(crate) async fn call<T: Clone, R>(
         &self,
         name: &'static str,
-        order_id: &str,
+        (order_id, payment_method): (&str, &str),
         request: T,
         method: impl AsyncFn(Channel, Request<T>) -> Result<Response<R>, Status>,
     ) -> Result<R, CallError> {
@@ -99,14 +99,15 @@ impl Service {
                 Err(_) => Status::deadline_exceeded(format!("no answer within {time:?}")),
             };
             answered(&span, status.code());
-            trace::fail(&span, proto::code_name(status.code()), &shortened(status.message()));
+            let reason = shortened(status.message(), payment_method);
+            trace::fail(&span, proto::code_name(status.code()), &reason);
             drop(span);
             calls += 1;
             let pause = RETRY.after(calls);
             if calls == CALLS_MAX || !may_pass(&status) || Instant::now() + pause >= deadline {
-                return Err(call_error(&status));
+                return Err(call_error(&status, payment_method));
             }
-            debug!(method = name, code = ?status.code(), reason = status.message(), ?pause, "call retried");
+            debug!(method = name, code = ?status.code(), reason, ?pause, "call retried");
             sleep(pause).await;
         }
     }

@@ -33,7 +33,7 @@ pub(super) fn attributes(
     let mut bytes: usize = order.attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
     for (key, value) in &attributes {
         if !is_word(key, KEY_BYTES_MAX, u8::is_ascii_lowercase) {
-            let key = shortened(key);
+            let key = shortened(key, "");
             return Err(unusable(&format!(
                 "attribute {key:?}: a key has 1-{KEY_BYTES_MAX} characters of a-z, 0-9 and '_', the first one of a-z"
             )));
@@ -56,7 +56,7 @@ pub(super) fn attributes(
 
 /// The reason and the message of a rejection.
 pub(super) fn rejection(rejected: Rejected) -> Result<(String, String), CallError> {
-    Ok((reason(rejected.reason)?, shortened(&rejected.message)))
+    Ok((reason(rejected.reason)?, shortened(&rejected.message, "")))
 }
 
 /// The event of a deferral that was answered at `now`.
@@ -67,13 +67,13 @@ pub(super) fn deferral(deferred: Deferred, now: SystemTime) -> Result<StepDeferr
         return Err(unusable("deferred by more than 366 days"));
     }
     let until = until.max(now + DEFERRAL_MIN);
-    let (reason, message) = (reason(deferred.reason)?, shortened(&deferred.message));
+    let (reason, message) = (reason(deferred.reason)?, shortened(&deferred.message, ""));
     Ok(StepDeferred { until: Some(until.into()), reason, message })
 }
 
 fn reason(reason: String) -> Result<String, CallError> {
     if !is_word(&reason, REASON_BYTES_MAX, u8::is_ascii_uppercase) {
-        let reason = shortened(&reason);
+        let reason = shortened(&reason, "");
         return Err(unusable(&format!(
             "reason {reason:?} must have 1-{REASON_BYTES_MAX} characters of A-Z, 0-9 and '_', the first one of A-Z"
         )));

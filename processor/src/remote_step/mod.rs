@@ -58,7 +58,8 @@ impl Step for RemoteStep {
             attempt: counted(attempt),
         };
         let call = async |channel, request| client(channel).act(request).await;
-        let response = self.service.call("steps.v1.StepService/Act", &order.order_id, request, call).await?;
+        let response =
+            self.service.call("steps.v1.StepService/Act", (&order.order_id, ""), request, call).await?;
         match response.outcome {
             Some(act_response::Outcome::Completed(completed)) => {
                 let attributes = attributes(order, self.name, completed.attributes)?;
@@ -89,7 +90,8 @@ impl Step for RemoteStep {
             completed: done,
         };
         let call = async |channel, request| client(channel).compensate(request).await;
-        let called = self.service.call("steps.v1.StepService/Compensate", &order.order_id, request, call);
+        let called =
+            self.service.call("steps.v1.StepService/Compensate", (&order.order_id, ""), request, call);
         match called.await?.outcome {
             Some(compensate_response::Outcome::NothingDone(_)) if done => {
                 let reason = "the step service reports no effect, but the log has the step's completion";

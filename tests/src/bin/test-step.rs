@@ -94,6 +94,9 @@ impl Step for TestStep {
 impl TestStep {
     /// Changes the order's effect by compare-and-set, and returns it.
     async fn change(&self, order: &Order, change: impl Fn(&mut Effect)) -> Result<Effect, StepError> {
+        if !order.payment_method.is_empty() {
+            return Err(StepError::Unexpected("only the payment step may get the payment_method".to_owned()));
+        }
         let unavailable = |error: &dyn std::error::Error| StepError::Unavailable(error.to_string());
         let key = test_steps::key(self.name, &order.order_id, CreationTime::of(order)?);
         for _ in 0..WRITES_MAX {

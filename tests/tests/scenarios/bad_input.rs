@@ -30,10 +30,15 @@ fn price(currency_code: &str, minor_units: i64) -> Option<Money> {
 async fn every_broken_rule_is_named_at_once() {
     let waybill = gateway_only().await;
     let items = vec![
-        OrderItem { sku: String::new(), quantity: 0, unit_price: price("euro", -1) },
-        OrderItem { sku: "not a sku".to_owned(), quantity: -5, unit_price: None },
+        OrderItem { sku: String::new(), quantity: 0, unit_price: price("XYZ", -1), ..OrderItem::default() },
+        OrderItem { sku: "not a sku".to_owned(), quantity: -5, ..OrderItem::default() },
         item("widget", 1),
-        OrderItem { sku: "s".repeat(65), quantity: 1_000_001, unit_price: price("", 0) },
+        OrderItem {
+            sku: "s".repeat(65),
+            quantity: 1_000_001,
+            unit_price: price("", 0),
+            ..OrderItem::default()
+        },
     ];
     let status = waybill.place(order_of("no customer", "no request", items)).await.unwrap_err();
     assert_eq!(
@@ -82,6 +87,21 @@ async fn an_order_as_large_as_the_rules_allow_is_accepted() {
     let request = order_of(&"c".repeat(128), &"r".repeat(128), items);
     let order = waybill.place(request).await.unwrap();
     assert_eq!(order.items.len(), 100);
+}
+
+#[tokio::test]
+async fn an_order_beyond_60_kibibytes_is_refused_with_what_to_shorten() {
+    let waybill = gateway_only().await;
+    let mut request = order_of("customer", "", vec![item("widget", 1); 100]);
+    for item in &mut request.items {
+        item.metadata = [("k".to_owned(), "v".repeat(500)), ("l".to_owned(), "v".repeat(110))].into();
+    }
+    let status = waybill.place(request.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert_eq!(fields(&status), ["items"]);
+    assert!(status.message().contains("61440"), "{}", status.message());
+    request.items.truncate(90);
+    waybill.place(request).await.unwrap();
 }
 
 #[tokio::test]

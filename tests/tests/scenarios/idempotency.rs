@@ -1,12 +1,12 @@
 //! One request_id, one order, however often and wherever the call is repeated.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use backbone::log::subjects::EventKind;
 use futures::future::join_all;
-use harness::{Deployment, Options, item, order_of};
+use harness::{Deployment, Options, PAYMENT_METHOD, full_order_of, item, order_of};
 use proto::orders::v1::order_service_client::OrderServiceClient;
-use proto::orders::v1::{CreateOrderRequest, OrderStatus};
+use proto::orders::v1::{CreateOrderRequest, OrderItem, OrderStatus, PostalAddress};
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -39,6 +39,56 @@ async fn another_order_under_a_used_request_id_is_refused() {
         let info = status.get_details_error_info().unwrap();
         assert_eq!(info.reason, "REQUEST_ID_REUSED");
         assert_eq!(info.metadata["order_id"], first.order_id);
+    }
+    assert_eq!(waybill.subjects().await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_same_order_is_the_same_in_every_field() {
+    let waybill = Deployment::start_with(gateway_only()).await;
+    let request = || full_order_of("customer", "request", vec![item("widget", 1)]);
+    let first = waybill.place(request()).await.unwrap();
+    assert_eq!(waybill.place(request()).await.unwrap(), first);
+    let address = |change: fn(&mut PostalAddress)| {
+        let mut request = request();
+        change(request.shipping_address.as_mut().unwrap());
+        request
+    };
+    let of_item = |change: fn(&mut OrderItem)| {
+        let mut request = request();
+        change(&mut request.items[0]);
+        request
+    };
+    let other = || "other".to_owned();
+    let others = [
+        CreateOrderRequest { metadata: [("campaign".to_owned(), other())].into(), ..request() },
+        CreateOrderRequest { metadata: BTreeMap::new(), ..request() },
+        CreateOrderRequest { shipping_address: None, ..request() },
+        CreateOrderRequest { payment_method: other(), ..request() },
+        CreateOrderRequest { payment_method: String::new(), ..request() },
+        CreateOrderRequest { note: other(), ..request() },
+        CreateOrderRequest { reference: other(), ..request() },
+        of_item(|item| item.name.clear()),
+        of_item(|item| item.metadata.clear()),
+        of_item(|item| item.sku = "gadget".to_owned()),
+        of_item(|item| item.unit_price.as_mut().unwrap().minor_units += 1),
+        of_item(|item| item.unit_price.as_mut().unwrap().currency_code = "USD".to_owned()),
+        address(|address| address.region_code = "CH".to_owned()),
+        address(|address| address.language_code.clear()),
+        address(|address| address.postal_code.clear()),
+        address(|address| address.sorting_code.clear()),
+        address(|address| address.administrative_area.clear()),
+        address(|address| address.locality.clear()),
+        address(|address| address.sublocality.clear()),
+        address(|address| address.address_lines.clear()),
+        address(|address| address.recipients.clear()),
+        address(|address| address.organization.clear()),
+    ];
+    for request in others {
+        let status = waybill.place(request.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::AlreadyExists, "{request:?}");
+        assert_eq!(status.get_details_error_info().unwrap().reason, "REQUEST_ID_REUSED");
+        assert!(!format!("{status:?}").contains(PAYMENT_METHOD));
     }
     assert_eq!(waybill.subjects().await.len(), 1);
 }

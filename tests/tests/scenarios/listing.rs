@@ -6,16 +6,18 @@ use backbone::log::ids::OrderId;
 use backbone::log::lifecycle::is_finished;
 use backbone::log::subjects::{self, EventKind};
 use data_encoding::BASE64URL_NOPAD;
-use harness::{Cluster, Deployment, Load, Options, SERVERS, item, order_of};
+use harness::{Cluster, Deployment, Load, Options, PATIENCE, SERVERS, item, order_of};
 use prost::Message;
 use proto::orders::v1::{
     CreateOrderRequest, ListOrderEventsRequest, ListOrdersRequest, ListOrdersResponse, Order, OrderStatus,
+    WatchOrdersRequest,
 };
+use tokio::time::timeout;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::accounting::WHOLE_WAY;
-use crate::events::{kinds, revisions};
+use crate::events::{after, kinds, revisions};
 
 async fn without_processors() -> Deployment {
     let unlimited = "1000000".to_owned();
@@ -48,10 +50,15 @@ async fn all_pages(waybill: &Deployment, mut request: ListOrdersRequest) -> Vec<
     }
 }
 
-/// An order as large as the rules allow.
+/// An order of nearly 60 KiB, as large as the rules allow.
 fn large(customer_id: &str, request_id: &str) -> CreateOrderRequest {
-    let items = (0..100).map(|i| item(&format!("{:s<64}", format!("sku-{i}-")), 1_000_000)).collect();
-    order_of(customer_id, request_id, items)
+    let of_sku = |i: usize| {
+        let mut item = item(&format!("{:s<64}", format!("sku-{i}-")), 1_000_000);
+        item.name = "n".repeat(200);
+        item.metadata = [("k".to_owned(), "v".repeat(280))].into();
+        item
+    };
+    order_of(customer_id, request_id, (0..100).map(of_sku).collect())
 }
 
 fn ids<'a>(orders: impl IntoIterator<Item = &'a Order>) -> Vec<String> {
@@ -354,4 +361,13 @@ async fn a_page_of_large_orders_ends_before_it_is_too_large_for_a_message() {
     let listed: HashSet<_> = ids(&listed).into_iter().collect();
     assert_eq!(listed, ids(&placed).into_iter().collect());
     assert_eq!(listed.len(), placed.len());
+
+    let all = WatchOrdersRequest { customer_id: "ada".to_owned(), after_revision: 0 };
+    let mut watch = waybill.client().await.watch_orders(all).await.unwrap().into_inner();
+    let mut watched = HashSet::new();
+    for _ in 0..placed.len() {
+        let event = timeout(PATIENCE, watch.message()).await.unwrap().unwrap().unwrap().event.unwrap();
+        watched.insert(after(&event).order_id.clone());
+    }
+    assert_eq!(watched, listed, "every event once");
 }

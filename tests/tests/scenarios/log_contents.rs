@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use harness::collector::Collector;
 use harness::issuer::{AUDIENCE, ISSUER, SigningKey, claims, key_set};
-use harness::{Deployment, Options, Shows, eventually, order_of};
+use harness::{Deployment, Options, PERSONAL, Shows, eventually, full_order_of};
 use proto::orders::v1::{
     CancelOrderRequest, GetOrderRequest, ListOrdersRequest, Money, Order, OrderItem, OrderStatus,
     WatchOrdersRequest,
@@ -27,7 +28,7 @@ const PASSWORD: &str = "magrathea/pass:word";
 
 fn items(sku: &str) -> Vec<OrderItem> {
     let unit_price = Some(Money { currency_code: "EUR".to_owned(), minor_units: PRICE });
-    vec![OrderItem { sku: sku.to_owned(), quantity: 1, unit_price }]
+    vec![OrderItem { sku: sku.to_owned(), quantity: 1, unit_price, ..OrderItem::default() }]
 }
 
 /// The lines of every process, the broker's too.
@@ -42,6 +43,12 @@ async fn no_log_tells_who_bought_what_or_what_anybody_shows_or_knows() {
     write_keys(&keys, &[(KEY, "shop-1", &format!("{BOTH},operations"))]);
     std::fs::write(&jwks, key_set(&[&signer])).unwrap();
     let set = |name, value: &str| (name, value.to_owned());
+    let collector = Collector::start().await;
+    let mut environment = collector.environment();
+    environment.push(set(
+        "RUST_LOG",
+        "info,program=debug,backbone=debug,gateway=debug,processor=debug,waybill_payment_sandbox=debug",
+    ));
     let options = Options {
         stock: vec![(SKU, 1_000), ("gadget", 1_000)],
         password: Some(PASSWORD),
@@ -52,10 +59,7 @@ async fn no_log_tells_who_bought_what_or_what_anybody_shows_or_knows() {
             set("JWT_ISSUER", ISSUER),
             set("JWT_AUDIENCE", AUDIENCE),
         ],
-        environment: vec![set(
-            "RUST_LOG",
-            "info,program=debug,backbone=debug,gateway=debug,processor=debug,waybill_payment_sandbox=debug",
-        )],
+        environment,
         processors: vec![set("ACK_WAIT", "2s"), set("MAX_ATTEMPTS", "2")],
         ..Options::default()
     };
@@ -66,9 +70,7 @@ async fn no_log_tells_who_bought_what_or_what_anybody_shows_or_knows() {
     let mut by_key = Shows::key(KEY).on(waybill.channel());
     let mut by_token = Shows::token(&token).on(waybill.channel());
     let order = |customer: &str, request_id: &str, sku: &str| {
-        let mut order = order_of(customer, &format!("{REQUEST_ID}-{request_id}"), Vec::new());
-        order.items = items(sku);
-        order
+        full_order_of(customer, &format!("{REQUEST_ID}-{request_id}"), items(sku))
     };
     let mut ended: BTreeMap<String, Order> = BTreeMap::new();
 
@@ -106,8 +108,15 @@ async fn no_log_tells_who_bought_what_or_what_anybody_shows_or_knows() {
     let mut invalid = order(CUSTOMER, "invalid", SKU);
     invalid.items[0].quantity = -1;
     assert!(by_key.create_order(invalid).await.is_err());
+    let mut invalid = order(CUSTOMER, "invalid", SKU);
+    invalid.note.push('\n');
+    invalid.payment_method.push('\n');
+    invalid.metadata.values_mut().for_each(|value| value.push('\n'));
+    assert!(by_key.create_order(invalid).await.is_err());
     let again = order(CUSTOMER, "good", "gadget");
     assert!(by_key.create_order(again).await.is_err());
+    let (status, metrics) = waybill.http("/metrics").await;
+    assert_eq!(status, 200);
 
     // While the broker is away, and when somebody makes it say what is none of its business.
     waybill.broker.kill();
@@ -148,12 +157,26 @@ async fn no_log_tells_who_bought_what_or_what_anybody_shows_or_knows() {
         "insufficient funds",
         "heartofgold",
     ];
+    let secrets = [&secrets[..], &PERSONAL].concat();
     // What is in stock at the start is a setting of whoever runs it, and no order's.
     let is_setting = |line: &str| line.contains(r#""message":"stock created""#);
     for secret in secrets {
         let telling: Vec<_> =
             lines.iter().filter(|line| line.contains(secret) && !is_setting(line)).collect();
         assert!(telling.is_empty(), "{secret} is told: {telling:#?}");
+    }
+
+    // Spans and metrics tell no more. The sandbox's spans are no concern of Waybill's.
+    let spans = format!("{:?}", collector.spans());
+    assert!(spans.contains("CreateOrder") && spans.contains("process"), "{spans}");
+    for text in [CUSTOMER, EMAIL].iter().chain(&PERSONAL) {
+        assert!(!spans.contains(text), "{text} is in a span");
+        assert!(!metrics.contains(text), "{text} is in a metric");
+    }
+    let messages = waybill.messages().await;
+    for message in &messages {
+        let open = format!("{} {:?}", message.subject, message.headers);
+        assert!(PERSONAL.iter().all(|text| !open.contains(text)), "{open}");
     }
 
     // Every line of a program of ours about an order names its trace and span, and a step its own name.

@@ -62,6 +62,7 @@ mod operators;
 mod order_path;
 mod pauses;
 mod paying;
+mod payment_method;
 mod probes;
 mod random_schedules;
 mod rate_limit;

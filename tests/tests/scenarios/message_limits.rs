@@ -2,13 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use harness::{Deployment, Options, eventually, item, order_of, these};
+use harness::{Deployment, Options, eventually, full_order_of, item, order_of, these};
+use prost::Message;
 use proto::operations::v1::DeadLetterState;
 use proto::orders::v1::{CreateOrderRequest, OrderStatus};
 use serde_json::Value;
 use tonic::Code;
 use tonic_types::StatusExt;
 
+/// The largest CreateOrderRequest.
+const ORDER_BYTES_MAX: usize = 60 * 1024;
 /// Less than the contract allows: an order of 100 items makes a larger event.
 const SMALL: &str = "max_payload: 16384";
 
@@ -73,20 +76,17 @@ async fn a_stream_that_takes_only_small_messages_refuses_at_once_too() {
 async fn the_largest_order_of_the_contract_passes_where_nothing_is_warned_of() {
     let of_server = format!("max_payload: {}", backbone::log::event::BYTES_MAX);
     let waybill = deployment(Options { stock: stock(), ..Options::default() }, &of_server).await;
-    let request = CreateOrderRequest {
-        customer_id: "c".repeat(128),
-        request_id: "r".repeat(128),
-        route: String::new(),
-        items: of_items("", 100)
-            .items
-            .into_iter()
-            .map(|mut item| {
-                item.quantity = 1;
-                item.unit_price.as_mut().unwrap().minor_units = i64::MAX / 100;
-                item
-            })
-            .collect(),
-    };
+    let mut request = full_order_of(&"c".repeat(128), &"r".repeat(128), of_items("", 100).items);
+    for item in &mut request.items {
+        item.unit_price.as_mut().unwrap().minor_units = i64::MAX / 100;
+    }
+    // As much as the contract allows in all.
+    let mut n = 0;
+    while ORDER_BYTES_MAX - request.encoded_len() > 600 {
+        request.items[n % 100].metadata.insert(format!("{n:0>40}"), "v".repeat(500));
+        n += 1;
+    }
+    assert!(ORDER_BYTES_MAX - request.encoded_len() < 1024, "{} bytes", request.encoded_len());
     let order = waybill.place(request).await.unwrap();
     assert_eq!(waybill.finished(&order.order_id).await.status(), OrderStatus::Fulfilled);
     assert_eq!(waybill.logged_about("below the largest event"), Vec::<String>::new());

@@ -242,6 +242,7 @@ async fn a_capture_that_comes_after_its_refund_is_refused() {
         order_id: order.order_id.clone(),
         customer_id: CUSTOMER.to_owned(),
         amount: Some(Money { currency_code: "EUR".to_owned(), minor_units: 700 }),
+        ..CaptureRequest::default()
     };
     let answer = sandbox.client().capture(late).await.unwrap().into_inner();
     assert!(matches!(answer.outcome, Some(capture_response::Outcome::AlreadyRefunded(_))), "{answer:?}");
@@ -355,6 +356,7 @@ fn capture_of(customer_id: &str, order_id: &str, minor_units: i64) -> CaptureReq
         order_id: order_id.to_owned(),
         customer_id: customer_id.to_owned(),
         amount: Some(Money { currency_code: "EUR".to_owned(), minor_units }),
+        ..CaptureRequest::default()
     }
 }
 

@@ -80,6 +80,7 @@ async fn a_call_needs_a_credential_with_the_right_role() {
         assert_eq!((status.code(), reason(&status).as_str()), (code, expected), "{key:?}");
     }
     let order = place(&mut client(&waybill, Some("writer")), "r-1").await.unwrap();
+    assert_eq!(order.tenant, "shop", "whose credential it was");
     let [get, events, watch, cancel] = answers(&mut client(&waybill, Some("writer")), &order.order_id).await;
     for refused in [get, events, watch] {
         assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);

@@ -17,6 +17,7 @@ use super::*;
 use crate::remote::{CALLS_MAX, TEXT_CHARS_MAX};
 
 const LONG: Duration = Duration::from_secs(60);
+const TOKEN: &str = "tok_4242";
 
 fn remote(endpoint: Endpoint, call_timeout: Duration, answer_timeout: Duration) -> Remote {
     Remote::new(endpoint, CredentialFiles::default(), call_timeout, answer_timeout).unwrap()
@@ -76,7 +77,9 @@ fn euros(minor_units: i64) -> Money {
 
 async fn capture(remote: &Remote) -> Result<String, CaptureError> {
     let amount = &euros(350);
-    remote.capture(Capture { idempotency_key: "k", order_id: "order", customer_id: "ada", amount }).await
+    let (idempotency_key, order_id, customer_id) = ("k", "order", "ada");
+    let capture = Capture { idempotency_key, order_id, customer_id, amount, payment_method: TOKEN };
+    remote.capture(capture).await
 }
 
 fn outcome(outcome: capture_response::Outcome) -> Result<CaptureResponse, Status> {
@@ -182,6 +185,21 @@ async fn control_characters_are_rejected_or_replaced() {
     assert_eq!(declined.to_string(), "declined: \u{fffd}[2J\u{fffd}no\u{fffd}");
     let internal = capture(&remote).await.unwrap_err();
     assert_eq!(internal.to_string(), "unusable answer: Internal: \u{fffd}31m no");
+}
+
+#[tokio::test]
+async fn the_service_gets_the_payment_method_and_its_texts_lose_it() {
+    let message = format!("{TOKEN} expired, and so did {TOKEN}");
+    let (remote, script) = serving_captures(vec![
+        outcome(capture_response::Outcome::Declined(Declined { message: message.clone() })),
+        Err(Status::internal(format!("{}{message}", "x".repeat(TEXT_CHARS_MAX - 4)))),
+    ])
+    .await;
+    let declined = capture(&remote).await.unwrap_err();
+    assert_eq!(declined.to_string(), "declined: [payment_method] expired, and so did [payment_method]");
+    let internal = capture(&remote).await.unwrap_err();
+    assert!(internal.to_string().ends_with("x[pay"), "{internal}");
+    assert!(script.seen.lock().unwrap().iter().all(|request| request.payment_method == TOKEN));
 }
 
 #[tokio::test]

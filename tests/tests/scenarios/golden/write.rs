@@ -9,7 +9,9 @@ use backbone::dead_letters::ALL_DEAD_LETTERS;
 use backbone::log::Appended;
 use backbone::log::ids::{CustomerKey, OrderId, OrderKey, Revision};
 use backbone::log::subjects::{ALL_ORDERS, EventKind};
-use harness::{Deployment, Options, PATIENCE, default_route, eventually, item, order_of, these};
+use harness::{
+    Deployment, Options, PATIENCE, default_route, eventually, full_order_of, item, order_of, these,
+};
 use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{
@@ -100,7 +102,7 @@ async fn place(waybill: &Deployment, customer: &str, units: i32) -> Order {
 /// One that goes well, one that is out of stock, one that is declined.
 async fn finished_orders(waybill: &Deployment) {
     let items = vec![item("widget", 2), item("gadget", 1), item("widget", 1)];
-    let mut request: Request<CreateOrderRequest> = Request::new(order_of("ada", "request-1", items));
+    let mut request: Request<CreateOrderRequest> = Request::new(full_order_of("ada", "request-1", items));
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     request.metadata_mut().insert("traceparent", trace.parse().unwrap());
     request.metadata_mut().insert("tracestate", "vendor=value".parse().unwrap());
@@ -127,7 +129,14 @@ async fn orders_with_a_step_of_their_own(waybill: &Deployment) {
         let id = OrderId { customer: CustomerKey::of("", customer), order: key };
         let (order_id, customer_id) = (id.to_string(), customer.to_owned());
         let (items, route) = (vec![item("widget", 1)], "reviewed".to_owned());
-        let created = OrderCreated { order_id, customer_id, items, request_id: "request".to_owned(), route };
+        let created = OrderCreated {
+            order_id,
+            customer_id,
+            items,
+            request_id: "request".to_owned(),
+            route,
+            ..OrderCreated::default()
+        };
         let deadline = Instant::now() + PATIENCE;
         waybill.order_log().await.create(id, created, reviewed(), deadline).await.unwrap();
         if is_cancelled {
