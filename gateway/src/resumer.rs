@@ -12,17 +12,24 @@ use tracing::warn;
 /// How late an order is resumed at most, besides the broker's own delay.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// Failures in a row that are not reported: the stream may be about to be created.
+const SILENT_FAILURES: u32 = 2;
 
 static FAILED_LOG: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// Resumes orders, and never ends.
 pub(crate) async fn keep(log: OrderLog) -> Infallible {
+    let mut failures = 0_u32;
     loop {
         let pause = match log.resume_due().await {
-            Ok(0) => CHECK_INTERVAL,
-            Ok(_) => CHECK_INTERVAL / 4,
+            Ok(due) => {
+                failures = 0;
+                if due == 0 { CHECK_INTERVAL } else { CHECK_INTERVAL / 4 }
+            }
             Err(error) => {
-                if log.connection().is_up()
+                failures = failures.saturating_add(1);
+                if failures > SILENT_FAILURES
+                    && log.connection().is_up()
                     && let Some(left_out) = FAILED_LOG.allow()
                 {
                     warn!(%error, left_out, "deferred orders not resumed, retrying");

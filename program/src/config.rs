@@ -25,7 +25,17 @@ const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Settings of authentication and encryption, by the prefix of their variables. An empty one is more likely a secret
 /// that was not filled in than intent.
-const NEVER_EMPTY: [&str; 4] = ["API_KEYS_FILE", "JWT_", "TLS_", "NATS_"];
+const NEVER_EMPTY: [&str; 9] = [
+    "API_KEYS_FILE",
+    "JWT_",
+    "TLS_",
+    "NATS_",
+    "PAYMENT_CA_FILE",
+    "PAYMENT_CERT_FILE",
+    "PAYMENT_KEY_FILE",
+    "PAYMENT_TOKEN_FILE",
+    "STEP_",
+];
 
 /// Reads flags and environment. On a bad value, and on `--help`, says so and gives the code to exit with. An optional
 /// setting whose variable is empty is unset.

@@ -117,6 +117,11 @@ impl Options {
         self.network.as_deref().map(Network::programs)
     }
 
+    /// Where the service of a step is.
+    fn service(&self, step: &str) -> Option<&str> {
+        self.services.iter().find(|(name, _)| *name == step).map(|(_, url)| url.as_str())
+    }
+
     fn program(&self, name: &str) -> PathBuf {
         self.programs.as_ref().map_or_else(|| binary(name), |folder| folder.join(name))
     }
@@ -194,9 +199,12 @@ impl Deployment {
         };
         let wire = match options.wired {
             Some(_) => {
-                let payments = payment_sandbox.as_ref().map(|sandbox| sandbox.grpc_addr.parse());
-                let payments = payments.transpose().expect("address");
-                Some(Wire::lay(broker.address(), payments).await)
+                let own = options
+                    .service(options.wired.unwrap_or_default())
+                    .map(|url| url.trim_start_matches("http://"));
+                let payments = payment_sandbox.as_ref().map(|sandbox| sandbox.grpc_addr.as_str());
+                let service = own.or(payments).map(str::parse).transpose().expect("address");
+                Some(Wire::lay(broker.address(), service).await)
             }
             None => None,
         };
@@ -261,7 +269,7 @@ impl Deployment {
     fn processor_process(&self, step: &'static str, nats_url: String, name: &str) -> Process {
         let wire = self.wire.as_ref().filter(|_| self.options.wired == Some(step));
         let host = self.options.host();
-        let service = self.options.services.iter().find(|(name, _)| *name == step).map(|(_, url)| url);
+        let service = self.options.service(step);
         let program = match service {
             Some(_) => "waybill-step",
             None if TEST_STEPS.contains(&step) => TEST_STEP_PROGRAM,
@@ -277,10 +285,11 @@ impl Deployment {
             .envs(self.options.environment.iter().cloned())
             .envs(self.options.processors.iter().cloned());
         if let Some(url) = service {
+            let url = wire.and_then(Wire::service_url).unwrap_or_else(|| url.to_owned());
             command.env("STEP_NAME", step).env("STEP_URL", url);
         }
         if let Some(sandbox) = &self.payment_sandbox {
-            command.env("PAYMENT_URL", wire.and_then(Wire::payments_url).unwrap_or_else(|| sandbox.url()));
+            command.env("PAYMENT_URL", wire.and_then(Wire::service_url).unwrap_or_else(|| sandbox.url()));
         }
         if step == "inventory" {
             let stock: Vec<_> =

@@ -7,11 +7,13 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use backbone::log::lifecycle::is_called_off;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use prost::Message;
 use proto::payments::v1::CaptureRequest;
+use proto::steps::v1::ActRequest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,7 +40,7 @@ pub enum Moment {
 #[derive(Debug)]
 pub struct Wire {
     broker: SocketAddr,
-    payments: Option<SocketAddr>,
+    service: Option<SocketAddr>,
     state: Arc<Mutex<State>>,
     _carriers: JoinSet<()>,
 }
@@ -77,15 +79,15 @@ struct Hold {
 
 impl Wire {
     /// Lays a wire to the broker, and to a payment service if there is one.
-    pub(crate) async fn lay(broker: SocketAddr, payments: Option<SocketAddr>) -> Self {
+    pub(crate) async fn lay(broker: SocketAddr, service: Option<SocketAddr>) -> Self {
         let state = Arc::new(Mutex::default());
         let mut carriers = JoinSet::new();
         let broker = carry(&mut carriers, &state, broker, nats).await;
-        let payments = match payments {
-            Some(payments) => Some(carry(&mut carriers, &state, payments, http2).await),
+        let service = match service {
+            Some(service) => Some(carry(&mut carriers, &state, service, http2).await),
             None => None,
         };
-        Self { broker, payments, state, _carriers: carriers }
+        Self { broker, service, state, _carriers: carriers }
     }
 
     /// Where the program finds the broker.
@@ -94,8 +96,8 @@ impl Wire {
     }
 
     /// Where the program finds the payment service.
-    pub(crate) fn payments_url(&self) -> Option<String> {
-        Some(format!("http://{}", self.payments?))
+    pub(crate) fn service_url(&self) -> Option<String> {
+        Some(format!("http://{}", self.service?))
     }
 
     /// From now on it is noted what the program sends to change something.
@@ -352,10 +354,12 @@ fn write_name(subject: &str, payload: &[u8]) -> Option<String> {
         ["ORDER", _, _, _, event, _] | ["ORDER", event] => format!("append {event}"),
         ["$KV", "INVENTORY", record, ..] => format!("write {record}"),
         ["$KV", "EFFECTS", ..] => "write effect".to_owned(),
+        ["DEFERRAL", "timer", ..] => "set timer".to_owned(),
         // The carry position is only progress: with an older record more is read again.
         ["DEAD_LETTER", "carrier"] => return None,
         ["DEAD_LETTER", state, ..] => format!("dead letter {state}"),
         ["$JS", "API", "STREAM", "MSG", "DELETE", "DEAD_LETTERS"] => "unlist dead letter".to_owned(),
+        ["$JS", "API", "STREAM", "MSG", "DELETE", "DEFERRALS"] => "delete due message".to_owned(),
         ["$JS", "API", "CONSUMER", "DELETE", ..] => "delete consumer".to_owned(),
         // An empty request only tests the permission.
         ["$JS", "API", "CONSUMER", "CREATE", ..] if !payload.is_empty() => "make consumer".to_owned(),
@@ -406,8 +410,13 @@ fn http2_header(bytes: &[u8]) -> Option<(u8, u8, u32, usize)> {
     Some((kind, flags, u32::from_be_bytes(stream), HTTP2_HEADER_BYTES + content_bytes))
 }
 
-/// Which call a request is. A refund has a key as a capture has, and no more.
+/// Which call a request is. Those of steps have an attempt where a capture has its amount. A refund has a key as a capture has,
+/// and no more.
 fn call_name(request: &[u8]) -> Option<String> {
+    if let Some(order) = ActRequest::decode(request).ok().and_then(|request| request.order) {
+        let call = if is_called_off(&order) { "call compensate" } else { "call act" };
+        return Some(call.to_owned());
+    }
     let request =
         CaptureRequest::decode(request).ok().filter(|request| !request.idempotency_key.is_empty())?;
     let call = if request.amount.is_some() { "call capture" } else { "call refund" };

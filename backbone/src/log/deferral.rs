@@ -22,12 +22,9 @@ use crate::broker::publish::{Outcome, publish};
 use crate::broker::streams::{DEFERRALS, restore_deferrals};
 use crate::broker::trace_headers;
 use crate::log::ids::{OrderId, Revision};
+use crate::log::subjects;
 use program::trace::{self, FutureExt};
 
-/// The subjects of the stream of timers.
-pub(crate) const ALL_DEFERRALS: &str = "DEFERRAL.>";
-/// Orders whose time has come.
-const ALL_DUE: &str = "DEFERRAL.due.>";
 const TIMER_TIMEOUT: Duration = Duration::from_secs(5);
 const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 /// Due orders that are read at once.
@@ -42,19 +39,6 @@ pub fn deferred_until(order: &Order, now: SystemTime) -> Option<SystemTime> {
     (until > now).then_some(until)
 }
 
-fn timer(step: &str, id: &OrderId) -> String {
-    format!("DEFERRAL.timer.{step}.{}.{}", id.customer, id.order)
-}
-
-fn due(id: &OrderId) -> String {
-    format!("DEFERRAL.due.{}.{}", id.customer, id.order)
-}
-
-fn due_order(subject: &str) -> Option<OrderId> {
-    let (customer, order) = subject.strip_prefix("DEFERRAL.due.")?.split_once('.')?;
-    OrderId::from_keys(customer, order).ok()
-}
-
 impl OrderLog {
     /// Sets the timer of an order that this step has deferred, in place of an earlier one.
     pub async fn set_timer(&self, id: &OrderId, until: SystemTime) -> Result<(), AppendError> {
@@ -62,9 +46,9 @@ impl OrderLog {
         let seconds = Timestamp::from(until + Duration::from_millis(999)).seconds;
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Schedule", format!("@at {}", Timestamp { seconds, nanos: 0 }));
-        headers.insert("Nats-Schedule-Target", due(id));
+        headers.insert("Nats-Schedule-Target", subjects::due(id));
         trace_headers::write(&mut headers);
-        let (subject, deadline) = (timer(self.writer.step, id), Instant::now() + TIMER_TIMEOUT);
+        let (subject, deadline) = (subjects::timer(self.writer.step, id), Instant::now() + TIMER_TIMEOUT);
         match publish(&self.connection, DEFERRALS, subject, headers, Bytes::new(), None, deadline).await {
             Outcome::Stored(_) => Ok(()),
             // No timer has an expectation.
@@ -80,7 +64,7 @@ impl OrderLog {
     /// Resumes orders whose time has come. Returns how many were due; there may be more. Several programs may do so at once.
     pub async fn resume_due(&self) -> Result<usize, CarryError> {
         let client = &self.connection.client;
-        let due = match batch_from(client, DEFERRALS, ALL_DUE, Revision::NONE, DUE_MAX).await {
+        let due = match batch_from(client, DEFERRALS, subjects::ALL_DUE, Revision::NONE, DUE_MAX).await {
             Ok(due) => due.messages,
             Err(error) => {
                 restore_deferrals(&self.connection).await;
@@ -104,7 +88,7 @@ impl OrderLog {
     }
 
     async fn resume(&self, message: Stored) -> Result<(), CarryError> {
-        if let Some(id) = due_order(&message.subject) {
+        if let Some(id) = subjects::due_order(&message.subject) {
             // A step skips no work because of a stale read: the leader answers.
             let mut current = self.load_latest(&id).await?;
             while let Some(deferred) = current.take().filter(|current| current.order.deferral.is_some()) {
@@ -145,16 +129,7 @@ impl OrderLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::ids::{CustomerKey, OrderKey};
     use proto::orders::v1::Deferral;
-
-    #[test]
-    fn a_due_message_names_its_order() {
-        let id = OrderId { customer: CustomerKey::of("", "c"), order: OrderKey::unique() };
-        assert_eq!(due_order(&due(&id)), Some(id));
-        assert_eq!(due_order(&timer("fraud", &id)), None);
-        assert_eq!(due_order("DEFERRAL.due.c"), None);
-    }
 
     #[test]
     fn a_deferral_ends_at_its_time() {

@@ -21,6 +21,11 @@ const STEP_NAME_BYTES_MAX: usize = 32;
 /// In the stream of the order log, and of no order: written to find out whether there is space for events.
 pub const STORAGE_PROBE: &str = "ORDER.probe";
 
+/// The subjects of the timers of deferred orders, in a stream of their own.
+pub(crate) const ALL_DEFERRALS: &str = "DEFERRAL.>";
+/// Orders whose deferral is over.
+pub(crate) const ALL_DUE: &str = "DEFERRAL.due.>";
+
 /// Makes [`EventKind`] of one row for each event: its detail's name in the contract, the word for it, and the full
 /// name of the detail's message.
 macro_rules! event_kinds {
@@ -152,6 +157,22 @@ pub fn for_step(step: &str) -> String {
     format!("ORDER.*.*.*.*.{step}")
 }
 
+/// The timer of an order that `step` has deferred.
+pub(crate) fn timer(step: &str, id: &OrderId) -> String {
+    format!("DEFERRAL.timer.{step}.{}.{}", id.customer, id.order)
+}
+
+/// The message of an order whose deferral is over.
+pub(crate) fn due(id: &OrderId) -> String {
+    format!("DEFERRAL.due.{}.{}", id.customer, id.order)
+}
+
+/// The order of such a message.
+pub(crate) fn due_order(subject: &str) -> Option<OrderId> {
+    let (customer, order) = subject.strip_prefix("DEFERRAL.due.")?.split_once('.')?;
+    OrderId::from_keys(customer, order).ok()
+}
+
 /// Whether a subject matches a filter in which `*` stands for one token.
 pub(crate) fn matches(filter: &str, subject: &str) -> bool {
     let (mut wanted, mut tokens) = (filter.split('.'), subject.split('.'));
@@ -220,6 +241,14 @@ mod tests {
         assert!(!matches(&for_step("fraud"), &subject));
         assert!(!matches(&for_step("payment"), &format!("{subject}.payment")));
         assert!(!matches(&for_step("payment"), "payment"));
+    }
+
+    #[test]
+    fn a_due_message_names_its_order() {
+        let id = OrderId { customer: CustomerKey::of("", "c"), order: OrderKey::unique() };
+        assert_eq!(due_order(&due(&id)), Some(id));
+        assert_eq!(due_order(&timer("fraud", &id)), None);
+        assert_eq!(due_order("DEFERRAL.due.c"), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! exactly the messages of its list. A program that comes to write something else needs a longer list.
 
 mod own_steps;
+mod remote_steps;
 
 use std::fmt;
 use std::time::SystemTime;
@@ -50,6 +51,10 @@ const SHIP_TOO_LATE: &[&str] = &["append fulfilled", "ack"];
 const COMPLETE: &[&str] = &[DELIVERY, "write effect", "append completed", "ack"];
 const COMPENSATE: &[&str] = &[DELIVERY, "write effect", "append compensated", "ack"];
 const COMPLETE_TOO_LATE: &[&str] = &["append completed", "write effect", "append compensated", "ack"];
+// A step that calls a service.
+const ACT: &[&str] = &[DELIVERY, "call act", "append completed", "ack"];
+const TAKE_BACK: &[&str] = &[DELIVERY, "call compensate", "append compensated", "ack"];
+const DEFER: &[&str] = &[DELIVERY, "call act", "append deferred", "ack", "set timer", "append completed"];
 // Any step that gives up.
 const PARK: &[&str] = &[DELIVERY, "dead letter attempts", "nak", "dead letter open", "append failed", "term"];
 const SET_ASIDE: &[&str] = &[DELIVERY, "dead letter open", "term"];
@@ -69,11 +74,12 @@ const CREATE: &[&str] = &["append created"];
 const CANCEL: &[&str] = &["append cancelled"];
 const REDRIVE: &[&str] = &["append redriven", "dead letter redriven", "unlist dead letter"];
 const CARRY: &[&str] = &["append carried"];
+const RESUME: &[&str] = &["append resumed", "delete due message"];
 const DISCARD: &[&str] = &["dead letter discarded", "unlist dead letter"];
 
 const CHANGE_STOCK: &[&str] = &["write stock", "write change"];
 
-const LISTS: [&[&str]; 24] = [
+const LISTS: [&[&str]; 28] = [
     RESERVE,
     REFUSE,
     RELEASE,
@@ -88,6 +94,9 @@ const LISTS: [&[&str]; 24] = [
     COMPLETE,
     COMPENSATE,
     COMPLETE_TOO_LATE,
+    ACT,
+    TAKE_BACK,
+    DEFER,
     PARK,
     WITHDRAW,
     SET_ASIDE,
@@ -98,6 +107,7 @@ const LISTS: [&[&str]; 24] = [
     DISCARD,
     CHANGE_STOCK,
     CARRY,
+    RESUME,
 ];
 
 /// Attempts at an order before it is parked.

@@ -10,9 +10,8 @@ use program::config::DAY;
 use super::config::{RETENTION_DEFAULT, StreamConfig};
 use super::names::{DEAD_LETTERS, DEFERRALS, ORDERS};
 use crate::dead_letters::id::ALL_DEAD_LETTERS;
-use crate::log::deferral::ALL_DEFERRALS;
 use crate::log::event::BYTES_MAX;
-use crate::log::subjects::{ALL_ORDERS, LIVE_PREFIX};
+use crate::log::subjects::{ALL_DEFERRALS, ALL_ORDERS, LIVE_PREFIX};
 
 /// What one stream needs.
 #[derive(Clone, Debug)]
