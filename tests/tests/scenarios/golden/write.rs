@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::SystemTime;
 
 use backbone::broker::direct_get::{self, Stored};
 use backbone::broker::streams::{DEAD_LETTERS, ORDERS};
@@ -16,6 +17,7 @@ use proto::operations::v1::{DeadLetterState, DiscardDeadLetterRequest};
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{
     CreateOrderRequest, Order, OrderCreated, OrderStatus, Route, RouteStep, StepCompensated, StepCompleted,
+    StepDeferred, StepResumed,
 };
 use serde_json::Value;
 use tokio::time::Instant;
@@ -57,7 +59,7 @@ async fn write() {
         waybill.idle(step).await;
     }
     finished_orders(&waybill).await;
-    orders_with_a_step_of_their_own(&waybill).await;
+    Box::pin(orders_with_a_step_of_their_own(&waybill)).await;
     letters(&mut waybill).await;
     unfinished_orders(&mut waybill).await;
     carried_order(&mut waybill).await;
@@ -122,7 +124,7 @@ fn reviewed() -> Route {
     route
 }
 
-/// One that the step completes, and one for which it compensates after a cancel.
+/// One that the step defers and completes, and one for which it compensates after a cancel.
 async fn orders_with_a_step_of_their_own(waybill: &Deployment) {
     for (customer, is_cancelled) in [("reviewed", false), ("withdrawn", true)] {
         let key = OrderKey::of_request("", customer, "request");
@@ -144,7 +146,15 @@ async fn orders_with_a_step_of_their_own(waybill: &Deployment) {
             waybill.cancel(&id.to_string()).await.unwrap();
             review(waybill, &id, Detail::Compensated(StepCompensated {})).await;
         } else {
-            review(waybill, &id, Detail::Completed(StepCompleted::default())).await;
+            let until = Some(SystemTime::now().into());
+            let (reason, message) = ("WAITS_FOR_REVIEW".to_owned(), "later".to_owned());
+            review(waybill, &id, Detail::Deferred(StepDeferred { until, reason, message })).await;
+            let log = waybill.order_log().await;
+            let deferred = log.load_latest(&id).await.unwrap().unwrap();
+            let resumed = Detail::Resumed(StepResumed {});
+            log.append(&deferred, resumed, Instant::now() + PATIENCE).await.unwrap();
+            let attributes = [("carrier".to_owned(), "Golden Parcels".to_owned())].into();
+            review(waybill, &id, Detail::Completed(StepCompleted { attributes })).await;
         }
         waybill.finished(&id.to_string()).await;
     }
