@@ -70,7 +70,7 @@ pub(crate) async fn run(args: ProvisionArgs) -> anyhow::Result<()> {
     }
     let steps = steps.join(", ");
     Ok(console::answer(&format!(
-        "streams ORDERS and DEAD_LETTERS, bucket INVENTORY and the consumers of {steps} are provisioned"
+        "streams ORDERS, DEAD_LETTERS and DEFERRALS, bucket INVENTORY and the consumers of {steps} are provisioned"
     ))?)
 }
 
