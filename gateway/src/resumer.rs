@@ -22,9 +22,9 @@ pub(crate) async fn keep(log: OrderLog) -> Infallible {
     let mut failures = 0_u32;
     loop {
         let pause = match log.resume_due().await {
-            Ok(due) => {
+            Ok(more) => {
                 failures = 0;
-                if due == 0 { CHECK_INTERVAL } else { CHECK_INTERVAL / 4 }
+                if more { Duration::ZERO } else { CHECK_INTERVAL }
             }
             Err(error) => {
                 failures = failures.saturating_add(1);

@@ -219,7 +219,7 @@ impl<S: Step> Attempts<S> {
         let order = &*for_step(self.profile, &current.order);
         if lifecycle::waits_for(order, self.profile.name) {
             if let Some(until) = deferred_until(order, SystemTime::now()) {
-                self.log.set_timer(&current.id, until).await?;
+                self.log.set_timer(self.profile.name, &current.id, until).await?;
                 return Ok(None);
             }
             let done = self.step.act(order, attempt).await;

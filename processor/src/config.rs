@@ -60,4 +60,8 @@ pub trait Config: Parser {
     fn processor(&self) -> &ProcessorConfig;
     /// The step that it runs.
     fn step(&self) -> StepProfile;
+    /// Whether its values can be used together; if not, which cannot, and what to do.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
 }

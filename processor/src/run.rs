@@ -37,6 +37,7 @@ where
     F: Future<Output = anyhow::Result<S>>,
 {
     let prepare = |config: C| {
+        config.check()?;
         let telemetry = config.processor().telemetry.clone();
         Ok(Prepared { telemetry, has_metrics: true, settings: config })
     };

@@ -14,13 +14,14 @@ use prost_types::Timestamp;
 use proto::orders::v1::order_event::Detail;
 use proto::orders::v1::{Order, StepResumed};
 use tokio::time::Instant;
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::{AppendError, Appended, CarryError, OrderLog};
 use crate::broker::direct_get::{ReadError, Stored, batch_from};
 use crate::broker::publish::{Outcome, publish};
 use crate::broker::streams::{DEFERRALS, restore_deferrals};
 use crate::broker::trace_headers;
+use crate::log::event::stored;
 use crate::log::ids::{OrderId, Revision};
 use crate::log::subjects;
 use program::trace::{self, FutureExt};
@@ -29,9 +30,7 @@ const TIMER_TIMEOUT: Duration = Duration::from_secs(5);
 const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 /// Due orders that are read at once.
 const DUE_MAX: u32 = 256;
-const RESUMES_AT_ONCE: usize = 32;
-/// How far the clocks of the broker and of a gateway may differ.
-const CLOCK_SKEW_MAX: Duration = Duration::from_secs(60);
+const RESUMES_AT_ONCE: usize = 64;
 
 /// Until when a step has deferred its work, if that is after `now`.
 pub fn deferred_until(order: &Order, now: SystemTime) -> Option<SystemTime> {
@@ -40,15 +39,15 @@ pub fn deferred_until(order: &Order, now: SystemTime) -> Option<SystemTime> {
 }
 
 impl OrderLog {
-    /// Sets the timer of an order that this step has deferred, in place of an earlier one.
-    pub async fn set_timer(&self, id: &OrderId, until: SystemTime) -> Result<(), AppendError> {
+    /// Sets the timer of an order that `step` has deferred, in place of an earlier one.
+    pub async fn set_timer(&self, step: &str, id: &OrderId, until: SystemTime) -> Result<(), AppendError> {
         // The broker counts in seconds, and must not be early.
         let seconds = Timestamp::from(until + Duration::from_millis(999)).seconds;
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Schedule", format!("@at {}", Timestamp { seconds, nanos: 0 }));
         headers.insert("Nats-Schedule-Target", subjects::due(id));
         trace_headers::write(&mut headers);
-        let (subject, deadline) = (subjects::timer(self.writer.step, id), Instant::now() + TIMER_TIMEOUT);
+        let (subject, deadline) = (subjects::timer(step, id), Instant::now() + TIMER_TIMEOUT);
         match publish(&self.connection, DEFERRALS, subject, headers, Bytes::new(), None, deadline).await {
             Outcome::Stored(_) => Ok(()),
             // No timer has an expectation.
@@ -61,18 +60,18 @@ impl OrderLog {
         }
     }
 
-    /// Resumes orders whose time has come. Returns how many were due; there may be more. Several programs may do so at once.
-    pub async fn resume_due(&self) -> Result<usize, CarryError> {
+    /// Resumes orders whose time has come. Returns whether there may be more. Several programs may do so at once.
+    pub async fn resume_due(&self) -> Result<bool, CarryError> {
         let client = &self.connection.client;
         let due = match batch_from(client, DEFERRALS, subjects::ALL_DUE, Revision::NONE, DUE_MAX).await {
-            Ok(due) => due.messages,
+            Ok(due) => due,
             Err(error) => {
                 restore_deferrals(&self.connection).await;
                 return Err(error.into());
             }
         };
-        let count = due.len();
-        let mut resumed = stream::iter(due)
+        let more = due.remaining > 0;
+        let mut resumed = stream::iter(due.messages)
             .map(|message| {
                 let origin = trace_headers::read(&message.headers).unwrap_or_else(trace::root);
                 self.resume(message).with_context(trace::remote(origin))
@@ -84,20 +83,20 @@ impl OrderLog {
                 failed = Some(error);
             }
         }
-        failed.map_or(Ok(count), Err)
+        failed.map_or(Ok(more), Err)
     }
 
     async fn resume(&self, message: Stored) -> Result<(), CarryError> {
         if let Some(id) = subjects::due_order(&message.subject) {
+            // The broker's clock alone decides. A message without a time is not the broker's.
+            let fired = stored(&message.headers).unwrap_or(SystemTime::UNIX_EPOCH);
             // A step skips no work because of a stale read: the leader answers.
             let mut current = self.load_latest(&id).await?;
             while let Some(deferred) = current.take().filter(|current| current.order.deferral.is_some()) {
-                match deferred_until(&deferred.order, SystemTime::now()) {
-                    None => {}
-                    // The broker's clock is ahead of this one.
-                    Some(until) if until <= SystemTime::now() + CLOCK_SKEW_MAX => return Ok(()),
-                    // It was deferred again, and has another timer.
-                    Some(_) => break,
+                if let Some(until) = deferred_until(&deferred.order, fired) {
+                    // Of an earlier deferral: a late one may have replaced the timer of this one.
+                    self.set_timer(&deferred.order.current_step, &id, until).await?;
+                    break;
                 }
                 let detail = Detail::Resumed(StepResumed {});
                 match self.append(&deferred, detail, Instant::now() + APPEND_TIMEOUT).await {
@@ -106,7 +105,18 @@ impl OrderLog {
                     }
                     Ok(Appended::Overtaken(now)) => current = Some(now),
                     Err(AppendError::Gone) => {}
-                    Err(error) => return Err(error.into()),
+                    // A message that is kept would stand before others for ever.
+                    Err(
+                        error @ (AppendError::TooLarge(_)
+                        | AppendError::Permanent(_)
+                        | AppendError::Refused(_)),
+                    ) => {
+                        error!(order_id = %id, %error, "order not resumed, it waits until it is carried");
+                    }
+                    Err(
+                        error
+                        @ (AppendError::Unavailable(_) | AppendError::Full(_) | AppendError::Unknown(_)),
+                    ) => return Err(error.into()),
                 }
             }
         }

@@ -25,6 +25,10 @@ impl processor::config::Config for Config {
     fn step(&self) -> StepProfile {
         payment::PROFILE
     }
+
+    fn check(&self) -> Result<(), String> {
+        self.payment.check().map_err(|error| error.to_string())
+    }
 }
 
 #[tokio::main]

@@ -25,6 +25,10 @@ impl processor::config::Config for Config {
     fn step(&self) -> StepProfile {
         StepProfile { defers: true, ..StepProfile::new(self.step.name) }
     }
+
+    fn check(&self) -> Result<(), String> {
+        self.step.check().map_err(|error| error.to_string())
+    }
 }
 
 #[tokio::main]

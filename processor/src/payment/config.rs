@@ -41,6 +41,21 @@ pub struct PaymentConfig {
 }
 
 impl PaymentConfig {
+    /// Whether the files can be used for this service.
+    pub fn check(&self) -> Result<(), UnusableCredentials> {
+        self.payment_url.as_ref().map_or(Ok(()), |url| self.files().check(url.clone()))
+    }
+
+    fn files(&self) -> CredentialFiles {
+        CredentialFiles {
+            prefix: "PAYMENT",
+            ca: self.payment_ca_file.clone(),
+            cert: self.payment_cert_file.clone(),
+            key: self.payment_key_file.clone(),
+            token: self.payment_token_file.clone(),
+        }
+    }
+
     /// The provider that was configured. Needs no connection yet.
     ///
     /// `attempt_timeout` is how long one attempt at an order may take, of which the calls get one half, and the
@@ -48,12 +63,7 @@ impl PaymentConfig {
     pub fn provider(&self, attempt_timeout: Duration) -> Result<ConfiguredProvider, UnusableCredentials> {
         match &self.payment_url {
             Some(endpoint) => {
-                let files = CredentialFiles {
-                    ca: self.payment_ca_file.clone(),
-                    cert: self.payment_cert_file.clone(),
-                    key: self.payment_key_file.clone(),
-                    token: self.payment_token_file.clone(),
-                };
+                let files = self.files();
                 let remote = Remote::new(endpoint.clone(), files, self.payment_timeout, attempt_timeout / 2)?;
                 info!(payment_url = %endpoint.uri(), "payment service configured");
                 Ok(ConfiguredProvider::Remote(remote))

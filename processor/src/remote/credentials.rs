@@ -21,6 +21,8 @@ const TOKEN_BYTES_MAX: usize = 16 * 1024;
 /// The files. All are optional, and all but the token are PEM.
 #[derive(Clone, Debug, Default)]
 pub struct CredentialFiles {
+    /// How the names of their variables begin: `STEP` or `PAYMENT`.
+    pub prefix: &'static str,
     /// Certificate authorities to trust, instead of the system's.
     pub ca: Option<PathBuf>,
     /// Client certificate.
@@ -31,27 +33,30 @@ pub struct CredentialFiles {
     pub token: Option<PathBuf>,
 }
 
-/// Credentials that cannot be used.
+/// Credentials that cannot be used. Each names the settings by their prefix.
 #[derive(Debug, Error)]
 pub enum UnusableCredentials {
     /// A file cannot be read.
-    #[error("cannot read {0}: {1}")]
-    Unreadable(PathBuf, io::Error),
+    #[error("{0}_*_FILE: cannot read {path}: {2}", path = .1.display())]
+    Unreadable(&'static str, PathBuf, io::Error),
     /// The token is empty, too long, or not visible ASCII.
-    #[error("{0} has no bearer token: it must be one line of 1-{TOKEN_BYTES_MAX} visible ASCII characters")]
-    Token(PathBuf),
+    #[error(
+        "{0}_TOKEN_FILE: {path} must have one line with a token of 1-{TOKEN_BYTES_MAX} visible ASCII characters",
+        path = .1.display()
+    )]
+    Token(&'static str, PathBuf),
     /// The certificates or the key are not PEM, or do not fit.
-    #[error("the certificates cannot be used: {0}")]
-    Tls(String),
+    #[error("{0}_CA_FILE, {0}_CERT_FILE or {0}_KEY_FILE cannot be used: {1}")]
+    Tls(&'static str, String),
     /// A certificate without its key, or a key without its certificate.
-    #[error("a client certificate and its key must be given together")]
-    HalfIdentity,
+    #[error("{0}_CERT_FILE and {0}_KEY_FILE must be given together")]
+    HalfIdentity(&'static str),
     /// Certificates for an address without TLS.
-    #[error("certificates are for a service at https://")]
-    NoTls,
+    #[error("{0}_CA_FILE, {0}_CERT_FILE and {0}_KEY_FILE need a service at https:// ({0}_URL)")]
+    NoTls(&'static str),
     /// The token would cross a network in clear text.
-    #[error("a bearer token needs a service at https://, or on this machine")]
-    TokenInTheClear,
+    #[error("{0}_TOKEN_FILE needs a service at https://, or on this machine ({0}_URL)")]
+    TokenInTheClear(&'static str),
 }
 
 /// A connection with the credentials of now.
@@ -123,38 +128,56 @@ impl CredentialFiles {
     fn secure(&self, endpoint: Endpoint) -> Result<Endpoint, UnusableCredentials> {
         let is_tls = endpoint.uri().scheme_str() == Some("https");
         if self.token.is_some() && !is_tls && !is_local(endpoint.uri().host().unwrap_or_default()) {
-            return Err(UnusableCredentials::TokenInTheClear);
+            return Err(UnusableCredentials::TokenInTheClear(self.prefix));
         }
         if !is_tls {
             let has_certificates = self.ca.is_some() || self.cert.is_some() || self.key.is_some();
-            return if has_certificates { Err(UnusableCredentials::NoTls) } else { Ok(endpoint) };
+            return if has_certificates {
+                Err(UnusableCredentials::NoTls(self.prefix))
+            } else {
+                Ok(endpoint)
+            };
         }
         let tls = match &self.ca {
             Some(ca) => {
-                let pem = read(ca)?;
+                let pem = self.read(ca)?;
                 // Without any, no service would be trusted.
                 if !pem.windows(CERTIFICATE.len()).any(|text| text == CERTIFICATE) {
-                    return Err(UnusableCredentials::Tls(format!("{} has no certificate", ca.display())));
+                    return Err(UnusableCredentials::Tls(
+                        self.prefix,
+                        format!("{} has no certificate", ca.display()),
+                    ));
                 }
                 ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
             }
             None => ClientTlsConfig::new().with_native_roots(),
         };
         let tls = match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
+            (Some(cert), Some(key)) => tls.identity(Identity::from_pem(self.read(cert)?, self.read(key)?)),
             (None, None) => tls,
-            (Some(_), None) | (None, Some(_)) => return Err(UnusableCredentials::HalfIdentity),
+            (Some(_), None) | (None, Some(_)) => return Err(UnusableCredentials::HalfIdentity(self.prefix)),
         };
         endpoint.tls_config(tls).map_err(|error| {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
-            UnusableCredentials::Tls(cause.unwrap_or_else(|| error.to_string()))
+            UnusableCredentials::Tls(self.prefix, cause.unwrap_or_else(|| error.to_string()))
         })
+    }
+
+    /// Whether calls to `endpoint` can use them.
+    pub(crate) fn check(&self, endpoint: Endpoint) -> Result<(), UnusableCredentials> {
+        self.secure(endpoint)?;
+        self.token()?;
+        Ok(())
+    }
+
+    fn read(&self, path: &Path) -> Result<Vec<u8>, UnusableCredentials> {
+        read_file(path).map_err(|error| UnusableCredentials::Unreadable(self.prefix, path.to_owned(), error))
     }
 
     fn token(&self) -> Result<Option<MetadataValue<Ascii>>, UnusableCredentials> {
         let Some(path) = &self.token else { return Ok(None) };
-        let unusable = || UnusableCredentials::Token(path.clone());
-        let bytes = read(path)?;
+        let unusable = || UnusableCredentials::Token(self.prefix, path.clone());
+        let bytes = self.read(path)?;
         let token = std::str::from_utf8(&bytes).map_err(|_| unusable())?.trim();
         let is_token =
             (1..=TOKEN_BYTES_MAX).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic());
@@ -174,10 +197,6 @@ pub(crate) fn readable(text: &str) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, UnusableCredentials> {
-    read_file(path).map_err(|error| UnusableCredentials::Unreadable(path.to_owned(), error))
-}
-
 fn is_local(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || address.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
@@ -193,7 +212,7 @@ mod tests {
     }
 
     fn files(token: Option<&Path>) -> CredentialFiles {
-        CredentialFiles { token: token.map(Path::to_owned), ..CredentialFiles::default() }
+        CredentialFiles { prefix: "STEP", token: token.map(Path::to_owned), ..CredentialFiles::default() }
     }
 
     #[tokio::test]
@@ -239,7 +258,7 @@ mod tests {
         for text in ["", "\n", "two words", "caf\u{e9}", &"a".repeat(TOKEN_BYTES_MAX + 1)] {
             write(&path, text).unwrap();
             let error = Secured::new(endpoint("https://pay:1"), files(Some(&path))).unwrap_err();
-            assert!(matches!(error, UnusableCredentials::Token(_)), "{text:?}: {error}");
+            assert!(matches!(error, UnusableCredentials::Token(..)), "{text:?}: {error}");
         }
     }
 }

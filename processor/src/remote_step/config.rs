@@ -7,7 +7,7 @@ use backbone::log::subjects::is_step_name;
 use program::config::{DAY, duration};
 use tonic::transport::Endpoint;
 
-use crate::remote::{CredentialFiles, endpoint, readable};
+use crate::remote::{CredentialFiles, UnusableCredentials, endpoint, readable};
 
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
 /// Their programs are others, and append events of their own.
@@ -42,8 +42,14 @@ pub struct RemoteStepConfig {
 }
 
 impl RemoteStepConfig {
+    /// Whether the files can be used for this service.
+    pub fn check(&self) -> Result<(), UnusableCredentials> {
+        self.files().check(self.url.clone())
+    }
+
     pub(super) fn files(&self) -> CredentialFiles {
         CredentialFiles {
+            prefix: "STEP",
             ca: self.ca_file.clone(),
             cert: self.cert_file.clone(),
             key: self.key_file.clone(),

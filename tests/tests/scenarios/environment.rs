@@ -71,6 +71,28 @@ async fn every_program_refuses_settings_that_cannot_be_used() {
 }
 
 #[tokio::test]
+async fn credentials_of_services_that_do_not_fit_are_refused_before_anything_else() {
+    for (program, prefix) in [("waybill-payment", "PAYMENT"), ("waybill-step", "STEP")] {
+        for (url, file, wanted) in [
+            ("http://example.org", "TOKEN_FILE", "needs a service at https://"),
+            ("http://localhost", "CA_FILE", "need a service at https://"),
+            ("https://localhost", "CERT_FILE", "must be given together"),
+            ("https://localhost", "KEY_FILE", "must be given together"),
+            ("https://localhost", "CA_FILE", "has no certificate"),
+            ("https://localhost", "TOKEN_FILE", "visible ASCII"),
+        ] {
+            let (url_variable, variable) = (format!("{prefix}_URL"), format!("{prefix}_{file}"));
+            let environment =
+                [("STEP_NAME", "fraud"), (url_variable.as_str(), url), (variable.as_str(), NO_PEM)];
+            let output = run(program, &environment).await;
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(64), "{variable}: {said}");
+            assert!(said.contains(&variable) && said.contains(wanted), "{variable}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_gateway_refuses_settings_that_cannot_be_used() {
     let settings = [
         ("GRPC_ADDR", "nonsense"),

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use async_nats::HeaderMap;
 use backbone::log::subjects::EventKind::{
     Cancelled, Compensated, Completed, Created, Deferred, Fulfilled, Paid, Refunded, Rejected, Released,
     Reserved, Resumed,
@@ -103,6 +104,36 @@ async fn a_deferral_survives_the_death_of_everything() {
     let until = SystemTime::try_from(deferral.until.unwrap()).unwrap();
     let late: Vec<_> = service.record(&order.order_id).acts.into_iter().filter(|act| *act >= until).collect();
     assert_eq!(late.len(), 1, "the effect is done once, after its time");
+}
+
+/// A timer of an earlier deferral that arrives late replaces the one of this deferral, and fires at once.
+#[tokio::test]
+async fn an_early_timer_neither_resumes_an_order_nor_loses_its_timer() {
+    let (waybill, service) = deployment(Duration::from_secs(3_600)).await;
+    let order = waybill.place(order_by(DEFERRED)).await.unwrap();
+    deferred(&waybill, &order.order_id).await;
+    waybill.idle("approval").await;
+    let jetstream = waybill.jetstream().await;
+    let keys = order.order_id.replace('-', ".");
+    let timer = format!("DEFERRAL.timer.approval.{keys}");
+    let timers = async || jetstream.get_stream("DEFERRALS").await.unwrap();
+    let ours =
+        eventually("the timer", async || timers().await.get_last_raw_message_by_subject(&timer).await.ok())
+            .await;
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Schedule", "@at 2026-01-01T00:00:00Z");
+    headers.insert("Nats-Schedule-Target", format!("DEFERRAL.due.{keys}"));
+    let published = jetstream.publish_with_headers(timer.clone(), headers, "".into()).await.unwrap();
+    let late = published.await.unwrap().sequence;
+    let again = eventually("the timer again", async || {
+        let again = timers().await.get_last_raw_message_by_subject(&timer).await.ok()?;
+        (again.sequence > late).then_some(again)
+    })
+    .await;
+    let at = |headers: &HeaderMap| headers.get("Nats-Schedule").unwrap().to_string();
+    assert_eq!(at(&again.headers), at(&ours.headers), "of the same time");
+    let order = waybill.get(&order.order_id).await.unwrap();
+    assert!(order.deferral.is_some() && service.record(&order.order_id).acts.len() == 1);
 }
 
 #[tokio::test]

@@ -65,8 +65,13 @@ async fn a_step_that_calls_a_service_killed_at_any_point_of_a_deferral_completes
         point.arm(waybill);
         let order = place(waybill, DEFERRED, point).await;
         point.die(waybill).await;
-        let way = [Created, Reserved, Deferred, Resumed, Completed, Paid, Fulfilled];
-        assert_eq!(end_of(waybill, APPROVAL, &order).await, ended(OrderStatus::Fulfilled, way));
+        let ways = [
+            ended(OrderStatus::Fulfilled, [Created, Reserved, Deferred, Resumed, Completed, Paid, Fulfilled]),
+            // The time had come before a deferral was in the log.
+            ended(OrderStatus::Fulfilled, [Created, Reserved, Completed, Paid, Fulfilled]),
+        ];
+        let end = end_of(waybill, APPROVAL, &order).await;
+        assert!(ways.contains(&end), "{end:?}");
         check_deferral(&service, &order);
     })
     .await;
