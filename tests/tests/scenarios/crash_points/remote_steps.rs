@@ -65,13 +65,11 @@ async fn a_step_that_calls_a_service_killed_at_any_point_of_a_deferral_completes
         point.arm(waybill);
         let order = place(waybill, DEFERRED, point).await;
         point.die(waybill).await;
-        let ways = [
-            ended(OrderStatus::Fulfilled, [Created, Reserved, Deferred, Resumed, Completed, Paid, Fulfilled]),
-            // The time had come before a deferral was in the log.
-            ended(OrderStatus::Fulfilled, [Created, Reserved, Completed, Paid, Fulfilled]),
-        ];
-        let end = end_of(waybill, APPROVAL, &order).await;
-        assert!(ways.contains(&end), "{end:?}");
+        // The time may come before the deferral is in the log, or before its message is delivered again.
+        let (status, mut way) = end_of(waybill, APPROVAL, &order).await;
+        way.retain(|kind| !matches!(kind, Deferred | Resumed));
+        let expected = ended(OrderStatus::Fulfilled, [Created, Reserved, Completed, Paid, Fulfilled]);
+        assert_eq!((status, way), expected);
         check_deferral(&service, &order);
     })
     .await;
