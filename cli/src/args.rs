@@ -187,7 +187,7 @@ pub(crate) struct PlaceArgs {
     pub(crate) address: AddressFields,
 }
 
-/// What a CreateOrderRequest says, but for the address. Whether the values make sense is for the gateway to say.
+/// The fields of a CreateOrderRequest except the address. The gateway validates their values.
 #[derive(Debug, ClapArgs)]
 #[group(id = "OrderFields")]
 pub(crate) struct OrderFields {

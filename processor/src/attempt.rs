@@ -6,7 +6,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use backbone::broker::direct_get::ReadError;
 use backbone::log::deferral::deferred_until;
@@ -218,7 +218,8 @@ impl<S: Step> Attempts<S> {
     ) -> Result<Option<Detail>, AttemptError> {
         let order = &*for_step(self.profile, &current.order);
         if lifecycle::waits_for(order, self.profile.name) {
-            if let Some(until) = deferred_until(order, SystemTime::now()) {
+            // Only `resumed` ends a deferral, by the broker's clock.
+            if let Some(until) = deferred_until(order) {
                 self.log.set_timer(self.profile.name, &current.id, until).await?;
                 return Ok(None);
             }

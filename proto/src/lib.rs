@@ -15,6 +15,11 @@ pub mod orders {
     pub mod v1 {
         tonic::include_proto!("orders.v1");
     }
+
+    /// Names that no step of a route can have: a word of events' subjects, and programs (`waybill-gateway`) that are no steps.
+    pub const RESERVED_STEP_NAMES: [&str; 4] = ["end", "gateway", "payment-sandbox", "step"];
+    /// The end of the name of a step's second consumer. No name of a step ends so.
+    pub const RESERVED_STEP_SUFFIX: &str = "-carried";
 }
 
 /// Payments: the service that the payment step calls, and the controls of the sandbox.

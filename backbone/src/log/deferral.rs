@@ -8,6 +8,7 @@
 use std::time::{Duration, SystemTime};
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::stream::DeleteMessageErrorKind;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use prost_types::Timestamp;
@@ -32,17 +33,18 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 const DUE_MAX: u32 = 256;
 const RESUMES_AT_ONCE: usize = 64;
 
-/// Until when a step has deferred its work, if that is after `now`.
-pub fn deferred_until(order: &Order, now: SystemTime) -> Option<SystemTime> {
-    let until = SystemTime::try_from(order.deferral.as_ref()?.until?).ok()?;
-    (until > now).then_some(until)
+/// Until when a step has deferred its work, if it has. A time that is missing or impossible is over.
+pub fn deferred_until(order: &Order) -> Option<SystemTime> {
+    let until = order.deferral.as_ref()?.until.unwrap_or_default();
+    Some(SystemTime::try_from(until).unwrap_or(SystemTime::UNIX_EPOCH))
 }
 
 impl OrderLog {
     /// Sets the timer of an order that `step` has deferred, in place of an earlier one.
     pub async fn set_timer(&self, step: &str, id: &OrderId, until: SystemTime) -> Result<(), AppendError> {
         // The broker counts in seconds, and must not be early.
-        let seconds = Timestamp::from(until + Duration::from_millis(999)).seconds;
+        let Timestamp { seconds, nanos } = until.into();
+        let seconds = seconds.saturating_add(i64::from(nanos > 0));
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Schedule", format!("@at {}", Timestamp { seconds, nanos: 0 }));
         headers.insert("Nats-Schedule-Target", subjects::due(id));
@@ -92,9 +94,10 @@ impl OrderLog {
             let fired = stored(&message.headers).unwrap_or(SystemTime::UNIX_EPOCH);
             // A step skips no work because of a stale read: the leader answers.
             let mut current = self.load_latest(&id).await?;
-            while let Some(deferred) = current.take().filter(|current| current.order.deferral.is_some()) {
-                if let Some(until) = deferred_until(&deferred.order, fired) {
-                    // Of an earlier deferral: a late one may have replaced the timer of this one.
+            while let Some(deferred) = current.take() {
+                let Some(until) = deferred_until(&deferred.order) else { break };
+                if until > fired {
+                    // The message belongs to an earlier deferral, whose late timer may have replaced that of this one.
                     self.set_timer(&deferred.order.current_step, &id, until).await?;
                     break;
                 }
@@ -105,7 +108,7 @@ impl OrderLog {
                     }
                     Ok(Appended::Overtaken(now)) => current = Some(now),
                     Err(AppendError::Gone) => {}
-                    // A message that is kept would stand before others for ever.
+                    // A message that stays would block those behind it.
                     Err(
                         error @ (AppendError::TooLarge(_)
                         | AppendError::Permanent(_)
@@ -124,15 +127,21 @@ impl OrderLog {
         Ok(())
     }
 
-    /// Another program may have done so before.
+    /// Deletes the message of a due order. Another program may have deleted it before.
     async fn forget_due(&self, sequence: Revision) -> Result<(), ReadError> {
         let no_answer = |error: &dyn std::fmt::Display| ReadError::NoAnswer(error.to_string());
         let timers = self.connection.jetstream().get_stream_no_info(DEFERRALS).await;
         let timers = timers.map_err(|error| no_answer(&error))?;
-        if let Err(error) = timers.delete_message(sequence.0).await {
-            debug!(%error, "due message not deleted");
+        match timers.delete_message(sequence.0).await {
+            Ok(_) => Ok(()),
+            Err(error) => match error.kind() {
+                DeleteMessageErrorKind::JetStream(_) => {
+                    debug!(%error, "due message not deleted");
+                    Ok(())
+                }
+                DeleteMessageErrorKind::Request | DeleteMessageErrorKind::TimedOut => Err(no_answer(&error)),
+            },
         }
-        Ok(())
     }
 }
 
@@ -142,13 +151,14 @@ mod tests {
     use proto::orders::v1::Deferral;
 
     #[test]
-    fn a_deferral_ends_at_its_time() {
+    fn a_deferral_without_a_possible_time_is_over() {
+        let deferred =
+            |until| Order { deferral: Some(Deferral { until, ..Deferral::default() }), ..Order::default() };
         let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let deferral = Deferral { until: Some(until.into()), ..Deferral::default() };
-        let order = Order { deferral: Some(deferral), ..Order::default() };
-        let millisecond = Duration::from_millis(1);
-        assert_eq!(deferred_until(&order, until - millisecond), Some(until));
-        assert_eq!(deferred_until(&order, until), None);
-        assert_eq!(deferred_until(&Order::default(), until), None);
+        assert_eq!(deferred_until(&deferred(Some(until.into()))), Some(until));
+        assert_eq!(deferred_until(&deferred(None)), Some(SystemTime::UNIX_EPOCH));
+        let impossible = Timestamp { seconds: i64::MIN, nanos: -1 };
+        assert_eq!(deferred_until(&deferred(Some(impossible))), Some(SystemTime::UNIX_EPOCH));
+        assert_eq!(deferred_until(&Order::default()), None);
     }
 }

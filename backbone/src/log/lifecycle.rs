@@ -300,7 +300,7 @@ pub fn contradicts(order: &Order, step: &str, said: &StepCompleted) -> bool {
 }
 
 /// The key of a step's attribute in the order.
-pub fn attribute_key(step: &str, key: &str) -> String {
+fn attribute_key(step: &str, key: &str) -> String {
     format!("{step}.{key}")
 }
 

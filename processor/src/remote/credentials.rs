@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use program::config::read_file;
+use program::telemetry::LogThrottle;
 use thiserror::Error;
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -17,6 +18,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How a certificate begins in a PEM file.
 const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
+
+static NOT_RELOADED: LogThrottle = LogThrottle::every(Duration::from_secs(30));
 
 /// The files. All are optional, and all but the token are PEM.
 #[derive(Clone, Debug, Default)]
@@ -111,7 +114,11 @@ impl Secured {
                 info!(token = token.is_some(), certificates = is_tls_changed, "credentials reloaded");
                 (self.token, self.versions) = (read, versions);
             }
-            Err(error) => warn!(%error, "credentials not reloaded, previous credentials kept"),
+            Err(error) => {
+                if let Some(left_out) = NOT_RELOADED.allow() {
+                    warn!(%error, left_out, "credentials not reloaded, previous credentials kept");
+                }
+            }
         }
     }
 }

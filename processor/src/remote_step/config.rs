@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use backbone::log::subjects::is_step_name;
 use program::config::{DAY, duration};
+use proto::orders::{RESERVED_STEP_NAMES, RESERVED_STEP_SUFFIX};
 use tonic::transport::Endpoint;
 
 use crate::remote::{CredentialFiles, UnusableCredentials, endpoint, readable};
 
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
-/// Their programs are others, and append events of their own.
+/// Steps with programs and events of their own.
 const BUILT_IN: [&str; 3] = ["inventory", "payment", "fulfilment"];
 
 /// Settings of a step whose work a service does.
@@ -62,8 +63,8 @@ impl RemoteStepConfig {
 fn step_name(text: &str) -> Result<&'static str, String> {
     let is_free = is_step_name(text)
         && text.starts_with(|first: char| first.is_ascii_lowercase())
-        && !["end", "gateway", "payment-sandbox", "step"].contains(&text)
-        && !text.ends_with("-carried");
+        && !RESERVED_STEP_NAMES.contains(&text)
+        && !text.ends_with(RESERVED_STEP_SUFFIX);
     if BUILT_IN.contains(&text) {
         return Err(format!("{text} is a built-in step, run by waybill-{text}; give your step another name"));
     }

@@ -1,16 +1,12 @@
 //! The rules of a single step.
 
 use proto::orders::v1::{OrderStatus, RouteStep};
+use proto::orders::{RESERVED_STEP_NAMES, RESERVED_STEP_SUFFIX};
 
 use crate::built_in::{self, BuiltIn};
 use crate::check::keys::{is_name, keys, unknown_key};
 use crate::faults::{Faults, quoted, within};
 use crate::yaml::Node;
-
-/// Names that mean something else: no step in the subjects of events, and programs (`waybill-gateway`) that are no steps.
-const RESERVED_NAMES: [&str; 4] = ["end", "gateway", "payment-sandbox", "step"];
-/// The end of the name of a step's second consumer.
-const RESERVED_SUFFIX: &str = "-carried";
 
 /// The statuses that a step can lead to.
 const STATUSES: [(&str, OrderStatus); 3] =
@@ -105,7 +101,7 @@ impl<'a> Draft<'a> {
 }
 
 fn step_name<'a>(name: &'a str, place: &str, faults: &mut Faults) -> Option<&'a str> {
-    if RESERVED_NAMES.contains(&name) || name.ends_with(RESERVED_SUFFIX) {
+    if RESERVED_STEP_NAMES.contains(&name) || name.ends_with(RESERVED_STEP_SUFFIX) {
         faults.add(place, format!("`{name}` is reserved; choose another name"));
         return None;
     }

@@ -1,4 +1,4 @@
-//! The payment method of an order: the log has it, the payment service gets it, and nobody else sees it.
+//! The payment method of an order is in the log, and only the payment service gets it.
 
 use harness::{Deployment, Options, PAYMENT_METHOD, full_order_of, item};
 use prost::Message;

@@ -65,11 +65,13 @@ async fn a_step_that_calls_a_service_killed_at_any_point_of_a_deferral_completes
         point.arm(waybill);
         let order = place(waybill, DEFERRED, point).await;
         point.die(waybill).await;
-        // The time may come before the deferral is in the log, or before its message is delivered again.
-        let (status, mut way) = end_of(waybill, APPROVAL, &order).await;
-        way.retain(|kind| !matches!(kind, Deferred | Resumed));
-        let expected = ended(OrderStatus::Fulfilled, [Created, Reserved, Completed, Paid, Fulfilled]);
-        assert_eq!((status, way), expected);
+        let end = end_of(waybill, APPROVAL, &order).await;
+        let ways = [
+            ended(OrderStatus::Fulfilled, [Created, Reserved, Deferred, Resumed, Completed, Paid, Fulfilled]),
+            // The time came before the deferral was in the log: the service completed the order at once.
+            ended(OrderStatus::Fulfilled, [Created, Reserved, Completed, Paid, Fulfilled]),
+        ];
+        assert!(ways.contains(&end), "{end:?}");
         check_deferral(&service, &order);
     })
     .await;
@@ -85,7 +87,7 @@ async fn a_gateway_killed_at_any_point_of_resuming_resumes_the_order() {
         let way = [Created, Reserved, Deferred, Resumed, Completed, Paid, Fulfilled];
         assert_eq!(end_of(waybill, GATEWAY, &order).await, ended(OrderStatus::Fulfilled, way));
         check_deferral(&service, &order);
-        // The message of its time is deleted behind the append, and nobody waits for it.
+        // The gateway deletes the due message after the append.
         let jetstream = waybill.jetstream().await;
         eventually("no message of the order", async || {
             let mut stream = jetstream.get_stream("DEFERRALS").await.ok()?;
